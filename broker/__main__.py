@@ -1,0 +1,30 @@
+"""`python -m broker`: read the configuration, set up logging, run the service."""
+
+import logging
+import os
+import sys
+
+import msgspec
+import zmq
+
+from broker.config import load
+from broker.service import ConfigError, Service, describe
+
+
+def main() -> None:
+    """Exit status 0 after a drain, 2 for a configuration that is refused."""
+    try:
+        config = load(sys.argv[1:], os.environ)
+    except msgspec.ValidationError as error:
+        sys.exit(f"vecmill broker: configuration: {error}")
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s broker: %(message)s")
+    logging.getLogger(__name__).info("starting: %s", describe(config))
+    try:
+        Service(config).run()
+    except (ConfigError, OSError, zmq.ZMQError) as error:
+        print(f"vecmill broker: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What is owed to whom: the connected frontends, their open requests, and the deadlines. Pure.
+
+A job enters with its request and leaves by `close`, once.
+"""
+
+import heapq
+from collections.abc import Sequence
+
+from broker.errors import LocalProtocolError
+from broker.protocol import FrontendHello
+from broker.queues import Job
+
+
+class Request:
+    """An admitted request: its jobs that have no answer yet."""
+
+    __slots__ = ("deadline", "jobs", "number")
+
+    def __init__(self, number: int, deadline: float, jobs: Sequence[Job]) -> None:
+        self.number = number
+        self.deadline = deadline
+        #: Open jobs by position.
+        self.jobs = {job.position: job for job in jobs}
+
+
+class Frontend:
+    """One frontend process. It keeps its uuid when its connection is made anew."""
+
+    def __init__(self, peer: bytes, hello: FrontendHello, now: float) -> None:
+        self.peer = peer
+        self.uuid = hello.uuid
+        self.name = f"{hello.host}/{hello.pid}"
+        self.last_heard = now
+        self.requests: dict[int, Request] = {}
+
+
+class Ledger:
+    """All frontends, and all open jobs."""
+
+    def __init__(self, liveness_s: float) -> None:
+        self.liveness_s = liveness_s
+        self.by_peer: dict[bytes, Frontend] = {}
+        self.by_uuid: dict[bytes, Frontend] = {}
+        self.jobs = 0
+        self.bytes = 0
+        #: (deadline, uuid, request); entries of ended requests are dropped when they come up.
+        self._deadlines: list[tuple[float, bytes, int]] = []
+
+    def join(self, peer: bytes, hello: FrontendHello, now: float) -> Frontend:
+        """The session of a hello: the old one with a new connection when the process is known, else a new one."""
+        frontend = self.by_uuid.get(hello.uuid)
+        if frontend:
+            self.by_peer.pop(frontend.peer, None)
+            frontend.peer = peer
+            frontend.last_heard = now
+        else:
+            frontend = self.by_uuid[hello.uuid] = Frontend(peer, hello, now)
+        self.by_peer[peer] = frontend
+        return frontend
+
+    def leave(self, frontend: Frontend) -> None:
+        """Forget a frontend that is owed nothing."""
+        if frontend.requests:
+            raise LocalProtocolError(f"frontend {frontend.name} leaves with open requests")
+        self.by_peer.pop(frontend.peer, None)
+        self.by_uuid.pop(frontend.uuid, None)
+
+    def enter(self, frontend: Frontend, number: int, deadline: float, jobs: Sequence[Job]) -> None:
+        """Record an admitted request; it has at least one job."""
+        frontend.requests[number] = Request(number, deadline, jobs)
+        heapq.heappush(self._deadlines, (deadline, frontend.uuid, number))
+        self.jobs += len(jobs)
+        self.bytes += sum(job.bytes for job in jobs)
+
+    def close(self, job: Job) -> None:
+        """End a job: it has its answer, or will get none."""
+        if not job.open:
+            raise LocalProtocolError(f"job {job.position} of request {job.request} ends twice")
+        job.open = False
+        self.jobs -= 1
+        self.bytes -= job.bytes
+        frontend = self.by_uuid[job.owner]
+        request = frontend.requests[job.request]
+        del request.jobs[job.position]
+        if not request.jobs:
+            del frontend.requests[job.request]
+
+    def pop_expired(self, now: float) -> list[tuple[Frontend, Request]]:
+        """The open requests whose deadline has passed, each told once."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            deadline, uuid, number = heapq.heappop(self._deadlines)
+            frontend = self.by_uuid.get(uuid)
+            request = frontend.requests.get(number) if frontend else None
+            if frontend and request and request.deadline == deadline:
+                expired.append((frontend, request))
+        return expired
+
+    def silent(self, now: float) -> list[Frontend]:
+        """Frontends not heard of for too long."""
+        return [one for one in self.by_uuid.values() if now >= one.last_heard + self.liveness_s]
+
+    def next_deadline(self) -> float | None:
+        """When `pop_expired` or `silent` may next find something."""
+        times = [frontend.last_heard + self.liveness_s for frontend in self.by_uuid.values()]
+        times += [self._deadlines[0][0]] if self._deadlines else []
+        return min(times, default=None)

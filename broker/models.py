@@ -1,0 +1,29 @@
+"""The models that workers have announced: what they are, what waits for them, how long their texts are. Pure."""
+
+from broker.protocol import ModelInfo
+from broker.queues import ModelQueue
+
+
+class Model:
+    """A model that some worker has announced, and its queue. It stays known when its last worker leaves."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self.queue = ModelQueue()
+        #: Learned from results; 0.3 is English text in WordPiece.
+        self.tokens_per_byte = 0.3
+        #: When its last worker left; None while it has one.
+        self.unserved_since: float | None = None
+
+    def estimate(self, size: int) -> int:
+        """Tokens of a text of `size` bytes; two for the special ones."""
+        return 2 + int(size * self.tokens_per_byte)
+
+    def learn(self, tokens: int, size: int) -> None:
+        """Correct the estimate by the exact count of a batch's texts."""
+        if size:
+            self.tokens_per_byte += 0.1 * (min(tokens / size, 4.0) - self.tokens_per_byte)
+
+    def unserved_for(self, now: float) -> float:
+        """Seconds since the last worker left; 0 while there is one."""
+        return 0.0 if self.unserved_since is None else now - self.unserved_since

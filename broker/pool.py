@@ -1,0 +1,123 @@
+"""The workers: what each serves, what it holds, whether it lives, and which one gets the next batch. Pure."""
+
+import itertools
+from collections import deque
+
+from broker.protocol import ModelInfo, WorkerHello
+from broker.queues import Job
+
+
+class Lease:
+    """The record that a batch is with a worker until it is answered or the worker is evicted."""
+
+    __slots__ = ("batch", "jobs", "model", "since")
+
+    def __init__(self, batch: int, model: str, jobs: list[Job], now: float) -> None:
+        self.batch = batch
+        self.model = model
+        self.jobs = jobs
+        #: When it became the worker's oldest batch, the one that runs.
+        self.since = now
+
+
+class Worker:
+    """One live worker. READY → DRAINING → gone; a gone one is no longer in the pool."""
+
+    def __init__(self, peer: bytes, hello: WorkerHello, now: float) -> None:
+        self.peer = peer
+        self.uuid = hello.uuid
+        self.incarnation = hello.incarnation
+        self.name = f"{hello.host}/{hello.pid}"
+        self.device = hello.device
+        self.models = {model.name: model for model in hello.models}
+        self.batch_tokens = hello.batch_tokens
+        self.credit = hello.credit
+        #: Batches sent that the worker has not yet told it has seen; its credit does not count them yet.
+        self.unseen: deque[int] = deque()
+        #: Leases by batch, oldest first: a worker runs its batches in order, so the first one is running.
+        self.leases: dict[int, Lease] = {}
+        self.last_heard = now
+        self.draining = False
+        self.answered_batches = 0
+        self.answered_jobs = 0
+
+    @property
+    def available(self) -> int:
+        """How many more batches may be sent to it now."""
+        return 0 if self.draining else max(0, self.credit - len(self.unseen))
+
+    def grant(self, credit: int, seen: int) -> None:
+        """Take over the worker's own absolute count."""
+        self.credit = credit
+        while self.unseen and self.unseen[0] <= seen:
+            self.unseen.popleft()
+
+    def lease(self, lease: Lease) -> None:
+        """Record that the batch has been sent."""
+        self.leases[lease.batch] = lease
+        self.unseen.append(lease.batch)
+
+    def release(self, batch: int, now: float) -> Lease | None:
+        """End the batch's lease; the next one starts to run now. None: it was not leased to this worker."""
+        lease = self.leases.pop(batch, None)
+        running = self.running
+        if lease and running:
+            running.since = max(running.since, now)
+        return lease
+
+    @property
+    def running(self) -> Lease | None:
+        """The oldest lease."""
+        return next(iter(self.leases.values()), None)
+
+
+class Pool:
+    """All live workers, by connection."""
+
+    def __init__(self, liveness_s: float, lease_s: float) -> None:
+        self.liveness_s = liveness_s
+        self.lease_s = lease_s
+        self.workers: dict[bytes, Worker] = {}
+
+    def choose(self, model: str, waiting_tokens: int) -> Worker | None:
+        """The worker for the next batch of a model: an idle one, else one whose next batch would be a full one.
+
+        A busy worker is not given a small batch early: what waits in the broker can still grow, be cancelled, or
+        go to whichever worker is free first.
+        """
+        fitting = [worker for worker in self.workers.values() if model in worker.models and worker.available]
+        idle = [worker for worker in fitting if not worker.leases]
+        if idle:
+            return max(idle, key=lambda worker: worker.batch_tokens)
+        full = [worker for worker in fitting if waiting_tokens >= worker.batch_tokens]
+        return min(full, key=lambda worker: len(worker.leases), default=None)
+
+    def idle(self, model: str) -> int:
+        """How many workers could start a batch of this model at once."""
+        return sum(
+            1 for worker in self.workers.values() if model in worker.models and worker.available and not worker.leases
+        )
+
+    def live_model(self, name: str) -> ModelInfo | None:
+        """The model as its live workers announce it, with their number; None when there are none."""
+        serving = [worker.models[name] for worker in self.workers.values() if name in worker.models]
+        if not serving:
+            return None
+        first = serving[0]
+        return ModelInfo(first.name, first.revision, first.dimension, first.max_tokens, len(serving))
+
+    def overdue(self, now: float) -> list[tuple[Worker, str]]:
+        """Workers to evict, each with the reason."""
+        found = []
+        for worker in self.workers.values():
+            if now >= worker.last_heard + self.liveness_s:
+                found.append((worker, "silent"))
+            elif worker.running and now >= worker.running.since + self.lease_s:
+                found.append((worker, "lease expired"))
+        return found
+
+    def next_deadline(self) -> float | None:
+        """When `overdue` may next find something."""
+        silent = (worker.last_heard + self.liveness_s for worker in self.workers.values())
+        late = (worker.running.since + self.lease_s for worker in self.workers.values() if worker.running)
+        return min(itertools.chain(silent, late), default=None)

@@ -1,0 +1,420 @@
+"""The core of the broker: admits jobs, batches them across requests, leases batches to workers, answers each job once.
+
+Pure: no socket, clock, randomness, thread or log. Messages and the time come in as arguments, and what is to be sent
+comes back. There are three doors, `handle`, `tick` and `lost`; state changes nowhere else. A peer is opaque bytes.
+
+A job:     QUEUED → LEASED → answered        QUEUED or LEASED → failed or cancelled        LEASED → QUEUED (requeued)
+A worker:  READY → DRAINING → gone           READY or DRAINING → evicted
+
+Whatever a peer sends, `handle` does not raise: what is late, foreign or contradictory is counted and ignored, or ends
+that peer's session. LocalProtocolError means a fault in here.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from broker import protocol as wire
+from broker.answers import share_out
+from broker.errors import ErrorCode
+from broker.invariants import check
+from broker.ledger import Frontend, Ledger, Request
+from broker.models import Model
+from broker.pool import Lease, Pool, Worker
+from broker.protocol import Failure, Frame, Message
+from broker.queues import Job
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the scheduler is configured with. Times in seconds."""
+
+    heartbeat_s: float = 1.0
+    #: Silence after which a peer is dead: three heartbeats and a little.
+    liveness_s: float = 3.5
+    #: Longest time a batch may run before its worker counts as hung.
+    lease_s: float = 60.0
+    #: How long a known model's jobs wait for a worker when it has none.
+    worker_grace_s: float = 30.0
+    max_jobs: int = 100_000
+    max_bytes: int = 1 << 30
+    #: Deaths of a worker that one job may have been running in before it is called poison.
+    max_crashes: int = 2
+
+
+class Send(NamedTuple):
+    """A message to send, with its raw frames."""
+
+    peer: bytes
+    message: Message
+    frames: Sequence[Frame] = ()
+
+
+class Scheduler:
+    """See the head of this module."""
+
+    def __init__(self, epoch: int, limits: Limits | None = None) -> None:
+        self.epoch = epoch
+        self.limits = limits or Limits()
+        self.ledger = Ledger(self.limits.liveness_s)
+        self.pool = Pool(self.limits.liveness_s, self.limits.lease_s)
+        self.models: dict[str, Model] = {}
+        #: What happened, by name.
+        self.counters: Counter[str] = Counter()
+        self.draining = False
+        self._newest_batch = 0
+        self._models_changed = False
+        self._out: list[Send] = []
+        self._handlers: dict[type, Callable[..., None]] = {
+            wire.FrontendHello: self._on_frontend_hello,
+            wire.Submit: self._on_submit,
+            wire.Cancel: self._on_cancel,
+            wire.FrontendHeartbeat: self._on_frontend_heartbeat,
+            wire.FrontendGoodbye: self._on_frontend_goodbye,
+            wire.WorkerHello: self._on_worker_hello,
+            wire.WorkerHeartbeat: self._on_worker_heartbeat,
+            wire.BatchResult: self._on_result,
+            wire.BatchError: self._on_error,
+            wire.WorkerDrain: self._on_worker_drain,
+            wire.WorkerGoodbye: self._on_worker_goodbye,
+        }
+
+    # --- the doors ---------------------------------------------------------------------------------------------------
+
+    def handle(self, peer: bytes, message: Message, now: float, frames: Sequence[Frame] = ()) -> list[Send]:
+        """A message that `protocol.decode` accepted has come from a peer."""
+        handler = self._handlers[type(message)]
+        known = self.ledger.by_peer.get(peer) or self.pool.workers.get(peer)
+        if isinstance(message, wire.FrontendHello | wire.WorkerHello):
+            if message.protocol_min <= wire.PROTOCOL_MAX and message.protocol_max >= wire.PROTOCOL_MIN:
+                handler(peer, message, now)
+            else:
+                self.counters["peers_refused"] += 1
+                text = f"the broker speaks protocol {wire.PROTOCOL_MIN} to {wire.PROTOCOL_MAX}"
+                self._send(peer, wire.Goodbye(ErrorCode.PROTOCOL, text))
+        elif known is None:
+            self.counters["messages_without_session"] += 1
+            self._send(peer, wire.Who())
+        else:
+            known.last_heard = now
+            handler(known, message, now, frames)
+        return self._flush(now)
+
+    def tick(self, now: float) -> list[Send]:
+        """The time is `now`; due at the latest at `next_deadline()`."""
+        for worker, reason in self.pool.overdue(now):
+            self._evict(worker, reason, now)
+        for frontend in self.ledger.silent(now):
+            self._forget(frontend)
+        for frontend, request in self.ledger.pop_expired(now):
+            text = "the request's deadline passed before all of it was answered"
+            self._fail_request(frontend, request, ErrorCode.DEADLINE, text)
+        for model in self.models.values():
+            if model.queue and model.unserved_for(now) >= self.limits.worker_grace_s:
+                self._fail_unserved(model)
+        return self._flush(now)
+
+    def lost(self, peer: bytes, now: float) -> list[Send]:
+        """A send to the peer failed: its connection has ended."""
+        worker = self.pool.workers.get(peer)
+        if worker:
+            self._evict(worker, "connection lost", now)
+        frontend = self.ledger.by_peer.get(peer)
+        if frontend:
+            self._forget(frontend)
+        return self._flush(now)
+
+    def next_deadline(self) -> float | None:
+        """The time at which `tick` must be called if nothing happens before; None: never."""
+        times = [
+            model.unserved_since + self.limits.worker_grace_s
+            for model in self.models.values()
+            if model.unserved_since is not None and model.queue
+        ]
+        times += [time for time in (self.pool.next_deadline(), self.ledger.next_deadline()) if time is not None]
+        return min(times, default=None)
+
+    def check(self) -> None:
+        """Raise LocalProtocolError when an invariant is broken; called between doors."""
+        check(self)
+
+    def drain(self) -> None:
+        """Admit nothing more; what is admitted is still answered."""
+        self.draining = True
+
+    # --- frontends ---------------------------------------------------------------------------------------------------
+
+    def _on_frontend_hello(self, peer: bytes, hello: wire.FrontendHello, now: float) -> None:
+        self.ledger.join(peer, hello, now)
+        self._welcome(peer)
+        self._send(peer, self.catalogue())
+
+    def _on_frontend_heartbeat(self, frontend: Frontend, *_: Any) -> None:
+        self._send(frontend.peer, self._stats())
+
+    def _on_frontend_goodbye(self, frontend: Frontend, *_: Any) -> None:
+        self._forget(frontend)
+
+    def _on_submit(self, frontend: Frontend, message: wire.Submit, now: float, frames: Sequence[Frame]) -> None:
+        for submission, frame in zip(message.submissions, frames, strict=True):
+            if submission.request in frontend.requests:
+                self.counters["duplicate_requests"] += 1
+                continue
+            refusal = self._refusal(submission, now)
+            if refusal:
+                self.counters["requests_rejected"] += 1
+                self._send(frontend.peer, wire.Failures([refusal]))
+            else:
+                self._admit(frontend, submission, frame, now)
+
+    def _refusal(self, submission: wire.Submission, now: float) -> Failure | None:
+        """Why the request cannot be admitted as a whole; None: it can."""
+        number, name, limits = submission.request, submission.model, self.limits
+        model = self.models.get(name)
+        lengths = wire.unpack_u32(submission.lengths)
+        if self.draining:
+            return Failure(number, -1, ErrorCode.DRAINING, "the server is shutting down", 1000)
+        if model is None:
+            return Failure(number, -1, ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {name!r}")
+        if model.unserved_for(now) >= limits.worker_grace_s:
+            return Failure(number, -1, ErrorCode.NO_WORKER, f"no worker that serves {name!r} is connected", 5000)
+        if not lengths:
+            return Failure(number, -1, ErrorCode.INVALID_INPUT, "the request has no input")
+        if submission.kind == wire.Kind.TOKENS and any(length % 4 for length in lengths):
+            return Failure(number, -1, ErrorCode.INVALID_INPUT, "token ids are 4 bytes each")
+        full = self.ledger.jobs + len(lengths) > limits.max_jobs or self.ledger.bytes + sum(lengths) > limits.max_bytes
+        return Failure(number, -1, ErrorCode.OVERLOADED, "the queue is full", 1000) if full else None
+
+    def _admit(self, frontend: Frontend, submission: wire.Submission, frame: Frame, now: float) -> None:
+        model = self.models[submission.model]
+        deadline = now + submission.budget_ms / 1000
+        exact = submission.kind == wire.Kind.TOKENS
+        jobs = [
+            Job(
+                frontend.uuid,
+                submission.request,
+                position,
+                model=submission.model,
+                lane=submission.lane,
+                kind=submission.kind,
+                payload=payload,
+                tokens=len(payload) // 4 if exact else model.estimate(len(payload)),
+                arrived=now,
+            )
+            for position, payload in enumerate(wire.split(frame, wire.unpack_u32(submission.lengths)))
+        ]
+        self.ledger.enter(frontend, submission.request, deadline, jobs)
+        for job in jobs:
+            model.queue.push(job)
+        self.counters["jobs_admitted"] += len(jobs)
+
+    def _on_cancel(self, frontend: Frontend, message: wire.Cancel, *_: Any) -> None:
+        for number in wire.unpack_u64(message.requests):
+            request = frontend.requests.get(number)
+            if request:
+                self._cancel(request)
+
+    def _forget(self, frontend: Frontend) -> None:
+        """The frontend is gone: nobody waits for its jobs."""
+        for request in list(frontend.requests.values()):
+            self._cancel(request)
+        self.ledger.leave(frontend)
+
+    # --- workers -----------------------------------------------------------------------------------------------------
+
+    def _on_worker_hello(self, peer: bytes, hello: wire.WorkerHello, now: float) -> None:
+        for other in list(self.pool.workers.values()):
+            if other.peer == peer or other.uuid == hello.uuid:
+                self._evict(other, "said hello anew", now, blame=False)
+        for info in hello.models:
+            live = self.pool.live_model(info.name)
+            if live and live.revision != info.revision:
+                self.counters["peers_refused"] += 1
+                text = f"model {info.name!r} is served in revision {live.revision}, not {info.revision}"
+                self._send(peer, wire.Goodbye(ErrorCode.REVISION_CONFLICT, text))
+                return
+        self.pool.workers[peer] = Worker(peer, hello, now)
+        self.counters["workers_joined"] += 1
+        for info in hello.models:
+            model = self.models.setdefault(info.name, Model(info))
+            model.info = msgspec.structs.replace(info, workers=0)
+            model.unserved_since = None
+        self._models_changed = True
+        self._welcome(peer)
+
+    def _on_worker_heartbeat(self, worker: Worker, message: wire.WorkerHeartbeat, *_: Any) -> None:
+        worker.grant(message.credit, message.seen)
+        self._send(worker.peer, wire.Heartbeat())
+
+    def _on_worker_drain(self, worker: Worker, message: wire.WorkerDrain, now: float, _: Any) -> None:
+        worker.draining = True
+        for batch in wire.unpack_u64(message.unstarted):
+            lease = worker.release(batch, now)
+            if lease:
+                self._requeue(lease)
+
+    def _on_worker_goodbye(self, worker: Worker, _: Any, now: float, __: Any) -> None:
+        self._evict(worker, "left", now, blame=False)
+
+    def _on_error(self, worker: Worker, message: wire.BatchError, now: float, _: Any) -> None:
+        worker.grant(message.credit, message.seen)
+        lease = worker.release(message.batch, now) if message.epoch == self.epoch else None
+        if lease is None:
+            self.counters["late_answers"] += 1
+            return
+        self.counters["batches_failed"] += 1
+        alone = len(lease.jobs) == 1
+        for job in lease.jobs:
+            job.suspect = True
+            if alone and job.open:
+                self._fail_job(job, message.code, message.text)
+        self._requeue(lease)
+
+    def _on_result(self, worker: Worker, message: wire.BatchResult, now: float, frames: Sequence[Frame]) -> None:
+        worker.grant(message.credit, message.seen)
+        lease = worker.leases.get(message.batch) if message.epoch == self.epoch else None
+        if lease is None:
+            self.counters["late_answers"] += 1
+            return
+        tokens = wire.unpack_u32(message.tokens)
+        if len(tokens) != len(lease.jobs) or message.dimension != worker.models[lease.model].dimension:
+            self._evict(worker, "answered a batch in another shape", now)
+            return
+        worker.release(message.batch, now)
+        worker.answered_batches += 1
+        worker.answered_jobs += len(lease.jobs)
+        for share in share_out(lease, message, memoryview(frames[0])):
+            self._send(self.ledger.by_uuid[share.owner].peer, share.message, [share.frame])
+            self.counters["jobs_answered"] += len(share.jobs)
+            for job in share.jobs:
+                self.ledger.close(job)
+        for failure in message.failures:
+            if lease.jobs[failure.position].open:
+                self._fail_job(lease.jobs[failure.position], failure.code, failure.text)
+        texts = [(job, count) for job, count in zip(lease.jobs, tokens, strict=True) if job.kind == wire.Kind.TEXT]
+        self.models[lease.model].learn(sum(count for _, count in texts), sum(job.bytes for job, _ in texts))
+
+    def _evict(self, worker: Worker, reason: str, now: float, *, blame: bool = True) -> None:
+        """Drop a worker and requeue what it holds. Only the batch that ran can have caused its death."""
+        del self.pool.workers[worker.peer]
+        self.counters["workers_evicted" if blame else "workers_left"] += 1
+        if blame and worker.running:
+            self._blame(worker.running)
+        for lease in reversed(worker.leases.values()):
+            self._requeue(lease)
+        self._send(worker.peer, wire.Goodbye(ErrorCode.INTERNAL if blame else ErrorCode.DRAINING, reason))
+        for name in worker.models:
+            if self.pool.live_model(name) is None:
+                self.models[name].unserved_since = now
+        self._models_changed = True
+
+    def _blame(self, lease: Lease) -> None:
+        for job in lease.jobs:
+            job.suspect = True
+            job.crashes += 1
+            if job.open and job.crashes >= self.limits.max_crashes:
+                self._fail_job(job, ErrorCode.POISON, "the input ended the worker that ran it, each time it was tried")
+
+    def _requeue(self, lease: Lease) -> None:
+        jobs = [job for job in lease.jobs if job.open]
+        self.models[lease.model].queue.push_back(jobs)
+        self.counters["jobs_requeued"] += len(jobs)
+
+    # --- dispatch ----------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, now: float) -> None:
+        for name, model in self.models.items():
+            while model.queue:
+                worker = self.pool.choose(name, model.queue.tokens)
+                if worker is None:
+                    break
+                # Idle workers share what waits, rather than one taking it all.
+                share = math.ceil(model.queue.tokens / max(1, self.pool.idle(name)))
+                self._lease(worker, name, model.queue.take(min(worker.batch_tokens, share)), now)
+
+    def _lease(self, worker: Worker, model: str, jobs: list[Job], now: float) -> None:
+        jobs.sort(key=lambda job: job.owner)
+        self._newest_batch = number = self._newest_batch + 1
+        worker.lease(Lease(number, model, jobs, now))
+        for job in jobs:
+            job.dispatched = now
+        self.counters["batches_dispatched"] += 1
+        self.counters["jobs_dispatched"] += len(jobs)
+        kinds = bytes(job.kind for job in jobs)
+        lengths = wire.pack_u32(job.bytes for job in jobs)
+        batch = wire.Batch(self.epoch, number, model, kinds, lengths)
+        self._send(worker.peer, batch, [b"".join(job.payload for job in jobs)])
+
+    # --- ends of jobs and requests -----------------------------------------------------------------------------------
+
+    def _fail_job(self, job: Job, code: ErrorCode, text: str) -> None:
+        """An open job ends without a vector."""
+        self.counters["jobs_failed"] += 1
+        failure = Failure(job.request, job.position, code, text)
+        self._send(self.ledger.by_uuid[job.owner].peer, wire.Failures([failure]))
+        self._close(job)
+
+    def _fail_request(self, frontend: Frontend, request: Request, code: ErrorCode, text: str) -> None:
+        """All that is open of a request ends without a vector."""
+        self.counters["jobs_failed"] += len(request.jobs)
+        self._send(frontend.peer, wire.Failures([Failure(request.number, -1, code, text, 5000)]))
+        for job in list(request.jobs.values()):
+            self._close(job)
+
+    def _fail_unserved(self, model: Model) -> None:
+        text = f"no worker that serves {model.info.name!r} is connected"
+        for job in model.queue.waiting():
+            if job.open:
+                frontend = self.ledger.by_uuid[job.owner]
+                self._fail_request(frontend, frontend.requests[job.request], ErrorCode.NO_WORKER, text)
+
+    def _cancel(self, request: Request) -> None:
+        self.counters["jobs_cancelled"] += len(request.jobs)
+        for job in list(request.jobs.values()):
+            self._close(job)
+
+    def _close(self, job: Job) -> None:
+        if job.queued:
+            self.models[job.model].queue.discard(job)
+        self.ledger.close(job)
+
+    # --- output ------------------------------------------------------------------------------------------------------
+
+    def _welcome(self, peer: bytes) -> None:
+        limits = self.limits
+        times = int(limits.heartbeat_s * 1000), int(limits.liveness_s * 1000)
+        self._send(peer, wire.Welcome(wire.PROTOCOL_MAX, self.epoch, *times))
+
+    def _send(self, peer: bytes, message: Message, frames: Sequence[Frame] = ()) -> None:
+        self._out.append(Send(peer, message, frames))
+
+    def _flush(self, now: float) -> list[Send]:
+        """What every door ends with: dispatch, tell frontends of changed models, hand out what is to be sent."""
+        self._dispatch(now)
+        if self._models_changed:
+            self._models_changed = False
+            for peer in self.ledger.by_peer:
+                self._send(peer, self.catalogue())
+        out, self._out = self._out, []
+        return out
+
+    def catalogue(self) -> wire.Models:
+        """Every known model, as frontends are told."""
+        return wire.Models([self.pool.live_model(name) or model.info for name, model in self.models.items()])
+
+    def _stats(self) -> wire.Stats:
+        workers = [
+            wire.WorkerStats(
+                worker.name,
+                worker.device,
+                list(worker.models),
+                len(worker.leases),
+                worker.answered_batches,
+                worker.answered_jobs,
+            )
+            for worker in self.pool.workers.values()
+        ]
+        queued = sum(model.queue.jobs for model in self.models.values())
+        return wire.Stats(dict(self.counters), workers, self.ledger.jobs, queued)

@@ -1,0 +1,230 @@
+"""The broker's shell: two ROUTER sockets, one poll loop, the clock and the log around the pure scheduler."""
+
+import ipaddress
+import logging
+import os
+import pathlib
+import secrets
+import signal
+import time
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import zmq
+import zmq.auth
+from zmq.auth.thread import ThreadAuthenticator
+
+from broker import protocol as wire
+from broker.config import Config
+from broker.errors import RemoteProtocolError
+from broker.scheduler import Limits, Scheduler, Send
+
+log = logging.getLogger(__name__)
+
+#: First byte of a scheduler's peer: on which socket its routing id is known.
+FRONTEND, WORKER = b"F", b"W"
+#: Messages taken from one socket before the other gets its turn.
+MAX_DRAIN = 256
+#: How long SIGTERM lets admitted jobs be answered.
+DRAIN_S = 30.0
+#: From this size on a frame is sent without a copy; below it the copy is cheaper (zeromq-worker-pools.md P9).
+ZERO_COPY_BYTES = 65536
+
+
+class ConfigError(Exception):
+    """The configuration asks for something the broker refuses to do."""
+
+
+class Service:
+    """One broker. `run` returns when it has drained after SIGTERM or SIGINT."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.scheduler = Scheduler(
+            secrets.randbits(63),
+            Limits(
+                lease_s=config.lease_s,
+                worker_grace_s=config.worker_grace_s,
+                max_jobs=config.max_jobs,
+                max_bytes=config.max_bytes,
+            ),
+        )
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sockets: dict[bytes, zmq.Socket[bytes]] = {}
+        self._monitors: dict[zmq.Socket[bytes], bytes] = {}
+        self._authenticator: ThreadAuthenticator | None = None
+        self._drain_until: float | None = None
+        self._next_health = 0.0
+        self.malformed = 0
+
+    def run(self) -> None:
+        """Serve until drained."""
+        wakeup_read, wakeup_write = os.pipe()
+        os.set_blocking(wakeup_read, False)
+        os.set_blocking(wakeup_write, False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(wakeup_write)
+        try:
+            self._open()
+            poller = zmq.Poller()
+            for socket in (*self._sockets.values(), *self._monitors):
+                poller.register(socket, zmq.POLLIN)
+            poller.register(wakeup_read, zmq.POLLIN)
+            log.info("frontends connect to %s, workers to %s", self.config.frontend_bind, self.config.worker_bind)
+            while not self._done():
+                ready = dict(poller.poll(self._timeout_ms()))
+                if wakeup_read in ready:
+                    os.read(wakeup_read, 4096)
+                self._turn(ready)
+            log.info("drained with %d jobs open: %s", self.scheduler.ledger.jobs, dict(self.scheduler.counters))
+        finally:
+            signal.set_wakeup_fd(-1)
+            self._close()
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def _turn(self, ready: dict[Any, int]) -> None:
+        for role, socket in self._sockets.items():
+            if socket in ready:
+                self._receive(role, socket)
+        for monitor, role in self._monitors.items():
+            if monitor in ready:
+                self._probe(role, monitor)
+        now = time.monotonic()
+        deadline = self.scheduler.next_deadline()
+        if deadline is not None and now >= deadline:
+            self._send(self.scheduler.tick(now))
+        if self.config.health_file and now >= self._next_health:
+            self._next_health = now + 1.0
+            pathlib.Path(self.config.health_file).touch()
+
+    def _receive(self, role: bytes, socket: "zmq.Socket[bytes]") -> None:
+        decoder: Any = wire.FROM_FRONTEND if role == FRONTEND else wire.FROM_WORKER
+        for _ in range(MAX_DRAIN):
+            try:
+                address, *parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            try:
+                message, frames = wire.decode(decoder, [part.buffer for part in parts])
+            except RemoteProtocolError as error:
+                self.malformed += 1
+                log.warning("ignored a malformed message (%d so far): %s", self.malformed, error)
+                continue
+            peer = role + address.bytes
+            if isinstance(message, wire.FrontendHello | wire.WorkerHello):
+                log.info("%s %s/%d says hello", type(message).__name__, message.host, message.pid)
+            self._send(self.scheduler.handle(peer, message, time.monotonic(), frames))
+
+    def _probe(self, role: bytes, monitor: "zmq.Socket[bytes]") -> None:
+        """A connection of this role has ended. The event does not say whose: a send to each peer tells."""
+        try:
+            while True:
+                monitor.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            pass
+        peers = self.scheduler.ledger.by_peer if role == FRONTEND else self.scheduler.pool.workers
+        sign = self.scheduler.catalogue() if role == FRONTEND else wire.Heartbeat()
+        self._send([Send(peer, sign) for peer in list(peers)])
+
+    def _send(self, sends: Iterable[Send]) -> None:
+        """Send all; a peer that turns out to be gone is reported to the scheduler, whose answer is sent too."""
+        lost = []
+        for peer, message, frames in sends:
+            if isinstance(message, wire.Goodbye):
+                log.warning("goodbye to a peer: %s: %s", message.code.name, message.text)
+            parts = [peer[1:], *wire.encode(message, frames)]
+            try:
+                large = any(len(frame) >= ZERO_COPY_BYTES for frame in frames)
+                self._sockets[peer[:1]].send_multipart(parts, zmq.NOBLOCK, copy=not large)
+            except zmq.ZMQError as error:
+                if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                    raise
+                lost.append(peer)
+        for peer in lost:
+            self._send(self.scheduler.lost(peer, time.monotonic()))
+
+    def _timeout_ms(self) -> int | None:
+        times = [time for time in (self.scheduler.next_deadline(), self._drain_until) if time is not None]
+        if self.config.health_file:
+            times.append(self._next_health)
+        if not times:
+            return None
+        return max(0, int((min(times) - time.monotonic()) * 1000) + 1)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if self._drain_until is None:
+            log.info("%s: draining", signal.Signals(number).name)
+            self._drain_until = time.monotonic() + DRAIN_S
+            self.scheduler.drain()
+
+    def _done(self) -> bool:
+        if self._drain_until is None:
+            return False
+        return not self.scheduler.ledger.jobs or time.monotonic() >= self._drain_until
+
+    # --- sockets -----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        binds = {FRONTEND: self.config.frontend_bind, WORKER: self.config.worker_bind}
+        if not self.config.keys:
+            for endpoint in binds.values():
+                if not is_local(endpoint):
+                    raise ConfigError(f"{endpoint} can be reached from other hosts: give --keys (see scripts/keys)")
+        else:
+            self._start_authenticator(pathlib.Path(self.config.keys))
+        for role, domain in ((FRONTEND, "frontends"), (WORKER, "workers")):
+            socket = self._context.socket(zmq.ROUTER)
+            for name, value in wire.ROUTER_OPTIONS.items():
+                socket.setsockopt(getattr(zmq, name), value)
+            if self.config.keys:
+                self._secure(socket, domain)
+            self._sockets[role] = socket
+            self._monitors[socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)] = role
+            socket.bind(binds[role])
+
+    def _start_authenticator(self, keys: pathlib.Path) -> None:
+        """The ZAP thread: one allow-list of public keys per role, so that a frontend's key does not open the
+        workers' socket."""
+        self._authenticator = ThreadAuthenticator(self._context)
+        self._authenticator.start()
+        for domain in ("frontends", "workers"):
+            self._authenticator.configure_curve(domain=domain, location=keys / domain)
+
+    def _secure(self, socket: "zmq.Socket[bytes]", domain: str) -> None:
+        """CURVE, closed unless the ZAP thread allows: libzmq lets anyone in when only one of the two is set."""
+        public, secret = zmq.auth.load_certificate(pathlib.Path(self.config.keys) / "broker.key_secret")
+        assert secret is not None
+        socket.curve_publickey, socket.curve_secretkey = public, secret
+        socket.curve_server = True
+        socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+    def _close(self) -> None:
+        for monitor in self._monitors:
+            monitor.close()
+        for socket in self._sockets.values():
+            socket.disable_monitor()
+            socket.close()
+        if self._authenticator:
+            self._authenticator.stop()
+        self._context.term()
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only this host can connect to the endpoint."""
+    parts = urlsplit(endpoint)
+    if parts.scheme != "tcp":
+        return parts.scheme in ("ipc", "inproc")
+    try:
+        return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def describe(config: Config) -> str:
+    """The configuration in one line for the log."""
+    return " ".join(f"{name}={value}" for name, value in msgspec.structs.asdict(config).items() if value != "")
