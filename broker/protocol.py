@@ -52,7 +52,7 @@ if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the wire is little-endian and so must be the machine")
 
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-U63 = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+U63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, msgspec.Meta(max_length=512)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Uuid = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]

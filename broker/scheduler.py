@@ -227,7 +227,7 @@ class Scheduler:
     def _on_worker_hello(self, peer: bytes, hello: wire.WorkerHello, now: float) -> None:
         for other in list(self.pool.workers.values()):
             if other.peer == peer or other.uuid == hello.uuid:
-                self._evict(other, "said hello anew", now, blame=False)
+                self._evict(other, "said hello anew", now, blame=False, tell=other.peer != peer)
         for info in hello.models:
             live = self.pool.live_model(info.name)
             if live and live.revision != info.revision:
@@ -296,7 +296,7 @@ class Scheduler:
         texts = [(job, count) for job, count in zip(lease.jobs, tokens, strict=True) if job.kind == wire.Kind.TEXT]
         self.models[lease.model].learn(sum(count for _, count in texts), sum(job.bytes for job, _ in texts))
 
-    def _evict(self, worker: Worker, reason: str, now: float, *, blame: bool = True) -> None:
+    def _evict(self, worker: Worker, reason: str, now: float, *, blame: bool = True, tell: bool = True) -> None:
         """Drop a worker and requeue what it holds. Only the batch that ran can have caused its death."""
         del self.pool.workers[worker.peer]
         self.counters["workers_evicted" if blame else "workers_left"] += 1
@@ -304,7 +304,8 @@ class Scheduler:
             self._blame(worker.running)
         for lease in reversed(worker.leases.values()):
             self._requeue(lease)
-        self._send(worker.peer, wire.Goodbye(ErrorCode.INTERNAL if blame else ErrorCode.DRAINING, reason))
+        if tell:
+            self._send(worker.peer, wire.Goodbye(ErrorCode.INTERNAL if blame else ErrorCode.DRAINING, reason))
         for name in worker.models:
             if self.pool.live_model(name) is None:
                 self.models[name].unserved_since = now

@@ -1,0 +1,288 @@
+"""The frontend's link to the broker: one raw DEALER on the event loop's `add_reader`, and requests as futures.
+
+zmq.asyncio costs five times the processor time per message (zeromq-worker-pools.md, section 5). The descriptor of a
+ZeroMQ socket is edge-triggered and any call on the socket eats the edge, so reading always drains, and every send is
+followed by one more look.
+"""
+
+import asyncio
+import logging
+import os
+import socket as host_socket
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import zmq
+import zmq.auth
+import zmq.utils.monitor
+
+from broker import protocol as wire
+from broker.errors import ErrorCode, RemoteProtocolError
+from broker.protocol import Frame, Kind, Lane, Message, ModelInfo
+from frontend.config import Config
+from frontend.errors import ApiError, from_failure, unknown_model
+from frontend.pending import Pending, Table
+
+log = logging.getLogger(__name__)
+
+#: Messages read in one turn of the event loop before other work gets its turn.
+MAX_DRAIN = 64
+#: How much longer than its deadline a request waits for the broker to say that it is over.
+DEADLINE_SLACK_S = 2.0
+
+
+class BrokerClient:
+    """One per frontend process. All methods run on the event loop's thread."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.models: dict[str, ModelInfo] = {}
+        self.stats: wire.Stats | None = None
+        self._table = Table()
+        self._futures: dict[int, asyncio.Future[None]] = {}
+        self._outbox: list[Pending] = []
+        self._cancelled: list[int] = []
+        self._epoch: int | None = None
+        self._heartbeat_s, self._liveness_s = 0.25, 3.5
+        self._last_heard = self._welcomed_at = time.monotonic()
+        #: Set and replaced whenever the connection or the models change.
+        self._changed = asyncio.Event()
+        self._uuid, self._incarnation = uuid.uuid4().bytes, time.time_ns()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there, as far as can be told."""
+        return self._epoch is not None
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    async def embed(self, model: str, kind: Kind, inputs: Sequence[bytes]) -> Pending:
+        """Vectors of all inputs, or ApiError. Cancelling the call cancels the jobs."""
+        deadline = time.monotonic() + self._config.deadline_s
+        await self._wait_for_model(model)
+        lane = Lane.INTERACTIVE if len(inputs) == 1 else Lane.BULK
+        pending = self._table.add(model, kind, inputs, lane=lane, client="", deadline=deadline)
+        future = self._futures[pending.number] = self._loop.create_future()
+        self._submit([pending])
+        try:
+            await asyncio.wait_for(future, self._config.deadline_s + DEADLINE_SLACK_S)
+        except TimeoutError:
+            raise from_failure(ErrorCode.DEADLINE, "the request's deadline passed before it was answered") from None
+        finally:
+            self._end(pending)
+        if pending.failure:
+            failure = pending.failure
+            param = "model" if failure.code == ErrorCode.UNKNOWN_MODEL else "input"
+            raise from_failure(failure.code, failure.text, param, failure.retry_after_ms)
+        return pending
+
+    async def _wait_for_model(self, name: str) -> None:
+        """Return when the broker knows the model. Give it a moment after a start or a loss, then say what is wrong."""
+        until = time.monotonic() + self._config.broker_grace_s
+        while name not in self.models:
+            known_for = time.monotonic() - self._welcomed_at
+            if self.connected and known_for >= self._config.broker_grace_s:
+                raise unknown_model(name)
+            try:
+                left = min(until - time.monotonic(), self._config.broker_grace_s - known_for if self.connected else 1e9)
+                await asyncio.wait_for(self._changed.wait(), max(0.0, left))
+            except TimeoutError:
+                if not self.connected:
+                    raise broker_away() from None
+
+    def _end(self, pending: Pending) -> None:
+        """Nobody waits for the request any more; the broker need not know of an end that it announced itself."""
+        self._table.remove(pending)
+        del self._futures[pending.number]
+        announced_whole = pending.failure is not None and pending.failure.position < 0
+        if pending.missing and not announced_whole:
+            if not self._cancelled:
+                self._loop.call_soon(self._flush)
+            self._cancelled.append(pending.number)
+
+    def _submit(self, pending: Sequence[Pending]) -> None:
+        """Everything submitted in one turn of the loop leaves in one message."""
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.extend(pending)
+
+    def _flush(self) -> None:
+        outbox, self._outbox = [one for one in self._outbox if not one.ended], []
+        cancelled, self._cancelled = self._cancelled, []
+        if outbox and self.connected:
+            now = time.monotonic()
+            submissions = [_with_budget(one, now) for one in outbox if one.number in self._futures]
+            frames = [one.frame for one in outbox if one.number in self._futures]
+            self._send(wire.Submit(submissions), frames)
+        if cancelled and self.connected:
+            self._send(wire.Cancel(wire.pack_u64(cancelled)))
+
+    def _wake(self, ended: Sequence[Pending]) -> None:
+        for pending in ended:
+            future = self._futures.get(pending.number)
+            if future and not future.done():
+                future.set_result(None)
+
+    # --- the connection ----------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect, without waiting for the broker. Call it on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        for name, value in wire.DEALER_OPTIONS.items():
+            self._socket.setsockopt(getattr(zmq, name), value)
+        if self._config.keys:
+            folder = Path(self._config.keys)
+            public, secret = zmq.auth.load_certificate(folder / "frontend.key_secret")
+            self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
+            self._socket.curve_serverkey, _ = zmq.auth.load_certificate(folder / "broker.key")
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        self._monitor = self._socket.get_monitor_socket(events)
+        self._loop.add_reader(self._monitor.fileno(), self._on_monitor)
+        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+        self._socket.connect(self._config.broker)
+        self._loop.call_soon(self._on_monitor)
+        self._timer = self._loop.call_later(self._heartbeat_s, self._on_timer)
+
+    def close(self) -> None:
+        """Say goodbye and close; what is still pending is cancelled by it."""
+        self._timer.cancel()
+        if self.connected:
+            self._send(wire.FrontendGoodbye())
+        self._loop.remove_reader(self._monitor.fileno())
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close(linger=500)
+        self._context.term()
+
+    def _on_monitor(self) -> None:
+        while self._monitor.poll(0):
+            event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._hello()
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._away()
+            else:
+                log.error("the broker at %s refuses this frontend's key", self._config.broker)
+
+    def _hello(self) -> None:
+        self._send(
+            wire.FrontendHello(
+                protocol_min=wire.PROTOCOL_MIN,
+                protocol_max=wire.PROTOCOL_MAX,
+                build="",
+                uuid=self._uuid,
+                incarnation=self._incarnation,
+                host=host_socket.gethostname(),
+                pid=os.getpid(),
+            )
+        )
+
+    def _away(self) -> None:
+        """The broker is gone: nothing is lost, for what is unanswered will be sent to the next one."""
+        if self.connected:
+            log.warning("the broker at %s is away; %d requests wait for it", self._config.broker, len(self._table))
+        self._epoch = None
+        self.models, self.stats = {}, None
+        self._last_heard = time.monotonic()
+        self._notify()
+
+    def _on_timer(self) -> None:
+        now = time.monotonic()
+        if self.connected and now >= self._last_heard + self._liveness_s:
+            self._away()
+        if self.connected:
+            self._send(wire.FrontendHeartbeat())
+        else:
+            self._hello()
+            if now >= self._last_heard + self._config.broker_grace_s:
+                self._give_up()
+        self._timer = self._loop.call_later(self._heartbeat_s, self._on_timer)
+
+    def _give_up(self) -> None:
+        """The grace is over: end what waits for the broker."""
+        gone = [wire.Failure(one.number, -1, ErrorCode.NO_WORKER, str(broker_away()), 5000)
+                for one in self._table.unanswered()]  # fmt: skip
+        self._wake(self._table.failed(gone))
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        if self._socket.closed:
+            return
+        for _ in range(MAX_DRAIN):
+            try:
+                header, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            try:
+                message, payload = wire.decode(wire.TO_FRONTEND, [header.bytes, *(frame.buffer for frame in frames)])
+            except RemoteProtocolError as error:
+                log.warning("ignored a malformed message: %s", error)
+                continue
+            self._last_heard = time.monotonic()
+            self._handle(message, payload)
+        self._loop.call_soon(self._on_readable)
+
+    def _handle(self, message: Message, frames: Sequence[Frame]) -> None:
+        match message:
+            case wire.Answers():
+                self._wake(self._table.answered(message, frames[0]))
+            case wire.Failures():
+                self._wake(self._table.failed(message.failures))
+            case wire.Models():
+                self._on_models(message)
+            case wire.Stats():
+                self.stats = message
+            case wire.Welcome():
+                self._on_welcome(message)
+            case wire.Who():
+                self._hello()
+            case wire.Goodbye():
+                log.warning("the broker says goodbye: %s: %s", message.code.name, message.text)
+                self._away()
+
+    def _on_welcome(self, message: wire.Welcome) -> None:
+        log.info("connected to broker %s, epoch %x", self._config.broker, message.epoch)
+        self._epoch = message.epoch
+        self._welcomed_at = time.monotonic()
+        self._heartbeat_s, self._liveness_s = message.heartbeat_ms / 1000, message.liveness_ms / 1000
+        self._notify()
+
+    def _on_models(self, message: wire.Models) -> None:
+        """Models that the broker has come to know: send it the requests that wait for them."""
+        new = {model.name for model in message.models} - set(self.models)
+        self.models = {model.name: model for model in message.models}
+        again = [one for one in self._table.unanswered() if one.model in new]
+        if again:
+            self._submit(again)
+        self._notify()
+
+    def _send(self, message: Message, frames: Sequence[Frame] = ()) -> None:
+        try:
+            self._socket.send_multipart(wire.encode(message, frames), zmq.NOBLOCK)
+        except zmq.Again:
+            log.debug("not sent, the broker is away: %s", type(message).__name__)
+        self._loop.call_soon(self._on_readable)
+
+
+def _with_budget(pending: Pending, now: float) -> wire.Submission:
+    """The submission with what is left of its time."""
+    one = pending.submission
+    budget_ms = max(0, int((pending.deadline - now) * 1000))
+    return wire.Submission(one.request, one.model, one.lane, one.client, budget_ms, one.kind, one.lengths)
+
+
+def broker_away() -> ApiError:
+    """The broker cannot be reached."""
+    return ApiError(
+        503, "the broker cannot be reached", kind="server_error", code="broker_unavailable", retry_after_s=5
+    )

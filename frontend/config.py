@@ -1,0 +1,39 @@
+"""A frontend's configuration: flags over VECMILL_FRONTEND_* variables over the defaults here."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+PREFIX = "VECMILL_FRONTEND_"
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One field a setting; its description is also the help of its flag."""
+
+    broker: Annotated[str, Meta(description="the broker's endpoint for frontends")] = "tcp://127.0.0.1:7410"
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65535, description="port to listen on")] = 8000
+    processes: Annotated[int, Meta(ge=1, description="processes that share the port")] = 1
+    keys: Annotated[str, Meta(description="folder with frontend.key_secret and broker.key; empty: no CURVE")] = ""
+    deadline_s: Annotated[float, Meta(gt=0, description="how long a request may take, in seconds")] = 60.0
+    broker_grace_s: Annotated[
+        float, Meta(ge=0, description="how long requests wait for a broker that is away, in seconds")
+    ] = 5.0
+    max_body_bytes: Annotated[int, Meta(gt=0, description="largest request body")] = 8 * 1024 * 1024
+    max_inputs: Annotated[int, Meta(gt=0, le=65536, description="most inputs in one request")] = 2048
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="debug, info, warning or error")
+    ] = "info"
+
+
+def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """Read the configuration; msgspec.ValidationError names a field that is unknown or ill-typed."""
+    parser = argparse.ArgumentParser(prog="python -m frontend", description="Vecmill's frontend.", allow_abbrev=False)
+    for name, field in msgspec.json.schema(Config)["$defs"]["Config"]["properties"].items():
+        text = f"{field['description']} (default: {field['default']!r}; {PREFIX}{name.upper()})"
+        parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=text.replace("%", "%%"))
+    given = {name.removeprefix(PREFIX).lower(): text for name, text in environ.items() if name.startswith(PREFIX)}
+    return msgspec.convert(given | vars(parser.parse_args(arguments)), Config, strict=False)

@@ -1,0 +1,71 @@
+"""Errors as HTTP answers: OpenAI's error object, and the one table from the wire's codes to statuses. Pure."""
+
+import math
+
+import msgspec
+
+from broker.errors import ErrorCode
+
+#: OpenAI's clients give up on a Retry-After above this.
+MAX_RETRY_AFTER_S = 120
+
+#: HTTP status, OpenAI's `type` and `code` of each code that a job can end with.
+_STATUS = {
+    ErrorCode.INVALID_INPUT: (400, "invalid_request_error", "invalid_input"),
+    ErrorCode.TOO_LONG: (400, "invalid_request_error", "context_length_exceeded"),
+    ErrorCode.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),
+    ErrorCode.NO_WORKER: (503, "server_error", "no_worker"),
+    ErrorCode.OVERLOADED: (503, "server_error", "overloaded"),
+    ErrorCode.DEADLINE: (504, "server_error", "deadline_exceeded"),
+    ErrorCode.POISON: (422, "invalid_request_error", "poison_input"),
+    ErrorCode.DRAINING: (503, "server_error", "shutting_down"),
+}
+_FAULT = (500, "server_error", "internal_error")
+
+
+class ApiError(Exception):
+    """A request that ends with an error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float = 0.0,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        """The error object."""
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})
+
+    def headers(self) -> dict[str, str]:
+        """Retry-After in whole seconds, where waiting can help."""
+        if not self.retry_after_s:
+            return {}
+        return {"Retry-After": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.retry_after_s))))}
+
+
+def from_failure(code: ErrorCode, text: str, param: str | None = None, retry_after_ms: int = 0) -> ApiError:
+    """What the broker or a worker said of a job, for the client."""
+    status, kind, name = _STATUS.get(code, _FAULT)
+    return ApiError(status, text, kind=kind, param=param, code=name, retry_after_s=retry_after_ms / 1000)
+
+
+def unknown_model(name: str) -> ApiError:
+    """No worker has ever announced this model; OVMS's wording at the end."""
+    return ApiError(
+        404,
+        f"The model {name!r} does not exist - Mediapipe graph definition with requested name is not found",
+        param="model",
+        code="model_not_found",
+    )

@@ -1,0 +1,1 @@
+"""The paths, one module for each API that they belong to."""

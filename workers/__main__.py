@@ -1,0 +1,95 @@
+"""`python -m workers`: read the configuration, prepare and compile the model, run the service."""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from broker import protocol as wire
+from workers.config import Config, load
+
+
+def main() -> None:
+    """Exit status 0 after a drain, 1 for a model that cannot be served, 2 for a configuration that is refused."""
+    try:
+        config = load(sys.argv[1:], os.environ)
+    except msgspec.ValidationError as error:
+        sys.exit(f"vecmill worker: configuration: {error}")
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s worker: %(message)s")
+    threading.excepthook = _end_process
+    # The heartbeat's thread must get its turn soon while others hold the interpreter.
+    sys.setswitchinterval(0.001)
+    serve(config)
+
+
+def serve(config: Config) -> None:
+    """Prepare the model, then serve until drained."""
+    # These import OpenVINO: a wrong flag should not wait a second to be told.
+    from workers.engine import Engine
+    from workers.models import ModelError, fetch_default_model, prepare_model
+    from workers.pipeline import Pipeline
+    from workers.service import Service
+    from workers.session import Session
+
+    log = logging.getLogger(__name__)
+    cache = Path(config.cache).expanduser()
+    started = time.monotonic()
+    try:
+        folder = Path(config.model) if config.model else fetch_default_model(cache, log.info)
+        prepared = prepare_model(folder, cache, log.info)
+        engine = Engine(prepared, config.device, config.streams, cache)
+        engine.warm_up()
+    except (ModelError, RuntimeError) as error:
+        sys.exit(f"vecmill worker: {error}")
+    name = config.model_name or model_name(folder)
+    batch_tokens = max(engine.micro_batch_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))
+    log.info(
+        "%s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; ready in %.1f s",
+        name,
+        prepared.revision,
+        config.device,
+        engine.streams,
+        engine.tokens_per_second,
+        engine.micro_batch_tokens,
+        batch_tokens,
+        time.monotonic() - started,
+    )
+    model = wire.ModelInfo(name, prepared.revision, prepared.dimension, prepared.max_tokens)
+    hello = wire.WorkerHello(
+        protocol_min=wire.PROTOCOL_MIN,
+        protocol_max=wire.PROTOCOL_MAX,
+        build="",
+        uuid=uuid.uuid4().bytes,
+        incarnation=time.time_ns(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        device=config.device,
+        models=[model],
+        batch_tokens=batch_tokens,
+        credit=0,
+    )
+    wakeup = os.eventfd(0, os.EFD_NONBLOCK)
+    pipeline = Pipeline(engine, lambda: os.eventfd_write(wakeup, 1))
+    Service(config, Session(hello, slots=2), pipeline, wakeup).run()
+
+
+def model_name(folder: Path) -> str:
+    """What a model is served as when nobody names it: its folder's name; the default model by its known name."""
+    name = folder.resolve().name
+    return f"sentence-transformers/{name}" if name == "all-MiniLM-L6-v2" else name
+
+
+def _end_process(args: threading.ExceptHookArgs) -> None:
+    """A thread of the pipeline died: a worker that only looks alive is worse than a dead one."""
+    logging.getLogger(__name__).critical("thread %s died", args.thread, exc_info=args.exc_value)
+    os._exit(70)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""From a batch to its vectors, in threads: one tokenises, sorts and cuts, one per infer request runs the device.
+
+There is one infer request more than the device has streams, so that the next inference is already queued when one
+ends. Sockets belong to the service's thread; finished batches wait in `finished` and the service is woken by `wake`.
+"""
+
+import collections
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from broker import protocol as wire
+from broker.errors import ErrorCode
+from workers.backend import Backend, Ids, Vectors
+
+
+class Work:
+    """One batch on its way. Rows of `vectors` are written by several threads, each its own rows."""
+
+    def __init__(self, batch: wire.Batch, frame: wire.Frame) -> None:
+        self.batch = batch
+        self.frame = frame
+        self.tokens: list[int] = []
+        self.failures: list[wire.JobFailure] = []
+        self.vectors: Vectors = np.empty((0, 0), np.float32)
+        self.inference_s = 0.0
+        self.error = ""
+        self._lock = threading.Lock()
+        self._open = 0
+
+    def expect(self, micro_batches: int) -> None:
+        """How many micro-batches there are, before the first of them is run."""
+        self._open = micro_batches
+
+    def done(self, seconds: float, error: str) -> bool:
+        """A micro-batch has run; True for the last one."""
+        with self._lock:
+            self.inference_s += seconds
+            self.error = self.error or error
+            self._open -= 1
+            return self._open == 0
+
+
+MicroBatch = tuple[Work, list[int], list[Ids]]
+
+
+class Pipeline:
+    """The threads between `submit` and `finished`. A thread that dies takes the process with it (see __main__)."""
+
+    def __init__(self, backend: Backend, wake: Callable[[], None]) -> None:
+        self._backend = backend
+        self._wake = wake
+        self._batches: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._micro_batches: queue.SimpleQueue[MicroBatch | None] = queue.SimpleQueue()
+        self.finished: collections.deque[Work] = collections.deque()
+        self._threads = [
+            threading.Thread(target=self._prepare, name="tokenise", daemon=True),
+            *(
+                threading.Thread(target=self._infer, args=(number,), name=f"infer-{number}", daemon=True)
+                for number in range(backend.requests)
+            ),
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Work) -> None:
+        """Take a batch; it comes out of `finished`."""
+        self._batches.put(work)
+
+    def stop(self) -> None:
+        """End the threads; call it when nothing is under way."""
+        self._batches.put(None)
+        for _ in range(self._backend.requests):
+            self._micro_batches.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _prepare(self) -> None:
+        while (work := self._batches.get()) is not None:
+            try:
+                accepted = self._read(work)
+            except Exception as error:  # whatever a tokenizer raises: the batch fails, and is then run job by job
+                work.error = f"tokenizer: {error}"
+                self._finish(work)
+                continue
+            work.vectors = np.empty((len(accepted), self._backend.dimension), np.float32)
+            cuts = cut([len(ids) for ids in accepted], self._backend.micro_batch_tokens, self._backend.requests - 1)
+            if not cuts:
+                self._finish(work)
+            work.expect(len(cuts))
+            for rows in cuts:
+                self._micro_batches.put((work, rows, [accepted[row] for row in rows]))
+
+    def _read(self, work: Work) -> list[Ids]:
+        """The ids of the batch's jobs that can be embedded; the others are recorded as failures."""
+        ids = self._ids(work)
+        accepted = []
+        for position, one in enumerate(ids):
+            failure = self._backend.refusal(one)
+            if failure:
+                work.failures.append(wire.JobFailure(position, *failure))
+            else:
+                accepted.append(one)
+        work.tokens = [len(one) for one in ids]
+        return accepted
+
+    def _ids(self, work: Work) -> list[Ids]:
+        jobs = wire.split(work.frame, wire.unpack_u32(work.batch.lengths))
+        kinds = work.batch.kinds
+        texts = iter(
+            self._backend.tokenise([str(job, "utf-8") for job, kind in zip(jobs, kinds, strict=True) if kind == 0])
+        )
+        return [
+            next(texts) if kind == wire.Kind.TEXT else np.frombuffer(job, np.uint32).astype(np.int64)
+            for job, kind in zip(jobs, kinds, strict=True)
+        ]
+
+    def _infer(self, number: int) -> None:
+        while (item := self._micro_batches.get()) is not None:
+            work, rows, ids = item
+            started = time.monotonic()
+            error = ""
+            try:
+                vectors = self._backend.infer(number, ids)
+                work.vectors[rows] = vectors
+                if not np.isfinite(vectors).all():
+                    error = "the device gave a vector that is not finite"
+            except Exception as caught:  # whatever a device plugin raises fails the batch, not the worker
+                error = f"device: {caught}"
+            if work.done(time.monotonic() - started, error):
+                self._finish(work)
+
+    def _finish(self, work: Work) -> None:
+        self.finished.append(work)
+        self._wake()
+
+
+def cut(lengths: Sequence[int], budget: int, streams: int) -> list[list[int]]:
+    """Micro-batches as lists of row numbers: similar lengths together, none above `budget` padded tokens.
+
+    A micro-batch holds at least one row, whatever its length. With few rows each stream still gets some, for two
+    half batches side by side end sooner than a whole one on one stream. Longest first: what is left to the end, when
+    streams run dry one by one, is short.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    share = -(-sum(lengths) // max(1, streams))
+    budget = max(1, min(budget, share))
+    cuts: list[list[int]] = []
+    for row in order:
+        longest = lengths[cuts[-1][0]] if cuts else 0
+        if cuts and longest * (len(cuts[-1]) + 1) <= budget:
+            cuts[-1].append(row)
+        else:
+            cuts.append([row])
+    return cuts
+
+
+def failure_code(work: Work) -> tuple[ErrorCode, str]:
+    """Why the batch as a whole failed."""
+    return ErrorCode.DEVICE, work.error

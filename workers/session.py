@@ -1,0 +1,102 @@
+"""A worker's half of the conversation with the broker: hello, credit, heartbeats, drain.
+
+Pure: no socket, clock or thread. What it returns is to be sent, and what it refuses is ignored.
+"""
+
+import math
+
+import msgspec
+
+from broker import protocol as wire
+from broker.errors import ErrorCode
+from broker.protocol import Frame, Message
+
+
+class Session:
+    """CONNECTING (hello until welcomed) → SERVING → DRAINING. Holds at most `slots` batches.
+
+    It starts with the first `hello`, which its owner sends when a connection stands.
+    """
+
+    def __init__(self, hello: wire.WorkerHello, slots: int) -> None:
+        self._hello = hello
+        self._slots = slots
+        #: Batches taken and not yet answered, by epoch and number.
+        self.held: set[tuple[int, int]] = set()
+        self._epoch: int | None = None
+        self._seen = 0
+        self._heartbeat_s = 0.25
+        self._liveness_s = 3.5
+        self._next_heartbeat = math.inf
+        self._last_heard = 0.0
+        self.draining = False
+
+    @property
+    def welcomed(self) -> bool:
+        """Whether the broker knows this worker, as far as can be told."""
+        return self._epoch is not None
+
+    def hello(self, now: float) -> Message:
+        """What opens a connection."""
+        self._next_heartbeat = now + self._heartbeat_s
+        self._epoch = None
+        self._seen = 0
+        return msgspec.structs.replace(self._hello, credit=self._credit())
+
+    def handle(self, message: Message, now: float) -> tuple[wire.Batch | None, list[Message]]:
+        """A message from the broker: the batch it brings, if any, and the messages to send."""
+        self._last_heard = now
+        match message:
+            case wire.Welcome():
+                self._epoch = message.epoch
+                self._heartbeat_s = message.heartbeat_ms / 1000
+                self._liveness_s = message.liveness_ms / 1000
+                self._next_heartbeat = now + self._heartbeat_s
+            case wire.Who():
+                return None, [self.hello(now)]
+            case wire.Goodbye():
+                # Refused or evicted: ask again at the pace of heartbeats, for the reason may pass.
+                self._epoch = None
+                self._next_heartbeat = now + self._heartbeat_s
+            case wire.Batch() if message.epoch == self._epoch:
+                self._seen = max(self._seen, message.batch)
+                self.held.add((message.epoch, message.batch))
+                return message, []
+        return None, []
+
+    def due(self, now: float) -> list[Message]:
+        """What time alone asks for: a heartbeat, or another hello while nobody welcomed the last one."""
+        if self.welcomed and now >= self._last_heard + self._liveness_s:
+            self._epoch = None
+        if now < self._next_heartbeat:
+            return []
+        self._next_heartbeat = now + self._heartbeat_s
+        if self.welcomed:
+            return [wire.WorkerHeartbeat(self._credit(), self._seen)]
+        return [] if self.draining else [self.hello(now)]
+
+    def next_deadline(self) -> float:
+        """When `due` must be called."""
+        return self._next_heartbeat
+
+    def result(
+        self, batch: wire.Batch, dimension: int, tokens: Frame, failures: list[wire.JobFailure], inference_us: int
+    ) -> Message:
+        """A batch is done."""
+        self.held.discard((batch.epoch, batch.batch))
+        return wire.BatchResult(
+            batch.epoch, batch.batch, dimension, bytes(tokens), failures, inference_us, self._credit(), self._seen
+        )
+
+    def error(self, batch: wire.Batch, code: ErrorCode, text: str) -> Message:
+        """A batch failed as a whole."""
+        self.held.discard((batch.epoch, batch.batch))
+        return wire.BatchError(batch.epoch, batch.batch, code, text, self._credit(), self._seen)
+
+    def drain(self) -> list[Message]:
+        """Take nothing more; held batches are finished and answered."""
+        self.draining = True
+        return [wire.WorkerDrain(b"")] if self.welcomed else []
+
+    def _credit(self) -> int:
+        return 0 if self.draining else max(0, self._slots - len(self.held))
