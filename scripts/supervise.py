@@ -1,0 +1,195 @@
+"""What `scripts/serve` runs: prepares the model, starts the processes, keeps them running, drains them in order.
+
+It restarts a child that ends by itself, with a delay that doubles up to 10 s; it stops frontends first, then workers,
+then the broker, so that every accepted request is answered. Children die with it, whatever ends it.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+#: How long a role's processes get to drain before they are killed, in seconds.
+DRAIN_S = 40.0
+#: Delay of the first restart, its highest value, and how long a child must live for the delay to start anew.
+FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S = 0.25, 10.0, 30.0
+PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """A process that is started again when it ends."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self.name = name
+        self.command = command
+        self.process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._delay = FIRST_DELAY_S
+        self._due = 0.0
+
+    def keep(self, now: float) -> None:
+        """Start it if it does not run and its delay is over."""
+        if self.process and self.process.poll() is None:
+            return
+        if self.process:
+            self._note_end(self.process.returncode, now)
+        if now >= self._due:
+            self._started = now
+            self.process = subprocess.Popen(self.command, cwd=ROOT, preexec_fn=die_with_parent, process_group=0)
+
+    def _note_end(self, status: int, now: float) -> None:
+        self._delay = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay * 2)
+        self._due = now + self._delay
+        say(f"{self.name} ended with status {status}; starting it again in {self._delay:.1f} s")
+        self.process = None
+
+    def signal(self, number: int) -> None:
+        """Signal the process and its own children, if it runs."""
+        if self.process and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number) if number == signal.SIGTERM else os.killpg(self.process.pid, number)
+
+
+def die_with_parent() -> None:
+    """In the child: be killed when the supervisor ends, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    print(f"vecmill: {text}", file=sys.stderr, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """The flags of scripts/serve."""
+    parser = argparse.ArgumentParser(prog="scripts/serve", description="Serve embeddings on this machine.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--device", default="CPU", help="OpenVINO device of the workers (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (default: %(default)s)")
+    parser.add_argument("--frontends", type=int, default=1, help="frontend processes (default: %(default)s)")
+    parser.add_argument("--model", default="", help="model folder (default: all-MiniLM-L6-v2, fetched when missing)")
+    parser.add_argument("--model-name", default="", help="name to serve the model under (default: the folder's name)")
+    parser.add_argument("--cache", default=str(ROOT / ".cache" / "vecmill"), help="folder for models")
+    return parser.parse_args()
+
+
+def prepare(options: argparse.Namespace) -> Path:
+    """The model's folder, fetched and converted."""
+    from workers.models import ModelError, fetch_default_model, prepare_model
+
+    cache = Path(options.cache)
+    try:
+        folder = Path(options.model) if options.model else fetch_default_model(cache, say)
+        prepare_model(folder, cache, say)
+    except ModelError as error:
+        sys.exit(f"vecmill: {error}")
+    return folder
+
+
+def children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[list[Child]]:
+    """All processes in the order of their start: the broker, the workers, the frontend."""
+    frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
+    python = [sys.executable, "-m"]
+    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers]
+    worker = [*python, "workers", "--broker", workers, "--model", str(folder), "--device", options.device]
+    worker += ["--cache", options.cache, "--model-name", options.model_name]
+    frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
+    frontend += ["--processes", str(options.frontends)]
+    return [
+        [Child("broker", [*broker, "--log-level", "warning"])],
+        [Child(f"worker {number}", [*worker, "--log-level", "warning"]) for number in range(1, options.workers + 1)],
+        [Child("frontend", [*frontend, "--log-level", "warning"])],
+    ]
+
+
+def first_inference(url: str) -> tuple[str, int] | None:
+    """The model's name and its dimension when an embedding has been made, else None."""
+    try:
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
+            models = json.load(answer)["data"]
+        if not models:
+            return None
+        body = json.dumps({"model": models[0]["id"], "input": "ready?"}).encode()
+        with urllib.request.urlopen(f"{url}/v1/embeddings", body, timeout=30) as answer:
+            return models[0]["id"], len(json.load(answer)["data"][0]["embedding"])
+    except (OSError, urllib.error.URLError):
+        return None
+
+
+def announce(url: str, model: str, dimension: int, seconds: float) -> None:
+    """The URL and a curl to copy."""
+    body = json.dumps({"model": model, "input": ["hello world", "how are you"]})
+    say(f"ready after {seconds:.1f} s: {model}, {dimension} dimensions, at {url}\n")
+    print(f"curl {url}/v1/embeddings -H 'Content-Type: application/json' -d {shlex.quote(body)}\n", flush=True)
+
+
+def stop(groups: list[list[Child]]) -> None:
+    """Frontends, then workers, then the broker; a second signal kills what is left."""
+    for group in reversed(groups):
+        say(f"stopping {', '.join(child.name for child in group)}")
+        for child in group:
+            child.signal(signal.SIGTERM)
+        until = time.monotonic() + DRAIN_S
+        for child in group:
+            if child.process:
+                try:
+                    child.process.wait(max(0.0, until - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    say(f"{child.name} did not drain in {DRAIN_S:.0f} s")
+        for child in group:
+            child.signal(signal.SIGKILL)
+    say("stopped")
+
+
+def supervise(options: argparse.Namespace, groups: list[list[Child]], stopping: list[int]) -> None:
+    """Keep everything running until a signal comes."""
+    url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
+    started, ready = time.monotonic(), False
+    while not stopping:
+        for child in (child for group in groups for child in group):
+            child.keep(time.monotonic())
+        if not ready and (found := first_inference(url)):
+            ready = True
+            announce(url, *found, time.monotonic() - started)
+        signal.sigtimedwait({signal.SIGCHLD}, 1.0 if ready else 0.05)
+
+
+def main() -> None:
+    """Run until SIGINT or SIGTERM."""
+    options = arguments()
+    stopping: list[int] = []
+
+    def on_signal(number: int, _: object) -> None:
+        if stopping:
+            os._exit(130)
+        stopping.append(number)
+
+    folder = prepare(options)
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    sockets = Path(tempfile.mkdtemp(prefix="vecmill-"))
+    groups = children(options, folder, sockets)
+    try:
+        supervise(options, groups, stopping)
+    finally:
+        stop(groups)
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
