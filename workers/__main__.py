@@ -50,7 +50,7 @@ def serve(config: Config) -> None:
     name = config.model_name or model_name(folder)
     batch_tokens = max(engine.micro_batch_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))
     log.info(
-        "%s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; ready in %.1f s",
+        "%s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d, batches of %d tokens; ready in %.1f s",
         name,
         prepared.revision,
         config.device,

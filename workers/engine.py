@@ -18,7 +18,7 @@ from workers.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 #: Micro-batch sizes tried at warm-up, in padded tokens, and the length of the rows they are tried with.
-CALIBRATION_TOKENS = (256, 512, 1024, 2048, 4096)
+CALIBRATION_TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 CALIBRATION_LENGTH = 32
 #: A larger micro-batch must raise the throughput by this much to be worth its latency.
 WORTHWHILE_GAIN = 1.03
@@ -50,10 +50,6 @@ class Engine:
     def tokenise(self, texts: Sequence[str]) -> list[Ids]:
         """See `Backend`."""
         return self._tokenizer.encode(texts) if texts else []
-
-    def truncate(self, ids: Ids) -> Ids:
-        """Ids cut to the model's length as its own tokenizer cuts them."""
-        return self._tokenizer.truncate(ids)
 
     def refusal(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         """See `Backend`; the wording is OVMS's."""

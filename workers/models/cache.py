@@ -1,18 +1,22 @@
-"""Converted models on disk, by revision. An entry is there whole or not at all.
+"""Things made once and kept on disk: a converted model by its revision. An entry is there whole or not at all.
 
-`<cache>/models/<revision>/` holds the model's and the tokenizer's IR and `model.json`, which is written last and lists
-the size of each file. An entry is made in a folder beside it and renamed into place.
+`<cache>/models/<revision>/` holds the model's and the tokenizer's IR and `model.json`, which lists the size of each
+file. An entry is made in a folder beside its place and renamed. Reading takes no lock; making takes one that the
+kernel releases when its process ends, so whoever holds it may remove what killed processes left.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 MODEL, TOKENIZER, FACTS = "model.xml", "tokenizer.xml", "model.json"
+_MAKING = ".making-"
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,35 +25,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     dimension: int
     vocabulary_size: int
     pad_id: int
+    #: What converted it: another version's files may not be readable, or not be what it would make.
+    made_by: str
     #: Bytes of each file of the entry.
-    files: dict[str, int]
-
-
-def find(cache: Path, revision: str) -> Facts | None:
-    """The entry's facts; None when there is no entry, or a damaged one."""
-    entry = folder(cache, revision)
-    try:
-        facts = msgspec.json.decode((entry / FACTS).read_bytes(), type=Facts)
-        sizes = {name: (entry / name).stat().st_size for name in facts.files}
-    except (OSError, msgspec.MsgspecError):
-        return None
-    return facts if sizes == facts.files else None
-
-
-def store(cache: Path, revision: str, write: Callable[[Path], Facts]) -> None:
-    """Make an entry: `write` puts its files into the folder it is given. Two makers at once are both right."""
-    entry = folder(cache, revision)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{revision}-", dir=entry.parent) as name:
-        making = Path(name)
-        making.chmod(0o755)
-        facts = write(making)
-        sizes = {path.name: path.stat().st_size for path in making.iterdir()}
-        (making / FACTS).write_bytes(msgspec.json.encode(msgspec.structs.replace(facts, files=sizes)))
-        for path in making.iterdir():
-            _sync(path)
-        _replace(making, entry, lambda: find(cache, revision) is not None)
-        _sync(entry.parent)
+    files: dict[str, int] = {}
 
 
 def folder(cache: Path, revision: str) -> Path:
@@ -57,23 +36,59 @@ def folder(cache: Path, revision: str) -> Path:
     return cache / "models" / revision
 
 
-def _replace(making: Path, entry: Path, is_whole: Callable[[], bool]) -> None:
-    """Rename into place. A whole entry that is there already is as good; a damaged one is moved out of the way."""
-    if entry.exists() and not is_whole():
-        damaged = Path(tempfile.mkdtemp(prefix=".damaged-", dir=entry.parent))
-        os.rename(entry, damaged / "entry")
-        shutil.rmtree(damaged, ignore_errors=True)
+def find(cache: Path, revision: str, made_by: str) -> Facts | None:
+    """The entry's facts; None when there is no entry, or a damaged one, or one that something else made."""
+    entry = folder(cache, revision)
     try:
-        # The folder itself stays, empty, for TemporaryDirectory to remove.
-        finished = making / "finished"
-        finished.mkdir()
-        for path in list(making.iterdir()):
-            if path != finished:
-                os.rename(path, finished / path.name)
-        os.rename(finished, entry)
-    except OSError:
-        if not is_whole():
-            raise
+        facts = msgspec.json.decode((entry / FACTS).read_bytes(), type=Facts)
+        sizes = {name: (entry / name).stat().st_size for name in facts.files}
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return facts if sizes == facts.files and facts.made_by == made_by else None
+
+
+def store(cache: Path, revision: str, made_by: str, write: Callable[[Path], Facts]) -> Facts:
+    """Make an entry: `write` puts its files into the folder it is given. When another process makes it first, that
+    one is taken. OSError when the cache cannot be written."""
+    entry = folder(cache, revision)
+    with making(entry.parent) as made:
+        if (found := find(cache, revision, made_by)) is not None:
+            return found
+        facts = write(made)
+        sizes = {path.name: path.stat().st_size for path in made.iterdir()}
+        facts = msgspec.structs.replace(facts, made_by=made_by, files=sizes)
+        (made / FACTS).write_bytes(msgspec.json.encode(facts))
+        place(made, entry)
+    return facts
+
+
+@contextlib.contextmanager
+def making(parent: Path) -> Iterator[Path]:
+    """An empty folder in `parent` to make something in, gone at the end unless it was placed. Waits for whoever else
+    makes something there."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in parent.glob(_MAKING + "*"):
+            shutil.rmtree(left, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
+        try:
+            made.chmod(0o755)
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def place(made: Path, final: Path) -> None:
+    """Rename a folder made under `making` into place, on the disk before it is seen; what is there makes way."""
+    for path in (*made.rglob("*"), made):
+        _sync(path)
+    if final.exists():
+        replaced = Path(tempfile.mkdtemp(prefix=_MAKING, dir=final.parent))
+        os.rename(final, replaced / final.name)
+        shutil.rmtree(replaced, ignore_errors=True)
+    os.rename(made, final)
+    _sync(final.parent)
 
 
 def _sync(path: Path) -> None:

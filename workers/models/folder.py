@@ -1,4 +1,4 @@
-"""Reads a model folder as sentence-transformers and Hugging Face write it. Converts nothing.
+"""Reads a model folder as sentence-transformers and Hugging Face write it. Converts nothing, imports no OpenVINO.
 
 A folder holds `config.json`, `model.safetensors` and `tokenizer.json`; `modules.json` with the folders that it names,
 `sentence_bert_config.json` and `tokenizer_config.json` are read when they are there.
@@ -11,11 +11,16 @@ from typing import Any
 import msgspec
 
 EXPORT_HINT = "export it with: optimum-cli export openvino --task feature-extraction -m MODEL FOLDER"
-#: Pooling modes of sentence-transformers that Vecmill has, by the key that switches each on in 1_Pooling/config.json.
-_POOLING = {
-    "pooling_mode_cls_token": "CLS",
-    "pooling_mode_mean_tokens": "MEAN",
-    "pooling_mode_lasttoken": "LAST",
+#: What Vecmill calls the pooling modes of sentence-transformers that it has.
+_POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
+#: Until version 5 sentence-transformers wrote one switch for each mode; since then it writes the modes' names.
+_SWITCHES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
 }
 #: A length above this is transformers' way to say that there is no limit.
 _NO_LIMIT = 10**9
@@ -30,6 +35,7 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     config: dict[str, Any]
+    #: `model_type` of config.json, such as "bert".
     family: str
     #: CLS, MEAN or LAST.
     pooling: str
@@ -51,12 +57,8 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_folder(path: Path) -> ModelFolder:
     """Read a folder; ModelError when something that serving needs is missing or not supported."""
-    if not path.is_dir():
-        raise ModelError(f"the model folder {path} does not exist")
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (path / name).is_file():
-            raise ModelError(f"{path} has no {name}, so it is not a model folder that Vecmill reads; {EXPORT_HINT}")
-    config = _read_json(path / "config.json")
+    _check_files(path)
+    config = _read_object(path / "config.json")
     family = config.get("model_type")
     if not isinstance(family, str):
         raise ModelError(f"{path / 'config.json'} names no model_type")
@@ -71,12 +73,31 @@ def read_folder(path: Path) -> ModelFolder:
     )
 
 
+def _check_files(path: Path) -> None:
+    if not path.is_dir():
+        raise ModelError(f"the model folder {path} does not exist or is not a folder")
+    missing = [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (path / name).is_file()]
+    if missing == ["model.safetensors"] and (path / "pytorch_model.bin").is_file():
+        raise ModelError(
+            f"{path} has its weights only as pytorch_model.bin, which needs torch to be read; {EXPORT_HINT}"
+        )
+    if missing:
+        raise ModelError(
+            f"{path} has no {' and no '.join(missing)}, and Vecmill reads Hugging Face folders with config.json, "
+            f"model.safetensors and tokenizer.json; if it is a model of another form, {EXPORT_HINT}"
+        )
+
+
 def _read_json(path: Path) -> Any:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
-    if path.name != "modules.json" and not isinstance(value, dict):
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = _read_json(path)
+    if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object")
     return value
 
@@ -99,20 +120,34 @@ def _modules(path: Path) -> tuple[str, bool]:
 
 
 def _pooling(path: Path) -> str:
-    config = _read_json(path)
-    on = sorted(key for key, value in config.items() if key.startswith("pooling_mode") and value is True)
-    if len(on) != 1 or on[0] not in _POOLING:
-        raise ModelError(f"{path} asks for pooling by {' and '.join(on) or 'nothing'}; Vecmill has CLS, MEAN and LAST")
-    return _POOLING[on[0]]
+    """The one mode that a Pooling module asks for; mean when it names none, as sentence-transformers does."""
+    config = _read_object(path)
+    modes = config.get("pooling_mode") or [mode for key, mode in _SWITCHES.items() if config.get(key)] or "mean"
+    names = [modes] if isinstance(modes, str) else [str(mode) for mode in modes] if isinstance(modes, list) else []
+    if len(names) != 1 or names[0] not in _POOLING:
+        asked = " and ".join(names) or repr(modes)
+        raise ModelError(f"{path} asks for pooling by {asked}; Vecmill has one of {', '.join(_POOLING)}")
+    return _POOLING[names[0]]
 
 
 def _max_tokens(path: Path, config: dict[str, Any]) -> int:
-    """The model's own length, then the tokenizer's, never above the number of positions."""
-    lengths = [config.get("max_position_embeddings")]
+    """As sentence-transformers: its own setting, else the tokenizer's; never above the number of positions."""
+    positions = _length(path / "config.json", config, "max_position_embeddings")
+    wanted = None
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        if (path / name).is_file():
-            lengths.append(_read_json(path / name).get(key))
-    limits = [int(length) for length in lengths if isinstance(length, int | float) and 0 < length < _NO_LIMIT]
-    if not limits:
+        if wanted is None and (path / name).is_file():
+            wanted = _length(path / name, _read_object(path / name), key)
+    lengths = [length for length in (positions, wanted) if length is not None]
+    if not lengths:
         raise ModelError(f"{path / 'config.json'} has no max_position_embeddings, so the longest input is unknown")
-    return min(limits)
+    return min(lengths)
+
+
+def _length(path: Path, values: dict[str, Any], key: str) -> int | None:
+    """A number of tokens; None when it is absent or says that there is no limit."""
+    value = values.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+        raise ModelError(f"{path}: {key} is {value!r}, which is not a number of tokens")
+    return int(value) if value < _NO_LIMIT else None

@@ -1,7 +1,7 @@
 """tokenizer.json to OpenVINO tokenizer IR. Imports transformers, which takes a second: only for a model's first use.
 
-The IR takes texts and how many tokens each may have at most beside the special ones, and gives ids without padding:
-`begins` and `ends` [texts] say where each text's ids are in `ids`.
+The IR takes texts and gives their ids, neither truncated nor padded: `begins` and `ends` [texts] say where each
+text's ids are in `ids`.
 """
 
 import os
@@ -25,7 +25,7 @@ def convert_tokenizer(folder: ModelFolder) -> ov.Model:
         from transformers import PreTrainedTokenizerFast
 
         try:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder.tokenizer))
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder.tokenizer))  # type: ignore[no-untyped-call]
             converted = openvino_tokenizers.convert_tokenizer(tokenizer)
         except Exception as error:  # a library's many kinds of refusal, all of which are about this one file
             raise ModelError(f"{folder.tokenizer} cannot be converted: {error}") from error
@@ -33,18 +33,18 @@ def convert_tokenizer(folder: ModelFolder) -> ov.Model:
 
 
 def _ragged(converted: ov.Model, folder: ModelFolder) -> ov.Model:
-    """Take the ids where they are still ragged, and let the caller say where to truncate."""
+    """Take the ids where they are still ragged, and never truncate."""
     by_type: dict[str, list[Any]] = {}
     for node in converted.get_ordered_ops():
         by_type.setdefault(node.get_type_name(), []).append(node)
     combined, truncations = by_type.get("CombineSegments", []), by_type.get("Truncate", [])
-    if len(combined) != 1 or len(truncations) != 1:
+    if len(combined) != 1 or len(truncations) > 1:
         raise ModelError(f"{folder.tokenizer} is converted to a graph of an unknown shape")
-    limit = op.parameter([], np.int32, name="max_length")
-    truncations[0].input(3).replace_source_output(limit.output(0))
+    for truncation in truncations:
+        truncation.input(3).replace_source_output(op.constant(np.int32(2**31 - 1)).output(0))
     results = []
     for name, number in (("begins", 0), ("ends", 1), ("ids", 2)):
         result = op.result(combined[0].output(number))
         result.output(0).set_names({name})
         results.append(result)
-    return ov.Model(results, [*converted.get_parameters(), limit], "tokenizer")
+    return ov.Model(results, converted.get_parameters(), "tokenizer")

@@ -1,0 +1,54 @@
+# One image for all processes: `python -m broker`, `python -m workers`, `python -m frontend`.
+# Targets: `cpu` (the default), and `intel` with user-space drivers for Intel GPUs and NPUs (see docs/docker.md).
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS packages
+# Another package index, when this machine has one; these stay out of the final image.
+ARG PIP_INDEX_URL=
+ARG PIP_EXTRA_INDEX_URL=
+RUN python -m venv /opt/venv
+COPY scripts/requirements.txt /tmp/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/venv/bin/pip install --disable-pip-version-check --require-hashes --only-binary :all: \
+    --requirement /tmp/requirements.txt
+
+FROM ${BASE_IMAGE} AS runtime
+LABEL org.opencontainers.image.title="Vecmill" org.opencontainers.image.licenses="Apache-2.0"
+RUN groupadd --gid 10001 vecmill \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin vecmill \
+    # A new volume takes over the owner of the folder it is mounted on.
+    && install --directory --owner vecmill --group vecmill --mode 0700 /keys/broker /keys/worker /keys/frontend /cache \
+    && install --directory /model
+COPY --from=packages /opt/venv /opt/venv
+# Below the packages, so that a change of the code does not install them again.
+WORKDIR /opt/vecmill
+COPY broker broker
+COPY workers workers
+COPY frontend frontend
+# The user below cannot write bytecode here.
+RUN /opt/venv/bin/python -m compileall -q .
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    VECMILL_BROKER_HEALTH_FILE=/tmp/health \
+    VECMILL_WORKER_HEALTH_FILE=/tmp/health \
+    VECMILL_WORKER_CACHE=/cache \
+    VECMILL_FRONTEND_HOST=0.0.0.0
+USER vecmill
+STOPSIGNAL SIGTERM
+# Brokers and workers touch their file every second while they do their work; compose.yaml has the frontend's check.
+HEALTHCHECK --interval=5s --timeout=5s --start-period=120s --retries=3 \
+    CMD find /tmp/health -newermt "-15 seconds" | grep -q .
+
+FROM runtime AS intel
+USER root
+# Debian's GPU driver, and the .deb files of the folder drivers/, if there is one, beside it or in its place. The
+# requirements are copied too because a COPY of nothing is an error.
+COPY scripts/requirements.txt drivers* /tmp/drivers/
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ocl-icd-libopencl1 intel-opencl-icd \
+       $(find /tmp/drivers -name '*.deb') \
+    && rm -rf /var/lib/apt/lists/* /tmp/drivers
+USER vecmill
+
+FROM runtime AS cpu

@@ -1,0 +1,78 @@
+"""The frontend's table of unanswered requests."""
+
+import numpy as np
+import pytest
+
+from broker import protocol as wire
+from broker.errors import ErrorCode
+from broker.protocol import Kind, Lane
+from frontend.pending import Pending, Table
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+def add(table: Table, *inputs: bytes) -> Pending:
+    return table.add("m", Kind.TEXT, inputs, lane=Lane.INTERACTIVE, client="", deadline=10.0)
+
+
+def answers(*rows: tuple[int, int, float], tokens: int = 3) -> tuple[wire.Answers, bytes]:
+    """Answers of one value a row: (request, position, value)."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    message = wire.Answers(
+        wire.pack_u64(int(one) for one in columns[0]),
+        wire.pack_u32(int(one) for one in columns[1]),
+        wire.pack_u32([tokens] * len(rows)),
+        1,
+        5,
+        6,
+    )
+    return message, np.array(columns[2], "<f4").tobytes()
+
+
+def values(pending: Pending) -> list[float]:
+    return [float(np.frombuffer(row, "<f4")[0]) for row in pending.rows]
+
+
+def test_rows_of_several_messages_find_their_places(table: Table) -> None:
+    one, two = add(table, b"a", b"b"), add(table, b"c")
+    assert table.answered(*answers((one.number, 1, 1.5), (two.number, 0, 2.5))) == [two]
+    assert table.answered(*answers((one.number, 0, 3.5))) == [one]
+    assert (values(one), values(two)) == ([3.5, 1.5], [2.5])
+    assert (one.tokens, two.tokens) == (6, 3)
+
+
+def test_second_answer_and_foreign_answers_are_dropped(table: Table) -> None:
+    one = add(table, b"a", b"b")
+    assert (
+        table.answered(*answers((one.number, 0, 1.0), (one.number, 0, 9.0), (one.number, 7, 9.0), (99, 0, 9.0))) == []
+    )
+    assert one.missing == 1
+    assert float(np.frombuffer(one.rows[0], "<f4")[0]) == 1.0
+
+
+def test_first_failure_ends_a_request(table: Table) -> None:
+    one = add(table, b"a", b"b")
+    first = wire.Failure(one.number, 1, ErrorCode.TOO_LONG, "long")
+    assert table.failed(
+        [first, wire.Failure(one.number, 0, ErrorCode.TOO_LONG, "also"), wire.Failure(99, 0, ErrorCode.TOO_LONG, "")]
+    ) == [one]
+    assert one.failure is first
+    assert table.answered(*answers((one.number, 0, 1.0))) == []
+
+
+def test_unanswered_requests_are_what_a_new_broker_needs(table: Table) -> None:
+    one, two, three = add(table, b"a"), add(table, b"b"), add(table, b"c")
+    table.answered(*answers((two.number, 0, 1.0)))
+    assert table.unanswered() == [one, three]
+    table.remove(one)
+    assert table.unanswered() == [three]
+    assert len(table) == 2
+
+
+def test_submission_says_how_its_frame_is_cut(table: Table) -> None:
+    one = add(table, b"ab", b"", b"c")
+    assert one.frame == b"abc"
+    assert list(wire.unpack_u32(one.submission.lengths)) == [2, 0, 1]

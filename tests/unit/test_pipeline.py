@@ -1,0 +1,79 @@
+"""Cutting batches into micro-batches, and the threads that run them."""
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import protocol as wire
+from broker.errors import ErrorCode
+from tests.fake_worker import FakeBackend, vector
+from workers.pipeline import Pipeline, Work, cut
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000), st.integers(1, 4))
+def test_cuts_hold_every_row_once_within_the_budget(lengths: list[int], budget: int, streams: int) -> None:
+    cuts = cut(lengths, budget, streams)
+    assert sorted(row for rows in cuts for row in rows) == list(range(len(lengths)))
+    for rows in cuts:
+        padded = max(lengths[row] for row in rows) * len(rows)
+        assert padded <= budget or len(rows) == 1
+
+
+def test_similar_lengths_go_together_and_the_longest_first() -> None:
+    assert cut([3, 50, 4, 49], 100, 1) == [[1, 3], [2, 0]]
+
+
+def test_few_rows_are_spread_over_the_streams() -> None:
+    assert [len(rows) for rows in cut([10] * 8, 1000, 2)] == [4, 4]
+
+
+def batch(*texts: str) -> Work:
+    payloads = [text.encode() for text in texts]
+    lengths = wire.pack_u32(map(len, payloads))
+    return Work(wire.Batch(1, 1, "fake", bytes(len(texts)), lengths), b"".join(payloads))
+
+
+def run(work: Work) -> Work:
+    """The batch through a pipeline of its own."""
+    woken = threading.Event()
+    pipeline = Pipeline(FakeBackend(), woken.set)
+    pipeline.start()
+    pipeline.submit(work)
+    assert woken.wait(10)
+    pipeline.stop()
+    return pipeline.finished.popleft()
+
+
+def test_vectors_stand_in_the_order_of_the_jobs() -> None:
+    texts = ["bb", "a", "cccc", "", "ddd"]
+    work = run(batch(*texts))
+    assert not work.error
+    assert work.tokens == [2, 1, 4, 1, 3]
+    assert [row.tolist() for row in work.vectors] == [vector(text or "\0").tolist() for text in texts]
+
+
+def test_refused_job_has_no_row_and_its_neighbours_do() -> None:
+    work = run(batch("a", "x" * 65, "b"))
+    (failure,) = work.failures
+    assert (failure.position, failure.code) == (1, ErrorCode.TOO_LONG)
+    assert failure.text == "Input length 65 longer than allowed 64"
+    assert [row.tolist() for row in work.vectors] == [vector("a").tolist(), vector("b").tolist()]
+
+
+def test_batch_of_refused_jobs_only_is_finished() -> None:
+    work = run(batch("x" * 65))
+    assert len(work.failures) == 1
+    assert work.vectors.shape[0] == 0
+
+
+@pytest.mark.parametrize("work", [batch("a", "raise"), Work(wire.Batch(1, 1, "m", b"\0", wire.pack_u32([1])), b"\xff")])
+def test_exception_fails_the_batch_and_not_the_thread(work: Work) -> None:
+    assert run(work).error
+
+
+def test_token_ids_are_taken_as_they_are() -> None:
+    ids = wire.pack_u32([104, 105])
+    work = run(Work(wire.Batch(1, 1, "fake", bytes([1]), wire.pack_u32([len(ids)])), ids))
+    assert work.vectors[0].tolist() == vector("hi").tolist()

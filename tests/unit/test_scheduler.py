@@ -1,0 +1,493 @@
+"""The pure scheduler: messages and time in, messages out. Every step checks all invariants (see tests/core.py)."""
+
+import pytest
+
+from broker import protocol as wire
+from broker.errors import ErrorCode, LocalProtocolError
+from broker.protocol import ModelInfo
+from broker.scheduler import Limits
+from tests.core import DIMENSION, Core, vector
+
+
+@pytest.fixture
+def core() -> Core:
+    """One frontend and one worker, connected."""
+    core = Core()
+    core.frontend()
+    core.worker()
+    return core
+
+
+# --- batching --------------------------------------------------------------------------------------------------------
+
+
+def test_idle_worker_gets_work_at_once(core: Core) -> None:
+    core.submit(1, ["a"])
+    assert core.batches() == [(b"W1", 1, ["a"])]
+
+
+def test_jobs_gather_across_requests_while_all_workers_are_busy(core: Core) -> None:
+    core.frontend(b"F2")
+    core.submit(1, ["a"])
+    (first,) = core.batches()
+    core.submit(2, ["b"])
+    core.submit(1, ["c", "d"], b"F2")
+    assert core.batches() == []
+    core.answer(first)
+    assert core.batches() == [(b"W1", 2, ["b", "c", "d"])]
+
+
+def test_each_frontend_gets_its_own_rows_in_one_message_a_batch(core: Core) -> None:
+    core.frontend(b"F2")
+    core.submit(9, ["x"])
+    (first,) = core.batches()
+    core.submit(1, ["a"], b"F2")
+    core.submit(1, ["b"])
+    core.submit(2, ["c", "d"], b"F2")
+    core.answer(first)
+    assert core.answers() == {(9, 0): vector("x")}
+    core.answer(*core.batches())
+    assert core.answers(b"F1") == {(1, 0): vector("b")}
+    assert len([one for one in core.sent if one.peer == b"F2" and isinstance(one.message, wire.Answers)]) == 1
+    assert core.answers(b"F2") == {(1, 0): vector("a"), (2, 0): vector("c"), (2, 1): vector("d")}
+
+
+def test_batch_is_bounded_by_the_workers_budget() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=20)
+    core.submit(1, ["x" * 30] * 5)  # 11 tokens each by the estimate
+    assert [len(texts) for _, _, texts in core.batches()] == [1, 1]
+
+
+def test_job_above_the_budget_runs_alone() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=5)
+    core.submit(1, ["x" * 1000, "y" * 1000])
+    assert [texts for _, _, texts in core.batches()] == [["x" * 1000], ["y" * 1000]]
+
+
+def test_idle_workers_share_a_request(core: Core) -> None:
+    core.worker(b"W2")
+    core.submit(1, ["a", "b", "c", "d"])
+    assert sorted(texts for _, _, texts in core.batches()) == [["a", "b"], ["c", "d"]]
+
+
+def test_busy_worker_gets_a_second_batch_only_when_it_is_full() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=20)
+    core.submit(1, ["a"])
+    core.batches()
+    core.submit(2, ["b"])
+    assert core.batches() == []
+    core.submit(3, ["x" * 60])
+    assert core.batches() == [(b"W1", 2, ["b"])]
+    core.submit(4, ["x" * 60])
+    assert core.batches() == []
+
+
+def test_no_batch_without_credit() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=0)
+    core.submit(1, ["a"])
+    assert core.batches() == []
+    core.handle(b"W1", wire.WorkerHeartbeat(credit=1, seen=0))
+    assert core.batches() == [(b"W1", 1, ["a"])]
+
+
+def test_credit_is_absolute_so_repeating_it_grants_nothing(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.batches()
+    for _ in range(3):
+        core.handle(b"W1", wire.WorkerHeartbeat(credit=1, seen=1))
+    core.submit(2, ["x" * 9000])
+    assert len(core.batches()) == 1
+    core.handle(b"W1", wire.WorkerHeartbeat(credit=1, seen=1))
+    core.submit(3, ["x" * 9000])
+    assert core.batches() == []
+
+
+def test_lengths_are_learned_from_results(core: Core) -> None:
+    before = core.scheduler.models["m"].estimate(1000)
+    for request in range(50):
+        core.submit(request, ["a" * 98])
+        core.answer(*core.batches())
+    assert core.scheduler.models["m"].estimate(1000) > 2 * before
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_model_is_refused(core: Core) -> None:
+    core.submit(1, ["a"], model="other")
+    assert core.failures() == [(1, -1, ErrorCode.UNKNOWN_MODEL)]
+
+
+def test_request_without_input_is_refused(core: Core) -> None:
+    core.submit(1, [])
+    assert core.failures() == [(1, -1, ErrorCode.INVALID_INPUT)]
+
+
+def test_token_ids_of_odd_size_are_refused(core: Core) -> None:
+    submission = wire.Submission(1, "m", wire.Lane.BULK, "", 1000, wire.Kind.TOKENS, wire.pack_u32([6]))
+    core.handle(b"F1", wire.Submit([submission]), b"123456")
+    assert core.failures() == [(1, -1, ErrorCode.INVALID_INPUT)]
+
+
+@pytest.mark.parametrize("limits", [Limits(max_jobs=2), Limits(max_bytes=5)])
+def test_request_above_the_bounds_is_refused_whole(limits: Limits) -> None:
+    core = Core(limits)
+    core.frontend()
+    core.worker()
+    core.submit(1, ["aa", "bb", "cc"])
+    assert core.failures() == [(1, -1, ErrorCode.OVERLOADED)]
+    assert core.scheduler.ledger.jobs == 0
+    core.submit(2, ["aa", "bb"])
+    assert core.failures() == []
+
+
+def test_draining_broker_refuses_and_still_answers(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.scheduler.drain()
+    core.submit(2, ["b"])
+    assert core.failures() == [(2, -1, ErrorCode.DRAINING)]
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_repeated_submission_is_ignored(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.submit(1, ["a"])
+    (batch,) = core.batches()
+    core.answer(batch)
+    assert core.batches() == []
+    assert core.answers() == {(1, 0): vector("a")}
+    assert core.scheduler.counters["duplicate_requests"] == 1
+
+
+def test_job_that_the_worker_refuses_fails_alone(core: Core) -> None:
+    core.submit(1, ["a", "long", "c"])
+    core.answer(*core.batches(), failures=[wire.JobFailure(1, ErrorCode.TOO_LONG, "too long")])
+    assert core.failures() == [(1, 1, ErrorCode.TOO_LONG)]
+    assert core.answers() == {(1, 0): vector("a"), (1, 2): vector("c")}
+
+
+# --- deadlines and cancellation --------------------------------------------------------------------------------------
+
+
+def test_expired_job_is_never_dispatched(core: Core) -> None:
+    core.submit(1, ["a"])
+    (first,) = core.batches()
+    core.submit(2, ["b"], budget_ms=500)
+    assert core.scheduler.next_deadline() == pytest.approx(core.now + 0.5)
+    core.tick(0.5)
+    assert core.failures() == [(2, -1, ErrorCode.DEADLINE)]
+    core.answer(first)
+    assert core.batches() == []
+
+
+def test_deadline_of_a_leased_job_drops_its_row(core: Core) -> None:
+    core.submit(1, ["a"], budget_ms=500)
+    (batch,) = core.batches()
+    core.tick(0.5)
+    assert core.failures() == [(1, -1, ErrorCode.DEADLINE)]
+    core.answer(batch)
+    assert core.answers() == {}
+
+
+def test_cancelled_queued_job_is_never_dispatched(core: Core) -> None:
+    core.submit(1, ["a"])
+    (first,) = core.batches()
+    core.submit(2, ["b"])
+    core.submit(3, ["c"])
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([2, 99])))
+    core.answer(first)
+    assert core.batches() == [(b"W1", 2, ["c"])]
+
+
+def test_cancelled_running_jobs_rows_are_dropped_and_neighbours_get_theirs(core: Core) -> None:
+    core.submit(9, ["x"])
+    (first,) = core.batches()
+    core.submit(1, ["a"])
+    core.submit(2, ["b"])
+    core.submit(3, ["c"])
+    core.answer(first)
+    (batch,) = core.batches()
+    core.answers()
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([2])))
+    core.answer(batch)
+    assert core.answers() == {(1, 0): vector("a"), (3, 0): vector("c")}
+
+
+def test_jobs_of_a_lost_frontend_are_dropped(core: Core) -> None:
+    core.frontend(b"F2")
+    core.submit(1, ["a"])
+    (first,) = core.batches()
+    core.submit(1, ["b"], b"F2")
+    core.submit(2, ["c"])
+    core.lost(b"F2")
+    core.answer(first)
+    assert core.batches() == [(b"W1", 2, ["c"])]
+
+
+def test_silent_frontend_is_dropped(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.tick(3.5)
+    assert core.scheduler.ledger.jobs == 0
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.take(wire.Who, b"F1")
+
+
+def test_frontend_on_a_new_connection_is_still_owed_its_answers(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.frontend(b"F2", uuid=b"F1")
+    core.submit(1, ["a"], b"F2")
+    core.answer(*core.batches())
+    assert core.answers(b"F2") == {(1, 0): vector("a")}
+
+
+# --- workers leave and die -------------------------------------------------------------------------------------------
+
+
+def test_dead_workers_batch_goes_to_another(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.batches()
+    core.worker(b"W2")
+    core.lost(b"W1")
+    (batch,) = core.batches()
+    assert batch[0] == b"W2"
+    core.answer(batch)
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_jobs_that_saw_a_worker_die_run_alone_and_the_culprit_is_poison(core: Core) -> None:
+    core.submit(1, ["good", "bad", "fine"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2", credit=1)
+    (good,) = core.batches()
+    assert good[2] == ["good"]
+    core.answer(good, credit=1)
+    (bad,) = core.batches()
+    assert bad[2] == ["bad"]
+    core.lost(b"W2")
+    assert core.failures() == [(1, 1, ErrorCode.POISON)]
+    core.worker(b"W3")
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
+
+
+def test_only_the_running_batch_is_blamed() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=10)
+    core.submit(1, ["running"])
+    core.submit(2, ["x" * 30])
+    assert len(core.batches()) == 2
+    core.lost(b"W1")
+    waiting = core.scheduler.models["m"].queue.waiting()
+    assert [(job.request, job.crashes) for job in waiting] == [(1, 1), (2, 0)]
+
+
+def test_requeued_jobs_keep_their_place_at_the_head() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=10)
+    for request in range(4):
+        core.submit(request, ["x" * 30])
+    assert len(core.batches()) == 2
+    core.handle(b"W1", wire.WorkerGoodbye())
+    assert [job.request for job in core.scheduler.models["m"].queue.waiting()] == [0, 1, 2, 3]
+
+
+def test_leaving_worker_blames_nobody(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    core.batches()
+    core.handle(b"W1", wire.WorkerGoodbye())
+    core.worker(b"W2")
+    assert core.batches() == [(b"W2", 2, ["a", "b"])]
+
+
+def test_draining_worker_gets_nothing_new_and_its_unstarted_batch_goes_elsewhere() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=10)
+    core.submit(1, ["x" * 30])
+    core.submit(2, ["y" * 30])
+    running, unstarted = core.batches()
+    core.handle(b"W1", wire.WorkerDrain(wire.pack_u64([unstarted[1]])))
+    core.submit(3, ["z"])
+    assert core.batches() == []
+    core.answer(running)
+    core.worker(b"W2")
+    assert core.batches() == [(b"W2", 3, ["y" * 30, "z"])]
+
+
+def test_silent_worker_is_evicted(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.batches()
+    core.now += 3.0
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    core.tick(0.5)
+    assert core.take(wire.Goodbye, b"W1")
+    core.worker(b"W2")
+    assert core.batches() == [(b"W2", 2, ["a"])]
+
+
+def test_heartbeats_keep_a_worker_until_its_lease_ends() -> None:
+    core = Core(Limits(lease_s=10, liveness_s=3))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"], budget_ms=60_000)
+    core.batches()
+    for _ in range(9):
+        core.tick(1)
+        core.handle(b"W1", wire.WorkerHeartbeat(1, 1))
+        core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.take(wire.Goodbye) == []
+    core.tick(1)
+    ((_, goodbye, _),) = core.take(wire.Goodbye)
+    assert goodbye.text == "lease expired"
+
+
+def test_failed_batch_runs_again_job_by_job_and_only_the_culprit_fails(core: Core) -> None:
+    core.submit(1, ["good", "bad", "fine"])
+    core.fail(*core.batches())
+    for _ in range(3):
+        (batch,) = core.batches()
+        assert len(batch[2]) == 1
+        core.fail(batch) if batch[2] == ["bad"] else core.answer(batch)
+    assert core.failures() == [(1, 1, ErrorCode.DEVICE)]
+    assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
+    assert core.batches() == []
+
+
+def test_result_of_another_shape_is_not_served(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    ((peer, number, _),) = core.batches()
+    core.answer((peer, number, ["a"]))
+    assert core.answers() == {}
+    assert core.take(wire.Goodbye, b"W1")
+    core.worker(b"W2")
+    assert len(core.batches()) == 1
+
+
+@pytest.mark.parametrize("epoch", [7, 8])
+def test_late_answers_are_counted_and_ignored(core: Core, epoch: int) -> None:
+    core.submit(1, ["a"])
+    (batch,) = core.batches()
+    if epoch == 7:
+        core.answer(batch)
+        assert len(core.answers()) == 1
+    core.answer(batch, epoch=epoch)
+    core.handle(b"W1", wire.BatchError(epoch, 99, ErrorCode.DEVICE, "", 2, 1))
+    assert core.answers() == {}
+    assert core.failures() == []
+    assert core.scheduler.counters["late_answers"] == 2
+
+
+def test_worker_that_says_hello_again_on_its_connection_keeps_serving(core: Core) -> None:
+    core.submit(1, ["a"])
+    (first,) = core.batches()
+    core.worker()
+    (again,) = core.batches()
+    core.answer(first)
+    assert core.answers() == {}
+    core.answer(again)
+    assert core.answers() == {(1, 0): vector("a")}
+    assert core.take(wire.Goodbye) == []
+
+
+def test_worker_on_a_new_connection_replaces_its_old_one(core: Core) -> None:
+    core.worker(b"W2", uuid=b"W1")
+    assert list(core.scheduler.pool.workers) == [b"W2"]
+    assert core.take(wire.Goodbye, b"W1")
+
+
+# --- no worker -------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_wait_for_a_worker_to_come_back(core: Core) -> None:
+    core.lost(b"W1")
+    core.submit(1, ["a"], budget_ms=60_000)
+    core.worker(b"W2")
+    assert core.batches() == [(b"W2", 1, ["a"])]
+
+
+def test_without_a_worker_for_longer_than_the_grace_requests_fail() -> None:
+    core = Core(Limits(worker_grace_s=2))
+    core.frontend()
+    core.worker()
+    core.lost(b"W1")
+    core.submit(1, ["a", "b"], budget_ms=60_000)
+    assert core.scheduler.next_deadline() == core.now + 2
+    core.tick(2)
+    assert core.failures() == [(1, -1, ErrorCode.NO_WORKER)]
+    core.submit(2, ["c"])
+    assert core.failures() == [(2, -1, ErrorCode.NO_WORKER)]
+
+
+# --- peers -----------------------------------------------------------------------------------------------------------
+
+
+def test_frontend_is_told_of_models_as_they_come_and_go() -> None:
+    core = Core()
+    core.frontend()
+    core.worker()
+    core.worker(b"W2")
+    core.lost(b"W1")
+    core.lost(b"W2")
+    seen = [[model.workers for model in message.models] for _, message, _ in core.take(wire.Models, b"F1")]
+    assert seen == [[], [1], [2], [1], [0]]
+
+
+def test_second_revision_of_a_model_is_refused_while_the_first_is_served(core: Core) -> None:
+    core.worker(b"W2", revision="other")
+    ((_, goodbye, _),) = core.take(wire.Goodbye, b"W2")
+    assert goodbye.code == ErrorCode.REVISION_CONFLICT
+    core.lost(b"W1")
+    core.worker(b"W2", revision="other")
+    assert core.scheduler.models["m"].info == ModelInfo("m", "other", DIMENSION, 100)
+
+
+@pytest.mark.parametrize("versions", [(0, 0), (2, 9)])
+def test_peer_without_a_common_protocol_version_is_refused(core: Core, versions: tuple[int, int]) -> None:
+    core.handle(b"F9", wire.FrontendHello(*versions, "test", b"." * 16, 1, "host", 1))
+    core.handle(b"W9", wire.WorkerHello(*versions, "test", b"." * 16, 1, "host", 1, "CPU", [], 1, 1))
+    codes = [(peer, goodbye.code) for peer, goodbye, _ in core.take(wire.Goodbye)]
+    assert codes == [(b"F9", ErrorCode.PROTOCOL), (b"W9", ErrorCode.PROTOCOL)]
+    assert b"W9" not in core.scheduler.pool.workers
+
+
+def test_stranger_is_asked_who_it_is_and_leaves_no_state(core: Core) -> None:
+    core.handle(b"W9", wire.WorkerHeartbeat(2, 0))
+    core.submit(1, ["a"], b"F9")
+    assert [peer for peer, _, _ in core.take(wire.Who)] == [b"W9", b"F9"]
+    assert core.scheduler.ledger.jobs == 0
+
+
+def test_heartbeats_are_answered(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.answer(*core.batches())
+    core.handle(b"W1", wire.WorkerHeartbeat(2, 1))
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.take(wire.Heartbeat, b"W1")
+    ((_, stats, _),) = core.take(wire.Stats, b"F1")
+    assert stats.counters["jobs_answered"] == 1
+    assert [(one.name, one.answered_jobs) for one in stats.workers] == [("host/1", 1)]
+
+
+def test_goodbye_of_a_frontend_cancels_what_it_is_owed(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.handle(b"F1", wire.FrontendGoodbye())
+    assert core.scheduler.ledger.jobs == 0
+    assert core.scheduler.counters["jobs_cancelled"] == 1
+
+
+def test_broken_invariant_is_loud(core: Core) -> None:
+    core.scheduler.ledger.jobs += 1
+    with pytest.raises(LocalProtocolError, match="number of open jobs"):
+        core.scheduler.check()

@@ -1,0 +1,114 @@
+"""Requests and answers of the embeddings path, without a server."""
+
+import base64
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.errors import ErrorCode
+from broker.protocol import Kind, pack_u32
+from frontend.errors import ApiError, from_failure
+from frontend.schemas import parse_embeddings, render_embeddings
+
+BAD = [
+    (b"", "Cannot parse JSON body"),
+    (b"{", "Cannot parse JSON body"),
+    (b'{"model": "m", "input": "\xff"}', "Cannot parse JSON body"),
+    (b'{"model": "m", "input": "\\ud800"}', "Cannot parse JSON body"),
+    (b'{"a":' * 5000 + b"1" + b"}" * 5000, "JSON body exceeds maximum nesting depth"),
+    (b"[1]", "JSON body must be an object"),
+    (b'{"input": "a"}', "model field is missing in JSON body"),
+    (b'{"model": 1, "input": "a"}', "model field is not a string"),
+    (b'{"model": "m"}', "input field is required"),
+    (b'{"model": "m", "input": null}', "input field is required"),
+    (b'{"model": "m", "input": []}', "input array should not be empty"),
+    (b'{"model": "m", "input": 1}', "input should be string, array of strings or array of integers"),
+    (b'{"model": "m", "input": {"a": 1}}', "input should be string, array of strings or array of integers"),
+    (b'{"model": "m", "input": ["a", 1]}', "input must be homogeneous"),
+    (b'{"model": "m", "input": [[1], "a"]}', "input must be homogeneous"),
+    (b'{"model": "m", "input": [1.5]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": [true]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": [null]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": [[]]}', "inner arrays in input should not be empty"),
+    (b'{"model": "m", "input": [["a"]]}', "input must be either array of strings or array of array of integers"),
+    (b'{"model": "m", "input": [-1]}', "token ids must be between 0 and 2147483647"),
+    (b'{"model": "m", "input": [2147483648]}', "token ids must be between 0 and 2147483647"),
+    (b'{"model": "m", "input": "a", "encoding_format": 1}', "encoding_format should be string"),
+    (b'{"model": "m", "input": "a", "encoding_format": "hex"}', "encoding_format should either base64 or float"),
+    (b'{"model": "m", "input": ["a", "b", "c", "d"]}', "input array has 4 elements, at most 3 are allowed"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), BAD, ids=range(len(BAD)))
+def test_bad_request_is_refused_with_its_reason(body: bytes, message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_embeddings(body, max_inputs=3)
+    assert caught.value.status == 400
+    assert message in str(caught.value)
+    assert set(msgspec.json.decode(caught.value.body())["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "inputs"),
+    [
+        ("text", Kind.TEXT, [b"text"]),
+        ("", Kind.TEXT, [b""]),
+        ("null\0inside", Kind.TEXT, [b"null\0inside"]),
+        (["a", "é"], Kind.TEXT, [b"a", "é".encode()]),
+        ([1, 2], Kind.TOKENS, [pack_u32([1, 2])]),
+        ([[1], [2, 3]], Kind.TOKENS, [pack_u32([1]), pack_u32([2, 3])]),
+    ],
+)
+def test_inputs_are_taken(value: object, kind: Kind, inputs: list[bytes]) -> None:
+    request = parse_embeddings(msgspec.json.encode({"model": "m", "input": value}), max_inputs=3)
+    assert (request.kind, request.inputs, request.base64) == (kind, inputs, False)
+
+
+def test_null_is_as_if_absent_and_unknown_fields_are_ignored() -> None:
+    body = {"model": "m", "input": "a", "encoding_format": None, "user": None, "dimensions": None, "new": {"x": 1}}
+    assert not parse_embeddings(msgspec.json.encode(body), 3).base64
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_floats_are_the_shortest_text_that_reads_back_to_the_same_float32(values: list[float]) -> None:
+    row = np.array(values, "<f4")
+    body = render_embeddings("m", [memoryview(row.tobytes())], 1, as_base64=False)
+    texts = body.split(b'"embedding":[')[1].split(b"]")[0].decode().split(",")
+    assert np.array([np.float32(text) for text in texts]).tobytes() == row.tobytes()
+    for text, value in zip(texts, row, strict=True):
+        shortest = np.format_float_scientific(value, unique=True, trim="-")
+        assert len(digits(text)) <= len(digits(shortest))
+
+
+def digits(number: str) -> str:
+    """The significant digits of a printed number."""
+    return number.lower().split("e")[0].lstrip("-").replace(".", "").strip("0")
+
+
+def test_answer_has_openais_shape() -> None:
+    rows = [memoryview(np.array(row, "<f4").tobytes()) for row in ([1, 0.1], [2, 0.5])]
+    assert render_embeddings("m", rows, 9, as_base64=False) == (
+        b'{"object":"list","data":[{"object":"embedding","embedding":[1.0,0.1],"index":0},'
+        b'{"object":"embedding","embedding":[2.0,0.5],"index":1}],"model":"m",'
+        b'"usage":{"prompt_tokens":9,"total_tokens":9}}'
+    )
+
+
+def test_base64_is_little_endian_float32() -> None:
+    row = np.array([1.5, -2], "<f4").tobytes()
+    answer = msgspec.json.decode(render_embeddings("m", [memoryview(row)], 1, as_base64=True))
+    assert base64.b64decode(answer["data"][0]["embedding"]) == row
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_every_code_has_a_status(code: ErrorCode) -> None:
+    error = from_failure(code, "text", retry_after_ms=1)
+    assert error.status in (400, 404, 422, 500, 503, 504)
+    assert error.headers() == {"Retry-After": "1"}
+
+
+def test_retry_after_is_what_clients_still_wait_for() -> None:
+    assert from_failure(ErrorCode.OVERLOADED, "", retry_after_ms=10**7).headers() == {"Retry-After": "120"}
