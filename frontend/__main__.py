@@ -1,16 +1,16 @@
-"""`python -m frontend`: read the configuration, set up logging, run Sanic."""
+"""`python -m frontend`: read the configuration, run Sanic."""
 
 import functools
-import logging
 import os
 import sys
 
 import msgspec
 from sanic import Sanic
 from sanic.worker.loader import AppLoader
+from sanic.worker.manager import WorkerManager
 
-from frontend.app import create_app
-from frontend.config import Config, load
+from frontend.app import Connection, create_app
+from frontend.config import load
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     except msgspec.ValidationError as error:
         print(f"vecmill frontend: configuration: {error}", file=sys.stderr)
         sys.exit(2)
-    loader = AppLoader(factory=functools.partial(make_app, config))
+    loader = AppLoader(factory=functools.partial(create_app, config))
     app = loader.load()
     app.prepare(
         config.host,
@@ -28,18 +28,24 @@ def main() -> None:
         workers=config.processes,
         single_process=config.processes == 1,
         motd=False,
+        protocol=Connection,
         access_log=False,
     )
     if config.processes == 1:
         Sanic.serve_single(primary=app)
     else:
+        _let_early_signals_end_the_manager()
         Sanic.serve(primary=app, app_loader=loader)
 
 
-def make_app(config: Config) -> Sanic:  # type: ignore[type-arg]
-    """The application, in whichever process needs it."""
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s frontend: %(message)s")
-    return create_app(config)
+def _let_early_signals_end_the_manager() -> None:
+    """Sanic 25.12's manager loops for ever on a SIGTERM that comes before it has seen all its processes start."""
+    all_started = WorkerManager._all_workers_ack
+
+    def started_or_stopping(manager: WorkerManager) -> bool:
+        return bool(manager._shutting_down or all_started(manager))  # type: ignore[no-untyped-call]
+
+    WorkerManager._all_workers_ack = started_or_stopping  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

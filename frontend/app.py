@@ -1,10 +1,13 @@
 """The Sanic application: settings, the broker's link over its life, and errors as OpenAI objects."""
 
+import asyncio
 import logging
+from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.response import raw
+from sanic.server.protocols.http_protocol import HttpProtocol
 
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
@@ -18,8 +21,21 @@ log = logging.getLogger(__name__)
 DRAIN_S = 30.0
 
 
+class Connection(HttpProtocol):
+    """Sanic's connection, known to its application."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)  # type: ignore[no-untyped-call]
+        self.app.ctx.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.app.ctx.connections.discard(self)
+        super().connection_lost(exc)  # type: ignore[no-untyped-call]
+
+
 def create_app(config: Config) -> Sanic:  # type: ignore[type-arg]
-    """The application of one frontend process."""
+    """The application of one frontend process, and that process's logging."""
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s frontend: %(message)s")
     app = Sanic("vecmill", configure_logging=False)
     app.config.update(
         REQUEST_MAX_SIZE=config.max_body_bytes,
@@ -32,9 +48,11 @@ def create_app(config: Config) -> Sanic:  # type: ignore[type-arg]
         MOTD=False,
     )
     app.ctx.config = config
+    app.ctx.connections = set()
     app.blueprint(openai)
     app.blueprint(operations)
     app.register_listener(_open_broker, "before_server_start")
+    app.register_listener(_drain, "before_server_stop")
     app.register_listener(_close_broker, "after_server_stop")
     app.error_handler.add(Exception, _error)
     return app
@@ -43,6 +61,25 @@ def create_app(config: Config) -> Sanic:  # type: ignore[type-arg]
 async def _open_broker(app: Sanic) -> None:  # type: ignore[type-arg]
     app.ctx.broker = BrokerClient(app.ctx.config)
     app.ctx.broker.open()
+
+
+async def _drain(app: Sanic) -> None:  # type: ignore[type-arg]
+    """Let open requests finish, and close each connection as soon as it is idle.
+
+    Sanic closes idle connections only after uvloop has seen all connections end, which a client's pool may never do.
+    """
+    app.ctx.draining = asyncio.create_task(_close_connections(app.ctx.connections))
+
+
+async def _close_connections(connections: set[Connection]) -> None:
+    until = asyncio.get_running_loop().time() + DRAIN_S
+    while connections:
+        for connection in list(connections):
+            connection.close_if_idle()
+        if asyncio.get_running_loop().time() >= until:
+            for connection in list(connections):
+                connection.abort()  # type: ignore[no-untyped-call]
+        await asyncio.sleep(0.02)
 
 
 async def _close_broker(app: Sanic) -> None:  # type: ignore[type-arg]

@@ -6,6 +6,7 @@ followed by one more look.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket as host_socket
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 MAX_DRAIN = 64
 #: How much longer than its deadline a request waits for the broker to say that it is over.
 DEADLINE_SLACK_S = 2.0
+#: How long /health waits for the broker's counts.
+STATS_WAIT_S = 1.0
 
 
 class BrokerClient:
@@ -49,12 +52,22 @@ class BrokerClient:
         self._last_heard = self._welcomed_at = time.monotonic()
         #: Set and replaced whenever the connection or the models change.
         self._changed = asyncio.Event()
+        self._stats_answered = asyncio.Event()
         self._uuid, self._incarnation = uuid.uuid4().bytes, time.time_ns()
 
     @property
     def connected(self) -> bool:
         """Whether the broker is there, as far as can be told."""
         return self._epoch is not None
+
+    async def fresh_stats(self) -> wire.Stats | None:
+        """The broker's counts as of now; the last ones when it does not answer at once, None when it is away."""
+        if self.connected:
+            answered = self._stats_answered
+            self._send(wire.FrontendHeartbeat())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(answered.wait(), STATS_WAIT_S)
+        return self.stats
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -242,6 +255,8 @@ class BrokerClient:
                 self._on_models(message)
             case wire.Stats():
                 self.stats = message
+                self._stats_answered.set()
+                self._stats_answered = asyncio.Event()
             case wire.Welcome():
                 self._on_welcome(message)
             case wire.Who():

@@ -31,7 +31,7 @@ async def ready(request: Request) -> HTTPResponse:
 async def health(request: Request) -> HTTPResponse:
     """What this frontend knows of the broker, the workers and the models; always 200 while the process lives."""
     broker: BrokerClient = request.app.ctx.broker
-    stats = broker.stats
+    stats = await broker.fresh_stats()
     state = {
         "status": "ready" if any(model.workers for model in broker.models.values()) else "not ready",
         "broker": "connected" if broker.connected else "away",

@@ -1,0 +1,250 @@
+"""What users see when processes come, go and die: the three real programs, with a fake model."""
+
+import asyncio
+import base64
+import signal
+from collections.abc import Awaitable, Callable
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.fake_worker import vector
+from tests.processes import Cluster, until
+
+
+def body(*texts: str) -> dict[str, object]:
+    return {"model": "fake", "input": list(texts), "encoding_format": "base64"}
+
+
+def right(answer: httpx.Response, texts: tuple[str, ...]) -> bool:
+    """Whether an answer has each text's own vector, in order."""
+    rows = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in answer.json()["data"]]
+    return [row.tolist() for row in rows] == [vector(text).tolist() for text in texts]
+
+
+async def load(url: str, clients: int, during: Callable[[], Awaitable[None]]) -> list[int]:
+    """Clients that ask without pause while `during` runs, and a little longer: all statuses. Vectors are checked."""
+    statuses: list[int] = []
+    over = asyncio.Event()
+
+    async def ask(client: httpx.AsyncClient, name: int) -> None:
+        number = 0
+        while not over.is_set():
+            texts = (f"{name}-{number}", f"and {name}-{number}")
+            answer = await client.post(f"{url}/v1/embeddings", json=body(*texts), timeout=60)
+            statuses.append(answer.status_code)
+            assert answer.status_code != 200 or right(answer, texts)
+            number += 1
+
+    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=clients)) as client:
+        asking = [asyncio.create_task(ask(client, name)) for name in range(clients)]
+        await during()
+        enough = len(statuses) + 4 * clients
+        while len(statuses) < enough and not any(task.done() for task in asking):
+            await asyncio.sleep(0.01)
+        over.set()
+        await asyncio.gather(*asking)
+    return statuses
+
+
+async def awaited(condition: Callable[[], object]) -> None:
+    """Wait for a condition off the event loop."""
+    await asyncio.to_thread(until, condition)
+
+
+def test_killed_workers_batch_is_answered_by_another(cluster: Cluster) -> None:
+    _, (doomed, _), _ = cluster.all(workers=2)
+
+    async def kill() -> None:
+        doomed.signal(signal.SIGKILL)
+        await awaited(lambda: cluster.health()["workers"] == 1)
+
+    statuses = asyncio.run(load(cluster.url, 8, kill))
+    assert set(statuses) == {200}
+
+
+def test_only_worker_killed_and_started_again_loses_nothing(cluster: Cluster) -> None:
+    _, (doomed,), _ = cluster.all()
+
+    async def replace() -> None:
+        doomed.signal(signal.SIGKILL)
+        await asyncio.to_thread(doomed.wait)
+        cluster.worker()
+
+    assert set(asyncio.run(load(cluster.url, 8, replace))) == {200}
+
+
+def test_killed_broker_started_again_loses_nothing(cluster: Cluster) -> None:
+    broker, _, _ = cluster.all(workers=2)
+
+    async def replace() -> None:
+        broker.signal(signal.SIGKILL)
+        await asyncio.to_thread(broker.wait)
+        cluster.broker()
+
+    assert set(asyncio.run(load(cluster.url, 8, replace))) == {200}
+
+
+def test_worker_that_joins_takes_work_at_once(cluster: Cluster) -> None:
+    cluster.all()
+
+    async def join() -> None:
+        cluster.worker()
+        await awaited(lambda: [one for one in workers(cluster) if one["answered_jobs"]][1:])
+
+    assert set(asyncio.run(load(cluster.url, 8, join))) == {200}
+
+
+def workers(cluster: Cluster) -> list[dict[str, int]]:
+    listed = cluster.health()["worker_list"]
+    assert isinstance(listed, list)
+    return listed
+
+
+def test_worker_stopped_under_load_drains(cluster: Cluster) -> None:
+    _, (leaving, _), _ = cluster.all(workers=2)
+
+    async def stop() -> None:
+        leaving.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(leaving.wait) == 0
+
+    assert set(asyncio.run(load(cluster.url, 8, stop))) == {200}
+    until(lambda: cluster.counters().get("workers_left") == 1)
+    assert cluster.counters().get("workers_evicted", 0) == 0
+
+
+def test_frozen_worker_is_evicted_and_its_batch_answered(cluster: Cluster) -> None:
+    _, (frozen,), _ = cluster.all()
+    frozen.signal(signal.SIGSTOP)
+
+    async def thaw() -> None:
+        await awaited(lambda: cluster.health()["workers"] == 0)
+        cluster.worker()
+        await awaited(lambda: cluster.health()["workers"] == 1)
+        frozen.signal(signal.SIGCONT)
+        await awaited(lambda: cluster.health()["workers"] == 2)
+
+    assert set(asyncio.run(load(cluster.url, 4, thaw))) == {200}
+
+
+def test_input_that_kills_its_worker_is_refused_and_its_neighbours_are_served(cluster: Cluster) -> None:
+    cluster.all()
+
+    async def poison() -> httpx.Response:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asked = asyncio.create_task(client.post(f"{cluster.url}/v1/embeddings", json=body("crash")))
+            for ends in (1, 2):
+                await asyncio.to_thread(cluster.programs[-1 if ends == 2 else 1].wait)
+                cluster.worker()
+            return await asked
+
+    answers: list[httpx.Response] = []
+
+    async def run() -> None:
+        answers.append(await poison())
+
+    assert set(asyncio.run(load(cluster.url, 4, run))) == {200}
+    assert answers[0].status_code == 422
+    assert answers[0].json()["error"]["code"] == "poison_input"
+
+
+def test_input_that_raises_fails_alone(cluster: Cluster) -> None:
+    cluster.all()
+
+    async def bad() -> None:
+        async with httpx.AsyncClient() as client:
+            answer = await client.post(f"{cluster.url}/v1/embeddings", json=body("fine", "raise"), timeout=30)
+            assert answer.status_code == 500
+            assert answer.json()["error"]["message"] == "the device failed on this input"
+
+    assert set(asyncio.run(load(cluster.url, 4, bad))) == {200}
+
+
+def test_without_a_broker_requests_fail_soon_and_work_again_when_it_is_back(cluster: Cluster) -> None:
+    cluster.frontend("--broker-grace-s", "0.5")
+    until(cluster.health)
+    answer = httpx.post(f"{cluster.url}/v1/embeddings", json=body("a"), timeout=30)
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) <= 120
+    assert httpx.get(f"{cluster.url}/v2/health/ready").status_code == 503
+    assert httpx.get(f"{cluster.url}/v2/health/live").status_code == 200
+    cluster.broker()
+    cluster.worker()
+    cluster.until_workers(1)
+    assert httpx.post(f"{cluster.url}/v1/embeddings", json=body("a")).status_code == 200
+
+
+def test_client_that_goes_away_takes_its_jobs_along(cluster: Cluster) -> None:
+    cluster.all()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{cluster.url}/v1/embeddings", json=body("slow 1.5"), timeout=0.3)
+    until(lambda: cluster.counters().get("jobs_cancelled") == 1)
+    assert cluster.health()["open_jobs"] == 0
+
+
+def test_hung_inference_ends_with_its_deadline(cluster: Cluster) -> None:
+    cluster.broker()
+    cluster.worker()
+    cluster.frontend("--deadline-s", "1")
+    cluster.until_workers(1)
+    answer = httpx.post(f"{cluster.url}/v1/embeddings", json=body("hang"), timeout=30)
+    assert answer.status_code == 504
+
+
+def test_batches_form_across_clients(cluster: Cluster) -> None:
+    cluster.all()
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=65)) as client:
+            first = asyncio.create_task(client.post(f"{cluster.url}/v1/embeddings", json=body("slow 1")))
+            await awaited(lambda: cluster.health()["open_jobs"] == 1)
+            rest = [
+                asyncio.create_task(client.post(f"{cluster.url}/v1/embeddings", json=body(f"text {one}")))
+                for one in range(64)
+            ]
+            return [await first, *await asyncio.gather(*rest)]
+
+    assert {answer.status_code for answer in asyncio.run(ask())} == {200}
+    until(lambda: cluster.counters().get("jobs_answered") == 65)
+    assert cluster.counters()["batches_dispatched"] <= 4
+
+
+def test_several_frontend_processes_share_the_port(cluster: Cluster) -> None:
+    cluster.broker()
+    cluster.worker()
+    frontend = cluster.frontend("--processes", "2")
+    cluster.until_workers(1)
+
+    async def both() -> None:
+        await awaited(lambda: frontend.output.count("connected to broker") == 2)
+
+    assert set(asyncio.run(load(cluster.url, 8, both))) == {200}
+    frontend.signal(signal.SIGTERM)
+    assert frontend.wait(60) == 0
+
+
+@pytest.mark.parametrize("order", ["bwf", "bfw", "wbf", "wfb", "fbw", "fwb"])
+def test_start_order_does_not_matter(cluster: Cluster, order: str) -> None:
+    start = {"b": cluster.broker, "w": cluster.worker, "f": cluster.frontend}
+    for role in order:
+        start[role]()
+    cluster.until_workers(1)
+    assert httpx.post(f"{cluster.url}/v1/embeddings", json=body("a")).status_code == 200
+
+
+def test_everything_drains_on_sigterm(cluster: Cluster) -> None:
+    broker, (worker,), frontend = cluster.all()
+
+    async def stop() -> list[int]:
+        async with httpx.AsyncClient(timeout=30) as client:
+            asked = asyncio.create_task(client.post(f"{cluster.url}/v1/embeddings", json=body("slow 0.5")))
+            await awaited(lambda: cluster.health()["open_jobs"] == 1)
+            statuses = []
+            for program in (frontend, worker, broker):
+                program.signal(signal.SIGTERM)
+                statuses.append(await asyncio.to_thread(program.wait, 30))
+            assert right(await asked, ("slow 0.5",))
+            return statuses
+
+    assert asyncio.run(stop()) == [0, 0, 0]

@@ -1,0 +1,122 @@
+"""Real processes for tests: started, awaited, killed, and never left behind."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], T], within_s: float = 20.0, what: str = "the condition") -> T:
+    """The condition's first true value; AssertionError when it does not come in time."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"{what} did not come within {within_s} s")
+
+
+class Program:
+    """One process with its output in a file."""
+
+    def __init__(self, name: str, command: list[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it alone."""
+        self.process.send_signal(number)
+
+    def wait(self, within_s: float = 20.0) -> int:
+        """Its exit status."""
+        return self.process.wait(within_s)
+
+    def close(self) -> None:
+        """Kill it and all of its session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Cluster:
+    """A broker, fake workers and a frontend on endpoints of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.programs: list[Program] = []
+        self._frontends = f"ipc://{folder}/frontends.sock"
+        self._workers = f"ipc://{folder}/workers.sock"
+
+    def broker(self, *flags: str) -> Program:
+        """Start the broker."""
+        return self._start("broker", "--frontend-bind", self._frontends, "--worker-bind", self._workers, *flags)
+
+    def worker(self, *flags: str) -> Program:
+        """Start a fake worker."""
+        return self._start("tests.fake_worker", "--broker", self._workers, *flags)
+
+    def frontend(self, *flags: str) -> Program:
+        """Start a frontend on the cluster's port."""
+        return self._start("frontend", "--broker", self._frontends, "--port", str(self.port), *flags)
+
+    def all(self, workers: int = 1) -> tuple[Program, list[Program], Program]:
+        """Start everything and wait until it is ready."""
+        started = self.broker(), [self.worker() for _ in range(workers)], self.frontend()
+        self.until_workers(workers)
+        return started
+
+    def until_workers(self, number: int) -> None:
+        """Wait until the frontend knows of so many workers."""
+        until(lambda: self.health().get("workers") == number, what=f"{number} workers")
+
+    def health(self) -> dict[str, object]:
+        """GET /health; empty while nobody listens."""
+        with contextlib.suppress(httpx.TransportError):
+            answer: dict[str, object] = httpx.get(f"{self.url}/health", timeout=5).json()
+            return answer
+        return {}
+
+    def counters(self) -> dict[str, int]:
+        """The broker's counters as the frontend last heard of them."""
+        counters = self.health()["counters"]
+        assert isinstance(counters, dict)
+        return counters
+
+    def close(self) -> None:
+        """Kill whatever still runs."""
+        for program in self.programs:
+            program.close()
+
+    def _start(self, module: str, *flags: str) -> Program:
+        log = self.folder / f"{module}-{len(self.programs)}.log"
+        program = Program(module, [sys.executable, "-m", module, *flags], log)
+        self.programs.append(program)
+        return program
