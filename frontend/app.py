@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 #: How long a stopping process lets its open requests finish.
 DRAIN_S = 30.0
+#: How much of a body that is too large is read and thrown away, so that its sender reads the answer.
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
 class Connection(HttpProtocol):
@@ -114,6 +116,10 @@ def _from_sanic(request: Request, error: SanicException) -> ApiError:
         return _MethodError(f"Unsupported method: {request.method} is not allowed for {request.path}", allow)
     if status == 413:
         limit = request.app.config.REQUEST_MAX_SIZE
+        # Sanic reads no further than this before it closes: a client that is still sending would see a reset
+        # connection and not the answer.
+        if stream := request.stream:
+            stream.request_max_size = stream.protocol.request_max_size = MAX_DISCARDED_BYTES
         return ApiError(413, f"the request body is larger than {limit} bytes", code="body_too_large")
     if status < 500:
         return ApiError(status, str(error), code="bad_request")

@@ -1,0 +1,221 @@
+"""The container image and the Compose project, as an operator meets them. Needs a Docker engine; tests run in order."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from .conftest import ROOT, Stack, run
+
+pytestmark = pytest.mark.timeout(1800)
+
+SHARED = Path(os.environ.get("VECMILL_SHARED", ROOT.parent / "shared"))
+ROLES = {"broker": "broker", "worker": "worker", "frontend": "frontend"}
+
+#: Each prints how the broker's two sockets end a handshake: with no key, a stranger's, and the worker's own.
+HANDSHAKES = """
+import zmq, zmq.auth
+from zmq.utils.monitor import recv_monitor_message
+context = zmq.Context()
+server, _ = zmq.auth.load_certificate("/keys/worker/broker.key")
+keys = {"none": None, "stranger": zmq.curve_keypair(), "worker": zmq.auth.load_certificate("/keys/worker/worker.key_secret")}
+ends = {getattr(zmq, name): name for name in dir(zmq) if name.startswith("EVENT_HANDSHAKE_")}
+for port in 7410, 7411:
+    for name, pair in keys.items():
+        socket = context.socket(zmq.DEALER)
+        socket.linger = 0
+        if pair:
+            socket.curve_publickey, socket.curve_secretkey = pair
+            socket.curve_serverkey = server
+        monitor = socket.get_monitor_socket(sum(ends))
+        socket.connect(f"tcp://broker:{port}")
+        socket.send(b"let me in")
+        assert monitor.poll(10_000), "no handshake in 10 s"
+        event = recv_monitor_message(monitor)["event"]
+        print(port, name, ends[event].removeprefix("EVENT_HANDSHAKE_"), "answered" if socket.poll(1000) else "silent")
+"""
+
+
+class Load:
+    """Clients that embed without pause until stopped, and count what they are answered."""
+
+    CLIENTS = 24
+
+    def __init__(self, client: httpx.Client) -> None:
+        self.answers: Counter[str] = Counter()
+        self._model = client.get("/v1/models").json()["data"][0]["id"]
+        self._url = client.base_url
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(self.CLIENTS)]
+
+    def _ask(self, client_number: int) -> None:
+        with httpx.Client(base_url=self._url, timeout=60) as client:
+            number = 0
+            while not self._stopping.is_set():
+                number += 1
+                texts = [
+                    f"client {client_number} asks for the {number}th time " + "and again " * size for size in (1, 40)
+                ]
+                try:
+                    answer = client.post("/v1/embeddings", json={"model": self._model, "input": texts})
+                    whole = answer.status_code == 200 and len(answer.json()["data"]) == len(texts)
+                    outcome = "200" if whole else f"{answer.status_code} {answer.text[:300]}"
+                except httpx.HTTPError as error:
+                    outcome = repr(error)
+                self.answers[outcome] += 1
+
+    @contextmanager
+    def running(self) -> Iterator["Load"]:
+        """Runs inside the block; after it, every request that was sent has its answer."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stopping.set()
+            for thread in self._threads:
+                thread.join()
+
+
+def test_image_is_small_and_holds_no_tools(image: str) -> None:
+    facts = json.loads(run("docker", "image", "inspect", image))[0]
+    assert facts["Size"] < 800e6
+    assert facts["Config"]["User"] not in ("", "0", "root")
+    script = (
+        "import importlib.util as u, shutil; print(u.find_spec('torch'), shutil.which('gcc'), shutil.which('make'))"
+    )
+    assert run("docker", "run", "--rm", image, "python", "-c", script).split() == ["None"] * 3
+
+
+@pytest.mark.parametrize("device", ["gpu", "npu"])
+def test_overlay_gives_the_worker_the_device(device: str) -> None:
+    text = run("docker", "compose", "-f", "compose.yaml", "-f", f"compose.{device}.yaml", "config", "--format", "json")
+    worker = json.loads(text)["services"]["worker"]
+    assert worker["environment"]["VECMILL_WORKER_DEVICE"] == device.upper()
+    assert worker["devices"][0]["source"] == {"gpu": "/dev/dri", "npu": "/dev/accel"}[device]
+    assert worker["group_add"]
+    assert worker["build"]["target"] == "intel"
+
+
+def test_vectors_are_the_golden_ones(stack: Stack) -> None:
+    rows = json.loads((SHARED / "data" / "minilm-golden.json").read_text())["rows"]
+    rows = [row for row in rows if row["untruncated_tokens"] <= 256]
+    assert rows
+    vectors = np.array(stack.embed(*(row["text"] for row in rows)), np.float32)
+    golden = np.array([np.frombuffer(base64.b64decode(row["vector_f32_base64"]), "<f4") for row in rows])
+    assert np.abs(vectors - golden).max() <= 1e-4
+
+
+def test_health_checks_pass(stack: Stack) -> None:
+    for role in ROLES:
+        (container,) = stack.containers(role)
+
+        def is_healthy(container: str = container) -> bool:
+            return run("docker", "inspect", "--format", "{{.State.Health.Status}}", container).strip() == "healthy"
+
+        stack.wait(30, f"{role} healthy", is_healthy)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_role_has_no_rights_and_sees_only_its_own_secret(stack: Stack, role: str) -> None:
+    assert stack.compose("exec", "-T", role, "id", "-u").strip() == "10001"
+    found = stack.compose("exec", "-T", role, "find", "/keys", "-name", "*.key_secret").split()
+    assert found == [f"/keys/{role}/{role}.key_secret"]
+    status = stack.compose("exec", "-T", role, "cat", "/proc/self/status")
+    assert re.search(r"^CapBnd:\s*0+$", status, re.MULTILINE)
+
+
+def test_broker_lets_in_the_worker_on_its_own_port_and_nobody_else(stack: Stack) -> None:
+    printed = stack.compose("run", "--rm", "--no-deps", "-T", "worker", "python", "-", text=HANDSHAKES)
+    outcomes = {tuple(line.split()[:2]): line.split()[2:] for line in printed.splitlines()}
+    assert len(outcomes) == 6
+    for (port, key), (end, answer) in outcomes.items():
+        if (port, key) == ("7411", "worker"):
+            assert end == "SUCCEEDED"
+        else:
+            assert end.startswith("FAILED")
+            assert answer == "silent"
+
+
+def test_model_that_is_there_needs_no_network(stack: Stack, image: str) -> None:
+    mount = f"type=volume,source={stack.project}_cache,target=/cache"
+    prepare = ("python", "-m", "workers.models.default", "--cache", "/cache")
+    run("docker", "run", "--rm", "--network", "none", "--mount", mount, image, *prepare, limit_s=30)
+
+
+def test_every_request_is_answered_while_workers_come_crash_and_die(stack: Stack) -> None:
+    with Load(stack.client).running() as load:
+
+        def is_working(containers: list[str]) -> bool:
+            """The broker knows these workers and no other, and each has taken work."""
+            workers = stack.workers()
+            return sorted(workers) == sorted(containers) and all(one["answered_jobs"] for one in workers.values())
+
+        stack.compose("up", "--detach", "--scale", "worker=3")
+        three = stack.containers("worker")
+        assert len(three) == 3
+        stack.wait(60, "three workers at work", lambda: is_working(three))
+
+        # A process that crashes: the restart policy brings its container back, and it takes work again.
+        crash = (
+            "import os, pathlib; [os.kill(int(p.parent.name), 9) for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')"
+        )
+        crash += " if b'python\\0-m\\0workers' in p.read_bytes() and int(p.parent.name) > 1]"
+        before = stack.get("/health")["counters"]["workers_joined"]
+        run("docker", "exec", three[0], "python", "-c", crash)
+        stack.wait(60, "a new worker", lambda: stack.get("/health")["counters"]["workers_joined"] > before)
+        stack.wait(60, "three workers at work again", lambda: is_working(three))
+
+        # A container that is killed stays away; the others do its work.
+        run("docker", "kill", three[1])
+        two = [three[0], three[2]]
+        stack.wait(10, "two workers", lambda: sorted(stack.workers()) == sorted(two))
+        seen = sum(load.answers.values())
+        stack.wait(60, "work after the kill", lambda: sum(load.answers.values()) > seen + 10 * Load.CLIENTS)
+    assert set(load.answers) == {"200"}, load.answers
+
+
+def test_own_model_is_one_volume_line(stack: Stack, image: str, tmp_path: Path) -> None:
+    folder = tmp_path / "my-model"
+    container = stack.containers("worker")[0]
+    run("docker", "cp", f"{container}:/cache/default/all-MiniLM-L6-v2", folder)
+    for path in (tmp_path, folder, *folder.rglob("*")):
+        path.chmod(0o755)
+    commented = "# - ./my-model:/model:ro"
+    text = (ROOT / "compose.yaml").read_text()
+    assert text.count(commented) == 1
+    file = tmp_path / "compose.yaml"
+    file.write_text(text.replace(commented, f"- {folder}:/model:ro"))
+    own = Stack(file)
+    try:
+        own.up()
+        assert [model["id"] for model in own.get("/v1/models")["data"]] == ["model"]
+        assert np.allclose(own.embed("one line"), stack.embed("one line"), atol=1e-6)
+        assert "fetching" not in own.compose("logs", "model")
+    finally:
+        own.remove()
+        shutil.rmtree(folder)
+
+
+def test_all_drain_within_the_grace_and_leave_nothing(stack: Stack) -> None:
+    containers = stack.containers("broker", "worker", "frontend")
+    started = time.monotonic()
+    stack.compose("stop")
+    assert time.monotonic() - started < 70
+    states = run("docker", "inspect", "--format", "{{.State.ExitCode}}", *containers).split()
+    assert states == ["0"] * len(containers)
+    stack.compose("down")
+    label = f"label=com.docker.compose.project={stack.project}"
+    assert not run("docker", "ps", "--all", "--quiet", "--filter", label)
+    assert not run("docker", "network", "ls", "--quiet", "--filter", label)
