@@ -18,7 +18,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from broker import protocol as wire
 from broker.config import Config
-from broker.errors import RemoteProtocolError
+from broker.errors import ErrorCode, RemoteProtocolError
 from broker.scheduler import Limits, Scheduler, Send
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,8 @@ class Service:
         lost = []
         for peer, message, frames in sends:
             if isinstance(message, wire.Goodbye):
-                log.warning("goodbye to a peer: %s: %s", message.code.name, message.text)
+                level = logging.INFO if message.code == ErrorCode.DRAINING else logging.WARNING
+                log.log(level, "goodbye to a peer: %s: %s", message.code.name, message.text)
             parts = [peer[1:], *wire.encode(message, frames)]
             try:
                 large = any(len(frame) >= ZERO_COPY_BYTES for frame in frames)

@@ -48,6 +48,7 @@ def create_app(config: Config) -> Sanic:  # type: ignore[type-arg]
         GRACEFUL_SHUTDOWN_TIMEOUT=DRAIN_S,
         ACCESS_LOG=False,
         MOTD=False,
+        FALLBACK_ERROR_FORMAT="json",
     )
     app.ctx.config = config
     app.ctx.connections = set()

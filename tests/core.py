@@ -1,7 +1,7 @@
 """A scheduler between peers that tests play by hand: every call is followed by a check of all invariants."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Core:
 
     def handle(self, peer: bytes, message: Message, *frames: bytes) -> None:
         """A message comes in, by way of the codec."""
-        decoder = wire.FROM_FRONTEND if peer.startswith(b"F") else wire.FROM_WORKER
+        decoder: Any = wire.FROM_FRONTEND if peer.startswith(b"F") else wire.FROM_WORKER
         decoded, payload = wire.decode(decoder, wire.encode(message, frames))
         self._out(self.scheduler.handle(peer, decoded, self.now, payload))
 
@@ -40,7 +40,7 @@ class Core:
 
     def _out(self, sends: list[Send]) -> None:
         for peer, message, frames in sends:
-            decoder = wire.TO_FRONTEND if peer.startswith(b"F") else wire.TO_WORKER
+            decoder: Any = wire.TO_FRONTEND if peer.startswith(b"F") else wire.TO_WORKER
             wire.decode(decoder, wire.encode(message, frames))
         self.sent += sends
         self.scheduler.check()

@@ -13,7 +13,7 @@ from broker.errors import ErrorCode, RemoteProtocolError
 from broker.protocol import Kind, Lane, Message
 
 UUID = b"0123456789abcdef"
-DECODERS = [wire.FROM_FRONTEND, wire.FROM_WORKER, wire.TO_FRONTEND, wire.TO_WORKER]
+DECODERS: list[Any] = [wire.FROM_FRONTEND, wire.FROM_WORKER, wire.TO_FRONTEND, wire.TO_WORKER]
 U64 = wire.pack_u64([1])
 MODEL = wire.ModelInfo("m", "r", 2, 256, 1)
 SUBMISSION = wire.Submission(5, "m", Lane.BULK, "key", 1000, Kind.TEXT, wire.pack_u32([1, 2]))
