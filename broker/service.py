@@ -178,12 +178,11 @@ class Service:
         else:
             self._start_authenticator(pathlib.Path(self.config.keys))
         for role, domain in ((FRONTEND, "frontends"), (WORKER, "workers")):
-            socket = self._context.socket(zmq.ROUTER)
+            socket = self._sockets[role] = self._context.socket(zmq.ROUTER)
             for name, value in wire.ROUTER_OPTIONS.items():
                 socket.setsockopt(getattr(zmq, name), value)
             if self.config.keys:
                 self._secure(socket, domain)
-            self._sockets[role] = socket
             self._monitors[socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)] = role
             socket.bind(binds[role])
 

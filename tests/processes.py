@@ -72,20 +72,20 @@ class Cluster:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.programs: list[Program] = []
-        self._frontends = f"ipc://{folder}/frontends.sock"
-        self._workers = f"ipc://{folder}/workers.sock"
+        self.endpoints = {"frontend": f"ipc://{folder}/frontends.sock", "worker": f"ipc://{folder}/workers.sock"}
 
     def broker(self, *flags: str) -> Program:
         """Start the broker."""
-        return self._start("broker", "--frontend-bind", self._frontends, "--worker-bind", self._workers, *flags)
+        binds = ("--frontend-bind", self.endpoints["frontend"], "--worker-bind", self.endpoints["worker"])
+        return self._start("broker", *binds, *flags)
 
     def worker(self, *flags: str) -> Program:
         """Start a fake worker."""
-        return self._start("tests.fake_worker", "--broker", self._workers, *flags)
+        return self._start("tests.fake_worker", "--broker", self.endpoints["worker"], *flags)
 
     def frontend(self, *flags: str) -> Program:
         """Start a frontend on the cluster's port."""
-        return self._start("frontend", "--broker", self._frontends, "--port", str(self.port), *flags)
+        return self._start("frontend", "--broker", self.endpoints["frontend"], "--port", str(self.port), *flags)
 
     def all(self, workers: int = 1) -> tuple[Program, list[Program], Program]:
         """Start everything and wait until it is ready."""

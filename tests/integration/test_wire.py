@@ -1,0 +1,203 @@
+"""The broker's sockets, against peers that keep the rules and peers that do not."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import zmq
+import zmq.auth
+import zmq.utils.monitor
+
+from broker import protocol as wire
+from broker.keys import make_keys
+from tests.fake_worker import vector
+from tests.processes import Cluster, free_port, until
+
+UUID = b"0123456789abcdef"
+HELLOS = {
+    "frontend": wire.FrontendHello(1, 1, "test", UUID, 1, "host", 1),
+    "worker": wire.WorkerHello(1, 1, "test", UUID, 1, "host", 1, "CPU", [], 1, 1),
+}
+
+
+class Peer:
+    """A DEALER played by hand."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self._endpoint = endpoint
+        self._monitor = self.socket.get_monitor_socket()
+
+    def key(self, public: bytes, secret: bytes, server: bytes) -> "Peer":
+        """Speak CURVE."""
+        self.socket.curve_publickey, self.socket.curve_secretkey, self.socket.curve_serverkey = public, secret, server
+        return self
+
+    def connect(self) -> "Peer":
+        """Connect without waiting."""
+        self.socket.connect(self._endpoint)
+        return self
+
+    def event(self, *wanted: int) -> int:
+        """The first of these events of the connection."""
+        while self._monitor.poll(5000):
+            event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
+            if event in wanted:
+                return int(event)
+        raise AssertionError("no such event in 5 s")
+
+    def send(self, message: wire.Message) -> None:
+        """Send a message."""
+        self.socket.send_multipart(wire.encode(message))
+
+    def receive(self, within_ms: int = 5000) -> list[bytes] | None:
+        """The next message's frames; None when none comes."""
+        return self.socket.recv_multipart() if self.socket.poll(within_ms) else None
+
+    def close(self) -> None:
+        """Close all."""
+        self.socket.disable_monitor()
+        self._monitor.close()
+        self.socket.close()
+        self._context.term()
+
+
+@pytest.fixture
+def peers() -> Iterator[list[Peer]]:
+    """Peers to be closed."""
+    made: list[Peer] = []
+    yield made
+    for peer in made:
+        peer.close()
+
+
+# --- CURVE -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    make_keys(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def endpoints(cluster: Cluster, keys: Path) -> dict[str, str]:
+    """A broker with keys on TCP: the endpoint of each role."""
+    found = {role: f"tcp://127.0.0.1:{free_port()}" for role in ("frontend", "worker")}
+    flags = ("--frontend-bind", found["frontend"], "--worker-bind", found["worker"], "--keys", str(keys / "broker"))
+    broker = cluster.broker(*flags)
+    until(lambda: "frontends connect to" in broker.output)
+    return found
+
+
+def test_whole_chain_speaks_curve(cluster: Cluster, endpoints: dict[str, str], keys: Path) -> None:
+    cluster.worker("--broker", endpoints["worker"], "--keys", str(keys / "worker"))
+    cluster.frontend("--broker", endpoints["frontend"], "--keys", str(keys / "frontend"))
+    cluster.until_workers(1)
+    answer = httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "fake", "input": "a"})
+    assert answer.json()["data"][0]["embedding"] == vector("a").tolist()
+
+
+@pytest.mark.parametrize("port", ["frontend", "worker"])
+@pytest.mark.parametrize("identity", ["frontend", "worker", "stranger"])
+def test_port_opens_only_to_the_keys_of_its_role(
+    endpoints: dict[str, str], keys: Path, peers: list[Peer], port: str, identity: str
+) -> None:
+    server, _ = zmq.auth.load_certificate(keys / "worker" / "broker.key")
+    if identity == "stranger":
+        public, secret = zmq.curve_keypair()
+    else:
+        public, loaded = zmq.auth.load_certificate(keys / identity / f"{identity}.key_secret")
+        assert loaded
+        secret = loaded
+    peers.append(Peer(endpoints[port]).key(public, secret, server).connect())
+    event = peers[0].event(zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+    assert (event == zmq.EVENT_HANDSHAKE_SUCCEEDED) == (identity == port)
+
+
+@pytest.mark.parametrize("port", ["frontend", "worker"])
+def test_peer_without_curve_is_not_let_in(endpoints: dict[str, str], peers: list[Peer], port: str) -> None:
+    peers.append(Peer(endpoints[port]).connect())
+    refusals = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_DISCONNECTED)
+    assert peers[0].event(zmq.EVENT_HANDSHAKE_SUCCEEDED, *refusals) in refusals
+    peers[0].send(HELLOS[port])
+    assert peers[0].receive(500) is None
+
+
+@pytest.mark.parametrize("bind", ["tcp://0.0.0.0:7999", "tcp://*:7999", "tcp://192.0.2.1:7999", "tcp://[::]:7999"])
+def test_broker_binds_nothing_that_others_reach_without_keys(cluster: Cluster, bind: str) -> None:
+    broker = cluster.broker("--worker-bind", bind)
+    assert broker.wait() == 2
+    assert "can be reached from other hosts" in broker.output
+
+
+def test_broker_without_its_keys_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    broker = cluster.broker("--keys", str(tmp_path / "nothing"))
+    assert broker.wait() == 2
+    assert "Traceback" not in broker.output
+
+
+# --- malformed -------------------------------------------------------------------------------------------------------
+
+
+def garbage(seed: int) -> list[list[bytes]]:
+    """Messages that nobody should send."""
+    chance = random.Random(seed)
+    known = [wire.encode(message)[0] for message in (*HELLOS.values(), wire.Cancel(b"x"), wire.WorkerHeartbeat(1, 1))]
+    made: list[list[bytes]] = [[b""], [b"", b""], [b"\x91" * 5000], [b"\xc1"], [b"x" * (1 << 20)], [b"a"] * 500]
+    for _ in range(300):
+        header = bytearray(chance.choice(known))
+        for _ in range(chance.randint(1, 6)):
+            header[chance.randrange(len(header))] = chance.randrange(256)
+        made.append([bytes(header), *(chance.randbytes(chance.randint(0, 40)) for _ in range(chance.randint(0, 3)))])
+    return made
+
+
+@pytest.mark.parametrize("role", ["frontend", "worker"])
+def test_garbage_stops_nobody_and_leaves_nothing(cluster: Cluster, peers: list[Peer], role: str) -> None:
+    broker, _, _ = cluster.all()
+    endpoint = cluster.endpoints[role]
+    for seed in range(3):
+        peers.append(Peer(endpoint).connect())
+        for message in garbage(seed):
+            peers[-1].socket.send_multipart(message)
+    answer = httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "fake", "input": "a"}, timeout=30)
+    assert answer.status_code == 200
+    assert broker.process.poll() is None
+    while peers:
+        peers.pop().close()
+    until(lambda: cluster.health()["workers"] == 1)
+    assert cluster.health()["open_jobs"] == 0
+
+
+def test_oversized_frame_ends_only_its_connection(cluster: Cluster, peers: list[Peer]) -> None:
+    cluster.all()
+    peers.append(Peer(cluster.endpoints["worker"]).connect())
+    peers[0].socket.send(bytes(wire.MAX_FRAME_BYTES + 1))
+    peers[0].event(zmq.EVENT_DISCONNECTED)
+    assert httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "fake", "input": "a"}).status_code == 200
+
+
+def test_stranger_is_asked_who_it_is(cluster: Cluster, peers: list[Peer]) -> None:
+    cluster.all()
+    peers.append(Peer(cluster.endpoints["worker"]).connect())
+    peers[0].send(wire.WorkerHeartbeat(1, 0))
+    answer = peers[0].receive()
+    assert answer
+    assert isinstance(wire.decode(wire.TO_WORKER, answer)[0], wire.Who)
+
+
+def test_worker_with_other_weights_is_told_so(cluster: Cluster, peers: list[Peer]) -> None:
+    cluster.all()
+    peers.append(Peer(cluster.endpoints["worker"]).connect())
+    other = wire.ModelInfo("fake", "revision-2", 8, 64)
+    peers[0].send(wire.WorkerHello(1, 1, "test", UUID, 1, "host", 1, "CPU", [other], 1, 1))
+    answer = peers[0].receive()
+    assert answer
+    goodbye, _ = wire.decode(wire.TO_WORKER, answer)
+    assert isinstance(goodbye, wire.Goodbye)
+    assert "revision-1, not revision-2" in goodbye.text
