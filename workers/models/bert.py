@@ -57,6 +57,8 @@ class _Size:
         self.activation = graph.ACTIVATIONS[activation]
         if config.get("position_embedding_type", "absolute") != "absolute":
             raise ValueError("position_embedding_type is not absolute")
+        if config.get("is_decoder"):
+            raise ValueError("is_decoder is true")
 
 
 def _embeddings(ids: Any, weights: Weights, size: _Size) -> Any:

@@ -1,0 +1,222 @@
+"""What a model folder says of its model, and how each thing that is wrong with one is told."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workers.models import ModelError, prepare_model
+from workers.models.folder import read_folder
+
+CONFIG: dict[str, Any] = {
+    "model_type": "bert",
+    "architectures": ["BertModel"],
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 32,
+    "vocab_size": 64,
+    "max_position_embeddings": 32,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+STORED = {"F32": "<f4", "F16": "<f2"}
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def tensors(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, Any]:
+    """Random weights of a BERT model by their names, float32."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    rows = {"word": config["vocab_size"], "position": config["max_position_embeddings"], "token_type": 2}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"embeddings.{name}_embeddings.weight": (count, hidden) for name, count in rows.items()
+    }
+    dense: dict[str, tuple[int, int]] = {}
+    norms = ["embeddings.LayerNorm"]
+    for layer in (f"encoder.layer.{number}." for number in range(config["num_hidden_layers"])):
+        dense |= {f"{layer}attention.{part}": (hidden, hidden) for part in ("self.query", "self.key", "self.value")}
+        dense |= {layer + "attention.output.dense": (hidden, hidden), layer + "intermediate.dense": (inner, hidden)}
+        dense |= {layer + "output.dense": (hidden, inner)}
+        norms += [layer + "attention.output.LayerNorm", layer + "output.LayerNorm"]
+    for name, shape in dense.items():
+        shapes |= {name + ".weight": shape, name + ".bias": shape[:1]}
+    for name in norms:
+        shapes |= {name + ".weight": (hidden,), name + ".bias": (hidden,)}
+    random = np.random.default_rng(seed)
+    return {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def save(path: Path, weights: dict[str, Any], kind: str = "F32") -> None:
+    """Write a safetensors file with elements of one kind; bfloat16 by cutting off half of each float32."""
+    header, content = {}, b""
+    for name, tensor in weights.items():
+        raw = (tensor.view(np.uint32) >> 16).astype("<u2") if kind == "BF16" else tensor.astype(STORED[kind])
+        offsets = [len(content), len(content) + raw.nbytes]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": offsets}
+        content += raw.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
+def tokenizer(vocabulary: list[str] | None = None, **normalizer: Any) -> dict[str, Any]:
+    """The content of a BERT tokenizer.json."""
+    words = SPECIAL + (vocabulary or [*"abcdefghij", *(f"##{one}" for one in "abcdefghij"), ".", "hello", "world"])
+    ids = {word: number for number, word in enumerate(words)}
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": ids[word], "content": word, "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for word in SPECIAL
+        ],
+        "truncation": {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": None,
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+        | {"strip_accents": None, "lowercase": True}
+        | normalizer,
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "decoder": None,
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+        | {"max_input_chars_per_word": 100, "vocab": ids},
+    }
+
+
+def write_folder(path: Path, *, config: dict[str, Any] | None = None, kind: str = "F32", seed: int = 0) -> Path:
+    """A whole tiny BERT model as sentence-transformers saves it: mean pooling, normalised, at most 12 tokens."""
+    write_json(path / "config.json", CONFIG | (config or {}))
+    save(path / "model.safetensors", tensors(seed=seed), kind)
+    write_json(path / "tokenizer.json", tokenizer())
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [{"path": at, "type": f"sentence_transformers.models.{name}"} for at, name in kinds.items()]
+    write_json(path / "modules.json", modules)
+    write_json(path / "1_Pooling" / "config.json", {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True})
+    write_json(path / "sentence_bert_config.json", {"max_seq_length": 12, "do_lower_case": False})
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "tiny")
+
+
+def test_a_sentence_transformers_folder_is_read(folder: Path) -> None:
+    read = read_folder(folder)
+    assert (read.family, read.pooling, read.normalize, read.max_tokens) == ("bert", "MEAN", True, 12)
+
+
+def test_without_modules_json_pooling_is_mean_and_nothing_is_normalised(folder: Path) -> None:
+    (folder / "modules.json").unlink()
+    read = read_folder(folder)
+    assert (read.pooling, read.normalize) == ("MEAN", False)
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "CLS"),
+        ({"pooling_mode_mean_tokens": True}, "MEAN"),
+        ({"pooling_mode_lasttoken": True}, "LAST"),
+        ({"embedding_dimension": 16, "pooling_mode": "cls"}, "CLS"),
+        ({"embedding_dimension": 16, "pooling_mode": ["lasttoken"]}, "LAST"),
+        ({"word_embedding_dimension": 16}, "MEAN"),
+    ],
+)
+def test_pooling_of_old_and_new_sentence_transformers(folder: Path, config: dict[str, Any], pooling: str) -> None:
+    write_json(folder / "1_Pooling" / "config.json", config)
+    assert read_folder(folder).pooling == pooling
+
+
+@pytest.mark.parametrize(
+    ("own", "tokenizers", "positions", "expected"),
+    [
+        (12, None, 32, 12),
+        (24, 16, 32, 24),  # the model's own setting counts, not the smaller one
+        (None, 16, 32, 16),
+        (None, 10**30, 32, 32),  # transformers' way to say that there is no limit
+        (64, None, 32, 32),
+        (12, None, None, 12),
+    ],
+)
+def test_max_tokens_is_the_models_else_the_tokenizers_within_the_positions(
+    folder: Path, own: int | None, tokenizers: int | None, positions: int | None, expected: int
+) -> None:
+    write_json(folder / "config.json", CONFIG | {"max_position_embeddings": positions})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": own})
+    write_json(folder / "tokenizer_config.json", {"model_max_length": tokenizers})
+    assert read_folder(folder).max_tokens == expected
+
+
+def refusal(folder: Path) -> str:
+    """How a folder is refused: one line that names the file."""
+    with pytest.raises(ModelError) as caught:
+        prepare_model(folder, folder.parent / "cache", lambda _: None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_that_is_missing_or_no_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "optimum-cli export openvino --task feature-extraction" in refusal(tmp_path / "empty")
+
+
+def test_weights_that_need_torch_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pytorch_model.bin" in refusal(folder)
+
+
+def test_another_family_is_refused_with_what_is_built(folder: Path) -> None:
+    write_json(folder / "config.json", CONFIG | {"model_type": "llama"})
+    assert "'llama'" in (text := refusal(folder))
+    assert "bert" in text
+    assert "optimum-cli" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", b"{", "config.json"),
+        ("config.json", b"[]", "not a JSON object"),
+        ("config.json", b"\xff", "config.json"),
+        ("config.json", b"[" * 100_000, "config.json"),
+        ("config.json", b"{}", "model_type"),
+        ("modules.json", b"{}{", "modules.json"),
+        ("modules.json", b"[1]", "modules.json"),
+        ("modules.json", b'[{"type": "a.Dense", "path": "2_Dense"}]', "Dense"),
+        ("modules.json", b'[{"type": "a.Transformer", "path": ""}]', "Pooling"),
+        ("1_Pooling/config.json", b'{"pooling_mode_max_tokens": true}', "max"),
+        ("1_Pooling/config.json", b'{"pooling_mode_max_tokens": true, "pooling_mode_cls_token": true}', "cls and max"),
+        ("1_Pooling/config.json", b'{"pooling_mode": 3}', "3"),
+        ("sentence_bert_config.json", b'{"max_seq_length": "long"}', "max_seq_length"),
+        ("sentence_bert_config.json", b'{"max_seq_length": 0}', "max_seq_length"),
+        ("sentence_bert_config.json", b'{"max_seq_length": NaN}', "max_seq_length"),
+        ("tokenizer.json", b"{}", "tokenizer.json"),
+        ("model.safetensors", b"", "model.safetensors"),
+        ("model.safetensors", b"\xff" * 100, "model.safetensors"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_with_its_name(folder: Path, name: str, content: bytes, told: str) -> None:
+    (folder / name).write_bytes(content)
+    assert told in refusal(folder)
+
+
+def test_a_file_that_cannot_be_read_is_told(folder: Path) -> None:
+    (folder / "1_Pooling" / "config.json").unlink()
+    assert "1_Pooling" in refusal(folder)
+
+
+def test_a_cut_off_weights_file_is_told(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors is damaged" in refusal(folder)
