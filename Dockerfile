@@ -25,6 +25,7 @@ WORKDIR /opt/vecmill
 COPY broker broker
 COPY workers workers
 COPY frontend frontend
+COPY LICENSE* ./
 # The user below cannot write bytecode here.
 RUN /opt/venv/bin/python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH \
@@ -34,7 +35,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     VECMILL_WORKER_HEALTH_FILE=/tmp/health \
     VECMILL_WORKER_CACHE=/cache \
     VECMILL_FRONTEND_HOST=0.0.0.0
-USER vecmill
+USER 10001:10001
 STOPSIGNAL SIGTERM
 # Brokers and workers touch their file every second while they do their work; compose.yaml has the frontend's check.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=120s --retries=3 \
@@ -42,13 +43,12 @@ HEALTHCHECK --interval=5s --timeout=5s --start-period=120s --retries=3 \
 
 FROM runtime AS intel
 USER root
-# Debian's GPU driver, and the .deb files of the folder drivers/, if there is one, beside it or in its place. The
-# requirements are copied too because a COPY of nothing is an error.
-COPY scripts/requirements.txt drivers* /tmp/drivers/
+# Debian's GPU driver, and the .deb files of the folder drivers/, if there is one, beside it or in its place.
+COPY drivers* /tmp/drivers/
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ocl-icd-libopencl1 intel-opencl-icd \
        $(find /tmp/drivers -name '*.deb') \
     && rm -rf /var/lib/apt/lists/* /tmp/drivers
-USER vecmill
+USER 10001:10001
 
 FROM runtime AS cpu

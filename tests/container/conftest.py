@@ -88,7 +88,7 @@ class Stack:
 @pytest.fixture(scope="session")
 def image() -> str:
     """The image, built as it stands in the tree."""
-    run("docker", "compose", "build", "broker", limit_s=1500)
+    run("docker", "compose", "build", limit_s=1500)
     return "vecmill"
 
 
