@@ -16,7 +16,8 @@ def main() -> None:
     try:
         config = load(sys.argv[1:], os.environ)
     except msgspec.ValidationError as error:
-        sys.exit(f"vecmill broker: configuration: {error}")
+        print(f"vecmill broker: configuration: {error}", file=sys.stderr)
+        sys.exit(2)
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s broker: %(message)s")
     logging.getLogger(__name__).info("starting: %s", describe(config))
     try:

@@ -1,12 +1,27 @@
 """Jobs that wait, and the order in which they leave: one queue a model.
 
-Decides which waiting jobs make up the next batch, and nothing else. Pure.
+Decides which waiting jobs make up the next batch, and nothing else. Suspects come first, one at a time. Then the lanes
+share a batch's tokens by weight, and a lane's share grows with the age of its oldest job, so that none starves. Inside
+a lane, clients take turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). Inside a client, the bucket
+with the oldest job goes first, and jobs of similar length follow it. Pure.
 """
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from broker.protocol import Frame, Kind, Lane
+
+#: Shares of a batch when both lanes have jobs that have just come.
+WEIGHTS = {Lane.INTERACTIVE: 4.0, Lane.BULK: 1.0}
+#: A lane's weight grows by itself once in this many seconds that its oldest job waits.
+AGEING_S = 2.0
+#: Tokens a client may take each turn.
+QUANTUM = 512
+#: Lengths in one bucket differ by less than this factor: at most a fifth of a micro-batch of one bucket is padding.
+BUCKET_RATIO = 1.25
+#: Cancelled jobs stay where they wait until there are this many more of them than of others.
+MAX_CLOSED = 1000
 
 
 class Job:
@@ -15,6 +30,7 @@ class Job:
     __slots__ = (
         "arrived",
         "bytes",
+        "client",
         "crashes",
         "dispatched",
         "kind",
@@ -38,6 +54,7 @@ class Job:
         *,
         model: str,
         lane: Lane,
+        client: str | bytes,
         kind: Kind,
         payload: Frame,
         tokens: int,
@@ -49,6 +66,8 @@ class Job:
         self.position = position
         self.model = model
         self.lane = lane
+        #: Whom fairness counts it to.
+        self.client = client
         self.kind = kind
         self.payload = payload
         self.bytes = len(payload)
@@ -66,12 +85,107 @@ class Job:
         self.queued = False
 
 
+class ClientQueue:
+    """One client's jobs in one lane, in buckets of similar length."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, deque[Job]] = {}
+        #: Tokens it may still take; below 0 after a job that was larger than its turn.
+        self.deficit = 0
+
+    def push(self, job: Job, *, front: bool = False) -> None:
+        """At the end, or back at the head."""
+        bucket = self._buckets.setdefault(int(math.log(max(1, job.tokens), BUCKET_RATIO)), deque())
+        bucket.appendleft(job) if front else bucket.append(job)
+
+    def pop(self, near: int | None, max_tokens: int) -> tuple[Job, int] | None:
+        """The next job of at most `max_tokens` and its bucket: from the bucket nearest to `near`, or the oldest's."""
+        heads = self._heads()
+        if not heads:
+            return None
+        if near is None:
+            number = min(heads, key=lambda bucket: heads[bucket].arrived)
+        else:
+            number = min(heads, key=lambda bucket: abs(bucket - near))
+        if heads[number].tokens > max_tokens:
+            return None
+        return self._buckets[number].popleft(), number
+
+    def oldest(self) -> Job | None:
+        """The job that waits longest."""
+        return min(self._heads().values(), key=lambda job: job.arrived, default=None)
+
+    def jobs(self) -> Iterator[Job]:
+        """All of them."""
+        return (job for bucket in self._buckets.values() for job in bucket if job.queued)
+
+    def _heads(self) -> dict[int, Job]:
+        for number, bucket in list(self._buckets.items()):
+            while bucket and not bucket[0].queued:
+                bucket.popleft()
+            if not bucket:
+                del self._buckets[number]
+        return {number: bucket[0] for number, bucket in self._buckets.items()}
+
+
+class LaneQueue:
+    """The clients of one lane, taking turns."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str | bytes, ClientQueue] = {}
+        #: Clients with jobs, the one whose turn it is first.
+        self._turns: deque[str | bytes] = deque()
+
+    def push(self, job: Job, *, front: bool = False) -> None:
+        """Queue a job for its client."""
+        client = self._clients.get(job.client)
+        if client is None:
+            client = self._clients[job.client] = ClientQueue()
+            self._turns.append(job.client)
+        client.push(job, front=front)
+
+    def take(self, room: int, *, first: bool) -> list[Job]:
+        """Jobs of up to `room` tokens; with `first` at least one, whatever its size."""
+        taken: list[Job] = []
+        near: int | None = None
+        while self._turns:
+            client = self._clients[self._turns[0]]
+            oldest = client.oldest()
+            if oldest is None:
+                del self._clients[self._turns.popleft()]
+                continue
+            if client.deficit <= 0:
+                client.deficit += QUANTUM
+            limit = room if taken or not first else max(room, oldest.tokens)
+            popped = client.pop(near if taken else None, limit)
+            if popped is None:
+                break
+            job, near = popped
+            job.queued = False
+            taken.append(job)
+            room -= job.tokens
+            client.deficit -= job.tokens
+            if client.deficit <= 0:
+                self._turns.rotate(-1)
+        return taken
+
+    def oldest(self) -> float | None:
+        """When its longest waiting job arrived."""
+        heads = (client.oldest() for client in self._clients.values())
+        return min((job.arrived for job in heads if job), default=None)
+
+    def jobs(self) -> Iterator[Job]:
+        """All of them."""
+        return (job for client in self._clients.values() for job in client.jobs())
+
+
 class ModelQueue:
     """The waiting jobs of one model. A job that is no longer open is dropped when its turn comes."""
 
     def __init__(self) -> None:
-        self._jobs: deque[Job] = deque()
+        self._lanes = {lane: LaneQueue() for lane in Lane}
         self._suspects: deque[Job] = deque()
+        self._closed = 0
         self.jobs = 0
         self.tokens = 0
 
@@ -80,43 +194,77 @@ class ModelQueue:
 
     def push(self, job: Job) -> None:
         """Admit a job at the end."""
-        self._jobs.append(job)
+        self._lanes[job.lane].push(job)
         self._enter(job)
 
     def push_back(self, jobs: Sequence[Job]) -> None:
         """Return leased jobs to the head, in their old order; suspects wait apart."""
         for job in reversed(jobs):
-            (self._suspects if job.suspect else self._jobs).appendleft(job)
+            if job.suspect:
+                self._suspects.appendleft(job)
+            else:
+                self._lanes[job.lane].push(job, front=True)
             self._enter(job)
 
     def discard(self, job: Job) -> None:
-        """Stop counting a waiting job; it leaves when its turn comes."""
-        job.queued = False
-        self.jobs -= 1
-        self.tokens -= job.tokens
+        """Forget a waiting job; its place is given up when its turn comes, or when too many such wait."""
+        self._leave(job)
+        job.payload = b""
+        self._closed += 1
+        if self._closed > self.jobs + MAX_CLOSED:
+            self._rebuild()
 
-    def take(self, max_tokens: int) -> list[Job]:
+    def take(self, max_tokens: int, now: float) -> list[Job]:
         """The next batch: up to `max_tokens`, but always at least one job while any waits; a suspect goes alone."""
         while self._suspects:
             job = self._suspects.popleft()
             if job.queued:
-                self.discard(job)
+                self._leave(job)
                 return [job]
         batch: list[Job] = []
-        room = max_tokens
-        while self._jobs and (not batch or self._jobs[0].tokens <= room):
-            job = self._jobs.popleft()
-            if job.queued:
-                self.discard(job)
-                batch.append(job)
-                room -= job.tokens
+        for lane, share in self._shares(max_tokens, now):
+            batch += self._lanes[lane].take(share, first=not batch)
+        room = max_tokens - sum(job.tokens for job in batch)
+        for lane in Lane:
+            more = self._lanes[lane].take(room, first=not batch)
+            batch += more
+            room -= sum(job.tokens for job in more)
+        for job in batch:
+            self._leave(job)
         return batch
 
     def waiting(self) -> list[Job]:
-        """All jobs that wait, in the order of their leaving."""
-        return [job for job in (*self._suspects, *self._jobs) if job.queued]
+        """All jobs that wait."""
+        suspects = [job for job in self._suspects if job.queued]
+        return [*suspects, *(job for lane in Lane for job in self._lanes[lane].jobs())]
+
+    def _shares(self, tokens: int, now: float) -> list[tuple[Lane, int]]:
+        """How many tokens of a batch each lane may have before what is left is anybody's."""
+        arrived = {lane: self._lanes[lane].oldest() for lane in Lane}
+        weights = {
+            lane: WEIGHTS[lane] * (1 + max(0.0, now - first) / AGEING_S)
+            for lane, first in arrived.items()
+            if first is not None
+        }
+        total = sum(weights.values())
+        return [(lane, int(tokens * weight / total)) for lane, weight in weights.items()]
 
     def _enter(self, job: Job) -> None:
         job.queued = True
         self.jobs += 1
         self.tokens += job.tokens
+
+    def _leave(self, job: Job) -> None:
+        job.queued = False
+        self.jobs -= 1
+        self.tokens -= job.tokens
+
+    def _rebuild(self) -> None:
+        waiting = self.waiting()
+        self.__init__()  # type: ignore[misc]
+        for job in waiting:
+            if job.suspect:
+                self._suspects.append(job)
+                self._enter(job)
+            else:
+                self.push(job)

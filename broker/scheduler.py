@@ -198,6 +198,7 @@ class Scheduler:
                 position,
                 model=submission.model,
                 lane=submission.lane,
+                client=submission.client or frontend.uuid,
                 kind=submission.kind,
                 payload=payload,
                 tokens=len(payload) // 4 if exact else model.estimate(len(payload)),
@@ -333,10 +334,11 @@ class Scheduler:
                     break
                 # Idle workers share what waits, rather than one taking it all.
                 share = math.ceil(model.queue.tokens / max(1, self.pool.idle(name)))
-                self._lease(worker, name, model.queue.take(min(worker.batch_tokens, share)), now)
+                self._lease(worker, name, model.queue.take(min(worker.batch_tokens, share), now), now)
 
     def _lease(self, worker: Worker, model: str, jobs: list[Job], now: float) -> None:
-        jobs.sort(key=lambda job: job.owner)
+        # A frontend's rows must be adjacent; the rest of the order is for whoever reads a log.
+        jobs.sort(key=lambda job: (job.owner, job.request, job.position))
         self._newest_batch = number = self._newest_batch + 1
         worker.lease(Lease(number, model, jobs, now))
         for job in jobs:

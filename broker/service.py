@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 FRONTEND, WORKER = b"F", b"W"
 #: Messages taken from one socket before the other gets its turn.
 MAX_DRAIN = 256
-#: How long SIGTERM lets admitted jobs be answered.
-DRAIN_S = 30.0
+#: How long SIGTERM lets admitted jobs be answered: as long as a batch may run, and a little.
+DRAIN_S = 65.0
 #: From this size on a frame is sent without a copy; below it the copy is cheaper (zeromq-worker-pools.md P9).
 ZERO_COPY_BYTES = 65536
 

@@ -14,7 +14,7 @@ from frontend.config import load
 
 
 def main() -> None:
-    """Exit status 0 after a drain, 2 for a configuration that is refused."""
+    """Exit status 0 after a drain, 1 for an address that cannot be used, 2 for a refused configuration."""
     try:
         config = load(sys.argv[1:], os.environ)
     except msgspec.ValidationError as error:
@@ -31,11 +31,15 @@ def main() -> None:
         protocol=Connection,
         access_log=False,
     )
-    if config.processes == 1:
-        Sanic.serve_single(primary=app)
-    else:
-        _let_early_signals_end_the_manager()
-        Sanic.serve(primary=app, app_loader=loader)
+    try:
+        if config.processes == 1:
+            Sanic.serve_single(primary=app)
+        else:
+            _let_early_signals_end_the_manager()
+            Sanic.serve(primary=app, app_loader=loader)
+    except OSError as error:
+        print(f"vecmill frontend: cannot listen on port {config.port} of {config.host}: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _let_early_signals_end_the_manager() -> None:

@@ -17,8 +17,8 @@ from frontend.routes.operations import operations
 
 log = logging.getLogger(__name__)
 
-#: How long a stopping process lets its open requests finish.
-DRAIN_S = 30.0
+#: How long a stopping process lets its open requests finish: their deadline by default, and a little.
+DRAIN_S = 65.0
 #: How much of a body that is too large is read and thrown away, so that its sender reads the answer.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 

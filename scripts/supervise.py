@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,10 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 #: How long a role's processes get to drain before they are killed, in seconds.
-DRAIN_S = 40.0
+DRAIN_S = 70.0
 #: Delay of the first restart, its highest value, and how long a child must live for the delay to start anew.
 FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S = 0.25, 10.0, 30.0
 PR_SET_PDEATHSIG = 1
+#: Exit statuses of our programs for what no restart mends: a model, device or address they cannot use; a wrong flag.
+REFUSALS = (1, 2)
 
 
 class Child:
@@ -50,6 +53,11 @@ class Child:
         if now >= self._due:
             self._started = now
             self.process = subprocess.Popen(self.command, cwd=ROOT, preexec_fn=die_with_parent, process_group=0)
+
+    @property
+    def refused(self) -> bool:
+        """Whether it has ended by itself because what it was asked to do cannot be done."""
+        return self.process is not None and self.process.poll() in REFUSALS
 
     def _note_end(self, status: int, now: float) -> None:
         self._delay = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay * 2)
@@ -74,14 +82,21 @@ def say(text: str) -> None:
     print(f"vecmill: {text}", file=sys.stderr, flush=True)
 
 
+def positive(text: str) -> int:
+    """A number of processes."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("at least 1 is needed")
+    return int(text)
+
+
 def arguments() -> argparse.Namespace:
     """The flags of scripts/serve."""
     parser = argparse.ArgumentParser(prog="scripts/serve", description="Serve embeddings on this machine.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument("--device", default="CPU", help="OpenVINO device of the workers (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="worker processes (default: %(default)s)")
-    parser.add_argument("--frontends", type=int, default=1, help="frontend processes (default: %(default)s)")
+    parser.add_argument("--workers", type=positive, default=1, help="worker processes (default: %(default)s)")
+    parser.add_argument("--frontends", type=positive, default=1, help="frontend processes (default: %(default)s)")
     parser.add_argument("--model", default="", help="model folder (default: all-MiniLM-L6-v2, fetched when missing)")
     parser.add_argument("--model-name", default="", help="name to serve the model under (default: the folder's name)")
     parser.add_argument("--cache", default=str(ROOT / ".cache" / "vecmill"), help="folder for models")
@@ -99,6 +114,16 @@ def prepare(options: argparse.Namespace) -> Path:
     except ModelError as error:
         sys.exit(f"vecmill: {error}")
     return folder
+
+
+def check_port(host: str, port: int) -> None:
+    """End with a sentence when nobody can listen there: another server's answers are not ours."""
+    try:
+        if not port:
+            raise OSError("0 is no port to call")
+        socket.create_server((host, port)).close()
+    except (OSError, OverflowError) as error:
+        sys.exit(f"vecmill: cannot listen on port {port} of {host} ({error}); choose another with --port")
 
 
 def children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[list[Child]]:
@@ -156,17 +181,21 @@ def stop(groups: list[list[Child]]) -> None:
     say("stopped")
 
 
-def supervise(options: argparse.Namespace, groups: list[list[Child]], stopping: list[int]) -> None:
-    """Keep everything running until a signal comes."""
+def supervise(options: argparse.Namespace, groups: list[list[Child]], stopping: list[int]) -> int:
+    """Keep everything running until a signal comes; the exit status."""
     url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
     started, ready = time.monotonic(), False
+    everything = [child for group in groups for child in group]
     while not stopping:
-        for child in (child for group in groups for child in group):
+        if not ready and any(child.refused for child in everything):
+            return 1
+        for child in everything:
             child.keep(time.monotonic())
         if not ready and (found := first_inference(url)):
             ready = True
             announce(url, *found, time.monotonic() - started)
         signal.sigtimedwait({signal.SIGCHLD}, 1.0 if ready else 0.05)
+    return 0
 
 
 def main() -> None:
@@ -179,16 +208,18 @@ def main() -> None:
             os._exit(130)
         stopping.append(number)
 
+    check_port(options.host, options.port)
     folder = prepare(options)
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     sockets = Path(tempfile.mkdtemp(prefix="vecmill-"))
     groups = children(options, folder, sockets)
     try:
-        supervise(options, groups, stopping)
+        status = supervise(options, groups, stopping)
     finally:
         stop(groups)
         shutil.rmtree(sockets, ignore_errors=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from workers.config import Config, load
 
 
 def main() -> None:
-    """Exit status 0 after a drain, 1 for a model that cannot be served, 2 for a configuration that is refused."""
+    """Exit status 0 after a drain, 1 for a model or device that cannot be used, 2 for a refused configuration."""
     try:
         config = load(sys.argv[1:], os.environ)
     except msgspec.ValidationError as error:
-        sys.exit(f"vecmill worker: configuration: {error}")
+        print(f"vecmill worker: configuration: {error}", file=sys.stderr)
+        sys.exit(2)
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s worker: %(message)s")
     threading.excepthook = _end_process
     # The heartbeat's thread must get its turn soon while others hold the interpreter.
@@ -31,7 +32,7 @@ def main() -> None:
 def serve(config: Config) -> None:
     """Prepare the model, then serve until drained."""
     # These import OpenVINO: a wrong flag should not wait a second to be told.
-    from workers.engine import Engine
+    from workers.engine import DeviceError, Engine
     from workers.models import ModelError, fetch_default_model, prepare_model
     from workers.pipeline import Pipeline
     from workers.service import Service
@@ -45,7 +46,7 @@ def serve(config: Config) -> None:
         prepared = prepare_model(folder, cache, log.info)
         engine = Engine(prepared, config.device, config.streams, cache)
         engine.warm_up()
-    except (ModelError, RuntimeError) as error:
+    except (ModelError, DeviceError) as error:
         sys.exit(f"vecmill worker: {error}")
     name = config.model_name or model_name(folder)
     batch_tokens = max(engine.micro_batch_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))

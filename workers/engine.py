@@ -24,6 +24,10 @@ CALIBRATION_LENGTH = 32
 WORTHWHILE_GAIN = 1.03
 
 
+class DeviceError(Exception):
+    """The device cannot run the model; the text is one sentence for the person who chose it."""
+
+
 class Engine:
     """A `Backend`. Vectors do not depend on what else is in a micro-batch beyond float32 rounding."""
 
@@ -37,11 +41,17 @@ class Engine:
         self._tokenizer = Tokenizer(prepared.tokenizer_path, prepared.max_tokens)
         core = ov.Core()
         core.set_property({"CACHE_DIR": str(cache / "compiled")})
+        known = core.available_devices
+        if device.partition(".")[0] not in {*(name.partition(".")[0] for name in known), "AUTO"}:
+            raise DeviceError(f"there is no device {device} here; OpenVINO sees {', '.join(known)}")
         properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         if streams or device == "CPU":
             # One stream a core gave the most texts/s on the CPU plugin; its own choice is one for several cores.
             properties["NUM_STREAMS"] = streams or len(os.sched_getaffinity(0))
-        self._compiled = core.compile_model(prepared.model_path, device, properties)
+        try:
+            self._compiled = core.compile_model(prepared.model_path, device, properties)
+        except RuntimeError as error:
+            raise DeviceError(f"{device} cannot compile the model: {str(error).splitlines()[-1]}") from error
         self.streams = int(self._compiled.get_property("NUM_STREAMS"))
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]

@@ -22,8 +22,10 @@ from workers.session import Session
 
 log = logging.getLogger(__name__)
 
-#: How long SIGTERM lets held batches be finished.
-DRAIN_S = 30.0
+#: How long SIGTERM lets held batches be finished: as long as the broker leases a batch, and a little.
+DRAIN_S = 65.0
+#: How often a worker says that no broker welcomes it.
+WARN_S = 10.0
 
 
 class Service:
@@ -39,6 +41,7 @@ class Service:
         self._drain_until: float | None = None
         self._stop_requested = False
         self._next_health = 0.0
+        self._next_warning = time.monotonic() + WARN_S
         self._batches = itertools.count(1)
 
     def run(self) -> None:
@@ -82,6 +85,11 @@ class Service:
             self._answer(socket, self._pipeline.finished.popleft())
         now = time.monotonic()
         self._send(socket, *self._session.due(now))
+        if self._session.welcomed:
+            self._next_warning = now + WARN_S
+        elif now >= self._next_warning:
+            self._next_warning = now + WARN_S
+            log.warning("no broker at %s welcomes this worker; it keeps trying", self.config.broker)
         if self.config.health_file and self._session.welcomed and now >= self._next_health:
             self._next_health = now + 1.0
             pathlib.Path(self.config.health_file).touch()
@@ -140,9 +148,9 @@ class Service:
             except zmq.Again:
                 log.debug("not sent, the broker is away: %s", type(message).__name__)
 
-    def _timeout_ms(self) -> int | None:
-        first = min(self._session.next_deadline(), self._drain_until or math.inf)
-        return None if first == math.inf else max(0, int((first - time.monotonic()) * 1000) + 1)
+    def _timeout_ms(self) -> int:
+        first = min(self._session.next_deadline(), self._next_warning, self._drain_until or math.inf)
+        return max(0, int((first - time.monotonic()) * 1000) + 1)
 
     def _on_signal(self, number: int, _: object) -> None:
         self._stop_requested = True

@@ -382,3 +382,28 @@ def test_model_folder_that_is_none_is_refused_in_one_sentence(tmp_path: Path) ->
     assert program.wait(60) == 1
     assert program.output.count("\n") == 1
     assert "has no config.json" in program.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--device", "NPU"), "there is no device NPU here; OpenVINO sees CPU"),
+        (("--device", "quantum"), "there is no device quantum here"),
+        (("--port", "0"), "choose another with --port"),
+        (("--port", "70000"), "choose another with --port"),
+        (("--workers", "0"), "--workers"),
+    ],
+)
+def test_what_cannot_be_served_ends_the_start(tmp_path: Path, flags: tuple[str, ...], sentence: str) -> None:
+    command = [str(ROOT / "scripts/serve"), "--port", str(free_port()), *flags]
+    program = Program("serve", command, tmp_path / "serve.log")
+    assert program.wait(60) in (1, 2)
+    assert sentence in program.output
+    assert "Traceback" not in program.output
+
+
+def test_port_that_is_taken_ends_the_start(server: Server, tmp_path: Path) -> None:
+    program = Program("serve", [str(ROOT / "scripts/serve"), "--port", str(server.port)], tmp_path / "serve.log")
+    assert program.wait(60) == 1
+    assert program.output.count("\n") == 1
+    assert server.embed(["still there"]).status_code == 200
