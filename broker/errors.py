@@ -33,6 +33,8 @@ class ErrorCode(enum.IntEnum):
     REVISION_CONFLICT = 11
     #: A fault of ours; the text says nothing about its inside.
     INTERNAL = 12
+    #: The caller has as much open as one caller may have.
+    QUOTA = 13
 
 
 class ProtocolError(Exception):

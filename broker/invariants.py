@@ -29,6 +29,8 @@ def _check_jobs(scheduler: Scheduler) -> None:
     _require(all(job.open for job in owed), "a closed job is still owed")
     _require(all(request.jobs for request in requests), "a request with no open job is still open")
     _require(scheduler.ledger.jobs == len(owed), "the number of open jobs is wrong")
+    _require(scheduler.ledger.tokens == sum(job.tokens for job in owed), "the tokens of open jobs are wrong")
+    _require(scheduler.ledger.client_jobs == Counter(job.client for job in owed), "a client's open jobs are wrong")
     _require(scheduler.ledger.bytes == sum(job.bytes for job in owed), "the bytes of open jobs are wrong")
 
 

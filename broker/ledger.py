@@ -4,8 +4,10 @@ A job enters with its request and leaves by `close`, once.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 
+from broker.admission import Load
 from broker.errors import LocalProtocolError
 from broker.protocol import FrontendHello
 from broker.queues import Job
@@ -42,9 +44,17 @@ class Ledger:
         self.by_peer: dict[bytes, Frontend] = {}
         self.by_uuid: dict[bytes, Frontend] = {}
         self.jobs = 0
+        self.tokens = 0
         self.bytes = 0
+        #: Open jobs of each client that has any.
+        self.client_jobs: Counter[str | bytes] = Counter()
         #: (deadline, uuid, request); entries of ended requests are dropped when they come up.
         self._deadlines: list[tuple[float, bytes, int]] = []
+
+    @property
+    def load(self) -> Load:
+        """All that is open."""
+        return Load(self.jobs, self.tokens, self.bytes)
 
     def join(self, peer: bytes, hello: FrontendHello, now: float) -> Frontend:
         """The session of a hello: the old one with a new connection when the process is known, else a new one."""
@@ -70,7 +80,9 @@ class Ledger:
         frontend.requests[number] = Request(number, deadline, jobs)
         heapq.heappush(self._deadlines, (deadline, frontend.uuid, number))
         self.jobs += len(jobs)
+        self.tokens += sum(job.tokens for job in jobs)
         self.bytes += sum(job.bytes for job in jobs)
+        self.client_jobs[jobs[0].client] += len(jobs)
 
     def close(self, job: Job) -> None:
         """End a job: it has its answer, or will get none."""
@@ -78,7 +90,11 @@ class Ledger:
             raise LocalProtocolError(f"job {job.position} of request {job.request} ends twice")
         job.open = False
         self.jobs -= 1
+        self.tokens -= job.tokens
         self.bytes -= job.bytes
+        self.client_jobs[job.client] -= 1
+        if not self.client_jobs[job.client]:
+            del self.client_jobs[job.client]
         frontend = self.by_uuid[job.owner]
         request = frontend.requests[job.request]
         del request.jobs[job.position]

@@ -1,6 +1,6 @@
 """The models that workers have announced: what they are, what waits for them, how long their texts are. Pure."""
 
-from broker.protocol import ModelInfo
+from broker.protocol import Kind, ModelInfo
 from broker.queues import ModelQueue
 
 
@@ -15,9 +15,9 @@ class Model:
         #: When its last worker left; None while it has one.
         self.unserved_since: float | None = None
 
-    def estimate(self, size: int) -> int:
-        """Tokens of a text of `size` bytes; two for the special ones."""
-        return 2 + int(size * self.tokens_per_byte)
+    def tokens(self, kind: Kind, size: int) -> int:
+        """Tokens of an input of `size` bytes: estimated for text, with two special ones; exact for token ids."""
+        return size // 4 if kind == Kind.TOKENS else 2 + int(size * self.tokens_per_byte)
 
     def learn(self, tokens: int, size: int) -> None:
         """Correct the estimate by the exact count of a batch's texts."""

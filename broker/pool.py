@@ -5,17 +5,25 @@ from collections import deque
 
 from broker.protocol import ModelInfo, WorkerHello
 from broker.queues import Job
+from broker.speed import Speed
+
+#: A worker's next batch is sent this long before it is expected to need it, the way there and a part of what runs, for
+#: predictions are not exact; but not before half of what runs is done.
+LEAD_S = 0.005
+LEAD_SHARE = 0.1
 
 
 class Lease:
     """The record that a batch is with a worker until it is answered or the worker is evicted."""
 
-    __slots__ = ("batch", "jobs", "model", "since")
+    __slots__ = ("batch", "jobs", "model", "since", "tokens")
 
     def __init__(self, batch: int, model: str, jobs: list[Job], now: float) -> None:
         self.batch = batch
         self.model = model
         self.jobs = jobs
+        #: By the estimate at its dispatch.
+        self.tokens = sum(job.tokens for job in jobs)
         #: When it became the worker's oldest batch, the one that runs.
         self.since = now
 
@@ -31,6 +39,7 @@ class Worker:
         self.device = hello.device
         self.models = {model.name: model for model in hello.models}
         self.batch_tokens = hello.batch_tokens
+        self.speed = Speed(hello.tokens_per_s, hello.batch_tokens)
         self.credit = hello.credit
         #: Batches sent that the worker has not yet told it has seen; its credit does not count them yet.
         self.unseen: deque[int] = deque()
@@ -65,6 +74,13 @@ class Worker:
             running.since = max(running.since, now)
         return lease
 
+    def wants_next(self) -> float:
+        """From when on its next batch should be sent: shortly before what it holds is done. It holds something."""
+        held = list(self.leases.values())
+        run = self.speed.predict(held[0].tokens)
+        rest = sum(self.speed.predict(lease.tokens) for lease in held[1:])
+        return held[0].since + run + rest - min(LEAD_S + LEAD_SHARE * run, run / 2)
+
     @property
     def running(self) -> Lease | None:
         """The oldest lease."""
@@ -79,24 +95,38 @@ class Pool:
         self.lease_s = lease_s
         self.workers: dict[bytes, Worker] = {}
 
-    def choose(self, model: str, waiting_tokens: int) -> Worker | None:
-        """The worker for the next batch of a model: an idle one, else one whose next batch would be a full one.
+    def choose(self, model: str, now: float) -> Worker | None:
+        """The worker for the next batch of a model: the fastest idle one, else one that is about to be idle.
 
-        A busy worker is not given a small batch early: what waits in the broker can still grow, be cancelled, or
-        go to whichever worker is free first.
+        A busy worker is given its next batch just in time, not early: what waits in the broker can still grow, be
+        overtaken or cancelled, or go to whichever worker is free first.
         """
-        fitting = [worker for worker in self.workers.values() if model in worker.models and worker.available]
+        fitting = self._fitting(model)
         idle = [worker for worker in fitting if not worker.leases]
         if idle:
-            return max(idle, key=lambda worker: worker.batch_tokens)
-        full = [worker for worker in fitting if waiting_tokens >= worker.batch_tokens]
-        return min(full, key=lambda worker: len(worker.leases), default=None)
+            return max(idle, key=lambda worker: worker.speed.tokens_per_s)
+        due = [worker for worker in fitting if now >= worker.wants_next()]
+        return min(due, key=lambda worker: worker.wants_next(), default=None)
+
+    def share(self, worker: Worker, model: str) -> float:
+        """The part of what waits that the worker should take: by its speed among those that are idle."""
+        idle = [other.speed.tokens_per_s for other in self._fitting(model) if not other.leases]
+        return worker.speed.tokens_per_s / sum(idle) if not worker.leases else 1.0
+
+    def next_dispatch(self, model: str) -> float | None:
+        """When a busy worker wants the next batch of a model."""
+        return min((worker.wants_next() for worker in self._fitting(model) if worker.leases), default=None)
 
     def idle(self, model: str) -> int:
         """How many workers could start a batch of this model at once."""
-        return sum(
-            1 for worker in self.workers.values() if model in worker.models and worker.available and not worker.leases
-        )
+        return sum(1 for worker in self._fitting(model) if not worker.leases)
+
+    def tokens_per_s(self, model: str) -> float:
+        """What all workers of a model do together."""
+        return sum(worker.speed.tokens_per_s for worker in self.workers.values() if model in worker.models)
+
+    def _fitting(self, model: str) -> list[Worker]:
+        return [worker for worker in self.workers.values() if model in worker.models and worker.available]
 
     def live_model(self, name: str) -> ModelInfo | None:
         """The model as its live workers announce it, with their number; None when there are none."""

@@ -297,6 +297,8 @@ class WorkerHello(Message, tag=32):
     models: list[ModelInfo]
     #: How much one batch should hold, in tokens, by the worker's own measurement.
     batch_tokens: Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
+    #: How fast it is, by the same measurement.
+    tokens_per_s: Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
     #: How many batches the worker takes now: an absolute number, so that a lost or repeated message leaks nothing.
     credit: U32
 

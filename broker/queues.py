@@ -188,6 +188,7 @@ class ModelQueue:
         self._closed = 0
         self.jobs = 0
         self.tokens = 0
+        self._lane_tokens = dict.fromkeys(Lane, 0)
 
     def __bool__(self) -> bool:
         return self.jobs > 0
@@ -233,6 +234,11 @@ class ModelQueue:
             self._leave(job)
         return batch
 
+    def tokens_ahead(self, lane: Lane) -> int:
+        """Tokens that leave before a job that comes into the lane now: its lane's, and the other's share meanwhile."""
+        mine = self._lane_tokens[lane]
+        return min(self.tokens, int(mine * sum(WEIGHTS.values()) / WEIGHTS[lane]))
+
     def waiting(self) -> list[Job]:
         """All jobs that wait."""
         suspects = [job for job in self._suspects if job.queued]
@@ -253,11 +259,13 @@ class ModelQueue:
         job.queued = True
         self.jobs += 1
         self.tokens += job.tokens
+        self._lane_tokens[job.lane] += job.tokens
 
     def _leave(self, job: Job) -> None:
         job.queued = False
         self.jobs -= 1
         self.tokens -= job.tokens
+        self._lane_tokens[job.lane] -= job.tokens
 
     def _rebuild(self) -> None:
         waiting = self.waiting()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from broker import protocol as wire
+from broker.admission import Bounds, Load, expected_wait, refuse
 from broker.answers import share_out
 from broker.errors import ErrorCode
 from broker.invariants import check
@@ -38,8 +39,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float = 60.0
     #: How long a known model's jobs wait for a worker when it has none.
     worker_grace_s: float = 30.0
+    #: What may be open at once, over all models.
     max_jobs: int = 100_000
+    max_tokens: int = 20_000_000
     max_bytes: int = 1 << 30
+    #: The part of it that one client may have.
+    max_client_share: float = 0.5
+    #: A request that would wait longer than this, or than its deadline, is refused at the door.
+    max_wait_s: float = 30.0
     #: Deaths of a worker that one job may have been running in before it is called poison.
     max_crashes: int = 2
 
@@ -63,6 +70,13 @@ class Scheduler:
         self.models: dict[str, Model] = {}
         #: What happened, by name.
         self.counters: Counter[str] = Counter()
+        self._bounds = Bounds(
+            self.limits.max_jobs,
+            self.limits.max_tokens,
+            self.limits.max_bytes,
+            int(self.limits.max_jobs * self.limits.max_client_share),
+            self.limits.max_wait_s,
+        )
         self.draining = False
         self._newest_batch = 0
         self._models_changed = False
@@ -133,6 +147,8 @@ class Scheduler:
             for model in self.models.values()
             if model.unserved_since is not None and model.queue
         ]
+        dispatches = (self.pool.next_dispatch(name) for name, model in self.models.items() if model.queue)
+        times += [time for time in dispatches if time is not None]
         times += [time for time in (self.pool.next_deadline(), self.ledger.next_deadline()) if time is not None]
         return min(times, default=None)
 
@@ -162,35 +178,43 @@ class Scheduler:
             if submission.request in frontend.requests:
                 self.counters["duplicate_requests"] += 1
                 continue
-            refusal = self._refusal(submission, now)
+            refusal = self._refusal(frontend, submission, now)
             if refusal:
                 self.counters["requests_rejected"] += 1
                 self._send(frontend.peer, wire.Failures([refusal]))
             else:
                 self._admit(frontend, submission, frame, now)
 
-    def _refusal(self, submission: wire.Submission, now: float) -> Failure | None:
+    def _refusal(self, frontend: Frontend, submission: wire.Submission, now: float) -> Failure | None:
         """Why the request cannot be admitted as a whole; None: it can."""
-        number, name, limits = submission.request, submission.model, self.limits
+        number, name = submission.request, submission.model
         model = self.models.get(name)
         lengths = wire.unpack_u32(submission.lengths)
         if self.draining:
             return Failure(number, -1, ErrorCode.DRAINING, "the server is shutting down", 1000)
         if model is None:
             return Failure(number, -1, ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {name!r}")
-        if model.unserved_for(now) >= limits.worker_grace_s:
+        if model.unserved_for(now) >= self.limits.worker_grace_s:
             return Failure(number, -1, ErrorCode.NO_WORKER, f"no worker that serves {name!r} is connected", 5000)
         if not lengths:
             return Failure(number, -1, ErrorCode.INVALID_INPUT, "the request has no input")
         if submission.kind == wire.Kind.TOKENS and any(length % 4 for length in lengths):
             return Failure(number, -1, ErrorCode.INVALID_INPUT, "token ids are 4 bytes each")
-        full = self.ledger.jobs + len(lengths) > limits.max_jobs or self.ledger.bytes + sum(lengths) > limits.max_bytes
-        return Failure(number, -1, ErrorCode.OVERLOADED, "the queue is full", 1000) if full else None
+        refusal = refuse(
+            Load(len(lengths), sum(model.tokens(submission.kind, length) for length in lengths), sum(lengths)),
+            self.ledger.load,
+            self.ledger.client_jobs[submission.client or frontend.uuid],
+            self._bounds,
+            expected_wait(model.queue, submission.lane, self.pool.tokens_per_s(name)),
+            submission.budget_ms / 1000,
+        )
+        if refusal is None:
+            return None
+        return Failure(number, -1, refusal.code, refusal.text, min(120_000, int(refusal.retry_after_s * 1000) + 1))
 
     def _admit(self, frontend: Frontend, submission: wire.Submission, frame: Frame, now: float) -> None:
         model = self.models[submission.model]
         deadline = now + submission.budget_ms / 1000
-        exact = submission.kind == wire.Kind.TOKENS
         jobs = [
             Job(
                 frontend.uuid,
@@ -201,7 +225,7 @@ class Scheduler:
                 client=submission.client or frontend.uuid,
                 kind=submission.kind,
                 payload=payload,
-                tokens=len(payload) // 4 if exact else model.estimate(len(payload)),
+                tokens=model.tokens(submission.kind, len(payload)),
                 arrived=now,
             )
             for position, payload in enumerate(wire.split(frame, wire.unpack_u32(submission.lengths)))
@@ -283,6 +307,7 @@ class Scheduler:
         if len(tokens) != len(lease.jobs) or message.dimension != worker.models[lease.model].dimension:
             self._evict(worker, "answered a batch in another shape", now)
             return
+        worker.speed.learn(sum(tokens), now - lease.since)
         worker.release(message.batch, now)
         worker.answered_batches += 1
         worker.answered_jobs += len(lease.jobs)
@@ -329,11 +354,11 @@ class Scheduler:
     def _dispatch(self, now: float) -> None:
         for name, model in self.models.items():
             while model.queue:
-                worker = self.pool.choose(name, model.queue.tokens)
+                worker = self.pool.choose(name, now)
                 if worker is None:
                     break
                 # Idle workers share what waits, rather than one taking it all.
-                share = math.ceil(model.queue.tokens / max(1, self.pool.idle(name)))
+                share = math.ceil(model.queue.tokens * self.pool.share(worker, name))
                 self._lease(worker, name, model.queue.take(min(worker.batch_tokens, share), now), now)
 
     def _lease(self, worker: Worker, model: str, jobs: list[Job], now: float) -> None:

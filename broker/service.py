@@ -44,12 +44,7 @@ class Service:
         self.config = config
         self.scheduler = Scheduler(
             secrets.randbits(63),
-            Limits(
-                lease_s=config.lease_s,
-                worker_grace_s=config.worker_grace_s,
-                max_jobs=config.max_jobs,
-                max_bytes=config.max_bytes,
-            ),
+            msgspec.convert(msgspec.structs.asdict(config), Limits),
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: dict[bytes, zmq.Socket[bytes]] = {}

@@ -71,16 +71,24 @@ class BrokerClient:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    async def embed(self, model: str, kind: Kind, inputs: Sequence[bytes]) -> Pending:
-        """Vectors of all inputs, or ApiError. Cancelling the call cancels the jobs."""
-        deadline = time.monotonic() + self._config.deadline_s
+    async def embed(
+        self, model: str, kind: Kind, inputs: Sequence[bytes], lane: Lane | None = None, deadline_s: float | None = None
+    ) -> Pending:
+        """Vectors of all inputs, or ApiError. Cancelling the call cancels the jobs.
+
+        Without a lane the size decides; without a deadline, in seconds from now, the configuration.
+        """
+        deadline_s = self._config.deadline_s if deadline_s is None else deadline_s
+        deadline = time.monotonic() + deadline_s
         await self._wait_for_model(model)
-        lane = Lane.INTERACTIVE if len(inputs) == 1 else Lane.BULK
+        if lane is None:
+            small = sum(map(len, inputs)) <= self._config.interactive_bytes
+            lane = Lane.INTERACTIVE if small else Lane.BULK
         pending = self._table.add(model, kind, inputs, lane=lane, client="", deadline=deadline)
         future = self._futures[pending.number] = self._loop.create_future()
         self._submit([pending])
         try:
-            await asyncio.wait_for(future, self._config.deadline_s + DEADLINE_SLACK_S)
+            await asyncio.wait_for(future, deadline - time.monotonic() + DEADLINE_SLACK_S)
         except TimeoutError:
             raise from_failure(ErrorCode.DEADLINE, "the request's deadline passed before it was answered") from None
         finally:

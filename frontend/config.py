@@ -19,6 +19,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     processes: Annotated[int, Meta(ge=1, description="processes that share the port")] = 1
     keys: Annotated[str, Meta(description="folder with frontend.key_secret and broker.key; empty: no CURVE")] = ""
     deadline_s: Annotated[float, Meta(gt=0, description="how long a request may take, in seconds")] = 60.0
+    interactive_bytes: Annotated[
+        int, Meta(ge=0, description="requests of at most this many bytes of input go to the interactive lane")
+    ] = 4096
     broker_grace_s: Annotated[
         float, Meta(ge=0, description="how long requests wait for a broker that is away, in seconds")
     ] = 5.0

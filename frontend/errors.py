@@ -15,6 +15,7 @@ _STATUS = {
     ErrorCode.TOO_LONG: (400, "invalid_request_error", "context_length_exceeded"),
     ErrorCode.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),
     ErrorCode.NO_WORKER: (503, "server_error", "no_worker"),
+    ErrorCode.QUOTA: (429, "rate_limit_error", "rate_limit_exceeded"),
     ErrorCode.OVERLOADED: (503, "server_error", "overloaded"),
     ErrorCode.DEADLINE: (504, "server_error", "deadline_exceeded"),
     ErrorCode.POISON: (422, "invalid_request_error", "poison_input"),

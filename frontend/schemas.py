@@ -1,14 +1,14 @@
 """Requests as they come in, checked; answers as they go out. Pure. Messages use OVMS's wording where it has one."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import orjson
 
-from broker.protocol import Kind, ModelInfo, pack_u32
+from broker.protocol import Kind, Lane, ModelInfo, pack_u32
 from frontend.errors import ApiError
 
 _TYPES = "input should be string, array of strings or array of integers"
@@ -42,6 +42,21 @@ def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
     if len(inputs) > max_inputs:
         raise ApiError(400, f"input array has {len(inputs)} elements, at most {max_inputs} are allowed", param="input")
     return EmbeddingsRequest(model, kind, inputs, encoding == "base64")
+
+
+def parse_headers(headers: Mapping[str, str], longest_s: float) -> tuple[Lane | None, float]:
+    """The lane that a request asks for, if any, and its deadline in seconds: what it asks for, at most `longest_s`."""
+    name = headers.get("x-vecmill-lane")
+    if name is not None and name.upper() not in Lane.__members__:
+        raise ApiError(400, f"x-vecmill-lane is {name!r}, but must be interactive or bulk", param="x-vecmill-lane")
+    lane = None if name is None else Lane[name.upper()]
+    text = headers.get("x-vecmill-deadline-ms")
+    if text is None:
+        return lane, longest_s
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:12]) < 10**9):
+        message = "x-vecmill-deadline-ms must be a number of milliseconds above 0"
+        raise ApiError(400, message, param="x-vecmill-deadline-ms")
+    return lane, min(longest_s, int(text) / 1000)
 
 
 def _object(body: bytes) -> dict[str, Any]:

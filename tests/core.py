@@ -66,12 +66,15 @@ class Core:
         revision: str = "r",
         credit: int = 2,
         batch_tokens: int = 1000,
+        tokens_per_s: int = 10_000,
         uuid: bytes | None = None,
     ) -> bytes:
         """A worker says hello."""
         info = ModelInfo(model, revision, DIMENSION, 100)
         uuid = (uuid or peer).ljust(16, b".")
-        self.handle(peer, wire.WorkerHello(1, 1, "test", uuid, 1, "host", 1, "CPU", [info], batch_tokens, credit))
+        self.handle(
+            peer, wire.WorkerHello(1, 1, "test", uuid, 1, "host", 1, "CPU", [info], batch_tokens, tokens_per_s, credit)
+        )
         return peer
 
     def submit(

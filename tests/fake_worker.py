@@ -79,6 +79,7 @@ def serve(config: Config) -> None:
         "FAKE",
         [MODEL],
         batch_tokens=1024,
+        tokens_per_s=100_000,
         credit=0,
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)

@@ -73,6 +73,7 @@ def serve(config: Config) -> None:
         device=config.device,
         models=[model],
         batch_tokens=batch_tokens,
+        tokens_per_s=max(1, int(engine.tokens_per_second)),
         credit=0,
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)

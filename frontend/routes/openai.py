@@ -10,7 +10,7 @@ from sanic.response import raw
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
 from frontend.errors import unknown_model
-from frontend.schemas import parse_embeddings, render_embeddings, render_model
+from frontend.schemas import parse_embeddings, parse_headers, render_embeddings, render_model
 
 JSON = "application/json"
 
@@ -25,7 +25,8 @@ async def create_embeddings(request: Request) -> HTTPResponse:
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
     wanted = parse_embeddings(request.body, config.max_inputs)
-    done = await broker.embed(wanted.model, wanted.kind, wanted.inputs)
+    lane, deadline_s = parse_headers(request.headers, config.deadline_s)
+    done = await broker.embed(wanted.model, wanted.kind, wanted.inputs, lane, deadline_s)
     body = render_embeddings(wanted.model, done.rows, done.tokens, as_base64=wanted.base64)
     return raw(body, content_type=JSON)
 

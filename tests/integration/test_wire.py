@@ -18,7 +18,7 @@ from tests.processes import Cluster, free_port, until
 UUID = b"0123456789abcdef"
 HELLOS = {
     "frontend": wire.FrontendHello(1, 1, "test", UUID, 1, "host", 1),
-    "worker": wire.WorkerHello(1, 1, "test", UUID, 1, "host", 1, "CPU", [], 1, 1),
+    "worker": wire.WorkerHello(1, 1, "test", UUID, 1, "host", 1, "CPU", [], 1, 1, 1),
 }
 
 
@@ -195,7 +195,7 @@ def test_worker_with_other_weights_is_told_so(cluster: Cluster, peers: list[Peer
     cluster.all()
     peers.append(Peer(cluster.endpoints["worker"]).connect())
     other = wire.ModelInfo("fake", "revision-2", 8, 64)
-    peers[0].send(wire.WorkerHello(1, 1, "test", UUID, 1, "host", 1, "CPU", [other], 1, 1))
+    peers[0].send(wire.WorkerHello(1, 1, "test", UUID, 1, "host", 1, "CPU", [other], 1, 1, 1))
     answer = peers[0].receive()
     assert answer
     goodbye, _ = wire.decode(wire.TO_WORKER, answer)

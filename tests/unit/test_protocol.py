@@ -31,7 +31,7 @@ MESSAGES: list[tuple[Any, Message, list[bytes]]] = [
     (wire.TO_FRONTEND, wire.Answers(U64, wire.pack_u32([0]), wire.pack_u32([7]), 2, 10, 20), [b"12345678"]),
     (wire.TO_FRONTEND, wire.Failures([wire.Failure(1, -1, ErrorCode.DEADLINE, "late", 5)]), []),
     (wire.TO_FRONTEND, wire.Stats({"a": 1}, [wire.WorkerStats("w", "CPU", ["m"], 0, 1, 2)], 3, 4), []),
-    (wire.FROM_WORKER, wire.WorkerHello(1, 1, "b", UUID, 3, "h", 4, "CPU", [MODEL], 100, 2), []),
+    (wire.FROM_WORKER, wire.WorkerHello(1, 1, "b", UUID, 3, "h", 4, "CPU", [MODEL], 100, 1000, 2), []),
     (wire.FROM_WORKER, wire.WorkerHeartbeat(1, 9), []),
     (
         wire.FROM_WORKER,

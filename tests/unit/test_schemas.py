@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import ErrorCode
-from broker.protocol import Kind, pack_u32
+from broker.protocol import Kind, Lane, pack_u32
 from frontend.errors import ApiError, from_failure
-from frontend.schemas import parse_embeddings, render_embeddings
+from frontend.schemas import parse_embeddings, parse_headers, render_embeddings
 
 BAD = [
     (b"", "Cannot parse JSON body"),
@@ -106,9 +106,32 @@ def test_base64_is_little_endian_float32() -> None:
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_every_code_has_a_status(code: ErrorCode) -> None:
     error = from_failure(code, "text", retry_after_ms=1)
-    assert error.status in (400, 404, 422, 500, 503, 504)
+    assert error.status in (400, 404, 422, 429, 500, 503, 504)
     assert error.headers() == {"Retry-After": "1"}
 
 
 def test_retry_after_is_what_clients_still_wait_for() -> None:
     assert from_failure(ErrorCode.OVERLOADED, "", retry_after_ms=10**7).headers() == {"Retry-After": "120"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({}, (None, 60.0)),
+        ({"x-vecmill-lane": "Bulk"}, (Lane.BULK, 60.0)),
+        ({"x-vecmill-lane": "interactive", "x-vecmill-deadline-ms": "1500"}, (Lane.INTERACTIVE, 1.5)),
+        ({"x-vecmill-deadline-ms": "999999999"}, (None, 60.0)),
+    ],
+)
+def test_headers_choose_lane_and_deadline(headers: dict[str, str], wanted: tuple[Lane | None, float]) -> None:
+    assert parse_headers(headers, 60.0) == wanted
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-vecmill-lane": "fast"}, {"x-vecmill-lane": ""}]
+    + [{"x-vecmill-deadline-ms": text} for text in ("", "0", "-1", "1.5", "soon", "\u0663", "9" * 5000)],
+)
+def test_headers_that_say_nothing_are_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(ApiError, match="must be"):
+        parse_headers(headers, 60.0)

@@ -12,7 +12,7 @@ BATCH = wire.Batch(7, 1, "m", b"\0", wire.pack_u32([1]))
 @pytest.fixture
 def session() -> Session:
     """Connected and welcomed by epoch 7 at time 0."""
-    hello = wire.WorkerHello(1, 1, "test", b"." * 16, 1, "host", 1, "CPU", [], 100, 0)
+    hello = wire.WorkerHello(1, 1, "test", b"." * 16, 1, "host", 1, "CPU", [], 100, 1000, 0)
     session = Session(hello, slots=2)
     session.hello(0.0)
     session.handle(wire.Welcome(1, 7, 1000, 3500), 0.0)
