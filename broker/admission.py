@@ -44,7 +44,7 @@ def refuse(
 ) -> Refusal | None:
     """Why a request must not enter; None: it may. `wait_s`: what it can expect to wait, None when nobody can tell.
 
-    What is held when nothing is open yet bounds nobody: a request as large as the bounds is always let in alone.
+    A client's part only bounds it while something is open: alone it may have everything.
     """
     retry = wait_s if wait_s else UNKNOWN_WAIT_S
     if held.jobs and client_jobs + asked.jobs > bounds.client_jobs:

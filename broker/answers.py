@@ -19,7 +19,7 @@ class Share(NamedTuple):
     frame: Frame
 
 
-def share_out(lease: Lease, result: wire.BatchResult, vectors: memoryview) -> Iterator[Share]:
+def share_out(lease: Lease, result: wire.BatchResult, vectors: memoryview, revision: str) -> Iterator[Share]:
     """One share per frontend with open jobs in the batch. Failed jobs have no row; closed ones lose theirs.
 
     Jobs of one frontend are adjacent in a batch, so its rows are one slice and are not copied, unless a job of its own
@@ -38,10 +38,10 @@ def share_out(lease: Lease, result: wire.BatchResult, vectors: memoryview) -> It
         else:
             frame = b"".join(vectors[row * width : (row + 1) * width] for _, _, row in kept)
         if kept:
-            yield Share(owner, [job for job, _, _ in kept], _message(kept, result), frame)
+            yield Share(owner, [job for job, _, _ in kept], _message(kept, result, revision), frame)
 
 
-def _message(kept: Sequence[tuple[Job, int, int]], result: wire.BatchResult) -> wire.Answers:
+def _message(kept: Sequence[tuple[Job, int, int]], result: wire.BatchResult, revision: str) -> wire.Answers:
     return wire.Answers(
         requests=wire.pack_u64(job.request for job, _, _ in kept),
         positions=wire.pack_u32(job.position for job, _, _ in kept),
@@ -49,4 +49,5 @@ def _message(kept: Sequence[tuple[Job, int, int]], result: wire.BatchResult) -> 
         dimension=result.dimension,
         queue_us=int(max(job.dispatched - job.arrived for job, _, _ in kept) * 1e6),
         inference_us=result.inference_us,
+        revision=revision,
     )

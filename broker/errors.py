@@ -35,6 +35,8 @@ class ErrorCode(enum.IntEnum):
     INTERNAL = 12
     #: The caller has as much open as one caller may have.
     QUOTA = 13
+    #: The worker's batch has run longer than a batch may: it hangs, and should end itself.
+    LEASE_EXPIRED = 14
 
 
 class ProtocolError(Exception):

@@ -12,21 +12,25 @@ from broker.errors import LocalProtocolError
 from broker.protocol import FrontendHello
 from broker.queues import Job
 
+#: Ended requests wait for their deadline to come up until there are this many more of them than open jobs.
+MAX_ENDED = 1000
+
 
 class Request:
     """An admitted request: its jobs that have no answer yet."""
 
-    __slots__ = ("deadline", "jobs", "number")
+    __slots__ = ("deadline", "inputs", "jobs", "number")
 
     def __init__(self, number: int, deadline: float, jobs: Sequence[Job]) -> None:
         self.number = number
         self.deadline = deadline
+        self.inputs = len(jobs)
         #: Open jobs by position.
         self.jobs = {job.position: job for job in jobs}
 
 
 class Frontend:
-    """One frontend process. It keeps its uuid when its connection is made anew."""
+    """One frontend process on one connection."""
 
     def __init__(self, peer: bytes, hello: FrontendHello, now: float) -> None:
         self.peer = peer
@@ -56,17 +60,9 @@ class Ledger:
         """All that is open."""
         return Load(self.jobs, self.tokens, self.bytes)
 
-    def join(self, peer: bytes, hello: FrontendHello, now: float) -> Frontend:
-        """The session of a hello: the old one with a new connection when the process is known, else a new one."""
-        frontend = self.by_uuid.get(hello.uuid)
-        if frontend:
-            self.by_peer.pop(frontend.peer, None)
-            frontend.peer = peer
-            frontend.last_heard = now
-        else:
-            frontend = self.by_uuid[hello.uuid] = Frontend(peer, hello, now)
-        self.by_peer[peer] = frontend
-        return frontend
+    def join(self, peer: bytes, hello: FrontendHello, now: float) -> None:
+        """A session for a hello, where the process and the connection have none."""
+        self.by_peer[peer] = self.by_uuid[hello.uuid] = Frontend(peer, hello, now)
 
     def leave(self, frontend: Frontend) -> None:
         """Forget a frontend that is owed nothing."""
@@ -79,6 +75,8 @@ class Ledger:
         """Record an admitted request; it has at least one job."""
         frontend.requests[number] = Request(number, deadline, jobs)
         heapq.heappush(self._deadlines, (deadline, frontend.uuid, number))
+        if len(self._deadlines) > 2 * self.jobs + MAX_ENDED:
+            self._rebuild_deadlines()
         self.jobs += len(jobs)
         self.tokens += sum(job.tokens for job in jobs)
         self.bytes += sum(job.bytes for job in jobs)
@@ -111,6 +109,14 @@ class Ledger:
             if frontend and request and request.deadline == deadline:
                 expired.append((frontend, request))
         return expired
+
+    def _rebuild_deadlines(self) -> None:
+        self._deadlines = [
+            (request.deadline, frontend.uuid, request.number)
+            for frontend in self.by_uuid.values()
+            for request in frontend.requests.values()
+        ]
+        heapq.heapify(self._deadlines)
 
     def silent(self, now: float) -> list[Frontend]:
         """Frontends not heard of for too long."""

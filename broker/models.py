@@ -20,9 +20,10 @@ class Model:
         return size // 4 if kind == Kind.TOKENS else 2 + int(size * self.tokens_per_byte)
 
     def learn(self, tokens: int, size: int) -> None:
-        """Correct the estimate by the exact count of a batch's texts."""
+        """Correct the estimate by the exact count of a batch's texts, as far as it can be believed: whoever sends
+        words of 100 kB, which are one unknown token each, must not make everybody's texts look short."""
         if size:
-            self.tokens_per_byte += 0.1 * (min(tokens / size, 4.0) - self.tokens_per_byte)
+            self.tokens_per_byte += 0.1 * (min(max(tokens / size, 0.05), 4.0) - self.tokens_per_byte)
 
     def unserved_for(self, now: float) -> float:
         """Seconds since the last worker left; 0 while there is one."""

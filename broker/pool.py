@@ -67,11 +67,11 @@ class Worker:
         self.unseen.append(lease.batch)
 
     def release(self, batch: int, now: float) -> Lease | None:
-        """End the batch's lease; the next one starts to run now. None: it was not leased to this worker."""
+        """End the batch's lease; if it ran, the next one starts to run now. None: it was not leased to this worker."""
+        ran = self.running
         lease = self.leases.pop(batch, None)
-        running = self.running
-        if lease and running:
-            running.since = max(running.since, now)
+        if lease and lease is ran and self.running:
+            self.running.since = max(self.running.since, now)
         return lease
 
     def wants_next(self) -> float:
@@ -128,26 +128,30 @@ class Pool:
     def _fitting(self, model: str) -> list[Worker]:
         return [worker for worker in self.workers.values() if model in worker.models and worker.available]
 
+    def revision(self, name: str) -> str | None:
+        """The one revision of a model that all connected workers have, those that drain included."""
+        return next((worker.models[name].revision for worker in self.workers.values() if name in worker.models), None)
+
     def live_model(self, name: str) -> ModelInfo | None:
-        """The model as its live workers announce it, with their number; None when there are none."""
-        serving = [worker.models[name] for worker in self.workers.values() if name in worker.models]
+        """The model as the workers that take work for it announce it, with their number; None when there are none."""
+        taking = (worker for worker in self.workers.values() if not worker.draining)
+        serving = [worker.models[name] for worker in taking if name in worker.models]
         if not serving:
             return None
         first = serving[0]
         return ModelInfo(first.name, first.revision, first.dimension, first.max_tokens, len(serving))
 
-    def overdue(self, now: float) -> list[tuple[Worker, str]]:
-        """Workers to evict, each with the reason."""
-        found = []
-        for worker in self.workers.values():
-            if now >= worker.last_heard + self.liveness_s:
-                found.append((worker, "silent"))
-            elif worker.running and now >= worker.running.since + self.lease_s:
-                found.append((worker, "lease expired"))
-        return found
+    def silent(self, now: float) -> list[Worker]:
+        """Workers not heard of for too long."""
+        return [worker for worker in self.workers.values() if now >= worker.last_heard + self.liveness_s]
+
+    def hung(self, now: float) -> list[Worker]:
+        """Workers whose batch has run for too long."""
+        running = [(worker, worker.running) for worker in self.workers.values()]
+        return [worker for worker, lease in running if lease and now >= lease.since + self.lease_s]
 
     def next_deadline(self) -> float | None:
-        """When `overdue` may next find something."""
+        """When `silent` or `hung` may next find one."""
         silent = (worker.last_heard + self.liveness_s for worker in self.workers.values())
         late = (worker.running.since + self.lease_s for worker in self.workers.values() if worker.running)
         return min(itertools.chain(silent, late), default=None)

@@ -236,6 +236,8 @@ class Answers(Message, tag=21):
     #: Longest wait in the queue among these jobs, and the inference time of the batch, in microseconds.
     queue_us: U63
     inference_us: U63
+    #: Of the model that made the vectors.
+    revision: Name
 
     def frame_sizes(self) -> list[int]:
         rows = len(unpack_u64(self.requests))

@@ -20,6 +20,9 @@ AGEING_S = 2.0
 QUANTUM = 512
 #: Lengths in one bucket differ by less than this factor: at most a fifth of a micro-batch of one bucket is padding.
 BUCKET_RATIO = 1.25
+#: A batch's bounds beside its tokens, so that neither it nor its answer outgrows a frame, for vectors of up to 4,096.
+MAX_BATCH_JOBS = 2048
+MAX_BATCH_BYTES = 16 * 1024 * 1024
 #: Cancelled jobs stay where they wait until there are this many more of them than of others.
 MAX_CLOSED = 1000
 
@@ -33,6 +36,7 @@ class Job:
         "client",
         "crashes",
         "dispatched",
+        "errors",
         "kind",
         "lane",
         "model",
@@ -75,14 +79,35 @@ class Job:
         self.tokens = tokens
         self.arrived = arrived
         self.dispatched = arrived
-        #: How many workers died while it ran.
+        #: How many workers died, and how many inferences failed, while it ran.
         self.crashes = 0
+        self.errors = 0
         #: It was in a batch that killed or failed its worker: it runs alone, so that the next time names the cause.
         self.suspect = False
         #: False once answered, failed or cancelled: whoever still holds it drops it.
         self.open = True
         #: Whether its model's queue counts it.
         self.queued = False
+
+
+class Room:
+    """What a batch can still take."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self._jobs, self._bytes = MAX_BATCH_JOBS, MAX_BATCH_BYTES
+
+    def fits(self, job: Job) -> bool:
+        """Whether the job may join; the first one always may."""
+        if self._jobs == MAX_BATCH_JOBS:
+            return True
+        return self._jobs > 0 and job.tokens <= self.tokens and job.bytes <= self._bytes
+
+    def fill(self, job: Job) -> None:
+        """The job joins."""
+        self.tokens -= job.tokens
+        self._jobs -= 1
+        self._bytes -= job.bytes
 
 
 class ClientQueue:
@@ -98,8 +123,8 @@ class ClientQueue:
         bucket = self._buckets.setdefault(int(math.log(max(1, job.tokens), BUCKET_RATIO)), deque())
         bucket.appendleft(job) if front else bucket.append(job)
 
-    def pop(self, near: int | None, max_tokens: int) -> tuple[Job, int] | None:
-        """The next job of at most `max_tokens` and its bucket: from the bucket nearest to `near`, or the oldest's."""
+    def pop(self, near: int | None, room: Room) -> tuple[Job, int] | None:
+        """The next job and its bucket, if there is room: from the bucket nearest to `near`, or the oldest's."""
         heads = self._heads()
         if not heads:
             return None
@@ -107,9 +132,11 @@ class ClientQueue:
             number = min(heads, key=lambda bucket: heads[bucket].arrived)
         else:
             number = min(heads, key=lambda bucket: abs(bucket - near))
-        if heads[number].tokens > max_tokens:
+        if not room.fits(heads[number]):
             return None
-        return self._buckets[number].popleft(), number
+        job = self._buckets[number].popleft()
+        job.queued = False
+        return job, number
 
     def oldest(self) -> Job | None:
         """The job that waits longest."""
@@ -144,35 +171,41 @@ class LaneQueue:
             self._turns.append(job.client)
         client.push(job, front=front)
 
-    def take(self, room: int, *, first: bool) -> list[Job]:
-        """Jobs of up to `room` tokens; with `first` at least one, whatever its size."""
-        taken: list[Job] = []
+    def take(self, room: Room) -> Iterator[Job]:
+        """Jobs for which there is room; the first of a batch always has some."""
         near: int | None = None
-        while self._turns:
-            client = self._clients[self._turns[0]]
-            oldest = client.oldest()
-            if oldest is None:
-                del self._clients[self._turns.popleft()]
-                continue
-            if client.deficit <= 0:
-                client.deficit += QUANTUM
-            limit = room if taken or not first else max(room, oldest.tokens)
-            popped = client.pop(near if taken else None, limit)
+        while client := self._next_turn():
+            popped = client.pop(near, room)
             if popped is None:
-                break
+                return
             job, near = popped
-            job.queued = False
-            taken.append(job)
-            room -= job.tokens
+            room.fill(job)
             client.deficit -= job.tokens
             if client.deficit <= 0:
                 self._turns.rotate(-1)
-        return taken
+            yield job
 
     def oldest(self) -> float | None:
-        """When its longest waiting job arrived."""
-        heads = (client.oldest() for client in self._clients.values())
-        return min((job.arrived for job in heads if job), default=None)
+        """When the job arrived that has waited longest of the client whose turn it is."""
+        client = self._next_turn()
+        job = client and client.oldest()
+        return job.arrived if job else None
+
+    def _next_turn(self) -> ClientQueue | None:
+        """The client whose turn it is: with jobs, and with tokens left to take, of which each turn brings some."""
+        while self._turns:
+            client = self._clients[self._turns[0]]
+            if client.oldest() is None:
+                del self._clients[self._turns.popleft()]
+            elif client.deficit > 0:
+                return client
+            elif len(self._turns) == 1:
+                client.deficit = QUANTUM
+            else:
+                client.deficit += QUANTUM
+                if client.deficit <= 0:
+                    self._turns.rotate(-1)
+        return None
 
     def jobs(self) -> Iterator[Job]:
         """All of them."""
@@ -223,16 +256,22 @@ class ModelQueue:
                 self._leave(job)
                 return [job]
         batch: list[Job] = []
+        room = Room(0)
         for lane, share in self._shares(max_tokens, now):
-            batch += self._lanes[lane].take(share, first=not batch)
-        room = max_tokens - sum(job.tokens for job in batch)
+            room.tokens += share
+            batch += self._lanes[lane].take(room)
+        room.tokens = max_tokens - sum(job.tokens for job in batch)
         for lane in Lane:
-            more = self._lanes[lane].take(room, first=not batch)
-            batch += more
-            room -= sum(job.tokens for job in more)
+            batch += self._lanes[lane].take(room)
         for job in batch:
             self._leave(job)
         return batch
+
+    def oldest(self) -> float:
+        """When a job arrived that is about to leave; infinity when none waits."""
+        if self._suspects:
+            return self._suspects[0].arrived
+        return min((first for lane in self._lanes.values() if (first := lane.oldest()) is not None), default=math.inf)
 
     def tokens_ahead(self, lane: Lane) -> int:
         """Tokens that leave before a job that comes into the lane now: its lane's, and the other's share meanwhile."""

@@ -36,7 +36,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     #: Silence after which a peer is dead: three heartbeats and a little.
     liveness_s: float = 3.5
     #: Longest time a batch may run before its worker counts as hung.
-    lease_s: float = 60.0
+    lease_s: float = 20.0
     #: How long a known model's jobs wait for a worker when it has none.
     worker_grace_s: float = 30.0
     #: What may be open at once, over all models.
@@ -49,6 +49,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_wait_s: float = 30.0
     #: Deaths of a worker that one job may have been running in before it is called poison.
     max_crashes: int = 2
+    #: Inferences that one job may have been part of when they failed, before it fails with them.
+    max_errors: int = 2
+
+
+#: Workers whose last batch is remembered, in case only their connection has ended.
+MAX_BLAMED = 1000
+#: How long a model is remembered that nothing serves and nobody asks for.
+FORGET_MODEL_S = 3600.0
 
 
 class Send(NamedTuple):
@@ -79,6 +87,8 @@ class Scheduler:
         )
         self.draining = False
         self._newest_batch = 0
+        #: Jobs that were blamed for the end of a worker, by its uuid and incarnation.
+        self._blamed: dict[tuple[bytes, int], list[Job]] = {}
         self._models_changed = False
         self._out: list[Send] = []
         self._handlers: dict[type, Callable[..., None]] = {
@@ -118,23 +128,25 @@ class Scheduler:
 
     def tick(self, now: float) -> list[Send]:
         """The time is `now`; due at the latest at `next_deadline()`."""
-        for worker, reason in self.pool.overdue(now):
-            self._evict(worker, reason, now)
+        for worker in self.pool.silent(now):
+            self._evict(worker, ErrorCode.INTERNAL, "silent", now)
+        for worker in self.pool.hung(now):
+            self._evict(worker, ErrorCode.LEASE_EXPIRED, "its batch ran too long", now)
         for frontend in self.ledger.silent(now):
             self._forget(frontend)
-        for frontend, request in self.ledger.pop_expired(now):
-            text = "the request's deadline passed before all of it was answered"
-            self._fail_request(frontend, request, ErrorCode.DEADLINE, text)
         for model in self.models.values():
             if model.queue and model.unserved_for(now) >= self.limits.worker_grace_s:
                 self._fail_unserved(model)
+        for name in [name for name, model in self.models.items() if model.unserved_for(now) >= FORGET_MODEL_S]:
+            del self.models[name]
+            self._models_changed = True
         return self._flush(now)
 
     def lost(self, peer: bytes, now: float) -> list[Send]:
         """A send to the peer failed: its connection has ended."""
         worker = self.pool.workers.get(peer)
         if worker:
-            self._evict(worker, "connection lost", now)
+            self._evict(worker, ErrorCode.INTERNAL, "connection lost", now)
         frontend = self.ledger.by_peer.get(peer)
         if frontend:
             self._forget(frontend)
@@ -163,7 +175,13 @@ class Scheduler:
     # --- frontends ---------------------------------------------------------------------------------------------------
 
     def _on_frontend_hello(self, peer: bytes, hello: wire.FrontendHello, now: float) -> None:
-        self.ledger.join(peer, hello, now)
+        # An old connection's session goes with what was sent into it; the frontend sends again what it still wants.
+        for old in (self.ledger.by_uuid.get(hello.uuid), self.ledger.by_peer.get(peer)):
+            if old and old.uuid in self.ledger.by_uuid and (old.uuid, old.peer) != (hello.uuid, peer):
+                self._forget(old)
+        if peer not in self.ledger.by_peer:
+            self.ledger.join(peer, hello, now)
+        self.ledger.by_peer[peer].last_heard = now
         self._welcome(peer)
         self._send(peer, self.catalogue())
 
@@ -252,20 +270,23 @@ class Scheduler:
     def _on_worker_hello(self, peer: bytes, hello: wire.WorkerHello, now: float) -> None:
         for other in list(self.pool.workers.values()):
             if other.peer == peer or other.uuid == hello.uuid:
-                self._evict(other, "said hello anew", now, blame=False, tell=other.peer != peer)
+                self._evict(other, ErrorCode.DRAINING, "said hello anew", now, tell=other.peer != peer)
         for info in hello.models:
-            live = self.pool.live_model(info.name)
-            if live and live.revision != info.revision:
+            served = self.pool.revision(info.name)
+            if served not in (None, info.revision):
                 self.counters["peers_refused"] += 1
-                text = f"model {info.name!r} is served in revision {live.revision}, not {info.revision}"
+                text = f"model {info.name!r} is served in revision {served}, not {info.revision}"
                 self._send(peer, wire.Goodbye(ErrorCode.REVISION_CONFLICT, text))
                 return
         self.pool.workers[peer] = Worker(peer, hello, now)
         self.counters["workers_joined"] += 1
         for info in hello.models:
             model = self.models.setdefault(info.name, Model(info))
+            if model.info.revision != info.revision:
+                self._fail_begun(model)
             model.info = msgspec.structs.replace(info, workers=0)
             model.unserved_since = None
+        self._pardon(hello)
         self._models_changed = True
         self._welcome(peer)
 
@@ -279,9 +300,10 @@ class Scheduler:
             lease = worker.release(batch, now)
             if lease:
                 self._requeue(lease)
+        self._note_unserved(worker, now)
 
     def _on_worker_goodbye(self, worker: Worker, _: Any, now: float, __: Any) -> None:
-        self._evict(worker, "left", now, blame=False)
+        self._evict(worker, ErrorCode.DRAINING, "left", now)
 
     def _on_error(self, worker: Worker, message: wire.BatchError, now: float, _: Any) -> None:
         worker.grant(message.credit, message.seen)
@@ -289,13 +311,7 @@ class Scheduler:
         if lease is None:
             self.counters["late_answers"] += 1
             return
-        self.counters["batches_failed"] += 1
-        alone = len(lease.jobs) == 1
-        for job in lease.jobs:
-            job.suspect = True
-            if alone and job.open:
-                self._fail_job(job, message.code, message.text)
-        self._requeue(lease)
+        self._fail_batch(lease, message.code, message.text)
 
     def _on_result(self, worker: Worker, message: wire.BatchResult, now: float, frames: Sequence[Frame]) -> None:
         worker.grant(message.credit, message.seen)
@@ -305,13 +321,16 @@ class Scheduler:
             return
         tokens = wire.unpack_u32(message.tokens)
         if len(tokens) != len(lease.jobs) or message.dimension != worker.models[lease.model].dimension:
-            self._evict(worker, "answered a batch in another shape", now)
+            worker.release(message.batch, now)
+            self._fail_batch(lease, ErrorCode.DEVICE, "the worker's answer had another shape")
+            self._evict(worker, ErrorCode.DRAINING, "answered a batch in another shape", now)
             return
         worker.speed.learn(sum(tokens), now - lease.since)
         worker.release(message.batch, now)
         worker.answered_batches += 1
         worker.answered_jobs += len(lease.jobs)
-        for share in share_out(lease, message, memoryview(frames[0])):
+        revision = worker.models[lease.model].revision
+        for share in share_out(lease, message, memoryview(frames[0]), revision):
             self._send(self.ledger.by_uuid[share.owner].peer, share.message, [share.frame])
             self.counters["jobs_answered"] += len(share.jobs)
             for job in share.jobs:
@@ -319,30 +338,58 @@ class Scheduler:
         for failure in message.failures:
             if lease.jobs[failure.position].open:
                 self._fail_job(lease.jobs[failure.position], failure.code, failure.text)
-        texts = [(job, count) for job, count in zip(lease.jobs, tokens, strict=True) if job.kind == wire.Kind.TEXT]
-        self.models[lease.model].learn(sum(count for _, count in texts), sum(job.bytes for job, _ in texts))
+        failed = {failure.position for failure in message.failures}
+        texts = [
+            (tokens[position], job.bytes)
+            for position, job in enumerate(lease.jobs)
+            if job.kind == wire.Kind.TEXT and position not in failed
+        ]
+        self.models[lease.model].learn(sum(count for count, _ in texts), sum(size for _, size in texts))
 
-    def _evict(self, worker: Worker, reason: str, now: float, *, blame: bool = True, tell: bool = True) -> None:
-        """Drop a worker and requeue what it holds. Only the batch that ran can have caused its death."""
+    def _evict(self, worker: Worker, code: ErrorCode, reason: str, now: float, *, tell: bool = True) -> None:
+        """Drop a worker and requeue what it holds. Unless it left, the batch that ran can have caused its end."""
         del self.pool.workers[worker.peer]
+        blame = code != ErrorCode.DRAINING
         self.counters["workers_evicted" if blame else "workers_left"] += 1
         if blame and worker.running:
-            self._blame(worker.running)
+            self._blame(worker, worker.running)
         for lease in reversed(worker.leases.values()):
             self._requeue(lease)
         if tell:
-            self._send(worker.peer, wire.Goodbye(ErrorCode.INTERNAL if blame else ErrorCode.DRAINING, reason))
-        for name in worker.models:
-            if self.pool.live_model(name) is None:
-                self.models[name].unserved_since = now
-        self._models_changed = True
+            self._send(worker.peer, wire.Goodbye(code, reason))
+        self._note_unserved(worker, now)
 
-    def _blame(self, lease: Lease) -> None:
+    def _note_unserved(self, worker: Worker, now: float) -> None:
+        """The worker takes nothing more: its models may have no other."""
+        self._models_changed = True
+        for name in worker.models:
+            if self.pool.live_model(name) is None and self.models[name].unserved_since is None:
+                self.models[name].unserved_since = now
+
+    def _blame(self, worker: Worker, lease: Lease) -> None:
+        self._blamed[worker.uuid, worker.incarnation] = [job for job in lease.jobs if job.open]
+        while len(self._blamed) > MAX_BLAMED:
+            del self._blamed[next(iter(self._blamed))]
         for job in lease.jobs:
             job.suspect = True
             job.crashes += 1
             if job.open and job.crashes >= self.limits.max_crashes:
                 self._fail_job(job, ErrorCode.POISON, "the input ended the worker that ran it, each time it was tried")
+
+    def _pardon(self, hello: wire.WorkerHello) -> None:
+        """The process that was thought dead lives: only its connection had ended, and no input did that."""
+        for job in self._blamed.pop((hello.uuid, hello.incarnation), []):
+            job.crashes -= 1
+
+    def _fail_batch(self, lease: Lease, code: ErrorCode, text: str) -> None:
+        """A batch failed and its worker lives: its jobs run again alone, and one that fails again has failed."""
+        self.counters["batches_failed"] += 1
+        for job in lease.jobs:
+            job.suspect = True
+            job.errors += 1
+            if job.open and job.errors >= self.limits.max_errors:
+                self._fail_job(job, code, text)
+        self._requeue(lease)
 
     def _requeue(self, lease: Lease) -> None:
         jobs = [job for job in lease.jobs if job.open]
@@ -352,7 +399,9 @@ class Scheduler:
     # --- dispatch ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, now: float) -> None:
-        for name, model in self.models.items():
+        waiting = [(model.queue.oldest(), name) for name, model in self.models.items() if model.queue]
+        for _, name in sorted(waiting):
+            model = self.models[name]
             while model.queue:
                 worker = self.pool.choose(name, now)
                 if worker is None:
@@ -398,6 +447,15 @@ class Scheduler:
                 frontend = self.ledger.by_uuid[job.owner]
                 self._fail_request(frontend, frontend.requests[job.request], ErrorCode.NO_WORKER, text)
 
+    def _fail_begun(self, model: Model) -> None:
+        """Another revision takes over: what has vectors of the old one already must not get any of the new one."""
+        for job in model.queue.waiting():
+            frontend = self.ledger.by_uuid[job.owner]
+            request = frontend.requests.get(job.request)
+            if request and len(request.jobs) < request.inputs:
+                text = f"the model {model.info.name!r} was replaced while the request ran"
+                self._fail_request(frontend, request, ErrorCode.NO_WORKER, text)
+
     def _cancel(self, request: Request) -> None:
         self.counters["jobs_cancelled"] += len(request.jobs)
         for job in list(request.jobs.values()):
@@ -419,7 +477,10 @@ class Scheduler:
         self._out.append(Send(peer, message, frames))
 
     def _flush(self, now: float) -> list[Send]:
-        """What every door ends with: dispatch, tell frontends of changed models, hand out what is to be sent."""
+        """What every door ends with: expire, dispatch, tell frontends of changed models, hand out all messages."""
+        for frontend, request in self.ledger.pop_expired(now):
+            text = "the request's deadline passed before all of it was answered"
+            self._fail_request(frontend, request, ErrorCode.DEADLINE, text)
         self._dispatch(now)
         if self._models_changed:
             self._models_changed = False

@@ -29,6 +29,10 @@ FRONTEND, WORKER = b"F", b"W"
 MAX_DRAIN = 256
 #: How long SIGTERM lets admitted jobs be answered: as long as a batch may run, and a little.
 DRAIN_S = 65.0
+#: How long the last messages may take to leave.
+LAST_WORDS_MS = 2000
+#: Of malformed messages the first so many are logged, and then one in as many.
+LOGGED_MALFORMED = 100
 #: From this size on a frame is sent without a copy; below it the copy is cheaper (zeromq-worker-pools.md P9).
 ZERO_COPY_BYTES = 65536
 
@@ -52,7 +56,6 @@ class Service:
         self._authenticator: ThreadAuthenticator | None = None
         self._drain_until: float | None = None
         self._next_health = 0.0
-        self.malformed = 0
 
     def run(self) -> None:
         """Serve until drained."""
@@ -106,13 +109,18 @@ class Service:
             try:
                 message, frames = wire.decode(decoder, [part.buffer for part in parts])
             except RemoteProtocolError as error:
-                self.malformed += 1
-                log.warning("ignored a malformed message (%d so far): %s", self.malformed, error)
+                self._count_malformed(error)
                 continue
             peer = role + address.bytes
             if isinstance(message, wire.FrontendHello | wire.WorkerHello):
                 log.info("%s %s/%d says hello", type(message).__name__, message.host, message.pid)
             self._send(self.scheduler.handle(peer, message, time.monotonic(), frames))
+
+    def _count_malformed(self, error: RemoteProtocolError) -> None:
+        self.scheduler.counters["malformed_messages"] += 1
+        number = self.scheduler.counters["malformed_messages"]
+        if number <= LOGGED_MALFORMED or number % LOGGED_MALFORMED == 0:
+            log.warning("ignored a malformed message (%d so far): %s", number, error)
 
     def _probe(self, role: bytes, monitor: "zmq.Socket[bytes]") -> None:
         """A connection of this role has ended. The event does not say whose: a send to each peer tells."""
@@ -203,7 +211,8 @@ class Service:
             monitor.close()
         for socket in self._sockets.values():
             socket.disable_monitor()
-            socket.close()
+            # LINGER is 0 for ends that do not matter; the last answers of a drain do.
+            socket.close(linger=LAST_WORDS_MS)
         if self._authenticator:
             self._authenticator.stop()
         self._context.term()

@@ -1,55 +1,46 @@
-"""`python -m frontend`: read the configuration, run Sanic."""
+"""`python -m frontend`: read the configuration, listen, run Sanic, in one process or several."""
 
-import functools
 import os
+import socket
 import sys
+from typing import NoReturn
 
 import msgspec
 from sanic import Sanic
-from sanic.worker.loader import AppLoader
-from sanic.worker.manager import WorkerManager
 
-from frontend.app import Connection, create_app
-from frontend.config import load
+from frontend.app import DRAIN_S, Connection, create_app
+from frontend.config import Config, load
+from frontend.processes import REFUSED, share_port
 
 
 def main() -> None:
-    """Exit status 0 after a drain, 1 for an address that cannot be used, 2 for a refused configuration."""
+    """Exit status 0 after a drain, 2 for a configuration or an address that cannot be used."""
     try:
         config = load(sys.argv[1:], os.environ)
+        listening = listen(config)
     except msgspec.ValidationError as error:
-        print(f"vecmill frontend: configuration: {error}", file=sys.stderr)
-        sys.exit(2)
-    loader = AppLoader(factory=functools.partial(create_app, config))
-    app = loader.load()
-    app.prepare(
-        config.host,
-        config.port,
-        workers=config.processes,
-        single_process=config.processes == 1,
-        motd=False,
-        protocol=Connection,
-        access_log=False,
-    )
-    try:
-        if config.processes == 1:
-            Sanic.serve_single(primary=app)
-        else:
-            _let_early_signals_end_the_manager()
-            Sanic.serve(primary=app, app_loader=loader)
+        refuse(f"configuration: {error}")
     except OSError as error:
-        print(f"vecmill frontend: cannot listen on port {config.port} of {config.host}: {error}", file=sys.stderr)
-        sys.exit(1)
+        refuse(f"cannot listen on port {config.port} of {config.host}: {error}")
+    if config.processes > 1:
+        sys.exit(share_port(config.processes, listening, sys.argv[1:], DRAIN_S + 5))
+    app = create_app(config)
+    app.prepare(sock=listening, single_process=True, motd=False, access_log=False, protocol=Connection)
+    Sanic.serve_single(primary=app)
 
 
-def _let_early_signals_end_the_manager() -> None:
-    """Sanic 25.12's manager loops for ever on a SIGTERM that comes before it has seen all its processes start."""
-    all_started = WorkerManager._all_workers_ack
+def listen(config: Config) -> socket.socket:
+    """The listening socket: a parent's, or one of its own."""
+    if config.listen_fd >= 0:
+        return socket.socket(fileno=config.listen_fd)
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    return socket.create_server((config.host, config.port), family=family, backlog=1024)
 
-    def started_or_stopping(manager: WorkerManager) -> bool:
-        return bool(manager._shutting_down or all_started(manager))  # type: ignore[no-untyped-call]
 
-    WorkerManager._all_workers_ack = started_or_stopping  # type: ignore[method-assign]
+def refuse(reason: str) -> NoReturn:
+    """End with a sentence."""
+    print(f"vecmill frontend: {reason}", file=sys.stderr)
+    sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

@@ -52,12 +52,14 @@ def create_app(config: Config) -> Sanic:  # type: ignore[type-arg]
     )
     app.ctx.config = config
     app.ctx.connections = set()
+    app.ctx.draining = None
     app.blueprint(openai)
     app.blueprint(operations)
     app.register_listener(_open_broker, "before_server_start")
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_close_broker, "after_server_stop")
     app.error_handler.add(Exception, _error)
+    app.register_middleware(_say_goodbye, "response")
     return app
 
 
@@ -72,6 +74,12 @@ async def _drain(app: Sanic) -> None:  # type: ignore[type-arg]
     Sanic closes idle connections only after uvloop has seen all connections end, which a client's pool may never do.
     """
     app.ctx.draining = asyncio.create_task(_close_connections(app.ctx.connections))
+
+
+async def _say_goodbye(request: Request, _: HTTPResponse) -> None:
+    """A draining server's answers say that the connection closes: a client must not send its next request there."""
+    if request.app.ctx.draining and request.stream:
+        request.stream.keep_alive = False  # type: ignore[union-attr]
 
 
 async def _close_connections(connections: set[Connection]) -> None:
@@ -115,6 +123,8 @@ def _from_sanic(request: Request, error: SanicException) -> ApiError:
     if status == 405:
         allow = str((error.headers or {}).get("Allow", ""))
         return _MethodError(f"Unsupported method: {request.method} is not allowed for {request.path}", allow)
+    if status == 413 and "header" in str(error):
+        return ApiError(431, "the request's line and headers are too large", code="headers_too_large")
     if status == 413:
         limit = request.app.config.REQUEST_MAX_SIZE
         # Sanic reads no further than this before it closes: a client that is still sending would see a reset

@@ -43,6 +43,7 @@ class BrokerClient:
         self._config = config
         self.models: dict[str, ModelInfo] = {}
         self.stats: wire.Stats | None = None
+        self._seen_models: set[str] = set()
         self._table = Table()
         self._futures: dict[int, asyncio.Future[None]] = {}
         self._outbox: list[Pending] = []
@@ -103,15 +104,24 @@ class BrokerClient:
         """Return when the broker knows the model. Give it a moment after a start or a loss, then say what is wrong."""
         until = time.monotonic() + self._config.broker_grace_s
         while name not in self.models:
-            known_for = time.monotonic() - self._welcomed_at
-            if self.connected and known_for >= self._config.broker_grace_s:
-                raise unknown_model(name)
-            try:
-                left = min(until - time.monotonic(), self._config.broker_grace_s - known_for if self.connected else 1e9)
-                await asyncio.wait_for(self._changed.wait(), max(0.0, left))
-            except TimeoutError:
-                if not self.connected:
-                    raise broker_away() from None
+            left = (self._settled_at if self.connected else until) - time.monotonic()
+            if left <= 0:
+                raise self._missing(name)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
+
+    @property
+    def _settled_at(self) -> float:
+        """From when on a model that the broker does not know does not exist: workers need a moment to come back."""
+        return self._welcomed_at + self._config.broker_grace_s
+
+    def _missing(self, name: str) -> ApiError:
+        """Why a model cannot be asked."""
+        if not self.connected:
+            return broker_away()
+        if name in self._seen_models or not any(model.workers for model in self.models.values()):
+            return from_failure(ErrorCode.NO_WORKER, f"no worker that serves {name!r} is connected", "model", 5000)
+        return unknown_model(name)
 
     def _end(self, pending: Pending) -> None:
         """Nobody waits for the request any more; the broker need not know of an end that it announced itself."""
@@ -207,9 +217,9 @@ class BrokerClient:
         """The broker is gone: nothing is lost, for what is unanswered will be sent to the next one."""
         if self.connected:
             log.warning("the broker at %s is away; %d requests wait for it", self._config.broker, len(self._table))
+            self._last_heard = time.monotonic()
         self._epoch = None
         self.models, self.stats = {}, None
-        self._last_heard = time.monotonic()
         self._notify()
 
     def _on_timer(self) -> None:
@@ -222,13 +232,16 @@ class BrokerClient:
             self._hello()
             if now >= self._last_heard + self._config.broker_grace_s:
                 self._give_up()
+        if self.connected and now >= self._settled_at:
+            self._give_up()
         self._timer = self._loop.call_later(self._heartbeat_s, self._on_timer)
 
     def _give_up(self) -> None:
-        """The grace is over: end what waits for the broker."""
-        gone = [wire.Failure(one.number, -1, ErrorCode.NO_WORKER, str(broker_away()), 5000)
-                for one in self._table.unanswered()]  # fmt: skip
-        self._wake(self._table.failed(gone))
+        """The grace is over: end what waits for a broker, or for a model to come back to it."""
+        gone = [one for one in self._table.unanswered() if one.model not in self.models]
+        texts = ((one.number, str(self._missing(one.model))) for one in gone)
+        failures = [wire.Failure(number, -1, ErrorCode.NO_WORKER, text, 5000) for number, text in texts]
+        self._wake(self._table.failed(failures))
 
     def _notify(self) -> None:
         self._changed.set()
@@ -268,6 +281,8 @@ class BrokerClient:
             case wire.Welcome():
                 self._on_welcome(message)
             case wire.Who():
+                # It has forgotten this frontend, and with it all that is unanswered.
+                self._away()
                 self._hello()
             case wire.Goodbye():
                 log.warning("the broker says goodbye: %s: %s", message.code.name, message.text)
@@ -276,6 +291,8 @@ class BrokerClient:
     def _on_welcome(self, message: wire.Welcome) -> None:
         log.info("connected to broker %s, epoch %x", self._config.broker, message.epoch)
         self._epoch = message.epoch
+        # The models follow, and with them all that is unanswered is sent again.
+        self.models = {}
         self._welcomed_at = time.monotonic()
         self._heartbeat_s, self._liveness_s = message.heartbeat_ms / 1000, message.liveness_ms / 1000
         self._notify()
@@ -284,6 +301,7 @@ class BrokerClient:
         """Models that the broker has come to know: send it the requests that wait for them."""
         new = {model.name for model in message.models} - set(self.models)
         self.models = {model.name: model for model in message.models}
+        self._seen_models |= set(self.models)
         again = [one for one in self._table.unanswered() if one.model in new]
         if again:
             self._submit(again)

@@ -17,6 +17,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535, description="port to listen on")] = 8000
     processes: Annotated[int, Meta(ge=1, description="processes that share the port")] = 1
+    listen_fd: Annotated[
+        int, Meta(ge=-1, description="descriptor of a listening socket to serve on; -1: bind host and port")
+    ] = -1
     keys: Annotated[str, Meta(description="folder with frontend.key_secret and broker.key; empty: no CURVE")] = ""
     deadline_s: Annotated[float, Meta(gt=0, description="how long a request may take, in seconds")] = 60.0
     interactive_bytes: Annotated[

@@ -6,13 +6,17 @@ The broker's and the workers' state can be lost and made again from here; see `u
 from collections.abc import Iterable, Sequence
 
 from broker import protocol as wire
+from broker.errors import ErrorCode
 from broker.protocol import Frame, Kind, Lane
+
+#: Two brokers' lives can serve two revisions; one answer must not.
+REPLACED = "the model was replaced while the request ran"
 
 
 class Pending:
     """One request on its way. `failure` or all of `rows` end it."""
 
-    __slots__ = ("deadline", "failure", "frame", "inference_us", "missing", "model", "queue_us", "rows",
+    __slots__ = ("deadline", "failure", "frame", "missing", "model", "revision", "rows",
                  "submission", "tokens")  # fmt: skip
 
     def __init__(self, submission: wire.Submission, frame: Frame, inputs: int, deadline: float) -> None:
@@ -25,8 +29,8 @@ class Pending:
         self.missing = inputs
         self.tokens = 0
         self.failure: wire.Failure | None = None
-        self.queue_us = 0
-        self.inference_us = 0
+        #: Of the model that made the rows so far.
+        self.revision = ""
 
     @property
     def number(self) -> int:
@@ -78,11 +82,14 @@ class Table:
             pending = self._pending.get(number)
             if pending is None or pending.ended or position >= len(pending.rows) or pending.rows[position]:
                 continue
+            if pending.revision not in ("", answers.revision):
+                pending.failure = wire.Failure(number, -1, ErrorCode.NO_WORKER, REPLACED, 1000)
+                ended.append(pending)
+                continue
+            pending.revision = answers.revision
             pending.rows[position] = vectors[row * width : (row + 1) * width]
             pending.tokens += tokens
             pending.missing -= 1
-            pending.queue_us = max(pending.queue_us, answers.queue_us)
-            pending.inference_us = max(pending.inference_us, answers.inference_us)
             if pending.ended:
                 ended.append(pending)
         return ended

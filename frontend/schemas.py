@@ -23,6 +23,8 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True):
     kind: Kind
     inputs: list[bytes]
     base64: bool
+    #: Values wanted in a vector; None: as many as the model makes.
+    dimensions: int | None
 
 
 def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
@@ -38,10 +40,13 @@ def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
         raise ApiError(400, "encoding_format should be string", param="encoding_format")
     if encoding not in (None, "float", "base64"):
         raise ApiError(400, "encoding_format should either base64 or float", param="encoding_format")
+    dimensions = fields.get("dimensions")
+    if dimensions is not None and type(dimensions) is not int:
+        raise ApiError(400, "dimensions should be an integer", param="dimensions")
     kind, inputs = _inputs(fields.get("input"))
     if len(inputs) > max_inputs:
         raise ApiError(400, f"input array has {len(inputs)} elements, at most {max_inputs} are allowed", param="input")
-    return EmbeddingsRequest(model, kind, inputs, encoding == "base64")
+    return EmbeddingsRequest(model, kind, inputs, encoding == "base64", dimensions)
 
 
 def parse_headers(headers: Mapping[str, str], longest_s: float) -> tuple[Lane | None, float]:

@@ -5,76 +5,26 @@ then the broker, so that every accepted request is answered. Children die with i
 """
 
 import argparse
-import contextlib
-import ctypes
+import http.client
 import json
 import os
 import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from frontend.processes import Child  # noqa: E402  after the path is set
+
 #: How long a role's processes get to drain before they are killed, in seconds.
 DRAIN_S = 70.0
-#: Delay of the first restart, its highest value, and how long a child must live for the delay to start anew.
-FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S = 0.25, 10.0, 30.0
-PR_SET_PDEATHSIG = 1
-#: Exit statuses of our programs for what no restart mends: a model, device or address they cannot use; a wrong flag.
-REFUSALS = (1, 2)
-
-
-class Child:
-    """A process that is started again when it ends."""
-
-    def __init__(self, name: str, command: list[str]) -> None:
-        self.name = name
-        self.command = command
-        self.process: subprocess.Popen[bytes] | None = None
-        self._started = 0.0
-        self._delay = FIRST_DELAY_S
-        self._due = 0.0
-
-    def keep(self, now: float) -> None:
-        """Start it if it does not run and its delay is over."""
-        if self.process and self.process.poll() is None:
-            return
-        if self.process:
-            self._note_end(self.process.returncode, now)
-        if now >= self._due:
-            self._started = now
-            self.process = subprocess.Popen(self.command, cwd=ROOT, preexec_fn=die_with_parent, process_group=0)
-
-    @property
-    def refused(self) -> bool:
-        """Whether it has ended by itself because what it was asked to do cannot be done."""
-        return self.process is not None and self.process.poll() in REFUSALS
-
-    def _note_end(self, status: int, now: float) -> None:
-        self._delay = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay * 2)
-        self._due = now + self._delay
-        say(f"{self.name} ended with status {status}; starting it again in {self._delay:.1f} s")
-        self.process = None
-
-    def signal(self, number: int) -> None:
-        """Signal the process and its own children, if it runs."""
-        if self.process and self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(number) if number == signal.SIGTERM else os.killpg(self.process.pid, number)
-
-
-def die_with_parent() -> None:
-    """In the child: be killed when the supervisor ends, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def say(text: str) -> None:
@@ -100,7 +50,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="model folder (default: all-MiniLM-L6-v2, fetched when missing)")
     parser.add_argument("--model-name", default="", help="name to serve the model under (default: the folder's name)")
     parser.add_argument("--cache", default=str(ROOT / ".cache" / "vecmill"), help="folder for models")
-    return parser.parse_args()
+    options = parser.parse_args()
+    # The processes run in another folder than the person who gave the paths.
+    options.cache = str(Path(options.cache).absolute())
+    options.model = options.model and str(Path(options.model).absolute())
+    return options
 
 
 def prepare(options: argparse.Namespace) -> Path:
@@ -121,7 +75,8 @@ def check_port(host: str, port: int) -> None:
     try:
         if not port:
             raise OSError("0 is no port to call")
-        socket.create_server((host, port)).close()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
         sys.exit(f"vecmill: cannot listen on port {port} of {host} ({error}); choose another with --port")
 
@@ -136,23 +91,28 @@ def children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[l
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends)]
     return [
-        [Child("broker", [*broker, "--log-level", "warning"])],
-        [Child(f"worker {number}", [*worker, "--log-level", "warning"]) for number in range(1, options.workers + 1)],
-        [Child("frontend", [*frontend, "--log-level", "warning"])],
+        [Child("broker", [*broker, "--log-level", "warning"], say)],
+        [
+            Child(f"worker {number}", [*worker, "--log-level", "warning"], say)
+            for number in range(1, options.workers + 1)
+        ],
+        [Child("frontend", [*frontend, "--log-level", "warning"], say)],
     ]
 
 
 def first_inference(url: str) -> tuple[str, int] | None:
     """The model's name and its dimension when an embedding has been made, else None."""
+    # Whatever proxy the environment names is not for this.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
+        with direct.open(f"{url}/v1/models", timeout=1) as answer:
             models = json.load(answer)["data"]
         if not models:
             return None
         body = json.dumps({"model": models[0]["id"], "input": "ready?"}).encode()
-        with urllib.request.urlopen(f"{url}/v1/embeddings", body, timeout=30) as answer:
+        with direct.open(f"{url}/v1/embeddings", body, timeout=5) as answer:
             return models[0]["id"], len(json.load(answer)["data"][0]["embedding"])
-    except (OSError, urllib.error.URLError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
 
 
@@ -164,26 +124,21 @@ def announce(url: str, model: str, dimension: int, seconds: float) -> None:
 
 
 def stop(groups: list[list[Child]]) -> None:
-    """Frontends, then workers, then the broker; a second signal kills what is left."""
+    """Frontends, then workers, then the broker."""
     for group in reversed(groups):
         say(f"stopping {', '.join(child.name for child in group)}")
         for child in group:
-            child.signal(signal.SIGTERM)
+            child.terminate()
         until = time.monotonic() + DRAIN_S
         for child in group:
-            if child.process:
-                try:
-                    child.process.wait(max(0.0, until - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    say(f"{child.name} did not drain in {DRAIN_S:.0f} s")
-        for child in group:
-            child.signal(signal.SIGKILL)
+            child.wait(until)
     say("stopped")
 
 
 def supervise(options: argparse.Namespace, groups: list[list[Child]], stopping: list[int]) -> int:
     """Keep everything running until a signal comes; the exit status."""
-    url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
+    url = f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}"
     started, ready = time.monotonic(), False
     everything = [child for group in groups for child in group]
     while not stopping:
@@ -199,21 +154,25 @@ def supervise(options: argparse.Namespace, groups: list[list[Child]], stopping: 
 
 
 def main() -> None:
-    """Run until SIGINT or SIGTERM."""
+    """Run until SIGINT or SIGTERM; a second one kills everything at once."""
     options = arguments()
     stopping: list[int] = []
 
     def on_signal(number: int, _: object) -> None:
         if stopping:
+            for child in (child for group in groups for child in group):
+                child.kill()
             os._exit(130)
         stopping.append(number)
 
     check_port(options.host, options.port)
     folder = prepare(options)
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
     sockets = Path(tempfile.mkdtemp(prefix="vecmill-"))
     groups = children(options, folder, sockets)
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    # Blocked, so that the loop can wait for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         status = supervise(options, groups, stopping)
     finally:

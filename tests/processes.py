@@ -35,6 +35,23 @@ def until(condition: Callable[[], T], within_s: float = 20.0, what: str = "the c
     raise AssertionError(f"{what} did not come within {within_s} s")
 
 
+def descendants(pid: int) -> list[int]:
+    """A process's children, and theirs."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 class Program:
     """One process with its output in a file."""
 

@@ -16,7 +16,7 @@ from workers.config import Config, load
 
 
 def main() -> None:
-    """Exit status 0 after a drain, 1 for a model or device that cannot be used, 2 for a refused configuration."""
+    """Exit status 0 after a drain, 2 for a configuration, model or device that cannot be used."""
     try:
         config = load(sys.argv[1:], os.environ)
     except msgspec.ValidationError as error:
@@ -47,7 +47,8 @@ def serve(config: Config) -> None:
         engine = Engine(prepared, config.device, config.streams, cache)
         engine.warm_up()
     except (ModelError, DeviceError) as error:
-        sys.exit(f"vecmill worker: {error}")
+        print(f"vecmill worker: {error}", file=sys.stderr)
+        sys.exit(2)
     name = config.model_name or model_name(folder)
     batch_tokens = max(engine.micro_batch_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))
     log.info(

@@ -30,4 +30,10 @@ class Backend(Protocol):
         """Why these ids cannot be embedded; None: they can."""
 
     def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
-        """Embed inputs that all pass `refusal`, in their order, on infer request number `request`."""
+        """Embed inputs that all pass `refusal`, in their order, on infer request number `request`.
+
+        The result may be overwritten by the next call with that number.
+        """
+
+    def check(self, request: int) -> None:
+        """Raise if an input that has been embedded at warm-up cannot be embedded any more."""

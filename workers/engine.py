@@ -41,6 +41,7 @@ class Engine:
         self._tokenizer = Tokenizer(prepared.tokenizer_path, prepared.max_tokens)
         core = ov.Core()
         core.set_property({"CACHE_DIR": str(cache / "compiled")})
+        device = device.upper()
         known = core.available_devices
         if device.partition(".")[0] not in {*(name.partition(".")[0] for name in known), "AUTO"}:
             raise DeviceError(f"there is no device {device} here; OpenVINO sees {', '.join(known)}")
@@ -55,6 +56,7 @@ class Engine:
         self.streams = int(self._compiled.get_property("NUM_STREAMS"))
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
+        self._known = self.tokenise(["warm up"])
         self._inputs = [port.get_any_name() for port in self._compiled.inputs]
 
     def tokenise(self, texts: Sequence[str]) -> list[Ids]:
@@ -72,7 +74,7 @@ class Engine:
         return None
 
     def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
-        """See `Backend`. The result is a copy: the request's own output is overwritten by its next inference."""
+        """See `Backend`."""
         lengths = np.array([len(one) for one in ids])
         mask = np.arange(lengths.max()) < lengths[:, None]
         padded = np.full(mask.shape, self._pad, np.int64)
@@ -82,11 +84,16 @@ class Engine:
             values["token_type_ids"] = np.zeros_like(padded)
         infer = self._requests[request]
         infer.infer(values, share_inputs=True)
-        return np.array(infer.get_output_tensor(0).data, np.float32)
+        vectors: Vectors = infer.get_output_tensor(0).data
+        return vectors
+
+    def check(self, request: int) -> None:
+        """See `Backend`."""
+        self.infer(request, self._known)
 
     def warm_up(self) -> None:
         """Complete an inference, and find the micro-batch size beyond which the device gets no faster."""
-        self.infer(0, self.tokenise(["warm up"]))
+        self.infer(0, self._known)
         best = 0.0
         for tokens in CALIBRATION_TOKENS:
             speed = self._measure(tokens)

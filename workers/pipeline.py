@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from broker import protocol as wire
-from broker.errors import ErrorCode
 from workers.backend import Backend, Ids, Vectors
 
 
@@ -127,12 +126,14 @@ class Pipeline:
             started = time.monotonic()
             error = ""
             try:
-                vectors = self._backend.infer(number, ids)
-                work.vectors[rows] = vectors
-                if not np.isfinite(vectors).all():
+                # The only copy of a vector: the device's output is overwritten by the next inference.
+                work.vectors[rows] = self._backend.infer(number, ids)
+                if not np.isfinite(work.vectors[rows]).all():
                     error = "the device gave a vector that is not finite"
             except Exception as caught:  # whatever a device plugin raises fails the batch, not the worker
                 error = f"device: {caught}"
+                # Unless the device fails on what it could do before: then this thread dies, and the worker with it.
+                self._backend.check(number)
             if work.done(time.monotonic() - started, error):
                 self._finish(work)
 
@@ -159,8 +160,3 @@ def cut(lengths: Sequence[int], budget: int, streams: int) -> list[list[int]]:
         else:
             cuts.append([row])
     return cuts
-
-
-def failure_code(work: Work) -> tuple[ErrorCode, str]:
-    """Why the batch as a whole failed."""
-    return ErrorCode.DEVICE, work.error

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: How long SIGTERM lets held batches be finished: as long as the broker leases a batch, and a little.
 DRAIN_S = 65.0
+#: Exit status of a worker whose inference hangs, as of one whose thread died.
+HUNG_STATUS = 70
 #: How often a worker says that no broker welcomes it.
 WARN_S = 10.0
 
@@ -40,6 +42,7 @@ class Service:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._drain_until: float | None = None
         self._stop_requested = False
+        self._last_goodbye = ""
         self._next_health = 0.0
         self._next_warning = time.monotonic() + WARN_S
         self._batches = itertools.count(1)
@@ -59,13 +62,15 @@ class Service:
                 ready = dict(poller.poll(self._timeout_ms()))
                 self._turn(socket, monitor, ready)
             self._send(socket, wire.WorkerGoodbye())
-            log.info("drained")
+            log.info("drained with %d batches unfinished", len(self._session.held))
         finally:
             socket.disable_monitor()
             monitor.close()
             # LINGER is 0 for ends that do not matter; this goodbye should leave if it can.
             socket.close(linger=500)
             self._context.term()
+            if self._session.held:
+                os._exit(HUNG_STATUS)
             self._pipeline.stop()
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -115,6 +120,9 @@ class Service:
                 log.warning("ignored a malformed message: %s", error)
                 continue
             self._log(message)
+            if isinstance(message, wire.Goodbye) and message.code == ErrorCode.LEASE_EXPIRED:
+                # An inference that hangs cannot be ended; the process can, and its supervisor starts another.
+                os._exit(HUNG_STATUS)
             batch, replies = self._session.handle(message, time.monotonic())
             if batch:
                 self._pipeline.submit(Work(batch, frames[0]))
@@ -124,7 +132,9 @@ class Service:
         if isinstance(message, wire.Welcome):
             log.info("serving broker %s, epoch %x", self.config.broker, message.epoch)
         elif isinstance(message, wire.Goodbye):
-            log.warning("the broker says goodbye: %s: %s", message.code.name, message.text)
+            if message.text != self._last_goodbye:
+                log.warning("the broker says goodbye: %s: %s", message.code.name, message.text)
+            self._last_goodbye = message.text
 
     def _answer(self, socket: "zmq.Socket[bytes]", work: Work) -> None:
         if work.error:

@@ -9,7 +9,7 @@ from sanic.response import raw
 
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
-from frontend.errors import unknown_model
+from frontend.errors import ApiError, unknown_model
 from frontend.schemas import parse_embeddings, parse_headers, render_embeddings, render_model
 
 JSON = "application/json"
@@ -27,6 +27,9 @@ async def create_embeddings(request: Request) -> HTTPResponse:
     wanted = parse_embeddings(request.body, config.max_inputs)
     lane, deadline_s = parse_headers(request.headers, config.deadline_s)
     done = await broker.embed(wanted.model, wanted.kind, wanted.inputs, lane, deadline_s)
+    made = len(done.rows[0]) // 4
+    if wanted.dimensions not in (None, made):
+        raise ApiError(400, f"the model makes vectors of {made} dimensions and no others", param="dimensions")
     body = render_embeddings(wanted.model, done.rows, done.tokens, as_base64=wanted.base64)
     return raw(body, content_type=JSON)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.fake_worker import vector
-from tests.processes import Cluster, until
+from tests.processes import Cluster, alive, descendants, until
 
 
 def body(*texts: str) -> dict[str, object]:
@@ -192,6 +193,34 @@ def test_hung_inference_ends_with_its_deadline(cluster: Cluster) -> None:
     assert answer.status_code == 504
 
 
+def test_worker_that_hangs_ends_itself_and_the_input_is_refused_in_the_end(cluster: Cluster) -> None:
+    cluster.broker("--lease-s", "1")
+    hung = [cluster.worker()]
+    cluster.frontend()
+    cluster.until_workers(1)
+
+    async def hang() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asked = asyncio.create_task(client.post(f"{cluster.url}/v1/embeddings", json=body("hang")))
+            for _ in range(2):
+                assert await asyncio.to_thread(hung[-1].wait) == 70
+                hung.append(cluster.worker())
+            assert (await asked).status_code == 422
+
+    assert set(asyncio.run(load(cluster.url, 4, hang))) == {200}
+
+
+def test_worker_that_hangs_does_not_hang_its_drain(cluster: Cluster) -> None:
+    cluster.broker("--lease-s", "1")
+    worker = cluster.worker()
+    cluster.frontend("--deadline-s", "2")
+    cluster.until_workers(1)
+    with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post(f"{cluster.url}/v1/embeddings", json=body("hang"), timeout=0.3)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 70
+
+
 def test_batches_form_across_clients(cluster: Cluster) -> None:
     cluster.all()
 
@@ -210,7 +239,7 @@ def test_batches_form_across_clients(cluster: Cluster) -> None:
     assert cluster.counters()["batches_dispatched"] <= 8
 
 
-def test_several_frontend_processes_share_the_port(cluster: Cluster) -> None:
+def test_several_frontend_processes_share_the_port_and_are_kept_running(cluster: Cluster) -> None:
     cluster.broker()
     cluster.worker()
     frontend = cluster.frontend("--processes", "2")
@@ -220,8 +249,21 @@ def test_several_frontend_processes_share_the_port(cluster: Cluster) -> None:
         await awaited(lambda: frontend.output.count("connected to broker") == 2)
 
     assert set(asyncio.run(load(cluster.url, 8, both))) == {200}
+    for pid in descendants(frontend.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    assert httpx.post(f"{cluster.url}/v1/embeddings", json=body("a"), timeout=30).status_code == 200
+    until(lambda: len(descendants(frontend.process.pid)) == 2)
     frontend.signal(signal.SIGTERM)
     assert frontend.wait(60) == 0
+
+
+def test_frontend_processes_die_with_their_parent(cluster: Cluster) -> None:
+    frontend = cluster.frontend("--processes", "2")
+    until(lambda: len(descendants(frontend.process.pid)) == 2)
+    children = descendants(frontend.process.pid)
+    until(cluster.health)
+    frontend.signal(signal.SIGKILL)
+    until(lambda: not any(alive(pid) for pid in children))
 
 
 @pytest.mark.parametrize("order", ["bwf", "bfw", "wbf", "wfb", "fbw", "fwb"])

@@ -17,7 +17,7 @@ import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
 
-from tests.processes import ROOT, Program, free_port, until
+from tests.processes import ROOT, Program, alive, descendants, free_port, until
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 #: Spearman of cosine on the STS-B dev set with sentence-transformers 6.2.0 and torch 2.13.0 on CPU in float32 from the
@@ -48,15 +48,6 @@ class Server:
         """POST /v1/embeddings."""
         body = {"model": MODEL, "input": list(texts), "encoding_format": "base64", **fields}
         return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=60)
-
-
-def descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(FileNotFoundError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in map(int, (task / "children").read_text().split()):
-                found += [child, *descendants(child)]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +245,8 @@ BAD = {
     "unknown encoding": (json.dumps({"model": MODEL, "input": "a", "encoding_format": "hex"}).encode(), 400),
     "too many inputs": (json.dumps({"model": MODEL, "input": ["a"] * 2049}).encode(), 400),
     "token outside the vocabulary": (json.dumps({"model": MODEL, "input": [30522]}).encode(), 400),
+    "other dimensions": (json.dumps({"model": MODEL, "input": "a", "dimensions": 100}).encode(), 400),
+    "its own dimensions": (json.dumps({"model": MODEL, "input": "a", "dimensions": 384}).encode(), 200),
     "10 MB body": (json.dumps({"model": MODEL, "input": "word " * 2_000_000}).encode(), 413),
     "7 MB text": (json.dumps({"model": MODEL, "input": "word " * 1_400_000}).encode(), 400),
     "too long among good": (json.dumps({"model": MODEL, "input": ["a", "word " * 400, "b"]}).encode(), 400),
@@ -314,7 +307,7 @@ def test_broken_http_gets_a_4xx_and_no_hang(server: Server, raw: bytes) -> None:
         with contextlib.suppress(ConnectionResetError):
             while part := connection.recv(65536):
                 answer += part
-    assert answer == b"" or answer.split()[1].startswith(b"4"), answer
+    assert answer.split()[1].startswith(b"4"), answer
     assert server.embed(["still there"]).status_code == 200
 
 
@@ -339,7 +332,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def test_crashed_children_are_started_again(start: Start) -> None:
-    server = start("--workers", "2")
+    server = start("--workers", "2", "--frontends", "2")
     for role in ("workers", "broker", "frontend"):
         before = set(server.children())
         for pid in before:
@@ -369,12 +362,6 @@ def test_children_die_with_a_killed_supervisor(start: Start) -> None:
     children = server.children()
     os.kill(server.program.process.pid, signal.SIGKILL)
     until(lambda: not [pid for pid in children if alive(pid)], what="the children's end")
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def test_model_folder_that_is_none_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The broker's sockets, against peers that keep the rules and peers that do not."""
 
+import contextlib
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +54,8 @@ class Peer:
 
     def send(self, message: wire.Message) -> None:
         """Send a message."""
-        self.socket.send_multipart(wire.encode(message))
+        with contextlib.suppress(zmq.Again):
+            self.socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
 
     def receive(self, within_ms: int = 5000) -> list[bytes] | None:
         """The next message's frames; None when none comes."""
@@ -201,3 +204,34 @@ def test_worker_with_other_weights_is_told_so(cluster: Cluster, peers: list[Peer
     goodbye, _ = wire.decode(wire.TO_WORKER, answer)
     assert isinstance(goodbye, wire.Goodbye)
     assert "revision-1, not revision-2" in goodbye.text
+
+
+def test_draining_broker_gets_its_last_answer_out(cluster: Cluster, peers: list[Peer]) -> None:
+    """An answer of 8 MB, given while the broker has nothing else to wait for."""
+    broker = cluster.broker()
+    until(lambda: "frontends connect to" in broker.output)
+    dimension, jobs = 1024, 2048
+    model = wire.ModelInfo("wide", "r", dimension, 64)
+    worker, frontend = (Peer(cluster.endpoints[role]).connect() for role in ("worker", "frontend"))
+    peers += [worker, frontend]
+    worker.send(wire.WorkerHello(1, 1, "test", UUID, 1, "host", 1, "CPU", [model], 10**6, 10**6, 2))
+    worker.receive()
+    frontend.send(HELLOS["frontend"])
+    frontend.receive()
+    lengths = wire.pack_u32([1] * jobs)
+    submission = wire.Submission(1, "wide", wire.Lane.BULK, "", 60_000, wire.Kind.TEXT, lengths)
+    frontend.socket.send_multipart(wire.encode(wire.Submit([submission]), [b"x" * jobs]))
+    header = worker.receive()
+    assert header
+    batch, _ = wire.decode(wire.TO_WORKER, header)
+    assert isinstance(batch, wire.Batch)
+    broker.signal(signal.SIGTERM)
+    until(lambda: "draining" in broker.output)
+    tokens = wire.pack_u32([3] * jobs)
+    result = wire.BatchResult(batch.epoch, batch.batch, dimension, tokens, [], 1, 2, batch.batch)
+    worker.socket.send_multipart(wire.encode(result, [bytes(4 * dimension * jobs)]))
+    assert broker.wait() == 0
+    received: list[wire.Message] = []
+    while frames := frontend.receive(1000):
+        received.append(wire.decode(wire.TO_FRONTEND, frames)[0])
+    assert [type(message) for message in received].count(wire.Answers) == 1

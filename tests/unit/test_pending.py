@@ -18,7 +18,7 @@ def add(table: Table, *inputs: bytes) -> Pending:
     return table.add("m", Kind.TEXT, inputs, lane=Lane.INTERACTIVE, client="", deadline=10.0)
 
 
-def answers(*rows: tuple[int, int, float], tokens: int = 3) -> tuple[wire.Answers, bytes]:
+def answers(*rows: tuple[int, int, float], tokens: int = 3, revision: str = "r") -> tuple[wire.Answers, bytes]:
     """Answers of one value a row: (request, position, value)."""
     columns = [list(column) for column in zip(*rows, strict=True)]
     message = wire.Answers(
@@ -28,6 +28,7 @@ def answers(*rows: tuple[int, int, float], tokens: int = 3) -> tuple[wire.Answer
         1,
         5,
         6,
+        revision,
     )
     return message, np.array(columns[2], "<f4").tobytes()
 
@@ -76,3 +77,11 @@ def test_submission_says_how_its_frame_is_cut(table: Table) -> None:
     one = add(table, b"ab", b"", b"c")
     assert one.frame == b"abc"
     assert list(wire.unpack_u32(one.submission.lengths)) == [2, 0, 1]
+
+
+def test_request_does_not_mix_the_vectors_of_two_revisions(table: Table) -> None:
+    one = add(table, b"a", b"b", b"c")
+    assert table.answered(*answers((one.number, 0, 1.0))) == []
+    assert table.answered(*answers((one.number, 1, 2.0), (one.number, 2, 2.0), revision="new")) == [one]
+    assert one.failure
+    assert one.failure.code == ErrorCode.NO_WORKER

@@ -28,7 +28,7 @@ MESSAGES: list[tuple[Any, Message, list[bytes]]] = [
     (wire.TO_FRONTEND, wire.Who(), []),
     (wire.TO_FRONTEND, wire.Goodbye(ErrorCode.PROTOCOL, "text"), []),
     (wire.TO_FRONTEND, wire.Models([MODEL]), []),
-    (wire.TO_FRONTEND, wire.Answers(U64, wire.pack_u32([0]), wire.pack_u32([7]), 2, 10, 20), [b"12345678"]),
+    (wire.TO_FRONTEND, wire.Answers(U64, wire.pack_u32([0]), wire.pack_u32([7]), 2, 10, 20, "r"), [b"12345678"]),
     (wire.TO_FRONTEND, wire.Failures([wire.Failure(1, -1, ErrorCode.DEADLINE, "late", 5)]), []),
     (wire.TO_FRONTEND, wire.Stats({"a": 1}, [wire.WorkerStats("w", "CPU", ["m"], 0, 1, 2)], 3, 4), []),
     (wire.FROM_WORKER, wire.WorkerHello(1, 1, "b", UUID, 3, "h", 4, "CPU", [MODEL], 100, 1000, 2), []),
@@ -66,7 +66,7 @@ def test_frame_too_few_too_many_or_of_another_size_is_refused(
     [
         wire.Cancel(b"1234567"),
         wire.WorkerDrain(b"1"),
-        wire.Answers(wire.pack_u64([1]), b"", b"", 1, 0, 0),
+        wire.Answers(wire.pack_u64([1]), b"", b"", 1, 0, 0, "r"),
         wire.BatchResult(1, 1, 1, b"123", [], 0, 0, 0),
         wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [wire.JobFailure(1, ErrorCode.TOO_LONG, "")], 0, 0, 0),
         wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [wire.JobFailure(0, ErrorCode.TOO_LONG, "")] * 2, 0, 0, 0),

@@ -5,8 +5,9 @@ import pytest
 from broker import protocol as wire
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.protocol import Kind, ModelInfo
-from broker.scheduler import Limits
-from tests.core import DIMENSION, Core, vector
+from broker.queues import MAX_BATCH_BYTES, MAX_BATCH_JOBS
+from broker.scheduler import FORGET_MODEL_S, Limits
+from tests.core import DIMENSION, EPOCH, Core, vector
 
 
 @pytest.fixture
@@ -117,6 +118,28 @@ def test_credit_is_absolute_so_repeating_it_grants_nothing(core: Core) -> None:
     core.submit(3, ["x" * 9000])
     core.tick(1)
     assert core.batches() == []
+
+
+def test_words_of_a_hundred_kilobytes_do_not_make_everybody_look_short(core: Core) -> None:
+    for request in range(200):
+        core.submit(request, ["a" * 100_000])
+        ((peer, number, _),) = core.batches()
+        core.handle(peer, wire.BatchResult(EPOCH, number, DIMENSION, wire.pack_u32([3]), [], 5, 2, number), bytes(16))
+    assert core.scheduler.models["m"].tokens(Kind.TEXT, 1000) > 50
+
+
+def test_batch_fits_its_frames_however_much_the_worker_wants() -> None:
+    core = Core(Limits(max_client_share=1.0))
+    core.frontend()
+    core.worker(batch_tokens=2**31)
+    core.submit(1, [""] * (MAX_BATCH_JOBS + 1))
+    (batch,) = core.batches()
+    assert len(batch[2]) == MAX_BATCH_JOBS
+    core.answer(batch)
+    core.answer(*core.batches())
+    core.submit(2, ["x" * (MAX_BATCH_BYTES // 4)] * 5)
+    (batch,) = core.batches()
+    assert len(batch[2]) == 4
 
 
 def test_lengths_are_learned_from_results(core: Core) -> None:
@@ -249,12 +272,40 @@ def test_silent_frontend_is_dropped(core: Core) -> None:
     assert core.take(wire.Who, b"F1")
 
 
-def test_frontend_on_a_new_connection_is_still_owed_its_answers(core: Core) -> None:
-    core.submit(1, ["a"])
-    core.frontend(b"F2", uuid=b"F1")
-    core.submit(1, ["a"], b"F2")
+def test_frontend_on_a_new_connection_starts_anew_for_what_was_sent_into_the_old_one_is_lost() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=5)
+    core.submit(1, ["aaaa", "b" * 90])
     core.answer(*core.batches())
-    assert core.answers(b"F2") == {(1, 0): vector("a")}
+    (running,) = core.batches()
+    core.sent.clear()  # the row that went into the old connection
+    core.frontend(b"F2", uuid=b"F1")
+    core.submit(1, ["aaaa", "b" * 90], b"F2")
+    core.answer(running)
+    for _ in range(2):
+        core.answer(*core.batches())
+    assert core.answers(b"F2") == {(1, 0): vector("aaaa"), (1, 1): vector("b" * 90)}
+
+
+def test_hello_repeated_on_a_connection_changes_nothing(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.frontend()
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_connection_that_says_it_is_another_process_is_owed_nothing_of_the_first(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.frontend(b"F1", uuid=b"other")
+    core.answer(*core.batches())
+    assert core.answers() == {}
+
+
+def test_budget_of_nothing_is_never_dispatched(core: Core) -> None:
+    core.submit(1, ["a"], budget_ms=0)
+    assert core.batches() == []
+    assert core.failures() == [(1, -1, ErrorCode.DEADLINE)]
 
 
 # --- workers leave and die -------------------------------------------------------------------------------------------
@@ -361,7 +412,34 @@ def test_heartbeats_keep_a_worker_until_its_lease_ends() -> None:
     assert core.take(wire.Goodbye) == []
     core.tick(1)
     ((_, goodbye, _),) = core.take(wire.Goodbye)
-    assert goodbye.text == "lease expired"
+    assert goodbye.code == ErrorCode.LEASE_EXPIRED
+
+
+def test_lease_of_a_stuck_batch_is_not_renewed_by_other_batches_answers() -> None:
+    core = Core(Limits(lease_s=10, liveness_s=1000))
+    core.frontend()
+    core.worker(batch_tokens=5)
+    core.submit(1, ["stuck"], budget_ms=10**6)
+    stuck = core.batches()
+    for request in range(2, 12):
+        core.submit(request, ["x" * 20], budget_ms=10**6)
+        core.tick(0.9)
+        for batch in core.batches():
+            core.answer(batch)
+    assert core.take(wire.Goodbye) == []
+    core.tick(1.1)
+    assert [goodbye.code for _, goodbye, _ in core.take(wire.Goodbye)] == [ErrorCode.LEASE_EXPIRED]
+    assert stuck
+
+
+def test_connection_that_ends_twice_under_a_living_worker_makes_nobody_poison(core: Core) -> None:
+    core.submit(1, ["a"])
+    for connection in (b"W2", b"W3", b"W4"):
+        core.batches()
+        core.lost(next(iter(core.scheduler.pool.workers)))
+        core.worker(connection, uuid=b"W1")
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
 
 
 def test_failed_batch_runs_again_job_by_job_and_only_the_culprit_fails(core: Core) -> None:
@@ -376,14 +454,23 @@ def test_failed_batch_runs_again_job_by_job_and_only_the_culprit_fails(core: Cor
     assert core.batches() == []
 
 
-def test_result_of_another_shape_is_not_served(core: Core) -> None:
+def test_job_that_fails_once_gets_another_try(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.fail(*core.batches())
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_result_of_another_shape_is_not_served_and_its_jobs_are_tried_elsewhere(core: Core) -> None:
     core.submit(1, ["a", "b"])
     ((peer, number, _),) = core.batches()
     core.answer((peer, number, ["a"]))
     assert core.answers() == {}
     assert core.take(wire.Goodbye, b"W1")
     core.worker(b"W2")
-    assert len(core.batches()) == 1
+    core.answer(*core.batches())
+    core.answer(*core.batches())
+    assert len(core.answers()) == 2
 
 
 @pytest.mark.parametrize("epoch", [7, 8])
@@ -462,6 +549,53 @@ def test_second_revision_of_a_model_is_refused_while_the_first_is_served(core: C
     core.lost(b"W1")
     core.worker(b"W2", revision="other")
     assert core.scheduler.models["m"].info == ModelInfo("m", "other", DIMENSION, 100)
+
+
+def test_request_never_has_vectors_of_two_revisions() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=5)
+    core.submit(1, ["a", "b" * 90])
+    core.submit(2, ["c"])
+    core.answer(*core.batches())
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2", revision="new")
+    assert core.failures() == [(1, -1, ErrorCode.NO_WORKER)]
+    core.answer(*core.batches())
+    assert (2, 0) in core.answers()
+
+
+def test_draining_worker_does_not_count_as_serving(core: Core) -> None:
+    core.take(wire.Models)
+    core.handle(b"W1", wire.WorkerDrain(b""))
+    ((_, models, _),) = core.take(wire.Models, b"F1")
+    assert [model.workers for model in models.models] == [0]
+    core.worker(b"W2", revision="other")
+    ((_, goodbye, _),) = core.take(wire.Goodbye, b"W2")
+    assert goodbye.code == ErrorCode.REVISION_CONFLICT
+
+
+def test_models_that_nobody_serves_are_forgotten_in_the_end(core: Core) -> None:
+    core.lost(b"W1")
+    core.tick(FORGET_MODEL_S)
+    assert core.scheduler.models == {}
+
+
+def test_worker_of_two_models_serves_both() -> None:
+    core = Core()
+    core.frontend()
+    models = [ModelInfo("a", "r", DIMENSION, 100), ModelInfo("b", "r", DIMENSION, 100)]
+    core.handle(b"W1", wire.WorkerHello(1, 1, "test", b"." * 16, 1, "host", 1, "CPU", models, 10, 1000, 1))
+    for request in range(6):
+        core.now += 0.001
+        core.submit(request, ["x" * 20], model="ab"[request % 2])
+    served = []
+    for _ in range(6):
+        ((peer, batch, frames),) = core.take(wire.Batch)
+        served.append(batch.model)
+        core.answer((peer, batch.batch, [str(bytes(frames[0]), "utf-8")]), credit=1)
+    assert served == ["a", "b"] * 3
 
 
 @pytest.mark.parametrize("versions", [(0, 0), (2, 9)])

@@ -36,6 +36,7 @@ BAD = [
     (b'{"model": "m", "input": [["a"]]}', "input must be either array of strings or array of array of integers"),
     (b'{"model": "m", "input": [-1]}', "token ids must be between 0 and 2147483647"),
     (b'{"model": "m", "input": [2147483648]}', "token ids must be between 0 and 2147483647"),
+    (b'{"model": "m", "input": "a", "dimensions": "384"}', "dimensions should be an integer"),
     (b'{"model": "m", "input": "a", "encoding_format": 1}', "encoding_format should be string"),
     (b'{"model": "m", "input": "a", "encoding_format": "hex"}', "encoding_format should either base64 or float"),
     (b'{"model": "m", "input": ["a", "b", "c", "d"]}', "input array has 4 elements, at most 3 are allowed"),

@@ -1,0 +1,113 @@
+"""Child processes that are kept running: what `--processes` above 1 and scripts/serve share. Does no HTTP.
+
+Sanic's own manager does not start a process again that was killed, so it is not used.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Delay of the first restart, its highest value, and how long a child must live for it to start anew, in seconds.
+FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S = 0.25, 10.0, 30.0
+#: Exit status of our programs for what no restart mends: a model, device or address they cannot use; a wrong flag.
+REFUSED = 2
+_PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """A process that is started again when it ends."""
+
+    def __init__(self, name: str, command: Sequence[str], say: Callable[[str], None], fds: Sequence[int] = ()) -> None:
+        self.name = name
+        self.command = command
+        self.process: subprocess.Popen[bytes] | None = None
+        self._say = say
+        self._fds = fds
+        self._started = 0.0
+        self._delay = FIRST_DELAY_S
+        self._due = 0.0
+
+    @property
+    def refused(self) -> bool:
+        """Whether it has ended by itself because what it was asked to do cannot be done."""
+        return self.process is not None and self.process.poll() == REFUSED
+
+    def keep(self, now: float) -> None:
+        """Start it if it does not run and its delay is over."""
+        if self.process and self.process.poll() is None:
+            return
+        if self.process:
+            self._note_end(self.process.returncode, now)
+        if now >= self._due:
+            self._started = now
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, preexec_fn=_die_with_parent, process_group=0, pass_fds=self._fds
+            )
+
+    def terminate(self) -> None:
+        """Ask it to drain, if it runs."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+
+    def wait(self, until: float) -> None:
+        """Wait for its end until then, and kill whatever is left of it."""
+        if self.process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(max(0.0, until - time.monotonic()))
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill whatever is left of it and of its own children."""
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _note_end(self, status: int, now: float) -> None:
+        self.kill()
+        self._delay = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay * 2)
+        self._due = now + self._delay
+        self._say(f"{self.name} ended with status {status}; starting it again in {self._delay:.1f} s")
+        self.process = None
+
+
+def _die_with_parent() -> None:
+    """In the child: be ended when the parent ends, even by SIGKILL. A drain is bounded, so SIGTERM will do."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def share_port(number: int, listening: socket.socket, arguments: Sequence[str], drain_s: float) -> int:
+    """Run so many frontends on one listening socket until SIGTERM or SIGINT; the exit status.
+
+    The socket belongs to this process, so that a connection that comes while one of them is started again waits.
+    """
+    descriptor = listening.fileno()
+    command = [sys.executable, "-m", "frontend", *arguments, "--processes", "1", "--listen-fd", str(descriptor)]
+    children = [Child(f"frontend {one}", command, _warn, [descriptor]) for one in range(1, number + 1)]
+    stopping: list[int] = []
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(wanted, lambda received, _: stopping.append(received))
+    # Blocked, so that the loop can wait for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    while not stopping and not any(child.refused for child in children):
+        for child in children:
+            child.keep(time.monotonic())
+        signal.sigtimedwait({signal.SIGCHLD}, 0.5)
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + drain_s
+    for child in children:
+        child.wait(until)
+    return 0 if stopping else REFUSED
+
+
+def _warn(text: str) -> None:
+    print(f"vecmill: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,123 @@
+"""The order in which jobs leave."""
+
+from broker.protocol import Kind, Lane
+from broker.queues import AGEING_S, MAX_CLOSED, QUANTUM, Job, ModelQueue
+
+
+def job(tokens: int, arrived: float = 0.0, *, client: str = "a", lane: Lane = Lane.BULK) -> Job:
+    return Job(
+        b"F", 1, 0, model="m", lane=lane, client=client, kind=Kind.TEXT, payload=b"x", tokens=tokens, arrived=arrived
+    )
+
+
+def queue(*jobs: Job) -> ModelQueue:
+    made = ModelQueue()
+    for one in jobs:
+        made.push(one)
+    return made
+
+
+def test_jobs_of_similar_length_leave_together_with_the_oldest() -> None:
+    long, short = [job(100, 0.0), job(99, 2.0)], [job(5, 1.0), job(5, 3.0)]
+    waiting = queue(long[0], short[0], long[1], short[1])
+    assert waiting.take(210, 3.0) == [*long, *short]
+    waiting = queue(long[0], short[0], long[1], short[1])
+    assert waiting.take(199, 3.0) == long
+    assert waiting.take(199, 3.0) == short
+
+
+def test_first_job_is_taken_whatever_its_size() -> None:
+    waiting = queue(job(1000))
+    assert len(waiting.take(10, 0.0)) == 1
+    assert not waiting
+
+
+def test_clients_take_turns_in_tokens() -> None:
+    flood = [job(QUANTUM // 4, client="flood") for _ in range(100)]
+    few = [job(QUANTUM // 4, client="few") for _ in range(4)]
+    batch = queue(*flood, *few).take(QUANTUM * 2, 0.0)
+    assert [one.client for one in batch].count("few") == 4
+
+
+def test_client_of_long_jobs_gets_no_more_tokens_than_one_of_short_ones() -> None:
+    waiting = queue(
+        *(job(QUANTUM * 2, client="long") for _ in range(50)), *(job(8, client="short") for _ in range(5000))
+    )
+    taken = {"long": 0, "short": 0}
+    while waiting.tokens > 60 * QUANTUM:
+        for one in waiting.take(QUANTUM * 4, 0.0):
+            taken[str(one.client)] += one.tokens
+    assert 0.8 < taken["short"] / taken["long"] < 1.25
+
+
+def test_lanes_share_a_batch_by_weight() -> None:
+    waiting = queue(
+        *(job(10, lane=Lane.BULK) for _ in range(200)), *(job(10, lane=Lane.INTERACTIVE) for _ in range(200))
+    )
+    lanes = [one.lane for one in waiting.take(1000, 0.0)]
+    assert (lanes.count(Lane.INTERACTIVE), lanes.count(Lane.BULK)) == (80, 20)
+
+
+def test_one_lane_alone_has_the_whole_batch() -> None:
+    assert len(queue(*(job(10) for _ in range(200))).take(1000, 0.0)) == 100
+
+
+def test_lanes_share_grows_with_the_age_of_its_oldest_job() -> None:
+    now = 100.0
+    bulk = [job(10, now - 100 * AGEING_S, lane=Lane.BULK) for _ in range(200)]
+    fresh = [job(10, now, lane=Lane.INTERACTIVE) for _ in range(200)]
+    lanes = [one.lane for one in queue(*fresh, *bulk).take(1000, now)]
+    assert lanes.count(Lane.BULK) > 90
+
+
+def test_suspects_leave_first_and_alone() -> None:
+    waiting = queue(job(1))
+    suspects = [job(1), job(1)]
+    for one in suspects:
+        one.suspect = True
+    waiting.push_back(suspects)
+    assert [waiting.take(100, 0.0) for _ in range(2)] == [[suspects[0]], [suspects[1]]]
+    assert len(waiting.take(100, 0.0)) == 1
+
+
+def test_returned_jobs_stand_at_the_head_in_their_old_order() -> None:
+    first, second, third = job(10, 0.0), job(10, 1.0), job(10, 2.0)
+    waiting = queue(third)
+    waiting.push_back([first, second])
+    assert waiting.take(100, 2.0) == [first, second, third]
+
+
+def test_discarded_jobs_are_passed_over() -> None:
+    first, second, third = job(10, 0.0), job(10, 1.0), job(10, 2.0, client="b")
+    suspect = job(10)
+    suspect.suspect = True
+    waiting = queue(first, second, third)
+    waiting.push_back([suspect])
+    for one in (suspect, first, third):
+        waiting.discard(one)
+    assert waiting.waiting() == [second]
+    assert waiting.take(100, 2.0) == [second]
+    assert waiting.take(100, 2.0) == []
+    assert (waiting.jobs, waiting.tokens, waiting.tokens_ahead(Lane.BULK)) == (0, 0, 0)
+
+
+def test_discarded_jobs_are_let_go_before_there_are_too_many() -> None:
+    suspect = job(1)
+    suspect.suspect = True
+    waiting = queue(job(10, client="stays"))
+    waiting.push_back([suspect])
+    gone = [job(10) for _ in range(3 * MAX_CLOSED)]
+    for one in gone:
+        waiting.push(one)
+    for one in gone:
+        waiting.discard(one)
+    assert sum(1 for lane in waiting._lanes.values() for client in lane._clients.values()
+               for bucket in client._buckets.values() for _ in bucket) <= MAX_CLOSED + 10  # fmt: skip
+    assert [len(waiting.take(100, 0.0)) for _ in range(2)] == [1, 1]
+    assert not waiting
+
+
+def test_tokens_ahead_of_a_job_are_its_lanes_and_the_others_share() -> None:
+    waiting = queue(job(400, lane=Lane.INTERACTIVE), *(job(1000, lane=Lane.BULK) for _ in range(10)))
+    assert waiting.tokens_ahead(Lane.INTERACTIVE) == 500
+    assert waiting.tokens_ahead(Lane.BULK) == 10_400
