@@ -79,7 +79,7 @@ async def _drain(app: Sanic) -> None:  # type: ignore[type-arg]
 async def _say_goodbye(request: Request, _: HTTPResponse) -> None:
     """A draining server's answers say that the connection closes: a client must not send its next request there."""
     if request.app.ctx.draining and request.stream:
-        request.stream.keep_alive = False  # type: ignore[union-attr]
+        request.stream.keep_alive = False  # type: ignore[attr-defined]
 
 
 async def _close_connections(connections: set[Connection]) -> None:

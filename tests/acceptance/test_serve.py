@@ -375,7 +375,7 @@ def test_model_folder_that_is_none_is_refused_in_one_sentence(tmp_path: Path) ->
     ("flags", "sentence"),
     [
         (("--device", "NPU"), "there is no device NPU here; OpenVINO sees CPU"),
-        (("--device", "quantum"), "there is no device quantum here"),
+        (("--device", "quantum"), "there is no device QUANTUM here"),
         (("--port", "0"), "choose another with --port"),
         (("--port", "70000"), "choose another with --port"),
         (("--workers", "0"), "--workers"),
