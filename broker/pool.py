@@ -10,7 +10,7 @@ from broker.speed import Speed
 #: A worker's next batch is sent this long before it is expected to need it, the way there and a part of what runs, for
 #: predictions are not exact; but not before half of what runs is done.
 LEAD_S = 0.005
-LEAD_SHARE = 0.1
+LEAD_SHARE = 0.4
 
 
 class Lease:

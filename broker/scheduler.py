@@ -20,41 +20,16 @@ import msgspec
 from broker import protocol as wire
 from broker.admission import Bounds, Load, expected_wait, refuse
 from broker.answers import share_out
+from broker.blame import Blame
 from broker.errors import ErrorCode
 from broker.invariants import check
 from broker.ledger import Frontend, Ledger, Request
+from broker.limits import Limits
 from broker.models import Model
 from broker.pool import Lease, Pool, Worker
 from broker.protocol import Failure, Frame, Message
 from broker.queues import Job
 
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the scheduler is configured with. Times in seconds."""
-
-    heartbeat_s: float = 1.0
-    #: Silence after which a peer is dead: three heartbeats and a little.
-    liveness_s: float = 3.5
-    #: Longest time a batch may run before its worker counts as hung.
-    lease_s: float = 20.0
-    #: How long a known model's jobs wait for a worker when it has none.
-    worker_grace_s: float = 30.0
-    #: What may be open at once, over all models.
-    max_jobs: int = 100_000
-    max_tokens: int = 20_000_000
-    max_bytes: int = 1 << 30
-    #: The part of it that one client may have.
-    max_client_share: float = 0.5
-    #: A request that would wait longer than this, or than its deadline, is refused at the door.
-    max_wait_s: float = 30.0
-    #: Deaths of a worker that one job may have been running in before it is called poison.
-    max_crashes: int = 2
-    #: Inferences that one job may have been part of when they failed, before it fails with them.
-    max_errors: int = 2
-
-
-#: Workers whose last batch is remembered, in case only their connection has ended.
-MAX_BLAMED = 1000
 #: How long a model is remembered that nothing serves and nobody asks for.
 FORGET_MODEL_S = 3600.0
 
@@ -87,8 +62,7 @@ class Scheduler:
         )
         self.draining = False
         self._newest_batch = 0
-        #: Jobs that were blamed for the end of a worker, by its uuid and incarnation.
-        self._blamed: dict[tuple[bytes, int], list[Job]] = {}
+        self._blame = Blame(self.limits)
         self._models_changed = False
         self._out: list[Send] = []
         self._handlers: dict[type, Callable[..., None]] = {
@@ -286,7 +260,7 @@ class Scheduler:
                 self._fail_begun(model)
             model.info = msgspec.structs.replace(info, workers=0)
             model.unserved_since = None
-        self._pardon(hello)
+        self._blame.pardon(hello)
         self._models_changed = True
         self._welcome(peer)
 
@@ -352,7 +326,8 @@ class Scheduler:
         blame = code != ErrorCode.DRAINING
         self.counters["workers_evicted" if blame else "workers_left"] += 1
         if blame and worker.running:
-            self._blame(worker, worker.running)
+            for job in self._blame.crashed(worker, worker.running):
+                self._fail_job(job, ErrorCode.POISON, "the input ended the worker that ran it, each time it was tried")
         for lease in reversed(worker.leases.values()):
             self._requeue(lease)
         if tell:
@@ -366,29 +341,11 @@ class Scheduler:
             if self.pool.live_model(name) is None and self.models[name].unserved_since is None:
                 self.models[name].unserved_since = now
 
-    def _blame(self, worker: Worker, lease: Lease) -> None:
-        self._blamed[worker.uuid, worker.incarnation] = [job for job in lease.jobs if job.open]
-        while len(self._blamed) > MAX_BLAMED:
-            del self._blamed[next(iter(self._blamed))]
-        for job in lease.jobs:
-            job.suspect = True
-            job.crashes += 1
-            if job.open and job.crashes >= self.limits.max_crashes:
-                self._fail_job(job, ErrorCode.POISON, "the input ended the worker that ran it, each time it was tried")
-
-    def _pardon(self, hello: wire.WorkerHello) -> None:
-        """The process that was thought dead lives: only its connection had ended, and no input did that."""
-        for job in self._blamed.pop((hello.uuid, hello.incarnation), []):
-            job.crashes -= 1
-
     def _fail_batch(self, lease: Lease, code: ErrorCode, text: str) -> None:
-        """A batch failed and its worker lives: its jobs run again alone, and one that fails again has failed."""
+        """A batch failed and its worker lives."""
         self.counters["batches_failed"] += 1
-        for job in lease.jobs:
-            job.suspect = True
-            job.errors += 1
-            if job.open and job.errors >= self.limits.max_errors:
-                self._fail_job(job, code, text)
+        for job in self._blame.failed(lease):
+            self._fail_job(job, code, text)
         self._requeue(lease)
 
     def _requeue(self, lease: Lease) -> None:

@@ -19,7 +19,8 @@ from zmq.auth.thread import ThreadAuthenticator
 from broker import protocol as wire
 from broker.config import Config
 from broker.errors import ErrorCode, RemoteProtocolError
-from broker.scheduler import Limits, Scheduler, Send
+from broker.limits import Limits
+from broker.scheduler import Scheduler, Send
 
 log = logging.getLogger(__name__)
 

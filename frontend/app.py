@@ -6,7 +6,7 @@ from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
-from sanic.response import raw
+from sanic.response import BaseHTTPResponse, raw
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from frontend.broker_client import BrokerClient
@@ -76,7 +76,7 @@ async def _drain(app: Sanic) -> None:  # type: ignore[type-arg]
     app.ctx.draining = asyncio.create_task(_close_connections(app.ctx.connections))
 
 
-async def _say_goodbye(request: Request, _: HTTPResponse) -> None:
+async def _say_goodbye(request: Request, _: BaseHTTPResponse) -> None:
     """A draining server's answers say that the connection closes: a client must not send its next request there."""
     if request.app.ctx.draining and request.stream:
         request.stream.keep_alive = False  # type: ignore[attr-defined]

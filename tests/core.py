@@ -7,8 +7,9 @@ import numpy as np
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
+from broker.limits import Limits
 from broker.protocol import Kind, Lane, Message, ModelInfo
-from broker.scheduler import Limits, Scheduler, Send
+from broker.scheduler import Scheduler, Send
 
 EPOCH = 7
 DIMENSION = 4

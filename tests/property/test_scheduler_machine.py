@@ -13,8 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
+from broker.limits import Limits
 from broker.protocol import Kind, Lane
-from broker.scheduler import Limits
 from tests.core import DIMENSION, EPOCH, Core, vector
 
 EXAMPLES = 1000 if os.environ.get("CI") else 200

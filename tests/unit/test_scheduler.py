@@ -4,9 +4,10 @@ import pytest
 
 from broker import protocol as wire
 from broker.errors import ErrorCode, LocalProtocolError
+from broker.limits import Limits
 from broker.protocol import Kind, ModelInfo
 from broker.queues import MAX_BATCH_BYTES, MAX_BATCH_JOBS
-from broker.scheduler import FORGET_MODEL_S, Limits
+from broker.scheduler import FORGET_MODEL_S
 from tests.core import DIMENSION, EPOCH, Core, vector
 
 
