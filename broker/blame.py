@@ -4,11 +4,18 @@ Only the batch that ran can have been the cause. Its jobs become suspects: they 
 that the next time names the culprit.
 """
 
+import hashlib
+from collections.abc import Sequence
+
 from broker.limits import Limits
 from broker.pool import Lease, Worker
 from broker.protocol import WorkerHello
 from broker.queues import Job
 
+#: How long an input that was poison is refused at the door, in seconds, so that a client's retry does not kill again.
+BLOCKED_S = 600.0
+#: Inputs refused so at most; the oldest are let go.
+MAX_BLOCKED = 10_000
 #: Workers whose last batch is remembered, in case only their connection has ended.
 MAX_REMEMBERED = 1000
 
@@ -20,6 +27,8 @@ class Blame:
         self._limits = limits
         #: Jobs that were blamed for the end of a worker, by its uuid and incarnation.
         self._crashed: dict[tuple[bytes, int], list[Job]] = {}
+        #: Until when each fingerprint is blocked, oldest first.
+        self._blocked: dict[bytes, float] = {}
 
     def crashed(self, worker: Worker, lease: Lease) -> list[Job]:
         """The worker died while this batch ran: the open jobs that have now been there too often."""
@@ -31,6 +40,18 @@ class Blame:
             job.suspect = True
             job.crashes += 1
         return [job for job in jobs if job.crashes >= self._limits.max_crashes]
+
+    def block(self, job: Job, now: float) -> None:
+        """The job was poison: refuse its like for a while."""
+        self._blocked[_fingerprint(job)] = now + BLOCKED_S
+        while len(self._blocked) > MAX_BLOCKED:
+            del self._blocked[next(iter(self._blocked))]
+
+    def blocked(self, jobs: Sequence[Job], now: float) -> list[Job]:
+        """Which of the jobs are known poison. Costs nothing while none is."""
+        while self._blocked and next(iter(self._blocked.values())) <= now:
+            del self._blocked[next(iter(self._blocked))]
+        return [job for job in jobs if _fingerprint(job) in self._blocked] if self._blocked else []
 
     def pardon(self, hello: WorkerHello) -> None:
         """The process that was thought dead lives: only its connection had ended, and no input did that."""
@@ -44,3 +65,9 @@ class Blame:
             job.suspect = True
             job.errors += 1
         return [job for job in jobs if job.errors >= self._limits.max_errors]
+
+
+def _fingerprint(job: Job) -> bytes:
+    digest = hashlib.blake2b(job.payload, digest_size=16, salt=bytes([job.kind]))
+    digest.update(job.model.encode())
+    return digest.digest()

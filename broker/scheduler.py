@@ -21,7 +21,7 @@ from broker import protocol as wire
 from broker.admission import Bounds, Load, expected_wait, refuse
 from broker.answers import share_out
 from broker.blame import Blame
-from broker.errors import ErrorCode
+from broker.errors import ErrorCode, LocalProtocolError
 from broker.invariants import check
 from broker.ledger import Frontend, Ledger, Request
 from broker.limits import Limits
@@ -29,7 +29,9 @@ from broker.models import Model
 from broker.pool import Lease, Pool, Worker
 from broker.protocol import Failure, Frame, Message
 from broker.queues import Job
+from broker.story import Story
 
+POISON = "the input ended the worker that ran it, each time it was tried"
 #: How long a model is remembered that nothing serves and nobody asks for.
 FORGET_MODEL_S = 3600.0
 
@@ -63,6 +65,7 @@ class Scheduler:
         self.draining = False
         self._newest_batch = 0
         self._blame = Blame(self.limits)
+        self._story = Story()
         self._models_changed = False
         self._out: list[Send] = []
         self._handlers: dict[type, Callable[..., None]] = {
@@ -107,10 +110,10 @@ class Scheduler:
         for worker in self.pool.hung(now):
             self._evict(worker, ErrorCode.LEASE_EXPIRED, "its batch ran too long", now)
         for frontend in self.ledger.silent(now):
-            self._forget(frontend)
+            self._forget(frontend, now)
         for model in self.models.values():
             if model.queue and model.unserved_for(now) >= self.limits.worker_grace_s:
-                self._fail_unserved(model)
+                self._fail_unserved(model, now)
         for name in [name for name, model in self.models.items() if model.unserved_for(now) >= FORGET_MODEL_S]:
             del self.models[name]
             self._models_changed = True
@@ -123,7 +126,7 @@ class Scheduler:
             self._evict(worker, ErrorCode.INTERNAL, "connection lost", now)
         frontend = self.ledger.by_peer.get(peer)
         if frontend:
-            self._forget(frontend)
+            self._forget(frontend, now)
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
@@ -142,6 +145,10 @@ class Scheduler:
         """Raise LocalProtocolError when an invariant is broken; called between doors."""
         check(self)
 
+    def story(self, owner: bytes, request: int, position: int) -> list[str]:
+        """What has happened to a job lately, a line each; `owner` is its frontend's uuid."""
+        return self._story.of(owner, request, position)
+
     def drain(self) -> None:
         """Admit nothing more; what is admitted is still answered."""
         self.draining = True
@@ -152,7 +159,7 @@ class Scheduler:
         # An old connection's session goes with what was sent into it; the frontend sends again what it still wants.
         for old in (self.ledger.by_uuid.get(hello.uuid), self.ledger.by_peer.get(peer)):
             if old and old.uuid in self.ledger.by_uuid and (old.uuid, old.peer) != (hello.uuid, peer):
-                self._forget(old)
+                self._forget(old, now)
         if peer not in self.ledger.by_peer:
             self.ledger.join(peer, hello, now)
         self.ledger.by_peer[peer].last_heard = now
@@ -162,8 +169,8 @@ class Scheduler:
     def _on_frontend_heartbeat(self, frontend: Frontend, *_: Any) -> None:
         self._send(frontend.peer, self._stats())
 
-    def _on_frontend_goodbye(self, frontend: Frontend, *_: Any) -> None:
-        self._forget(frontend)
+    def _on_frontend_goodbye(self, frontend: Frontend, _: Any, now: float, __: Any) -> None:
+        self._forget(frontend, now)
 
     def _on_submit(self, frontend: Frontend, message: wire.Submit, now: float, frames: Sequence[Frame]) -> None:
         for submission, frame in zip(message.submissions, frames, strict=True):
@@ -226,17 +233,21 @@ class Scheduler:
         for job in jobs:
             model.queue.push(job)
         self.counters["jobs_admitted"] += len(jobs)
+        self._story.note(now, "admitted", submission.lane.name.lower(), jobs)
+        for job in self._blame.blocked(jobs, now):
+            self.counters["jobs_blocked"] += 1
+            self._fail_job(job, ErrorCode.POISON, POISON, now)
 
-    def _on_cancel(self, frontend: Frontend, message: wire.Cancel, *_: Any) -> None:
+    def _on_cancel(self, frontend: Frontend, message: wire.Cancel, now: float, _: Any) -> None:
         for number in wire.unpack_u64(message.requests):
             request = frontend.requests.get(number)
             if request:
-                self._cancel(request)
+                self._cancel(request, now)
 
-    def _forget(self, frontend: Frontend) -> None:
+    def _forget(self, frontend: Frontend, now: float) -> None:
         """The frontend is gone: nobody waits for its jobs."""
         for request in list(frontend.requests.values()):
-            self._cancel(request)
+            self._cancel(request, now)
         self.ledger.leave(frontend)
 
     # --- workers -----------------------------------------------------------------------------------------------------
@@ -257,7 +268,7 @@ class Scheduler:
         for info in hello.models:
             model = self.models.setdefault(info.name, Model(info))
             if model.info.revision != info.revision:
-                self._fail_begun(model)
+                self._fail_begun(model, now)
             model.info = msgspec.structs.replace(info, workers=0)
             model.unserved_since = None
         self._blame.pardon(hello)
@@ -285,7 +296,7 @@ class Scheduler:
         if lease is None:
             self.counters["late_answers"] += 1
             return
-        self._fail_batch(lease, message.code, message.text)
+        self._fail_batch(lease, message.code, message.text, now)
 
     def _on_result(self, worker: Worker, message: wire.BatchResult, now: float, frames: Sequence[Frame]) -> None:
         worker.grant(message.credit, message.seen)
@@ -296,7 +307,7 @@ class Scheduler:
         tokens = wire.unpack_u32(message.tokens)
         if len(tokens) != len(lease.jobs) or message.dimension != worker.models[lease.model].dimension:
             worker.release(message.batch, now)
-            self._fail_batch(lease, ErrorCode.DEVICE, "the worker's answer had another shape")
+            self._fail_batch(lease, ErrorCode.DEVICE, "the worker's answer had another shape", now)
             self._evict(worker, ErrorCode.DRAINING, "answered a batch in another shape", now)
             return
         worker.speed.learn(sum(tokens), now - lease.since)
@@ -305,13 +316,14 @@ class Scheduler:
         worker.answered_jobs += len(lease.jobs)
         revision = worker.models[lease.model].revision
         for share in share_out(lease, message, memoryview(frames[0]), revision):
+            self._story.note(now, "ended", f"with its vector from batch {lease.batch}", share.jobs)
             self._send(self.ledger.by_uuid[share.owner].peer, share.message, [share.frame])
             self.counters["jobs_answered"] += len(share.jobs)
             for job in share.jobs:
-                self.ledger.close(job)
+                self._close(job)
         for failure in message.failures:
             if lease.jobs[failure.position].open:
-                self._fail_job(lease.jobs[failure.position], failure.code, failure.text)
+                self._fail_job(lease.jobs[failure.position], failure.code, failure.text, now)
         failed = {failure.position for failure in message.failures}
         texts = [
             (tokens[position], job.bytes)
@@ -327,8 +339,10 @@ class Scheduler:
         self.counters["workers_evicted" if blame else "workers_left"] += 1
         if blame and worker.running:
             for job in self._blame.crashed(worker, worker.running):
-                self._fail_job(job, ErrorCode.POISON, "the input ended the worker that ran it, each time it was tried")
+                self._blame.block(job, now)
+                self._fail_job(job, ErrorCode.POISON, POISON, now)
         for lease in reversed(worker.leases.values()):
+            self._story.note(now, "returned", f"from batch {lease.batch}: {worker.name} {reason}", lease.jobs)
             self._requeue(lease)
         if tell:
             self._send(worker.peer, wire.Goodbye(code, reason))
@@ -341,11 +355,12 @@ class Scheduler:
             if self.pool.live_model(name) is None and self.models[name].unserved_since is None:
                 self.models[name].unserved_since = now
 
-    def _fail_batch(self, lease: Lease, code: ErrorCode, text: str) -> None:
+    def _fail_batch(self, lease: Lease, code: ErrorCode, text: str, now: float) -> None:
         """A batch failed and its worker lives."""
         self.counters["batches_failed"] += 1
+        self._story.note(now, "failed", f"in batch {lease.batch}: {text}", lease.jobs)
         for job in self._blame.failed(lease):
-            self._fail_job(job, code, text)
+            self._fail_job(job, code, text, now)
         self._requeue(lease)
 
     def _requeue(self, lease: Lease) -> None:
@@ -372,6 +387,7 @@ class Scheduler:
         jobs.sort(key=lambda job: (job.owner, job.request, job.position))
         self._newest_batch = number = self._newest_batch + 1
         worker.lease(Lease(number, model, jobs, now))
+        self._story.note(now, "dispatched", f"in batch {number} to {worker.name}", jobs)
         for job in jobs:
             job.dispatched = now
         self.counters["batches_dispatched"] += 1
@@ -383,42 +399,48 @@ class Scheduler:
 
     # --- ends of jobs and requests -----------------------------------------------------------------------------------
 
-    def _fail_job(self, job: Job, code: ErrorCode, text: str) -> None:
+    def _fail_job(self, job: Job, code: ErrorCode, text: str, now: float) -> None:
         """An open job ends without a vector."""
+        self._story.note(now, "ended", code.name, [job])
         self.counters["jobs_failed"] += 1
         failure = Failure(job.request, job.position, code, text)
         self._send(self.ledger.by_uuid[job.owner].peer, wire.Failures([failure]))
         self._close(job)
 
-    def _fail_request(self, frontend: Frontend, request: Request, code: ErrorCode, text: str) -> None:
+    def _fail_request(self, frontend: Frontend, request: Request, code: ErrorCode, text: str, now: float) -> None:
         """All that is open of a request ends without a vector."""
         self.counters["jobs_failed"] += len(request.jobs)
+        self._story.note(now, "ended", code.name, list(request.jobs.values()))
         self._send(frontend.peer, wire.Failures([Failure(request.number, -1, code, text, 5000)]))
         for job in list(request.jobs.values()):
             self._close(job)
 
-    def _fail_unserved(self, model: Model) -> None:
+    def _fail_unserved(self, model: Model, now: float) -> None:
         text = f"no worker that serves {model.info.name!r} is connected"
         for job in model.queue.waiting():
             if job.open:
                 frontend = self.ledger.by_uuid[job.owner]
-                self._fail_request(frontend, frontend.requests[job.request], ErrorCode.NO_WORKER, text)
+                self._fail_request(frontend, frontend.requests[job.request], ErrorCode.NO_WORKER, text, now)
 
-    def _fail_begun(self, model: Model) -> None:
+    def _fail_begun(self, model: Model, now: float) -> None:
         """Another revision takes over: what has vectors of the old one already must not get any of the new one."""
         for job in model.queue.waiting():
             frontend = self.ledger.by_uuid[job.owner]
             request = frontend.requests.get(job.request)
             if request and len(request.jobs) < request.inputs:
                 text = f"the model {model.info.name!r} was replaced while the request ran"
-                self._fail_request(frontend, request, ErrorCode.NO_WORKER, text)
+                self._fail_request(frontend, request, ErrorCode.NO_WORKER, text, now)
 
-    def _cancel(self, request: Request) -> None:
+    def _cancel(self, request: Request, now: float) -> None:
+        self._story.note(now, "ended", "cancelled", list(request.jobs.values()))
         self.counters["jobs_cancelled"] += len(request.jobs)
         for job in list(request.jobs.values()):
             self._close(job)
 
     def _close(self, job: Job) -> None:
+        if not job.open:
+            story = "; ".join(self.story(job.owner, job.request, job.position))
+            raise LocalProtocolError(f"job {job.position} of request {job.request} ends twice: {story}")
         if job.queued:
             self.models[job.model].queue.discard(job)
         self.ledger.close(job)
@@ -437,7 +459,7 @@ class Scheduler:
         """What every door ends with: expire, dispatch, tell frontends of changed models, hand out all messages."""
         for frontend, request in self.ledger.pop_expired(now):
             text = "the request's deadline passed before all of it was answered"
-            self._fail_request(frontend, request, ErrorCode.DEADLINE, text)
+            self._fail_request(frontend, request, ErrorCode.DEADLINE, text, now)
         self._dispatch(now)
         if self._models_changed:
             self._models_changed = False

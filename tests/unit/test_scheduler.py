@@ -3,6 +3,7 @@
 import pytest
 
 from broker import protocol as wire
+from broker.blame import BLOCKED_S, MAX_BLOCKED, Blame
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.limits import Limits
 from broker.protocol import Kind, ModelInfo
@@ -338,6 +339,56 @@ def test_jobs_that_saw_a_worker_die_run_alone_and_the_culprit_is_poison(core: Co
     core.worker(b"W3")
     core.answer(*core.batches())
     assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
+
+
+def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["bad"])
+    core.batches()
+    core.lost(b"W1")
+    assert core.failures() == [(1, 0, ErrorCode.POISON)]
+    core.worker(b"W2")
+    core.submit(2, ["good", "bad"])
+    assert core.failures() == [(2, 1, ErrorCode.POISON)]
+    core.answer(*core.batches())
+    assert core.answers() == {(2, 0): vector("good")}
+    core.now += BLOCKED_S
+    core.frontend()
+    core.worker(b"W3")
+    core.submit(3, ["bad"])
+    assert len(core.batches()) == 1
+
+
+def test_blocked_inputs_are_bounded(core: Core) -> None:
+    core.submit(1, [str(number) for number in range(MAX_BLOCKED + 5)])
+    blame = Blame(Limits())
+    jobs = core.scheduler.models["m"].queue.waiting()
+    jobs += [job for lease in core.scheduler.pool.workers[b"W1"].leases.values() for job in lease.jobs]
+    for job in jobs:
+        blame.block(job, core.now)
+    assert len(blame.blocked(jobs, core.now)) == MAX_BLOCKED
+
+
+def test_story_tells_what_happened_to_a_job(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2")
+    core.answer(*core.batches())
+    owner = next(iter(core.scheduler.ledger.by_uuid))
+    words = [line.split()[1] for line in core.scheduler.story(owner, 1, 0)]
+    assert words == ["admitted", "dispatched", "returned", "dispatched", "ended"]
+    assert core.scheduler.story(owner, 2, 0) == []
+
+
+def test_job_that_would_end_twice_is_a_loud_fault_with_its_story(core: Core) -> None:
+    core.submit(1, ["a"])
+    ((_, lease),) = core.scheduler.pool.workers[b"W1"].leases.items()
+    core.answer(*core.batches())
+    with pytest.raises(LocalProtocolError, match=r"ends twice: .* admitted .* dispatched .* ended"):
+        core.scheduler._close(lease.jobs[0])
 
 
 def test_only_the_running_batch_is_blamed() -> None:
