@@ -8,6 +8,7 @@ import msgspec
 import zmq
 
 from broker.config import load
+from broker.gate import GateError
 from broker.service import ConfigError, Service, describe
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     logging.getLogger(__name__).info("starting: %s", describe(config))
     try:
         Service(config).run()
-    except (ConfigError, OSError, zmq.ZMQError) as error:
+    except (ConfigError, GateError, OSError, zmq.ZMQError) as error:
         print(f"vecmill broker: {error}", file=sys.stderr)
         sys.exit(2)
 

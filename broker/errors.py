@@ -37,6 +37,8 @@ class ErrorCode(enum.IntEnum):
     QUOTA = 13
     #: The worker's batch has run longer than a batch may: it hangs, and should end itself.
     LEASE_EXPIRED = 14
+    #: The peer's key has been taken off the allow-list.
+    REVOKED = 15
 
 
 class ProtocolError(Exception):

@@ -54,6 +54,8 @@ def make_keys(root: Path) -> list[Key]:
 
 def add_key(root: Path, role: Role, name: str) -> Key:
     """One more worker or frontend: `name` is its folder beside broker/ and its entry in the broker's list."""
+    if role not in ROLES:
+        raise ValueError(f"{role!r} is not a role: {' or '.join(ROLES)}")
     if name == "broker" or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise ValueError(f"{name!r} is not a name for a key: lower-case letters, digits and hyphens, and not 'broker'")
     make_keys(root)
@@ -152,9 +154,10 @@ def main() -> None:
     """Exit status 1 with one sentence when keys cannot be made."""
     parser = argparse.ArgumentParser(prog="python -m broker.keys", description="Make the CURVE keys that are missing.")
     parser.add_argument("folder", type=Path, help="where the folders broker, worker and frontend are or will be")
+    parser.add_argument("--add", nargs=2, metavar=("ROLE", "NAME"), help="one more worker or frontend, by its name")
     options = parser.parse_args()
     try:
-        keys = make_keys(options.folder)
+        keys = [add_key(options.folder, *options.add)] if options.add else make_keys(options.folder)
     except (OSError, ValueError) as error:
         sys.exit(f"vecmill: {error}")
     for key in keys:

@@ -313,6 +313,8 @@ class Scheduler:
         worker.speed.learn(sum(tokens), now - lease.since)
         worker.release(message.batch, now)
         worker.answered_batches += 1
+        self.counters["batches_answered"] += 1
+        self.counters["batch_us"] += int((now - lease.since) * 1e6)
         worker.answered_jobs += len(lease.jobs)
         revision = worker.models[lease.model].revision
         for share in share_out(lease, message, memoryview(frames[0]), revision):

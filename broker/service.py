@@ -13,12 +13,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 import zmq
-import zmq.auth
-from zmq.auth.thread import ThreadAuthenticator
 
 from broker import protocol as wire
 from broker.config import Config
 from broker.errors import ErrorCode, RemoteProtocolError
+from broker.gate import Gate, GateError
 from broker.limits import Limits
 from broker.scheduler import Scheduler, Send
 
@@ -26,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: First byte of a scheduler's peer: on which socket its routing id is known.
 FRONTEND, WORKER = b"F", b"W"
+#: The folder of keys, and ZAP's domain, of each.
+DOMAINS = {FRONTEND: "frontends", WORKER: "workers"}
 #: Messages taken from one socket before the other gets its turn.
 MAX_DRAIN = 256
 #: How long SIGTERM lets admitted jobs be answered: as long as a batch may run, and a little.
@@ -54,7 +55,10 @@ class Service:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: dict[bytes, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], bytes] = {}
-        self._authenticator: ThreadAuthenticator | None = None
+        self._gate: Gate | None = None
+        #: The key of each connection that has said hello, where there are keys.
+        self._keys: dict[bytes, str] = {}
+        self._reload_requested = False
         self._drain_until: float | None = None
         self._next_health = 0.0
 
@@ -63,7 +67,7 @@ class Service:
         wakeup_read, wakeup_write = os.pipe()
         os.set_blocking(wakeup_read, False)
         os.set_blocking(wakeup_write, False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         signal.set_wakeup_fd(wakeup_write)
         try:
@@ -92,6 +96,8 @@ class Service:
         for monitor, role in self._monitors.items():
             if monitor in ready:
                 self._probe(role, monitor)
+        if self._reload_requested:
+            self._reload_keys()
         now = time.monotonic()
         deadline = self.scheduler.next_deadline()
         if deadline is not None and now >= deadline:
@@ -115,7 +121,37 @@ class Service:
             peer = role + address.bytes
             if isinstance(message, wire.FrontendHello | wire.WorkerHello):
                 log.info("%s %s/%d says hello", type(message).__name__, message.host, message.pid)
+                if not self._knows_key(peer, address):
+                    continue
             self._send(self.scheduler.handle(peer, message, time.monotonic(), frames))
+
+    def _knows_key(self, peer: bytes, address: zmq.Frame) -> bool:
+        """Remember whose connection this is; a key that has been taken off the list is told so and not served."""
+        if not self._gate:
+            return True
+        key = str(address.get("User-Id"))
+        if not self._gate.allows(DOMAINS[peer[:1]], key):
+            self._send([Send(peer, wire.Goodbye(ErrorCode.REVOKED, "this key has been taken off the list"))])
+            return False
+        self._keys[peer] = key
+        return True
+
+    def _reload_keys(self) -> None:
+        """Read the allow-lists anew, and end the service of connections whose key is gone."""
+        self._reload_requested = False
+        if not self._gate:
+            return
+        try:
+            self._gate.reload()
+        except GateError as error:
+            log.error("the keys are as before: %s", error)
+            return
+        gone = [peer for peer, key in self._keys.items() if not self._gate.allows(DOMAINS[peer[:1]], key)]
+        log.info("keys read anew; %d connections have none any more", len(gone))
+        for peer in gone:
+            del self._keys[peer]
+            self._send([Send(peer, wire.Goodbye(ErrorCode.REVOKED, "this key has been taken off the list"))])
+            self._send(self.scheduler.lost(peer, time.monotonic()))
 
     def _count_malformed(self, error: RemoteProtocolError) -> None:
         self.scheduler.counters["malformed_messages"] += 1
@@ -133,6 +169,8 @@ class Service:
         peers = self.scheduler.ledger.by_peer if role == FRONTEND else self.scheduler.pool.workers
         sign = self.scheduler.catalogue() if role == FRONTEND else wire.Heartbeat()
         self._send([Send(peer, sign) for peer in list(peers)])
+        known = self.scheduler.ledger.by_peer.keys() | self.scheduler.pool.workers.keys()
+        self._keys = {peer: key for peer, key in self._keys.items() if peer in known}
 
     def _send(self, sends: Iterable[Send]) -> None:
         """Send all; a peer that turns out to be gone is reported to the scheduler, whose answer is sent too."""
@@ -161,7 +199,9 @@ class Service:
         return max(0, int((min(times) - time.monotonic()) * 1000) + 1)
 
     def _on_signal(self, number: int, _: object) -> None:
-        if self._drain_until is None:
+        if number == signal.SIGHUP:
+            self._reload_requested = True
+        elif self._drain_until is None:
             log.info("%s: draining", signal.Signals(number).name)
             self._drain_until = time.monotonic() + DRAIN_S
             self.scheduler.drain()
@@ -180,32 +220,18 @@ class Service:
                 if not is_local(endpoint):
                     raise ConfigError(f"{endpoint} can be reached from other hosts: give --keys (see scripts/keys)")
         else:
-            self._start_authenticator(pathlib.Path(self.config.keys))
-        for role, domain in ((FRONTEND, "frontends"), (WORKER, "workers")):
+            self._gate = Gate(self._context, pathlib.Path(self.config.keys))
+            self._gate.start()
+        for role, domain in DOMAINS.items():
             socket = self._sockets[role] = self._context.socket(zmq.ROUTER)
             for name, value in wire.ROUTER_OPTIONS.items():
                 socket.setsockopt(getattr(zmq, name), value)
-            if self.config.keys:
-                self._secure(socket, domain)
+            if self._gate:
+                self._gate.secure(socket, domain)
             self._monitors[socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)] = role
             socket.bind(binds[role])
-
-    def _start_authenticator(self, keys: pathlib.Path) -> None:
-        """The ZAP thread: one allow-list of public keys per role, so that a frontend's key does not open the
-        workers' socket."""
-        self._authenticator = ThreadAuthenticator(self._context)
-        self._authenticator.start()
-        for domain in ("frontends", "workers"):
-            self._authenticator.configure_curve(domain=domain, location=keys / domain)
-
-    def _secure(self, socket: "zmq.Socket[bytes]", domain: str) -> None:
-        """CURVE, closed unless the ZAP thread allows: libzmq lets anyone in when only one of the two is set."""
-        public, secret = zmq.auth.load_certificate(pathlib.Path(self.config.keys) / "broker.key_secret")
-        assert secret is not None
-        socket.curve_publickey, socket.curve_secretkey = public, secret
-        socket.curve_server = True
-        socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            if self._gate:
+                self._gate.try_stranger(socket)
 
     def _close(self) -> None:
         for monitor in self._monitors:
@@ -214,8 +240,8 @@ class Service:
             socket.disable_monitor()
             # LINGER is 0 for ends that do not matter; the last answers of a drain do.
             socket.close(linger=LAST_WORDS_MS)
-        if self._authenticator:
-            self._authenticator.stop()
+        if self._gate:
+            self._gate.stop()
         self._context.term()
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -91,6 +92,17 @@ class Server:
         assert self._process.stdout
         self.model = json.loads(self._process.stdout.readline().split("-d '")[1].rstrip()[:-1])["model"]
 
+    @property
+    def pid(self) -> int:
+        """Of scripts/serve."""
+        return self._process.pid
+
+    def batch_ms(self) -> float:
+        """How long a batch has taken on average so far, by the broker's own count."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+            counters = json.load(answer)["counters"]
+        return float(counters["batch_us"] / counters["batches_answered"] / 1000)
+
     def close(self) -> None:
         """Drain and end."""
         self._process.send_signal(signal.SIGINT)
@@ -101,7 +113,7 @@ class Server:
         return asyncio.run(self._load(texts, clients, per_request))
 
     async def _load(self, texts: Sequence[str], clients: int, per_request: int) -> list[float]:
-        requests = [self._request(texts[at : at + per_request]) for at in range(0, len(texts), per_request)]
+        requests = [self.request(texts[at : at + per_request]) for at in range(0, len(texts), per_request)]
         requests.reverse()
         seconds: list[float] = []
 
@@ -120,7 +132,8 @@ class Server:
         await asyncio.gather(*(client() for _ in range(clients)))
         return seconds
 
-    def _request(self, texts: Sequence[str]) -> bytes:
+    def request(self, texts: Sequence[str]) -> bytes:
+        """A POST of these texts."""
         body = json.dumps({"model": self.model, "input": list(texts), "encoding_format": "base64"}).encode()
         head = f"POST /v1/embeddings HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
         return head.encode() + body

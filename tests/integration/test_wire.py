@@ -13,7 +13,8 @@ import zmq.auth
 import zmq.utils.monitor
 
 from broker import protocol as wire
-from broker.keys import make_keys
+from broker.gate import Gate, GateError
+from broker.keys import add_key, make_keys
 from tests.fake_worker import vector
 from tests.processes import Cluster, free_port, until
 
@@ -129,6 +130,37 @@ def test_peer_without_curve_is_not_let_in(endpoints: dict[str, str], peers: list
     assert peers[0].event(zmq.EVENT_HANDSHAKE_SUCCEEDED, *refusals) in refusals
     peers[0].send(HELLOS[port])
     assert peers[0].receive(500) is None
+
+
+def test_key_taken_off_the_list_is_not_served_any_more(cluster: Cluster, endpoints: dict[str, str], keys: Path) -> None:
+    broker = cluster.programs[0]
+    cluster.worker("--broker", endpoints["worker"], "--keys", str(keys / "worker"))
+    cluster.frontend("--broker", endpoints["frontend"], "--keys", str(keys / "frontend"))
+    cluster.until_workers(1)
+    added = add_key(keys, "worker", "second")
+    (keys / "broker" / "workers" / "worker.key").unlink()
+    broker.signal(signal.SIGHUP)
+    cluster.until_workers(0)
+    until(lambda: "this key has been taken off the list" in cluster.programs[1].output)
+    cluster.worker("--broker", endpoints["worker"], "--keys", str(added.path.parent))
+    cluster.until_workers(1)
+    assert httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "fake", "input": "a"}).status_code == 200
+
+
+def test_open_door_is_not_served_behind(tmp_path: Path, keys: Path) -> None:
+    """A broker whose lists let a stranger in must not start: here the stranger's door has no lock at all."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    gate = Gate(context, keys / "broker")
+    with context.socket(zmq.ROUTER) as door:
+        door.linger = 0
+        public, secret = zmq.auth.load_certificate(keys / "broker" / "broker.key_secret")
+        assert secret
+        door.curve_publickey, door.curve_secretkey = public, secret
+        door.curve_server = True
+        door.bind("tcp://127.0.0.1:*")
+        with pytest.raises(GateError, match="does not turn an unknown key away"):
+            gate.try_stranger(door)
+    context.term()
 
 
 @pytest.mark.parametrize("bind", ["tcp://0.0.0.0:7999", "tcp://*:7999", "tcp://192.0.2.1:7999", "tcp://[::]:7999"])

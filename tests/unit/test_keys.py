@@ -178,3 +178,9 @@ def test_the_command_prints_no_secret(tmp_path: Path) -> None:
     secret = zmq.auth.load_certificate(tmp_path / "keys/worker/worker.key_secret")[1]
     assert secret is not None
     assert secret.decode() not in done.stdout + done.stderr
+
+
+def test_key_of_an_unknown_role_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a role: "):
+        keys.add_key(tmp_path, "wrker", "x")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

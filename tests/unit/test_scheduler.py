@@ -222,6 +222,13 @@ def test_expired_job_is_never_dispatched(core: Core) -> None:
     assert core.batches() == []
 
 
+def test_request_of_several_inputs_expires_whole(core: Core) -> None:
+    core.submit(1, ["a", "b"], budget_ms=500)
+    core.tick(0.5)
+    assert core.failures() == [(1, -1, ErrorCode.DEADLINE)]
+    assert core.scheduler.ledger.jobs == 0
+
+
 def test_deadline_of_a_leased_job_drops_its_row(core: Core) -> None:
     core.submit(1, ["a"], budget_ms=500)
     (batch,) = core.batches()

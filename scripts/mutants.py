@@ -1,0 +1,97 @@
+# ruff: noqa: E501
+"""What `scripts/mutants` runs: a copy of the tree for each planted bug, and the core's tests on it.
+
+A bug that no test finds is a hole in the tests: exit status 1. The list is kept in step with the code: a text that is
+no longer there is an error too.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ["tests/unit/test_scheduler.py", "tests/unit/test_queues.py", "tests/unit/test_speed.py", "tests/property"]
+
+
+class Bug(NamedTuple):
+    """A text of a file, and what a careless hand made of it."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+BUGS = [
+    Bug("answers go out twice", "scheduler.py", "if lease is None:\n            self.counters[\"late_answers\"]", "if False:\n            self.counters[\"late_answers\"]"),
+    Bug("old epochs' results count", "scheduler.py", "lease = worker.leases.get(message.batch) if message.epoch == self.epoch else None", "lease = worker.leases.get(message.batch)"),
+    Bug("a dead worker's jobs are lost", "scheduler.py", "            self._requeue(lease)\n        if tell", "        if tell"),
+    Bug("everything a dead worker held is blamed", "scheduler.py", "for job in self._blame.crashed(worker, worker.running):", "for job in [one for held in worker.leases.values() for one in self._blame.crashed(worker, held)]:"),
+    Bug("a leaving worker is blamed", "scheduler.py", "blame = code != ErrorCode.DRAINING", "blame = True"),
+    Bug("suspects run together", "queues.py", "            if job.suspect:\n                self._suspects.appendleft(job)", "            if False:\n                self._suspects.appendleft(job)"),
+    Bug("poison is never called so", "blame.py", "job.crashes >= self._limits.max_crashes", "job.crashes > 99"),
+    Bug("poison is not blocked", "scheduler.py", "                self._blame.block(job, now)\n", ""),
+    Bug("a returned connection is not pardoned", "scheduler.py", "        self._blame.pardon(hello)\n", ""),
+    Bug("credit is ignored", "pool.py", "max(0, self.credit - len(self.unseen))", "1"),
+    Bug("unseen batches are not counted against the credit", "pool.py", "max(0, self.credit - len(self.unseen))", "self.credit"),
+    Bug("a draining worker gets work", "pool.py", "return 0 if self.draining else", "return 0 if False else"),
+    Bug("any answer renews the lease", "pool.py", "if lease and lease is ran and self.running:", "if lease and self.running:"),
+    Bug("silent workers stay", "scheduler.py", "for worker in self.pool.silent(now):", "for worker in []:"),
+    Bug("hung workers stay", "scheduler.py", "for worker in self.pool.hung(now):", "for worker in []:"),
+    Bug("deadlines are forgotten", "scheduler.py", "for frontend, request in self.ledger.pop_expired(now):", "for frontend, request in []:"),
+    Bug("only requests of one input expire", "ledger.py", "and request.deadline == deadline:", "and request.deadline == deadline and len(request.jobs) == 1:"),
+    Bug("cancelled jobs are dispatched", "scheduler.py", "            self.models[job.model].queue.discard(job)\n", "            pass\n"),
+    Bug("cancelled rows are sent", "answers.py", "kept = [one for one in mine if one[0].open]", "kept = mine"),
+    Bug("rows shift behind a failed job", "answers.py", "if position not in failed", "if True"),
+    Bug("jobs of frontends interleave in a batch", "scheduler.py", "jobs.sort(key=lambda job: (job.owner, job.request, job.position))", "jobs.sort(key=lambda job: job.position)"),
+    Bug("a worker with other weights joins", "scheduler.py", "if served not in (None, info.revision):", "if False:"),
+    Bug("a begun request goes on with other weights", "scheduler.py", "                self._fail_begun(model, now)\n", "                pass\n"),
+    Bug("an idle worker is passed over", "pool.py", "        if idle:\n            return max", "        if len(idle) > 1:\n            return max"),
+    Bug("a job above the budget waits for ever", "queues.py", "if self._jobs == MAX_BATCH_JOBS:\n            return True", "if self._jobs == MAX_BATCH_JOBS + 1:\n            return True"),
+    Bug("clients do not take turns", "queues.py", "            if client.deficit <= 0:\n                self._turns.rotate(-1)\n            yield job", "            yield job"),
+    Bug("old jobs do not age", "queues.py", "WEIGHTS[lane] * (1 + max(0.0, now - first) / AGEING_S)", "WEIGHTS[lane]"),
+    Bug("the queue's tokens leak", "queues.py", "        self.tokens -= job.tokens\n        self._lane_tokens", "        self._lane_tokens"),
+    Bug("the bound in bytes is gone", "admission.py", "or held.bytes + asked.bytes > bounds.bytes", ""),
+    Bug("the expected wait is not asked", "admission.py", "if wait_s is not None and wait_s > min(bounds.wait_s, budget_s):", "if False:"),
+    Bug("one client may have everything", "admission.py", "if held.jobs and client_jobs + asked.jobs > bounds.client_jobs:", "if False:"),
+    Bug("a repeated submission runs twice", "scheduler.py", "if submission.request in frontend.requests:", "if False:"),
+    Bug("a new connection keeps the old session", "scheduler.py", "                self._forget(old, now)\n", "                pass\n"),
+    Bug("frontends are not told of models", "scheduler.py", "        if self._models_changed:", "        if False:"),
+    Bug("jobs wait for ever for a worker", "scheduler.py", "                self._fail_unserved(model, now)\n", "                pass\n"),
+]  # fmt: skip
+
+
+def found(bug: Bug) -> bool:
+    """Whether the tests fail with the bug in the code."""
+    with tempfile.TemporaryDirectory(prefix="vecmill-mutant-") as name:
+        copy = Path(name)
+        for folder in ("broker", "tests", "workers", "frontend"):
+            shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        path = copy / "broker" / bug.file
+        text = path.read_text()
+        if bug.right not in text:
+            sys.exit(f"{bug.name}: broker/{bug.file} has no longer: {bug.right}")
+        path.write_text(text.replace(bug.right, bug.wrong))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
+        return subprocess.run(command, cwd=copy, capture_output=True, check=False).returncode == 1
+
+
+def main() -> None:
+    """Exit status 1 if a bug is not found."""
+    missed = []
+    for bug in BUGS:
+        started = time.monotonic()
+        seen = found(bug)
+        missed += [] if seen else [bug.name]
+        print(f"{'found ' if seen else 'MISSED'} {time.monotonic() - started:5.1f} s  {bug.name}", flush=True)
+    print(f"{len(BUGS) - len(missed)} of {len(BUGS)} planted bugs found")
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()
