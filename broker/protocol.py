@@ -189,6 +189,8 @@ class Welcome(Message, tag=16):
     heartbeat_ms: U32
     #: Silence after which either side takes the other for dead.
     liveness_ms: U32
+    #: Longest time a batch may run; a worker ends itself when one does not come back.
+    lease_ms: U32
 
 
 class Who(Message, tag=17):

@@ -256,6 +256,7 @@ class Scheduler:
         for other in list(self.pool.workers.values()):
             if other.peer == peer or other.uuid == hello.uuid:
                 self._evict(other, ErrorCode.DRAINING, "said hello anew", now, tell=other.peer != peer)
+        self._blame.pardon(hello)
         for info in hello.models:
             served = self.pool.revision(info.name)
             if served not in (None, info.revision):
@@ -271,7 +272,6 @@ class Scheduler:
                 self._fail_begun(model, now)
             model.info = msgspec.structs.replace(info, workers=0)
             model.unserved_since = None
-        self._blame.pardon(hello)
         self._models_changed = True
         self._welcome(peer)
 
@@ -451,7 +451,7 @@ class Scheduler:
 
     def _welcome(self, peer: bytes) -> None:
         limits = self.limits
-        times = int(limits.heartbeat_s * 1000), int(limits.liveness_s * 1000)
+        times = (int(seconds * 1000) for seconds in (limits.heartbeat_s, limits.liveness_s, limits.lease_s))
         self._send(peer, wire.Welcome(wire.PROTOCOL_MAX, self.epoch, *times))
 
     def _send(self, peer: bytes, message: Message, frames: Sequence[Frame] = ()) -> None:

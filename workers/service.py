@@ -89,6 +89,10 @@ class Service:
         while self._pipeline.finished:
             self._answer(socket, self._pipeline.finished.popleft())
         now = time.monotonic()
+        if self._session.hung(now):
+            # The broker may have forgotten it: its connection has ended since, or the broker has.
+            log.critical("a batch has run for longer than it may")
+            os._exit(HUNG_STATUS)
         self._send(socket, *self._session.due(now))
         if self._session.welcomed:
             self._next_warning = now + WARN_S

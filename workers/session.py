@@ -22,7 +22,13 @@ class Session:
         self._hello = hello
         self._slots = slots
         #: Batches taken and not yet answered, by epoch and number.
-        self.held: set[tuple[int, int]] = set()
+        self.held: dict[tuple[int, int], None] = {}
+        #: Whether a hello is under way: its answer will answer every `Who` that comes before.
+        self._greeting = False
+        #: The oldest held batch, and since when it is the oldest.
+        self._running: tuple[int, int] | None = None
+        self._running_since = 0.0
+        self._lease_s = 20.0
         self._epoch: int | None = None
         self._seen = 0
         self._heartbeat_s = 0.25
@@ -41,6 +47,7 @@ class Session:
         self._next_heartbeat = now + self._heartbeat_s
         self._epoch = None
         self._seen = 0
+        self._greeting = True
         return msgspec.structs.replace(self._hello, credit=self._credit())
 
     def handle(self, message: Message, now: float) -> tuple[wire.Batch | None, list[Message]]:
@@ -49,18 +56,22 @@ class Session:
         match message:
             case wire.Welcome():
                 self._epoch = message.epoch
+                self._greeting = False
+                self._lease_s = message.lease_ms / 1000
                 self._heartbeat_s = message.heartbeat_ms / 1000
                 self._liveness_s = message.liveness_ms / 1000
                 self._next_heartbeat = now + self._heartbeat_s
             case wire.Who():
-                return None, [self.hello(now)]
+                # One for each message that it did not expect: one hello answers them all.
+                return None, [] if self._greeting else [self.hello(now)]
             case wire.Goodbye():
                 # Refused or evicted: ask again at the pace of heartbeats, for the reason may pass.
                 self._epoch = None
+                self._greeting = False
                 self._next_heartbeat = now + self._heartbeat_s
             case wire.Batch() if message.epoch == self._epoch:
                 self._seen = max(self._seen, message.batch)
-                self.held.add((message.epoch, message.batch))
+                self.held[message.epoch, message.batch] = None
                 return message, []
         return None, []
 
@@ -75,6 +86,13 @@ class Session:
             return [wire.WorkerHeartbeat(self._credit(), self._seen)]
         return [] if self.draining else [self.hello(now)]
 
+    def hung(self, now: float) -> bool:
+        """Whether one batch has run for longer than a lease, whoever still knows of it; asked at every turn."""
+        oldest = next(iter(self.held), None)
+        if oldest != self._running:
+            self._running, self._running_since = oldest, now
+        return oldest is not None and now >= self._running_since + self._lease_s
+
     def next_deadline(self) -> float:
         """When `due` must be called."""
         return self._next_heartbeat
@@ -83,14 +101,14 @@ class Session:
         self, batch: wire.Batch, dimension: int, tokens: Frame, failures: list[wire.JobFailure], inference_us: int
     ) -> Message:
         """A batch is done."""
-        self.held.discard((batch.epoch, batch.batch))
+        self.held.pop((batch.epoch, batch.batch), None)
         return wire.BatchResult(
             batch.epoch, batch.batch, dimension, bytes(tokens), failures, inference_us, self._credit(), self._seen
         )
 
     def error(self, batch: wire.Batch, code: ErrorCode, text: str) -> Message:
         """A batch failed as a whole."""
-        self.held.discard((batch.epoch, batch.batch))
+        self.held.pop((batch.epoch, batch.batch), None)
         return wire.BatchError(batch.epoch, batch.batch, code, text, self._credit(), self._seen)
 
     def drain(self) -> list[Message]:

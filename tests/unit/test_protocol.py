@@ -24,7 +24,7 @@ MESSAGES: list[tuple[Any, Message, list[bytes]]] = [
     (wire.FROM_FRONTEND, wire.Cancel(wire.pack_u64([1, 2**40])), []),
     (wire.FROM_FRONTEND, wire.FrontendHeartbeat(), []),
     (wire.FROM_FRONTEND, wire.FrontendGoodbye(), []),
-    (wire.TO_FRONTEND, wire.Welcome(1, 2**63 - 1, 1000, 3500), []),
+    (wire.TO_FRONTEND, wire.Welcome(1, 2**63 - 1, 1000, 3500, 20_000), []),
     (wire.TO_FRONTEND, wire.Who(), []),
     (wire.TO_FRONTEND, wire.Goodbye(ErrorCode.PROTOCOL, "text"), []),
     (wire.TO_FRONTEND, wire.Models([MODEL]), []),
