@@ -5,6 +5,7 @@ that the next time names the culprit.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Sequence
 
 from broker.limits import Limits
@@ -12,6 +13,8 @@ from broker.pool import Lease, Worker
 from broker.protocol import WorkerHello
 from broker.queues import Job
 
+#: How long the verdict on a job waits, in seconds: time for a worker whose connection alone has ended to be back.
+TRIAL_S = 4.0
 #: How long an input that was poison is refused at the door, in seconds, so that a client's retry does not kill again.
 BLOCKED_S = 600.0
 #: Inputs refused so at most; the oldest are let go.
@@ -27,19 +30,45 @@ class Blame:
         self._limits = limits
         #: Jobs that were blamed for the end of a worker, by its uuid and incarnation.
         self._crashed: dict[tuple[bytes, int], list[Job]] = {}
+        #: Jobs on trial and when it is over, in that order.
+        self._trials: deque[tuple[float, Job]] = deque()
         #: Until when each fingerprint is blocked, oldest first.
         self._blocked: dict[bytes, float] = {}
 
-    def crashed(self, worker: Worker, lease: Lease) -> list[Job]:
-        """The worker died while this batch ran: the open jobs that have now been there too often."""
+    def crashed(self, worker: Worker, lease: Lease, now: float) -> list[Job]:
+        """The worker seems to have died while this batch ran: the open jobs that may run again. Those that have now
+        been there too often are on trial."""
         jobs = [job for job in lease.jobs if job.open]
         self._crashed[worker.uuid, worker.incarnation] = jobs
         while len(self._crashed) > MAX_REMEMBERED:
             del self._crashed[next(iter(self._crashed))]
+        free = []
         for job in jobs:
             job.suspect = True
             job.crashes += 1
-        return [job for job in jobs if job.crashes >= self._limits.max_crashes]
+            if job.crashes < self._limits.max_crashes:
+                free.append(job)
+            else:
+                self._trials.append((now + TRIAL_S, job))
+        return free
+
+    def verdicts(self, now: float) -> tuple[list[Job], list[Job]]:
+        """The jobs whose trial is over: those that are poison, and those that were pardoned meanwhile."""
+        poison: list[Job] = []
+        free: list[Job] = []
+        while self._trials and self._trials[0][0] <= now:
+            _, job = self._trials.popleft()
+            if job.open:
+                (poison if job.crashes >= self._limits.max_crashes else free).append(job)
+        return poison, free
+
+    def on_trial(self) -> list[Job]:
+        """The open jobs that neither wait nor run."""
+        return [job for _, job in self._trials if job.open]
+
+    def next_deadline(self) -> float | None:
+        """When the next trial is over."""
+        return self._trials[0][0] if self._trials else None
 
     def block(self, job: Job, now: float) -> None:
         """The job was poison: refuse its like for a while."""

@@ -24,7 +24,7 @@ def _check_jobs(scheduler: Scheduler) -> None:
     leased = [job for lease in leases for job in lease.jobs if job.open]
     requests = [request for frontend in scheduler.ledger.by_uuid.values() for request in frontend.requests.values()]
     owed = [job for request in requests for job in request.jobs.values()]
-    places = Counter(map(id, waiting)) + Counter(map(id, leased))
+    places = Counter(map(id, [*waiting, *leased, *scheduler.on_trial()]))
     _require(places == Counter(map(id, owed)), "an open job is not in exactly one place")
     _require(all(job.open for job in owed), "a closed job is still owed")
     _require(all(request.jobs for request in requests), "a request with no open job is still open")

@@ -138,7 +138,8 @@ class Scheduler:
         ]
         dispatches = (self.pool.next_dispatch(name) for name, model in self.models.items() if model.queue)
         times += [time for time in dispatches if time is not None]
-        times += [time for time in (self.pool.next_deadline(), self.ledger.next_deadline()) if time is not None]
+        others = (self.pool.next_deadline(), self.ledger.next_deadline(), self._blame.next_deadline())
+        times += [time for time in others if time is not None]
         return min(times, default=None)
 
     def check(self) -> None:
@@ -148,6 +149,10 @@ class Scheduler:
     def story(self, owner: bytes, request: int, position: int) -> list[str]:
         """What has happened to a job lately, a line each; `owner` is its frontend's uuid."""
         return self._story.of(owner, request, position)
+
+    def on_trial(self) -> list[Job]:
+        """Open jobs that wait for a verdict instead of a worker."""
+        return self._blame.on_trial()
 
     def drain(self) -> None:
         """Admit nothing more; what is admitted is still answered."""
@@ -339,12 +344,11 @@ class Scheduler:
         del self.pool.workers[worker.peer]
         blame = code != ErrorCode.DRAINING
         self.counters["workers_evicted" if blame else "workers_left"] += 1
-        if blame and worker.running:
-            for job in self._blame.crashed(worker, worker.running):
-                self._blame.block(job, now)
-                self._fail_job(job, ErrorCode.POISON, POISON, now)
+        blamed = worker.running if blame else None
         for lease in reversed(worker.leases.values()):
             self._story.note(now, "returned", f"from batch {lease.batch}: {worker.name} {reason}", lease.jobs)
+            if lease is blamed:
+                lease.jobs = self._blame.crashed(worker, lease, now)
             self._requeue(lease)
         if tell:
             self._send(worker.peer, wire.Goodbye(code, reason))
@@ -356,6 +360,15 @@ class Scheduler:
         for name in worker.models:
             if self.pool.live_model(name) is None and self.models[name].unserved_since is None:
                 self.models[name].unserved_since = now
+
+    def _judge(self, now: float) -> None:
+        """End the trials that are over."""
+        poison, free = self._blame.verdicts(now)
+        for job in poison:
+            self._blame.block(job, now)
+            self._fail_job(job, ErrorCode.POISON, POISON, now)
+        for job in free:
+            self.models[job.model].queue.push_back([job])
 
     def _fail_batch(self, lease: Lease, code: ErrorCode, text: str, now: float) -> None:
         """A batch failed and its worker lives."""
@@ -462,6 +475,7 @@ class Scheduler:
         for frontend, request in self.ledger.pop_expired(now):
             text = "the request's deadline passed before all of it was answered"
             self._fail_request(frontend, request, ErrorCode.DEADLINE, text, now)
+        self._judge(now)
         self._dispatch(now)
         if self._models_changed:
             self._models_changed = False

@@ -3,7 +3,7 @@
 import pytest
 
 from broker import protocol as wire
-from broker.blame import BLOCKED_S, MAX_BLOCKED, Blame
+from broker.blame import BLOCKED_S, MAX_BLOCKED, TRIAL_S, Blame
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.limits import Limits
 from broker.protocol import Kind, ModelInfo
@@ -342,10 +342,41 @@ def test_jobs_that_saw_a_worker_die_run_alone_and_the_culprit_is_poison(core: Co
     (bad,) = core.batches()
     assert bad[2] == ["bad"]
     core.lost(b"W2")
-    assert core.failures() == [(1, 1, ErrorCode.POISON)]
     core.worker(b"W3")
     core.answer(*core.batches())
+    assert core.failures() == []
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.failures() == [(1, 1, ErrorCode.POISON)]
     assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
+
+
+def test_worker_that_is_back_in_time_acquits_the_job_on_trial() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2", uuid=b"W1")
+    assert core.batches() == []
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_job_on_trial_can_be_cancelled() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.lost(b"W1")
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.failures() == []
+    assert core.scheduler.ledger.jobs == 0
 
 
 def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
@@ -355,6 +386,8 @@ def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
     core.submit(1, ["bad"])
     core.batches()
     core.lost(b"W1")
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
     assert core.failures() == [(1, 0, ErrorCode.POISON)]
     core.worker(b"W2")
     core.submit(2, ["good", "bad"])
