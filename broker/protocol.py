@@ -191,6 +191,8 @@ class Welcome(Message, tag=16):
     liveness_ms: U32
     #: Longest time a batch may run; a worker ends itself when one does not come back.
     lease_ms: U32
+    #: The number of the worker's hello that this answers; 0 for a frontend's.
+    hello: U63 = 0
 
 
 class Who(Message, tag=17):
@@ -305,6 +307,8 @@ class WorkerHello(Message, tag=32):
     tokens_per_s: Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
     #: How many batches the worker takes now: an absolute number, so that a lost or repeated message leaks nothing.
     credit: U32
+    #: Counts the hellos of one process. What comes before the answer to its last one was meant for an earlier one.
+    number: U63 = 0
 
 
 class WorkerHeartbeat(Message, tag=33):

@@ -278,7 +278,7 @@ class Scheduler:
             model.info = msgspec.structs.replace(info, workers=0)
             model.unserved_since = None
         self._models_changed = True
-        self._welcome(peer)
+        self._welcome(peer, hello.number)
 
     def _on_worker_heartbeat(self, worker: Worker, message: wire.WorkerHeartbeat, *_: Any) -> None:
         worker.grant(message.credit, message.seen)
@@ -462,10 +462,17 @@ class Scheduler:
 
     # --- output ------------------------------------------------------------------------------------------------------
 
-    def _welcome(self, peer: bytes) -> None:
+    def _welcome(self, peer: bytes, hello: int = 0) -> None:
         limits = self.limits
-        times = (int(seconds * 1000) for seconds in (limits.heartbeat_s, limits.liveness_s, limits.lease_s))
-        self._send(peer, wire.Welcome(wire.PROTOCOL_MAX, self.epoch, *times))
+        welcome = wire.Welcome(
+            protocol=wire.PROTOCOL_MAX,
+            epoch=self.epoch,
+            heartbeat_ms=int(limits.heartbeat_s * 1000),
+            liveness_ms=int(limits.liveness_s * 1000),
+            lease_ms=int(limits.lease_s * 1000),
+            hello=hello,
+        )
+        self._send(peer, welcome)
 
     def _send(self, peer: bytes, message: Message, frames: Sequence[Frame] = ()) -> None:
         self._out.append(Send(peer, message, frames))

@@ -25,6 +25,7 @@ class Session:
         self.held: dict[tuple[int, int], None] = {}
         #: Whether a hello is under way: its answer will answer every `Who` that comes before.
         self._greeting = False
+        self._hellos = 0
         #: The oldest held batch, and since when it is the oldest.
         self._running: tuple[int, int] | None = None
         self._running_since = 0.0
@@ -48,13 +49,14 @@ class Session:
         self._epoch = None
         self._seen = 0
         self._greeting = True
-        return msgspec.structs.replace(self._hello, credit=self._credit())
+        self._hellos += 1
+        return msgspec.structs.replace(self._hello, credit=self._credit(), number=self._hellos)
 
     def handle(self, message: Message, now: float) -> tuple[wire.Batch | None, list[Message]]:
         """A message from the broker: the batch it brings, if any, and the messages to send."""
         self._last_heard = now
         match message:
-            case wire.Welcome():
+            case wire.Welcome() if message.hello == self._hellos:
                 self._epoch = message.epoch
                 self._greeting = False
                 self._lease_s = message.lease_ms / 1000

@@ -15,7 +15,7 @@ def session() -> Session:
     hello = wire.WorkerHello(1, 1, "test", b"." * 16, 1, "host", 1, "CPU", [], 100, 1000, 0)
     session = Session(hello, slots=2)
     session.hello(0.0)
-    session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000), 0.0)
+    session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, 1), 0.0)
     return session
 
 
@@ -81,7 +81,7 @@ def test_one_hello_answers_many_whos(session: Session) -> None:
     _, first = session.handle(wire.Who(), 0.0)
     _, second = session.handle(wire.Who(), 0.0)
     assert (len(first), len(second)) == (1, 0)
-    session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000), 0.0)
+    session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, 2), 0.0)
     assert len(session.handle(wire.Who(), 0.0)[1]) == 1
 
 
@@ -90,8 +90,17 @@ def test_batch_that_does_not_come_back_is_noticed_whoever_still_knows_of_it(sess
     session.handle(BATCH, 0.0)
     assert not session.hung(0.0)
     session.hello(10.0)
-    session.handle(wire.Welcome(1, 8, 1000, 3500, 20_000), 10.0)
+    session.handle(wire.Welcome(1, 8, 1000, 3500, 20_000, 2), 10.0)
     assert not session.hung(19.0)
     assert session.hung(20.0)
     session.result(BATCH, 4, wire.pack_u32([3]), [], 10)
     assert not session.hung(99.0)
+
+
+def test_what_was_meant_for_an_earlier_hello_is_ignored(session: Session) -> None:
+    session.hello(1.0)
+    session.hello(1.5)
+    session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, 2), 1.6)
+    assert session.handle(BATCH, 1.6) == (None, [])
+    session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, 3), 1.7)
+    assert session.handle(BATCH, 1.7) == (BATCH, [])
