@@ -91,7 +91,8 @@ class BrokerClient:
         try:
             await asyncio.wait_for(future, deadline - time.monotonic() + DEADLINE_SLACK_S)
         except TimeoutError:
-            raise from_failure(ErrorCode.DEADLINE, "the request's deadline passed before it was answered") from None
+            text = "the request's deadline passed before it was answered"
+            raise from_failure(ErrorCode.DEADLINE, text, retry_after_ms=5000) from None
         finally:
             self._end(pending)
         if pending.failure:

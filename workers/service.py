@@ -51,8 +51,10 @@ class Service:
         """Serve until drained."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        socket = self._connect()
+        socket = self._socket()
+        # Before the connection, for the first hello waits for this event.
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        socket.connect(self.config.broker)
         poller = zmq.Poller()
         for readable in (socket, monitor, self._wakeup):
             poller.register(readable, zmq.POLLIN)
@@ -175,7 +177,7 @@ class Service:
             return False
         return not self._session.held or time.monotonic() >= self._drain_until
 
-    def _connect(self) -> "zmq.Socket[bytes]":
+    def _socket(self) -> "zmq.Socket[bytes]":
         socket = self._context.socket(zmq.DEALER)
         for name, value in wire.DEALER_OPTIONS.items():
             socket.setsockopt(getattr(zmq, name), value)
@@ -183,5 +185,4 @@ class Service:
             folder = pathlib.Path(self.config.keys)
             socket.curve_publickey, socket.curve_secretkey = zmq.auth.load_certificate(folder / "worker.key_secret")
             socket.curve_serverkey, _ = zmq.auth.load_certificate(folder / "broker.key")
-        socket.connect(self.config.broker)
         return socket
