@@ -73,13 +73,12 @@ class BrokerClient:
     # --- requests ----------------------------------------------------------------------------------------------------
 
     async def embed(
-        self, model: str, kind: Kind, inputs: Sequence[bytes], lane: Lane | None = None, deadline_s: float | None = None
+        self, model: str, kind: Kind, inputs: Sequence[bytes], lane: Lane | None, deadline_s: float
     ) -> Pending:
         """Vectors of all inputs, or ApiError. Cancelling the call cancels the jobs.
 
-        Without a lane the size decides; without a deadline, in seconds from now, the configuration.
+        Without a lane the size decides. The deadline is in seconds from now.
         """
-        deadline_s = self._config.deadline_s if deadline_s is None else deadline_s
         deadline = time.monotonic() + deadline_s
         await self._wait_for_model(model)
         if lane is None:

@@ -112,9 +112,8 @@ class Pipeline:
     def _ids(self, work: Work) -> list[Ids]:
         jobs = wire.split(work.frame, wire.unpack_u32(work.batch.lengths))
         kinds = work.batch.kinds
-        texts = iter(
-            self._backend.tokenise([str(job, "utf-8") for job, kind in zip(jobs, kinds, strict=True) if kind == 0])
-        )
+        written = [str(job, "utf-8") for job, kind in zip(jobs, kinds, strict=True) if kind == wire.Kind.TEXT]
+        texts = iter(self._backend.tokenise(written))
         return [
             next(texts) if kind == wire.Kind.TEXT else np.frombuffer(job, np.uint32).astype(np.int64)
             for job, kind in zip(jobs, kinds, strict=True)

@@ -67,7 +67,6 @@ class Machine(RuleBasedStateMachine):
         self.ended: set[Key] = set()
         #: Jobs that were in a batch of each worker, to see that nothing new goes to one that drains or is gone.
         self.closed_workers: set[bytes] = set()
-        self.names = 0
 
     # --- frontends ---------------------------------------------------------------------------------------------------
 
