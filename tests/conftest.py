@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.peers import Peer
 from tests.processes import Cluster
 
 
@@ -25,3 +26,12 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture
+def peers() -> Iterator[list[Peer]]:
+    """Peers to be closed."""
+    made: list[Peer] = []
+    yield made
+    for peer in made:
+        peer.close()

@@ -1,21 +1,28 @@
 """A worker process with the real service and a backend of arithmetic: fast, deterministic, and bad on command.
 
-`python -m tests.fake_worker` takes a worker's flags. Some texts are orders: "crash" ends the process, "raise" raises,
-"hang" never returns, "slow SECONDS" takes its time.
+`python -m tests.fake_worker` takes a worker's flags; what the backend is like, it takes from FAKE_* variables. Some
+texts are orders: "crash" and "segfault" end the process, "break" ends a thread of the pipeline, "raise" raises, "nan"
+and "short" give bad vectors, "hang" never returns, "slow SECONDS" takes its time, "wait NAME" waits for a file of that
+name, and "once NAME ORDER" is the order for the first worker that meets it, and a text like any other from then on.
 """
 
+import ctypes
 import hashlib
 import os
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
+from workers.__main__ import end_process
 from workers.backend import Ids, Vectors
 from workers.config import Config, load
 from workers.pipeline import Pipeline
@@ -24,21 +31,43 @@ from workers.session import Session
 
 DIMENSION = 8
 MAX_TOKENS = 64
-MODEL = wire.ModelInfo("fake", "revision-1", DIMENSION, MAX_TOKENS)
 
 
-def vector(text: str) -> Vectors:
+def model(dimension: int = DIMENSION) -> wire.ModelInfo:
+    """The fake model as its workers announce it."""
+    return wire.ModelInfo("fake", "revision-1", dimension, MAX_TOKENS)
+
+
+def vector(text: str, dimension: int = DIMENSION) -> Vectors:
     """The vector that belongs to a text, and to no other."""
-    digest = hashlib.sha256(text.encode()).digest()[: DIMENSION * 2]
+    digest = hashlib.shake_128(text.encode()).digest(dimension * 2)
     return np.frombuffer(digest, "<u2").astype(np.float32)
+
+
+class Fakery(NamedTuple):
+    """What the backend is like: FAKE_DIMENSION and so on."""
+
+    dimension: int = DIMENSION
+    #: Infer requests; 1 runs one batch after another.
+    requests: int = 2
+    us_per_token: int = 0
+    #: Where the files are that orders name.
+    folder: str = "."
 
 
 class FakeBackend:
     """A `Backend` whose token ids are the characters of a text."""
 
-    dimension = DIMENSION
-    requests = 2
     micro_batch_tokens = 256
+
+    def __init__(self, fakery: Fakery = Fakery()) -> None:  # noqa: B008  a constant
+        self.dimension = fakery.dimension
+        self.requests = fakery.requests
+        self._us_per_token = fakery.us_per_token
+        self._folder = Path(fakery.folder)
+        self._broken = False
+        #: Each infer request's output, which its next inference overwrites.
+        self._outputs = [np.empty((0, self.dimension), np.float32)] * self.requests
 
     def tokenise(self, texts: Sequence[str]) -> list[Ids]:
         return [np.array([ord(letter) for letter in text] or [0], np.int64) for text in texts]
@@ -50,27 +79,48 @@ class FakeBackend:
 
     def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
         texts = ["".join(map(chr, one)) for one in ids]
-        for text in texts:
-            self._obey(text)
-        return np.stack([vector(text) for text in texts])
+        orders = [text.split() for text in texts]
+        for order in orders:
+            self._obey(order)
+        time.sleep(self._us_per_token * sum(map(len, ids)) / 1e6)
+        if len(self._outputs[request]) < len(texts):
+            self._outputs[request] = np.empty((len(texts), self.dimension), np.float32)
+        output = self._outputs[request][: len(texts)]
+        output[:] = [vector(text, self.dimension) for text in texts]
+        if ["nan"] in orders:
+            output[orders.index(["nan"]), -1] = np.nan
+        return output[:-1] if ["short"] in orders else output
 
     def check(self, request: int) -> None:
-        pass
+        if self._broken:
+            raise RuntimeError("the device is broken")
 
-    def _obey(self, text: str) -> None:
-        match text.split():
+    def _obey(self, order: list[str]) -> None:
+        match order:
             case ["crash"]:
                 os._exit(139)
+            case ["segfault"]:
+                ctypes.string_at(0)
             case ["raise"]:
                 raise RuntimeError("told to")
+            case ["break"]:
+                self._broken = True
+                raise RuntimeError("told to break")
             case ["hang"]:
                 time.sleep(3600)
             case ["slow", seconds]:
                 time.sleep(float(seconds))
+            case ["wait", name]:
+                while not (self._folder / name).exists():
+                    time.sleep(0.01)
+            case ["once", name, *rest] if not (self._folder / name).exists():
+                (self._folder / name).touch()
+                self._obey(rest)
 
 
-def serve(config: Config) -> None:
+def serve(config: Config, fakery: Fakery) -> None:
     """Serve the fake model until drained."""
+    threading.excepthook = end_process
     hello = wire.WorkerHello(
         wire.PROTOCOL_MIN,
         wire.PROTOCOL_MAX,
@@ -80,15 +130,22 @@ def serve(config: Config) -> None:
         socket.gethostname(),
         os.getpid(),
         "FAKE",
-        [MODEL],
+        [model(fakery.dimension)],
         batch_tokens=1024,
         tokens_per_s=100_000,
         credit=0,
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)
-    pipeline = Pipeline(FakeBackend(), lambda: os.eventfd_write(wakeup, 1))
+    pipeline = Pipeline(FakeBackend(fakery), lambda: os.eventfd_write(wakeup, 1))
     Service(config, Session(hello, slots=2), pipeline, wakeup).run()
 
 
+def fakery(environ: dict[str, str]) -> Fakery:
+    """What the FAKE_* variables say."""
+    names = {name.removeprefix("FAKE_").lower(): text for name, text in environ.items() if name.startswith("FAKE_")}
+    numbers = {name: int(text) for name, text in names.items() if name != "folder"}
+    return Fakery(folder=names.get("folder", "."), **numbers)
+
+
 if __name__ == "__main__":
-    serve(load(sys.argv[1:], {}))
+    serve(load(sys.argv[1:], {}), fakery(dict(os.environ)))

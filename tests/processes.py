@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -55,11 +55,14 @@ def alive(pid: int) -> bool:
 class Program:
     """One process with its output in a file."""
 
-    def __init__(self, name: str, command: list[str], log: Path) -> None:
+    def __init__(self, name: str, command: list[str], log: Path, environ: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.log = log
+        environ = {**os.environ, **(environ or {})}
         with log.open("wb") as output:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, env=environ
+            )
 
     @property
     def output(self) -> str:
@@ -96,17 +99,19 @@ class Cluster:
         binds = ("--frontend-bind", self.endpoints["frontend"], "--worker-bind", self.endpoints["worker"])
         return self._start("broker", *binds, *flags)
 
-    def worker(self, *flags: str) -> Program:
-        """Start a fake worker."""
-        return self._start("tests.fake_worker", "--broker", self.endpoints["worker"], *flags)
+    def worker(self, *flags: str, **fakery: int) -> Program:
+        """Start a fake worker; what its backend is like are fields of `Fakery`."""
+        environ = {f"FAKE_{name.upper()}": str(value) for name, value in fakery.items()}
+        environ["FAKE_FOLDER"] = str(self.folder)
+        return self._start("tests.fake_worker", "--broker", self.endpoints["worker"], *flags, environ=environ)
 
     def frontend(self, *flags: str) -> Program:
         """Start a frontend on the cluster's port."""
         return self._start("frontend", "--broker", self.endpoints["frontend"], "--port", str(self.port), *flags)
 
-    def all(self, workers: int = 1) -> tuple[Program, list[Program], Program]:
+    def all(self, workers: int = 1, **fakery: int) -> tuple[Program, list[Program], Program]:
         """Start everything and wait until it is ready."""
-        started = self.broker(), [self.worker() for _ in range(workers)], self.frontend()
+        started = self.broker(), [self.worker(**fakery) for _ in range(workers)], self.frontend()
         self.until_workers(workers)
         return started
 
@@ -127,13 +132,29 @@ class Cluster:
         assert isinstance(counters, dict)
         return counters
 
+    def count(self, name: str) -> int:
+        """One of the broker's counters."""
+        return self.counters().get(name, 0)
+
+    def number(self, name: str) -> int:
+        """One of the numbers of /health, such as open_jobs."""
+        number = self.health()[name]
+        assert isinstance(number, int)
+        return number
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What the broker tells of each worker."""
+        listed = self.health()["worker_list"]
+        assert isinstance(listed, list)
+        return listed
+
     def close(self) -> None:
         """Kill whatever still runs."""
         for program in self.programs:
             program.close()
 
-    def _start(self, module: str, *flags: str) -> Program:
+    def _start(self, module: str, *flags: str, environ: Mapping[str, str] | None = None) -> Program:
         log = self.folder / f"{module}-{len(self.programs)}.log"
-        program = Program(module, [sys.executable, "-m", module, *flags], log)
+        program = Program(module, [sys.executable, "-m", module, *flags], log, environ)
         self.programs.append(program)
         return program

@@ -23,7 +23,7 @@ def main() -> None:
         print(f"vecmill worker: configuration: {error}", file=sys.stderr)
         sys.exit(2)
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s worker: %(message)s")
-    threading.excepthook = _end_process
+    threading.excepthook = end_process
     # The heartbeat's thread must get its turn soon while others hold the interpreter.
     sys.setswitchinterval(0.001)
     serve(config)
@@ -88,7 +88,7 @@ def model_name(folder: Path) -> str:
     return f"sentence-transformers/{name}" if name == "all-MiniLM-L6-v2" else name
 
 
-def _end_process(args: threading.ExceptHookArgs) -> None:
+def end_process(args: threading.ExceptHookArgs) -> None:
     """A thread of the pipeline died: a worker that only looks alive is worse than a dead one."""
     logging.getLogger(__name__).critical("thread %s died", args.thread, exc_info=args.exc_value)
     os._exit(70)

@@ -1,57 +1,14 @@
 """What users see when processes come, go and die: the three real programs, with a fake model."""
 
 import asyncio
-import base64
 import os
 import signal
-from collections.abc import Awaitable, Callable
 
 import httpx
-import numpy as np
 import pytest
 
-from tests.fake_worker import vector
+from tests.clients import awaited, body, load, right
 from tests.processes import Cluster, alive, descendants, until
-
-
-def body(*texts: str) -> dict[str, object]:
-    return {"model": "fake", "input": list(texts), "encoding_format": "base64"}
-
-
-def right(answer: httpx.Response, texts: tuple[str, ...]) -> bool:
-    """Whether an answer has each text's own vector, in order."""
-    rows = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in answer.json()["data"]]
-    return [row.tolist() for row in rows] == [vector(text).tolist() for text in texts]
-
-
-async def load(url: str, clients: int, during: Callable[[], Awaitable[None]]) -> list[int]:
-    """Clients that ask without pause while `during` runs, and a little longer: all statuses. Vectors are checked."""
-    statuses: list[int] = []
-    over = asyncio.Event()
-
-    async def ask(client: httpx.AsyncClient, name: int) -> None:
-        number = 0
-        while not over.is_set():
-            texts = (f"{name}-{number}", f"and {name}-{number}")
-            answer = await client.post(f"{url}/v1/embeddings", json=body(*texts), timeout=60)
-            statuses.append(answer.status_code)
-            assert answer.status_code != 200 or right(answer, texts)
-            number += 1
-
-    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=clients)) as client:
-        asking = [asyncio.create_task(ask(client, name)) for name in range(clients)]
-        await during()
-        enough = len(statuses) + 4 * clients
-        while len(statuses) < enough and not any(task.done() for task in asking):
-            await asyncio.sleep(0.01)
-        over.set()
-        await asyncio.gather(*asking)
-    return statuses
-
-
-async def awaited(condition: Callable[[], object]) -> None:
-    """Wait for a condition off the event loop."""
-    await asyncio.to_thread(until, condition)
 
 
 def test_killed_workers_batch_is_answered_by_another(cluster: Cluster) -> None:
@@ -92,15 +49,9 @@ def test_worker_that_joins_takes_work_at_once(cluster: Cluster) -> None:
 
     async def join() -> None:
         cluster.worker()
-        await awaited(lambda: [one for one in workers(cluster) if one["answered_jobs"]][1:])
+        await awaited(lambda: [one for one in cluster.workers() if one["answered_jobs"]][1:])
 
     assert set(asyncio.run(load(cluster.url, 8, join))) == {200}
-
-
-def workers(cluster: Cluster) -> list[dict[str, int]]:
-    listed = cluster.health()["worker_list"]
-    assert isinstance(listed, list)
-    return listed
 
 
 def test_worker_stopped_under_load_drains(cluster: Cluster) -> None:

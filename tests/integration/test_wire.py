@@ -1,83 +1,20 @@
 """The broker's sockets, against peers that keep the rules and peers that do not."""
 
-import contextlib
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 import zmq
 import zmq.auth
-import zmq.utils.monitor
 
 from broker import protocol as wire
 from broker.gate import Gate, GateError
 from broker.keys import add_key, make_keys
 from tests.fake_worker import vector
+from tests.peers import HELLOS, UUID, Peer
 from tests.processes import Cluster, free_port, until
-
-UUID = b"0123456789abcdef"
-HELLOS = {
-    "frontend": wire.FrontendHello(1, 1, "test", UUID, 1, "host", 1),
-    "worker": wire.WorkerHello(1, 1, "test", UUID, 1, "host", 1, "CPU", [], 1, 1, 1),
-}
-
-
-class Peer:
-    """A DEALER played by hand."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = self._context.socket(zmq.DEALER)
-        self.socket.linger = 0
-        self._endpoint = endpoint
-        self._monitor = self.socket.get_monitor_socket()
-
-    def key(self, public: bytes, secret: bytes, server: bytes) -> "Peer":
-        """Speak CURVE."""
-        self.socket.curve_publickey, self.socket.curve_secretkey, self.socket.curve_serverkey = public, secret, server
-        return self
-
-    def connect(self) -> "Peer":
-        """Connect without waiting."""
-        self.socket.connect(self._endpoint)
-        return self
-
-    def event(self, *wanted: int) -> int:
-        """The first of these events of the connection."""
-        while self._monitor.poll(5000):
-            event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
-            if event in wanted:
-                return int(event)
-        raise AssertionError("no such event in 5 s")
-
-    def send(self, message: wire.Message) -> None:
-        """Send a message."""
-        with contextlib.suppress(zmq.Again):
-            self.socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
-
-    def receive(self, within_ms: int = 5000) -> list[bytes] | None:
-        """The next message's frames; None when none comes."""
-        return self.socket.recv_multipart() if self.socket.poll(within_ms) else None
-
-    def close(self) -> None:
-        """Close all."""
-        self.socket.disable_monitor()
-        self._monitor.close()
-        self.socket.close()
-        self._context.term()
-
-
-@pytest.fixture
-def peers() -> Iterator[list[Peer]]:
-    """Peers to be closed."""
-    made: list[Peer] = []
-    yield made
-    for peer in made:
-        peer.close()
-
 
 # --- CURVE -----------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,86 @@
+"""HTTP clients for tests: requests for the fake model whose answers are checked, alone and as a load."""
+
+import asyncio
+import base64
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import httpx
+import numpy as np
+
+from tests.fake_worker import DIMENSION, vector
+from tests.processes import Cluster, until
+
+
+def body(*texts: str) -> dict[str, object]:
+    """A request for the vectors of texts."""
+    return {"model": "fake", "input": list(texts), "encoding_format": "base64"}
+
+
+def right(answer: httpx.Response, texts: tuple[str, ...], dimension: int = DIMENSION) -> bool:
+    """Whether an answer has each text's own vector, in order."""
+    rows = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in answer.json()["data"]]
+    return [row.tolist() for row in rows] == [vector(text, dimension).tolist() for text in texts]
+
+
+async def load(
+    url: str, clients: int, during: Callable[[], Awaitable[None]], done: Counter[int] | None = None
+) -> list[int]:
+    """Clients that ask without pause while `during` runs, and a little longer: all statuses. Answers are checked.
+
+    `done` counts the answers of each client.
+    """
+    statuses: list[int] = []
+    done = Counter() if done is None else done
+    over = asyncio.Event()
+
+    async def ask(client: httpx.AsyncClient, name: int) -> None:
+        while not over.is_set():
+            texts = (f"{name}-{done[name]}", f"and {name}-{done[name]}")
+            answer = await client.post(f"{url}/v1/embeddings", json=body(*texts), timeout=60)
+            statuses.append(answer.status_code)
+            assert answer.status_code != 200 or right(answer, texts)
+            assert answer.status_code != 503 or int(answer.headers["retry-after"]) > 0
+            done[name] += 1
+
+    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=clients)) as client:
+        asking = [asyncio.create_task(ask(client, name)) for name in range(clients)]
+        await during()
+        enough = len(statuses) + 4 * clients
+        while len(statuses) < enough and not any(task.done() for task in asking):
+            await asyncio.sleep(0.01)
+        over.set()
+        await asyncio.gather(*asking)
+    return statuses
+
+
+async def awaited(condition: Callable[[], object]) -> None:
+    """Wait for a condition off the event loop."""
+    await asyncio.to_thread(until, condition)
+
+
+class Asker:
+    """Requests that are open at once, each known to the broker before the next is made."""
+
+    def __init__(self, cluster: Cluster, client: httpx.AsyncClient) -> None:
+        self._cluster = cluster
+        self._client = client
+
+    async def ask(self, *texts: str, url: str = "", **headers: str) -> "asyncio.Task[httpx.Response]":
+        """Ask, and return when the jobs are open at the broker."""
+        open_jobs = self._cluster.number("open_jobs")
+        post = self._client.post(f"{url or self._cluster.url}/v1/embeddings", json=body(*texts), headers=headers)
+        asked = asyncio.create_task(post)
+        await awaited(lambda: self._cluster.number("open_jobs") == open_jobs + len(texts))
+        return asked
+
+    async def occupy(self) -> "list[asyncio.Task[httpx.Response]]":
+        """Fill both slots of the only worker: one batch runs until the file `go` is there, one waits behind it."""
+        running = await self.ask("wait go")
+        waiting = await self.ask("next")
+        await awaited(lambda: self._cluster.workers()[0]["leased_batches"] == 2)
+        return [running, waiting]
+
+    def release(self) -> None:
+        """Let the batch run that waits for `go`."""
+        (self._cluster.folder / "go").touch()
