@@ -125,8 +125,12 @@ class Pipeline:
             started = time.monotonic()
             error = ""
             try:
+                vectors = self._backend.infer(number, ids)
+                if vectors.shape != (len(rows), self._backend.dimension):
+                    # numpy would repeat a single row, or a single column, where more are wanted.
+                    raise ValueError(f"the device gave vectors of the shape {vectors.shape} for {len(rows)} inputs")
                 # The only copy of a vector: the device's output is overwritten by the next inference.
-                work.vectors[rows] = self._backend.infer(number, ids)
+                work.vectors[rows] = vectors
                 if not np.isfinite(work.vectors[rows]).all():
                     error = "the device gave a vector that is not finite"
             except Exception as caught:  # whatever a device plugin raises fails the batch, not the worker

@@ -73,6 +73,11 @@ def test_exception_fails_the_batch_and_not_the_thread(work: Work) -> None:
     assert run(work).error
 
 
+@pytest.mark.parametrize("texts", [("one", "nan"), ("other", "short"), ("other", "third", "short")])
+def test_vectors_of_another_shape_or_not_finite_fail_the_batch(texts: tuple[str, ...]) -> None:
+    assert run(batch(*texts)).error
+
+
 def test_token_ids_are_taken_as_they_are() -> None:
     ids = wire.pack_u32([104, 105])
     work = run(Work(wire.Batch(1, 1, "fake", bytes([1]), wire.pack_u32([len(ids)])), ids))
