@@ -8,6 +8,7 @@ name, and "once NAME ORDER" is the order for the first worker that meets it, and
 
 import ctypes
 import hashlib
+import logging
 import os
 import socket
 import sys
@@ -120,6 +121,7 @@ class FakeBackend:
 
 def serve(config: Config, fakery: Fakery) -> None:
     """Serve the fake model until drained."""
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s worker: %(message)s")
     threading.excepthook = end_process
     hello = wire.WorkerHello(
         wire.PROTOCOL_MIN,
