@@ -25,6 +25,6 @@ class Model:
         if size:
             self.tokens_per_byte += 0.1 * (min(max(tokens / size, 0.05), 4.0) - self.tokens_per_byte)
 
-    def unserved_for(self, now: float) -> float:
-        """Seconds since the last worker left; 0 while there is one."""
-        return 0.0 if self.unserved_since is None else now - self.unserved_since
+    def unserved(self, now: float, for_s: float) -> bool:
+        """Whether it has had no worker for so many seconds."""
+        return self.unserved_since is not None and now >= self.unserved_since + for_s

@@ -59,7 +59,7 @@ class Scheduler:
             self.limits.max_jobs,
             self.limits.max_tokens,
             self.limits.max_bytes,
-            int(self.limits.max_jobs * self.limits.max_client_share),
+            max(1, int(self.limits.max_jobs * self.limits.max_client_share)),
             self.limits.max_wait_s,
         )
         self.draining = False
@@ -112,9 +112,9 @@ class Scheduler:
         for frontend in self.ledger.silent(now):
             self._forget(frontend, now)
         for model in self.models.values():
-            if model.queue and model.unserved_for(now) >= self.limits.worker_grace_s:
+            if model.queue and model.unserved(now, self.limits.worker_grace_s):
                 self._fail_unserved(model, now)
-        for name in [name for name, model in self.models.items() if model.unserved_for(now) >= FORGET_MODEL_S]:
+        for name in [name for name, model in self.models.items() if model.unserved(now, FORGET_MODEL_S)]:
             del self.models[name]
             self._models_changed = True
         return self._flush(now)
@@ -198,7 +198,7 @@ class Scheduler:
             return Failure(number, -1, ErrorCode.DRAINING, "the server is shutting down", 1000)
         if model is None:
             return Failure(number, -1, ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {name!r}")
-        if model.unserved_for(now) >= self.limits.worker_grace_s:
+        if model.unserved(now, self.limits.worker_grace_s):
             return Failure(number, -1, ErrorCode.NO_WORKER, f"no worker that serves {name!r} is connected", 5000)
         if not lengths:
             return Failure(number, -1, ErrorCode.INVALID_INPUT, "the request has no input")

@@ -623,6 +623,30 @@ def test_without_a_worker_for_longer_than_the_grace_requests_fail() -> None:
 # --- peers -----------------------------------------------------------------------------------------------------------
 
 
+def test_without_a_grace_a_served_model_is_served() -> None:
+    core = Core(Limits(worker_grace_s=0))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    (batch,) = core.batches()
+    core.answer(batch)
+    assert core.answers() == {(1, 0): vector("a")}
+    core.lost(b"W1")
+    core.submit(2, ["a"])
+    assert core.failures() == [(2, -1, ErrorCode.NO_WORKER)]
+
+
+def test_client_may_always_have_one_input() -> None:
+    core = Core(Limits(max_jobs=3, max_client_share=0.3))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.frontend(b"F2")
+    core.submit(1, ["b"], b"F2")
+    core.submit(2, ["c"], b"F2")
+    assert core.failures(b"F2") == [(2, -1, ErrorCode.QUOTA)]
+
+
 def test_frontend_is_told_of_models_as_they_come_and_go() -> None:
     core = Core()
     core.frontend()
