@@ -1,0 +1,189 @@
+"""What users see when clients give up, frontends are killed and the broker stands still: the three real programs."""
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+from collections.abc import Sequence
+
+import httpx
+import pytest
+
+from tests.clients import Asker, awaited, body, load, right
+from tests.processes import Cluster, Program, free_port, until
+
+
+def second_frontend(cluster: Cluster) -> tuple[Program, str]:
+    """Another frontend, and its URL."""
+    port = free_port()
+    frontend, url = cluster.frontend("--port", str(port)), f"http://127.0.0.1:{port}"
+    until(lambda: "connected to broker" in frontend.output)
+    return frontend, url
+
+
+def test_jobs_of_a_killed_frontend_leave_the_queue(cluster: Cluster) -> None:
+    cluster.all(requests=1)
+    frontend, url = second_frontend(cluster)
+
+    async def run() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asker = Asker(cluster, client)
+            others = await asker.occupy()
+            lost = await asker.ask(*(f"lost {number}" for number in range(10)), url=url)
+            others.append(await asker.ask("last"))
+            frontend.signal(signal.SIGKILL)
+            await awaited(lambda: cluster.number("queued_jobs") == 1)
+            asker.release()
+            with pytest.raises(httpx.TransportError):
+                await lost
+            return await asyncio.gather(*others)
+
+    answers = asyncio.run(run())
+    assert all(right(answer, (text,)) for answer, text in zip(answers, ("wait go", "next", "last"), strict=True))
+    assert cluster.count("jobs_cancelled") == 10
+    assert cluster.count("jobs_dispatched") == 3
+    assert cluster.number("open_jobs") == 0
+
+
+def test_jobs_of_a_client_that_goes_away_while_they_wait_are_never_dispatched(cluster: Cluster) -> None:
+    cluster.all(requests=1)
+
+    async def run() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asker = Asker(cluster, client)
+            others = await asker.occupy()
+            gone = await asker.ask("gone", "gone too")
+            others.append(await asker.ask("last"))
+            gone.cancel()
+            await awaited(lambda: cluster.count("jobs_cancelled") == 2)
+            asker.release()
+            return await asyncio.gather(*others)
+
+    answers = asyncio.run(run())
+    assert all(right(answer, (text,)) for answer, text in zip(answers, ("wait go", "next", "last"), strict=True))
+    assert cluster.count("jobs_dispatched") == 3
+
+
+def test_jobs_whose_deadline_passes_while_they_wait_are_never_dispatched(cluster: Cluster) -> None:
+    cluster.all(requests=1)
+
+    async def run() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asker = Asker(cluster, client)
+            others = await asker.occupy()
+            headers = {"x-vecmill-deadline-ms": "500"}
+            late = await client.post(f"{cluster.url}/v1/embeddings", json=body("late", "late too"), headers=headers)
+            assert late.status_code == 504
+            assert late.json()["error"]["code"] == "deadline_exceeded"
+            asker.release()
+            return await asyncio.gather(*others)
+
+    assert [answer.status_code for answer in asyncio.run(run())] == [200, 200]
+    assert cluster.count("jobs_failed") == 2
+    assert cluster.count("jobs_dispatched") == 2
+
+
+class Storm:
+    """Connections of which half are aborted: before their request is whole, or when so many others have an answer."""
+
+    def __init__(self, port: int, seed: int) -> None:
+        self._port = port
+        self._dice = random.Random(seed)
+        self._answered = 0
+        #: (how many answers must have come, whose connection is then aborted), the soonest last.
+        self._doomed: list[tuple[int, int, asyncio.StreamWriter]] = []
+
+    async def rage(self, connections: int) -> Sequence[int]:
+        """The statuses of the requests that were not aborted."""
+        numbers = list(range(connections))
+        self._dice.shuffle(numbers)
+        stays = set(numbers[: connections // 2])
+        asked = [self._stay(number) if number in stays else self._give_up(number) for number in range(connections)]
+        statuses = await asyncio.gather(*asked)
+        return [status for status in statuses if status]
+
+    async def _connect(self, number: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        content = json.dumps(body(f"text {number}", f"and text {number}")).encode()
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        return reader, writer, head.encode() + content
+
+    async def _stay(self, number: int) -> int:
+        reader, writer, request = await self._connect(number)
+        writer.write(request)
+        answer = await reader.read()
+        await _close(writer)
+        self._answered += 1
+        self._abort(self._answered)
+        head, _, content = answer.partition(b"\r\n\r\n")
+        texts = (f"text {number}", f"and text {number}")
+        assert right(httpx.Response(200, content=content), texts)
+        return int(head.split()[1])
+
+    async def _give_up(self, number: int) -> int:
+        reader, writer, request = await self._connect(number)
+        writer.write(request[: self._dice.choice([0, 20, len(request) - 1] + 7 * [len(request)])])
+        self._doomed.append((self._dice.randrange(400), number, writer))
+        self._doomed.sort(reverse=True)
+        self._abort(self._answered)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        await _close(writer)
+        return 0
+
+    def _abort(self, answered: int) -> None:
+        while self._doomed and self._doomed[-1][0] <= answered:
+            self._doomed.pop()[2].transport.abort()
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+def test_storm_of_clients_that_give_up_leaves_nothing(cluster: Cluster) -> None:
+    cluster.all(us_per_token=20)
+    statuses = asyncio.run(Storm(cluster.port, seed=20).rage(1000))
+    assert len(statuses) == 500
+    assert set(statuses) == {200}
+    until(lambda: cluster.number("open_jobs") == 0)
+    assert cluster.count("jobs_cancelled") > 0
+    assert cluster.count("jobs_admitted") == sum(
+        cluster.count(name) for name in ("jobs_answered", "jobs_cancelled", "jobs_failed")
+    )
+    assert right(httpx.post(f"{cluster.url}/v1/embeddings", json=body("after"), timeout=30), ("after",))
+
+
+def test_frozen_broker_loses_nothing(cluster: Cluster) -> None:
+    broker, _, _ = cluster.all(workers=2)
+
+    async def freeze() -> None:
+        broker.signal(signal.SIGSTOP)
+        await awaited(lambda: cluster.health()["broker"] == "away")
+        broker.signal(signal.SIGCONT)
+
+    assert set(asyncio.run(load(cluster.url, 8, freeze))) == {200}
+    cluster.until_workers(2)
+    until(lambda: cluster.number("open_jobs") == 0)
+
+
+def test_broker_that_stays_frozen_is_told_to_clients(cluster: Cluster) -> None:
+    broker = cluster.broker()
+    cluster.worker()
+    cluster.frontend("--broker-grace-s", "0.5")
+    cluster.until_workers(1)
+
+    async def freeze() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            broker.signal(signal.SIGSTOP)
+            answer = await client.post(f"{cluster.url}/v1/embeddings", json=body("a"))
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) <= 120
+            broker.signal(signal.SIGCONT)
+            await awaited(lambda: cluster.health()["broker"] == "connected" and cluster.health()["workers"] == 1)
+
+    assert set(asyncio.run(load(cluster.url, 8, freeze))) == {200, 503}
+    until(lambda: cluster.number("open_jobs") == 0)
+    assert right(httpx.post(f"{cluster.url}/v1/embeddings", json=body("after"), timeout=30), ("after",))
