@@ -1,7 +1,7 @@
 """Which jobs are suspected when a worker dies or its device fails, and which are given up. Pure.
 
-Only the batch that ran can have been the cause. Its jobs become suspects: they run again alone (see `ModelQueue`), so
-that the next time names the culprit.
+Only a batch that ran can have been the cause. Its jobs become suspects: they run again alone (see `ModelQueue`), beside
+no other batch (see `Worker.available`), so that the next time names the culprit.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Blame:
         """The worker seems to have died while this batch ran: the open jobs that may run again. Those that have now
         been there too often are on trial."""
         jobs = [job for job in lease.jobs if job.open]
-        self._crashed[worker.uuid, worker.incarnation] = jobs
+        self._crashed.setdefault((worker.uuid, worker.incarnation), []).extend(jobs)
         while len(self._crashed) > MAX_REMEMBERED:
             del self._crashed[next(iter(self._crashed))]
         free = []

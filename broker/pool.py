@@ -2,8 +2,9 @@
 
 import itertools
 from collections import deque
+from collections.abc import Sequence
 
-from broker.protocol import ModelInfo, WorkerHello
+from broker.protocol import Lane, ModelInfo, WorkerHello
 from broker.queues import Job
 from broker.speed import Speed
 
@@ -16,20 +17,26 @@ LEAD_SHARE = 0.4
 class Lease:
     """The record that a batch is with a worker until it is answered or the worker is evicted."""
 
-    __slots__ = ("batch", "jobs", "model", "since", "tokens")
+    __slots__ = ("batch", "jobs", "lane", "model", "overlap", "since", "tokens")
 
-    def __init__(self, batch: int, model: str, jobs: list[Job], now: float) -> None:
+    def __init__(self, batch: int, model: str, lane: Lane, jobs: list[Job], now: float) -> None:
         self.batch = batch
         self.model = model
+        self.lane = lane
         self.jobs = jobs
         #: By the estimate at its dispatch.
         self.tokens = sum(job.tokens for job in jobs)
-        #: When it became the worker's oldest batch, the one that runs.
+        #: When it became the worker's oldest batch of its lane, one that runs.
         self.since = now
+        #: Tokens of the other lane's batches that were answered while it ran.
+        self.overlap = 0
 
 
 class Worker:
-    """One live worker. READY → DRAINING → gone; a gone one is no longer in the pool."""
+    """One live worker. READY → DRAINING → gone; a gone one is no longer in the pool.
+
+    It runs the batches of a lane in their order, and those of the interactive lane before those of the bulk lane.
+    """
 
     def __init__(self, peer: bytes, hello: WorkerHello, now: float) -> None:
         self.peer = peer
@@ -43,7 +50,7 @@ class Worker:
         self.credit = hello.credit
         #: Batches sent that the worker has not yet told it has seen; its credit does not count them yet.
         self.unseen: deque[int] = deque()
-        #: Leases by batch, oldest first: a worker runs its batches in order, so the first one is running.
+        #: Leases by batch, oldest first.
         self.leases: dict[int, Lease] = {}
         self.last_heard = now
         self.draining = False
@@ -52,8 +59,10 @@ class Worker:
 
     @property
     def available(self) -> int:
-        """How many more batches may be sent to it now."""
-        return 0 if self.draining else max(0, self.credit - len(self.unseen))
+        """How many more batches may be sent to it now; none beside a suspect, whose verdict must be its own."""
+        if self.draining or any(lease.jobs[0].suspect for lease in self.leases.values()):
+            return 0
+        return max(0, self.credit - len(self.unseen))
 
     def grant(self, credit: int, seen: int) -> None:
         """Take over the worker's own absolute count."""
@@ -66,25 +75,40 @@ class Worker:
         self.leases[lease.batch] = lease
         self.unseen.append(lease.batch)
 
+    def held(self, lane: Lane) -> list[Lease]:
+        """Its leases of a lane, oldest first."""
+        return [lease for lease in self.leases.values() if lease.lane == lane]
+
+    def running(self) -> list[Lease]:
+        """The leases that may have been begun: the oldest of each lane."""
+        return [held[0] for lane in Lane if (held := self.held(lane))]
+
     def release(self, batch: int, now: float) -> Lease | None:
-        """End the batch's lease; if it ran, the next one starts to run now. None: it was not leased to this worker."""
-        ran = self.running
+        """End the batch's lease; if it ran, the next one of its lane starts to run now. None: it has no such lease."""
         lease = self.leases.pop(batch, None)
-        if lease and lease is ran and self.running:
-            self.running.since = max(self.running.since, now)
+        if lease:
+            for after in self.held(lease.lane)[:1]:
+                if after.batch > batch:
+                    after.since = max(after.since, now)
         return lease
 
-    def wants_next(self) -> float:
-        """From when on its next batch should be sent: shortly before what it holds is done. It holds something."""
-        held = list(self.leases.values())
-        run = self.speed.predict(held[0].tokens)
+    def learn(self, lease: Lease, tokens: int, now: float) -> None:
+        """A batch of exactly so many tokens is answered, and its lease released. What ran beside others says little of
+        the speed: a bulk batch is counted with all that was answered meanwhile, and an interactive one not at all."""
+        others = self.held(Lane.BULK if lease.lane == Lane.INTERACTIVE else Lane.INTERACTIVE)
+        for other in others[:1]:
+            other.overlap += tokens
+        if lease.lane == Lane.BULK or not others:
+            self.speed.learn(tokens + lease.overlap, now - lease.since)
+
+    def wants_next(self, lane: Lane) -> float:
+        """From when on its next batch of a lane should be sent: shortly before what it holds of it is done."""
+        held = self.held(lane)
+        if not held:
+            return 0.0
+        run = self.speed.predict(held[0].tokens + held[0].overlap)
         rest = sum(self.speed.predict(lease.tokens) for lease in held[1:])
         return held[0].since + run + rest - min(LEAD_S + LEAD_SHARE * run, run / 2)
-
-    @property
-    def running(self) -> Lease | None:
-        """The oldest lease."""
-        return next(iter(self.leases.values()), None)
 
 
 class Pool:
@@ -95,27 +119,34 @@ class Pool:
         self.lease_s = lease_s
         self.workers: dict[bytes, Worker] = {}
 
-    def choose(self, model: str, now: float) -> Worker | None:
-        """The worker for the next batch of a model: the fastest idle one, else one that is about to be idle.
+    def choose(self, model: str, lane: Lane, now: float) -> Worker | None:
+        """The worker for a lane's next batch: the fastest of the idle ones, or of those that hold none of the lane,
+        else one that is about to be done with what it holds.
 
-        A busy worker is given its next batch just in time, not early: what waits in the broker can still grow, be
+        Who holds some is given the next batch just in time, not early: what waits in the broker can still grow, be
         overtaken or cancelled, or go to whichever worker is free first.
         """
         fitting = self._fitting(model)
-        idle = [worker for worker in fitting if not worker.leases]
-        if idle:
-            return max(idle, key=lambda worker: worker.speed.tokens_per_s)
-        due = [worker for worker in fitting if now >= worker.wants_next()]
-        return min(due, key=lambda worker: worker.wants_next(), default=None)
+        free = [worker for worker in fitting if not worker.held(lane)]
+        if free:
+            return max(free, key=lambda worker: (not worker.leases, worker.speed.tokens_per_s))
+        due = [worker for worker in fitting if now >= worker.wants_next(lane)]
+        return min(due, key=lambda worker: worker.wants_next(lane), default=None)
 
-    def share(self, worker: Worker, model: str) -> float:
-        """The part of what waits that the worker should take: by its speed among those that are idle."""
-        idle = [other.speed.tokens_per_s for other in self._fitting(model) if not other.leases]
-        return worker.speed.tokens_per_s / sum(idle) if not worker.leases else 1.0
+    def choose_idle(self, model: str) -> Worker | None:
+        """The fastest worker that holds nothing."""
+        idle = [worker for worker in self._fitting(model) if not worker.leases]
+        return max(idle, key=lambda worker: worker.speed.tokens_per_s, default=None)
 
-    def next_dispatch(self, model: str) -> float | None:
-        """When a busy worker wants the next batch of a model."""
-        return min((worker.wants_next() for worker in self._fitting(model) if worker.leases), default=None)
+    def share(self, worker: Worker, model: str, lane: Lane) -> float:
+        """The part of a lane's waiting jobs that the worker should take: by its speed among those that have none."""
+        free = [other.speed.tokens_per_s for other in self._fitting(model) if not other.held(lane)]
+        return 1.0 if worker.held(lane) else worker.speed.tokens_per_s / sum(free)
+
+    def next_dispatch(self, model: str, lanes: Sequence[Lane]) -> float | None:
+        """When a worker wants the next batch of one of these lanes of a model, all of which have jobs."""
+        times = (worker.wants_next(lane) for worker in self._fitting(model) for lane in lanes)
+        return min(times, default=None)
 
     def idle(self, model: str) -> int:
         """How many workers could start a batch of this model at once."""
@@ -124,6 +155,10 @@ class Pool:
     def tokens_per_s(self, model: str) -> float:
         """What all workers of a model do together."""
         return sum(worker.speed.tokens_per_s for worker in self.workers.values() if model in worker.models)
+
+    def batch_tokens(self, model: str) -> int:
+        """The largest batch that a worker of a model wants."""
+        return max((worker.batch_tokens for worker in self.workers.values() if model in worker.models), default=0)
 
     def _fitting(self, model: str) -> list[Worker]:
         return [worker for worker in self.workers.values() if model in worker.models and worker.available]
@@ -147,11 +182,14 @@ class Pool:
 
     def hung(self, now: float) -> list[Worker]:
         """Workers whose batch has run for too long."""
-        running = [(worker, worker.running) for worker in self.workers.values()]
-        return [worker for worker, lease in running if lease and now >= lease.since + self.lease_s]
+        return [
+            worker
+            for worker in self.workers.values()
+            if any(now >= lease.since + self.lease_s for lease in worker.running())
+        ]
 
     def next_deadline(self) -> float | None:
         """When `silent` or `hung` may next find one."""
         silent = (worker.last_heard + self.liveness_s for worker in self.workers.values())
-        late = (worker.running.since + self.lease_s for worker in self.workers.values() if worker.running)
+        late = (lease.since + self.lease_s for worker in self.workers.values() for lease in worker.running())
         return min(itertools.chain(silent, late), default=None)

@@ -389,6 +389,8 @@ class Batch(Message, tag=48):
     model: Name
     kinds: U8Column
     lengths: U32Column
+    #: Of all its jobs. An interactive batch runs before the bulk ones that the worker holds.
+    lane: Lane = Lane.BULK
 
     def frame_sizes(self) -> list[int]:
         lengths = unpack_u32(self.lengths)

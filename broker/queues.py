@@ -1,9 +1,11 @@
 """Jobs that wait, and the order in which they leave: one queue a model.
 
-Decides which waiting jobs make up the next batch, and nothing else. Suspects come first, one at a time. Then the lanes
-share a batch's tokens by weight, and a lane's share grows with the age of its oldest job, so that none starves. Inside
-a lane, clients take turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). Inside a client, the bucket
-with the oldest job goes first, and jobs of similar length follow it. Pure.
+Decides which waiting jobs make up the next batch, and nothing else. Suspects come first, one at a time. A batch is of
+one lane, for a worker runs interactive batches before bulk ones. While both lanes have jobs, the interactive one may
+be ahead of its share by no more than a batch; shares go by weight (start-time fair queueing, Goyal, Vin and Cheng
+1996), and a lane's weight grows with the age of its oldest job, so that none starves. Inside a lane, clients take
+turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). Inside a client, the bucket with the oldest job
+goes first, and jobs of similar length follow it. Pure.
 """
 
 import math
@@ -12,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from broker.protocol import Frame, Kind, Lane
 
-#: Shares of a batch when both lanes have jobs that have just come.
+#: Shares of the tokens when both lanes have jobs that have just come.
 WEIGHTS = {Lane.INTERACTIVE: 4.0, Lane.BULK: 1.0}
 #: A lane's weight grows by itself once in this many seconds that its oldest job waits.
 AGEING_S = 2.0
@@ -162,6 +164,10 @@ class LaneQueue:
         self._clients: dict[str | bytes, ClientQueue] = {}
         #: Clients with jobs, the one whose turn it is first.
         self._turns: deque[str | bytes] = deque()
+        #: What waits, as the model's queue counts it.
+        self.jobs = self.tokens = 0
+        #: Tokens that have left, by the lane's weight.
+        self.served = 0.0
 
     def push(self, job: Job, *, front: bool = False) -> None:
         """Queue a job for its client."""
@@ -185,11 +191,11 @@ class LaneQueue:
                 self._turns.rotate(-1)
             yield job
 
-    def oldest(self) -> float | None:
-        """When the job arrived that has waited longest of the client whose turn it is."""
+    def oldest(self) -> float:
+        """When the job arrived that has waited longest of the client whose turn it is; infinity when none waits."""
         client = self._next_turn()
         job = client and client.oldest()
-        return job.arrived if job else None
+        return job.arrived if job else math.inf
 
     def _next_turn(self) -> ClientQueue | None:
         """The client whose turn it is: with jobs, and with tokens left to take, of which each turn brings some."""
@@ -207,8 +213,8 @@ class LaneQueue:
                     self._turns.rotate(-1)
         return None
 
-    def jobs(self) -> Iterator[Job]:
-        """All of them."""
+    def waiting(self) -> Iterator[Job]:
+        """All jobs."""
         return (job for client in self._clients.values() for job in client.jobs())
 
 
@@ -221,14 +227,16 @@ class ModelQueue:
         self._closed = 0
         self.jobs = 0
         self.tokens = 0
-        self._lane_tokens = dict.fromkeys(Lane, 0)
 
     def __bool__(self) -> bool:
         return self.jobs > 0
 
     def push(self, job: Job) -> None:
-        """Admit a job at the end."""
-        self._lanes[job.lane].push(job)
+        """Admit a job at the end. A lane that was empty has no claim on the time before."""
+        lane = self._lanes[job.lane]
+        if not lane.jobs:
+            lane.served = max(one.served for one in self._lanes.values())
+        lane.push(job)
         self._enter(job)
 
     def push_back(self, jobs: Sequence[Job]) -> None:
@@ -248,70 +256,87 @@ class ModelQueue:
         if self._closed > self.jobs + MAX_CLOSED:
             self._rebuild()
 
-    def take(self, max_tokens: int, now: float) -> list[Job]:
-        """The next batch: up to `max_tokens`, but always at least one job while any waits; a suspect goes alone."""
-        while self._suspects:
-            job = self._suspects.popleft()
-            if job.queued:
-                self._leave(job)
-                return [job]
-        batch: list[Job] = []
-        room = Room(0)
-        for lane, share in self._shares(max_tokens, now):
-            room.tokens += share
-            batch += self._lanes[lane].take(room)
-        room.tokens = max_tokens - sum(job.tokens for job in batch)
-        for lane in Lane:
-            batch += self._lanes[lane].take(room)
+    def lanes(self, ahead: int) -> list[Lane]:
+        """Whose jobs may leave now, the lane that is further behind its share first; none while a suspect waits.
+
+        The interactive lane may be `ahead` tokens ahead of its share.
+        """
+        if self.suspected:
+            return []
+        waiting = [lane for lane in Lane if self._lanes[lane].jobs]
+        first, last = self._lanes[Lane.INTERACTIVE].served, self._lanes[Lane.BULK].served
+        if len(waiting) > 1 and first > last + ahead / WEIGHTS[Lane.INTERACTIVE]:
+            return [Lane.BULK]
+        return sorted(waiting, key=lambda lane: self._lanes[lane].served)
+
+    @property
+    def suspected(self) -> bool:
+        """Whether a suspect waits, which goes before all others."""
+        while self._suspects and not self._suspects[0].queued:
+            self._suspects.popleft()
+        return bool(self._suspects)
+
+    def take_suspect(self) -> list[Job]:
+        """The next suspect, alone. There is one."""
+        job = self._suspects.popleft()
+        self._leave(job)
+        return [job]
+
+    def take(self, lane: Lane, max_tokens: int, now: float) -> list[Job]:
+        """A lane's next batch: up to `max_tokens`, but at least one job. There is one."""
+        taken = self._lanes[lane]
+        age = max(0.0, now - taken.oldest())
+        batch = list(taken.take(Room(max_tokens)))
         for job in batch:
             self._leave(job)
+        taken.served += sum(job.tokens for job in batch) / (WEIGHTS[lane] * (1 + age / AGEING_S))
         return batch
+
+    def lane_tokens(self, lane: Lane) -> int:
+        """Tokens that wait in a lane."""
+        return self._lanes[lane].tokens
 
     def oldest(self) -> float:
         """When a job arrived that is about to leave; infinity when none waits."""
-        if self._suspects:
+        if self.suspected:
             return self._suspects[0].arrived
-        return min((first for lane in self._lanes.values() if (first := lane.oldest()) is not None), default=math.inf)
+        return min((lane.oldest() for lane in self._lanes.values()), default=math.inf)
 
     def tokens_ahead(self, lane: Lane) -> int:
         """Tokens that leave before a job that comes into the lane now: its lane's, and the other's share meanwhile."""
-        mine = self._lane_tokens[lane]
+        mine = self._lanes[lane].tokens
         return min(self.tokens, int(mine * sum(WEIGHTS.values()) / WEIGHTS[lane]))
 
     def waiting(self) -> list[Job]:
         """All jobs that wait."""
         suspects = [job for job in self._suspects if job.queued]
-        return [*suspects, *(job for lane in Lane for job in self._lanes[lane].jobs())]
-
-    def _shares(self, tokens: int, now: float) -> list[tuple[Lane, int]]:
-        """How many tokens of a batch each lane may have before what is left is anybody's."""
-        arrived = {lane: self._lanes[lane].oldest() for lane in Lane}
-        weights = {
-            lane: WEIGHTS[lane] * (1 + max(0.0, now - first) / AGEING_S)
-            for lane, first in arrived.items()
-            if first is not None
-        }
-        total = sum(weights.values())
-        return [(lane, int(tokens * weight / total)) for lane, weight in weights.items()]
+        return [*suspects, *(job for lane in Lane for job in self._lanes[lane].waiting())]
 
     def _enter(self, job: Job) -> None:
         job.queued = True
-        self.jobs += 1
-        self.tokens += job.tokens
-        self._lane_tokens[job.lane] += job.tokens
+        self._count(job, 1)
 
     def _leave(self, job: Job) -> None:
         job.queued = False
-        self.jobs -= 1
-        self.tokens -= job.tokens
-        self._lane_tokens[job.lane] -= job.tokens
+        self._count(job, -1)
+
+    def _count(self, job: Job, by: int) -> None:
+        self.jobs += by
+        self.tokens += by * job.tokens
+        if not job.suspect:
+            lane = self._lanes[job.lane]
+            lane.jobs += by
+            lane.tokens += by * job.tokens
 
     def _rebuild(self) -> None:
-        waiting = self.waiting()
+        """Only the jobs that still wait, and the lanes as far as they have come."""
+        waiting, old = self.waiting(), self._lanes
         self.__init__()  # type: ignore[misc]
+        for lane in Lane:
+            self._lanes[lane].served = old[lane].served
         for job in waiting:
             if job.suspect:
                 self._suspects.append(job)
-                self._enter(job)
             else:
-                self.push(job)
+                self._lanes[job.lane].push(job)
+            self._enter(job)

@@ -28,7 +28,7 @@ from broker.limits import Limits
 from broker.models import Model
 from broker.pool import Lease, Pool, Worker
 from broker.protocol import Failure, Frame, Message
-from broker.queues import Job
+from broker.queues import Job, ModelQueue
 from broker.story import Story
 
 POISON = "the input ended the worker that ran it, each time it was tried"
@@ -136,7 +136,11 @@ class Scheduler:
             for model in self.models.values()
             if model.unserved_since is not None and model.queue
         ]
-        dispatches = (self.pool.next_dispatch(name) for name, model in self.models.items() if model.queue)
+        dispatches = (
+            self.pool.next_dispatch(name, model.queue.lanes(self.pool.batch_tokens(name)))
+            for name, model in self.models.items()
+            if model.queue
+        )
         times += [time for time in dispatches if time is not None]
         others = (self.pool.next_deadline(), self.ledger.next_deadline(), self._blame.next_deadline())
         times += [time for time in others if time is not None]
@@ -315,8 +319,8 @@ class Scheduler:
             self._fail_batch(lease, ErrorCode.DEVICE, "the worker's answer had another shape", now)
             self._evict(worker, ErrorCode.DRAINING, "answered a batch in another shape", now)
             return
-        worker.speed.learn(sum(tokens), now - lease.since)
         worker.release(message.batch, now)
+        worker.learn(lease, sum(tokens), now)
         worker.answered_batches += 1
         self.counters["batches_answered"] += 1
         self.counters["batch_us"] += int((now - lease.since) * 1e6)
@@ -344,10 +348,10 @@ class Scheduler:
         del self.pool.workers[worker.peer]
         blame = code != ErrorCode.DRAINING
         self.counters["workers_evicted" if blame else "workers_left"] += 1
-        blamed = worker.running if blame else None
+        blamed = worker.running() if blame else []
         for lease in reversed(worker.leases.values()):
             self._story.note(now, "returned", f"from batch {lease.batch}: {worker.name} {reason}", lease.jobs)
-            if lease is blamed:
+            if lease in blamed:
                 lease.jobs = self._blame.crashed(worker, lease, now)
             self._requeue(lease)
         if tell:
@@ -388,20 +392,31 @@ class Scheduler:
     def _dispatch(self, now: float) -> None:
         waiting = [(model.queue.oldest(), name) for name, model in self.models.items() if model.queue]
         for _, name in sorted(waiting):
-            model = self.models[name]
-            while model.queue:
-                worker = self.pool.choose(name, now)
-                if worker is None:
-                    break
-                # Idle workers share what waits, rather than one taking it all.
-                share = math.ceil(model.queue.tokens * self.pool.share(worker, name))
-                self._lease(worker, name, model.queue.take(min(worker.batch_tokens, share), now), now)
+            while self._dispatch_next(name, self.models[name].queue, now):
+                pass
+
+    def _dispatch_next(self, name: str, queue: ModelQueue, now: float) -> bool:
+        """Send a model's next batch, if any may leave and a worker wants it."""
+        if queue.suspected:
+            idle = self.pool.choose_idle(name)
+            if idle:
+                self._lease(idle, name, queue.take_suspect(), now)
+            return idle is not None
+        for lane in queue.lanes(self.pool.batch_tokens(name)):
+            worker = self.pool.choose(name, lane, now)
+            if worker:
+                # Workers that have none share what waits, rather than one taking it all.
+                share = math.ceil(queue.lane_tokens(lane) * self.pool.share(worker, name, lane))
+                self._lease(worker, name, queue.take(lane, min(worker.batch_tokens, share), now), now)
+                return True
+        return False
 
     def _lease(self, worker: Worker, model: str, jobs: list[Job], now: float) -> None:
         # A frontend's rows must be adjacent; the rest of the order is for whoever reads a log.
         jobs.sort(key=lambda job: (job.owner, job.request, job.position))
         self._newest_batch = number = self._newest_batch + 1
-        worker.lease(Lease(number, model, jobs, now))
+        lane = jobs[0].lane
+        worker.lease(Lease(number, model, lane, jobs, now))
         self._story.note(now, "dispatched", f"in batch {number} to {worker.name}", jobs)
         for job in jobs:
             job.dispatched = now
@@ -409,7 +424,7 @@ class Scheduler:
         self.counters["jobs_dispatched"] += len(jobs)
         kinds = bytes(job.kind for job in jobs)
         lengths = wire.pack_u32(job.bytes for job in jobs)
-        batch = wire.Batch(self.epoch, number, model, kinds, lengths)
+        batch = wire.Batch(self.epoch, number, model, kinds, lengths, lane)
         self._send(worker.peer, batch, [b"".join(job.payload for job in jobs)])
 
     # --- ends of jobs and requests -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ a time. Overload: an open loop of ten times the requests that the server can ans
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,8 @@ from bench import ROOT, Server
 
 #: The broker's bound on the wait during the overload, in seconds.
 MAX_WAIT_S = 2.0
+#: Texts in a request of the overload.
+PER_REQUEST = 16
 
 
 def arguments() -> argparse.Namespace:
@@ -92,16 +95,17 @@ async def flood(server: Server, texts: list[str], length_s: float, *, beside: bo
     return done / (time.monotonic() - started), waits
 
 
-async def overload(server: Server, peak: float, length_s: float) -> tuple[Counter[int], list[float], float]:
+async def overload(
+    server: Server, requests: list[bytes], peak: float, length_s: float
+) -> tuple[Counter[int], list[float], float]:
     """Statuses, the seconds of accepted requests, and goodput, of requests that come ten times too fast."""
     statuses: Counter[int] = Counter()
     waits: list[float] = []
     idle: list[Client] = []
-    request = server.request([f"text number {one}" for one in range(16)])
 
-    async def one() -> None:
+    async def one(number: int) -> None:
         client = idle.pop() if idle else await Client(server.port).open()
-        status, seconds = await client.ask(request)
+        status, seconds = await client.ask(requests[number % len(requests)])
         statuses[status] += 1
         waits.extend([seconds] if status == 200 else [])
         idle.append(client)
@@ -110,8 +114,8 @@ async def overload(server: Server, peak: float, length_s: float) -> tuple[Counte
     started = time.monotonic()
     sent = 0
     while (passed := time.monotonic() - started) < length_s:
-        while sent < passed * peak * 10 / 16:
-            task = asyncio.create_task(one())
+        while sent < passed * peak * 10 / PER_REQUEST:
+            task = asyncio.create_task(one(sent))
             running.add(task)
             task.add_done_callback(running.discard)
             sent += 1
@@ -120,7 +124,7 @@ async def overload(server: Server, peak: float, length_s: float) -> tuple[Counte
     await asyncio.gather(*running)
     for client in idle:
         client.close()
-    return statuses, waits, in_time * 16 / length_s
+    return statuses, waits, in_time * PER_REQUEST / length_s
 
 
 def resident_mb(pid: int) -> int:
@@ -132,21 +136,20 @@ def resident_mb(pid: int) -> int:
     return total + int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
-async def saturate(server: Server, length_s: float) -> float:
-    """Texts/s of requests of 16 short texts from enough clients that wait for their answers."""
-    request = server.request([f"text number {one}" for one in range(16)])
-    until, done = time.monotonic() + length_s, 0
+async def saturate(server: Server, requests: list[bytes], length_s: float) -> float:
+    """Texts/s of the same requests from enough clients that wait for their answers."""
+    until, done, left = time.monotonic() + length_s, 0, itertools.cycle(requests)
 
     async def client() -> None:
         nonlocal done
         connection = await Client(server.port).open()
         while time.monotonic() < until:
-            status, _ = await connection.ask(request)
+            status, _ = await connection.ask(next(left))
             done += status == 200
         connection.close()
 
     await asyncio.gather(*(client() for _ in range(32)))
-    return done * 16 / length_s
+    return done * PER_REQUEST / length_s
 
 
 def report_flood(alone: float, beside: float, waits: list[float], batch_ms: float) -> None:
@@ -165,12 +168,15 @@ def main() -> None:
     texts = [text for text in texts if len(text) < 200]
     server = Server()
     try:
+        asyncio.run(flood(server, texts, options.seconds / 4, beside=False))
         alone, _ = asyncio.run(flood(server, texts, options.seconds, beside=False))
+        batch_ms = server.batch_ms()
         beside, waits = asyncio.run(flood(server, texts, options.seconds, beside=True))
-        report_flood(alone, beside, waits, server.batch_ms())
-        peak = asyncio.run(saturate(server, options.seconds))
+        report_flood(alone, beside, waits, batch_ms)
+        requests = [server.request(texts[at : at + PER_REQUEST]) for at in range(0, 1000, PER_REQUEST)]
+        peak = asyncio.run(saturate(server, requests, options.seconds))
         before = resident_mb(server.pid)
-        statuses, waits, goodput = asyncio.run(overload(server, peak, options.seconds))
+        statuses, waits, goodput = asyncio.run(overload(server, requests, peak, options.seconds))
         print(f"overload, 10 times {peak:.0f} texts/s: goodput {goodput:.0f} ({goodput / peak:.0%}), {dict(statuses)}")
         print(f"  p99 of what was accepted {percentile(waits, 0.99):.0f} ms, admitted for a wait of {MAX_WAIT_S:.0f} s")
         print(f"  memory {before} MB before and {resident_mb(server.pid)} MB after")

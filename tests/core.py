@@ -79,12 +79,19 @@ class Core:
         return peer
 
     def submit(
-        self, request: int, texts: Sequence[str], peer: bytes = b"F1", *, model: str = "m", budget_ms: int = 10_000
+        self,
+        request: int,
+        texts: Sequence[str],
+        peer: bytes = b"F1",
+        *,
+        model: str = "m",
+        budget_ms: int = 10_000,
+        lane: Lane = Lane.INTERACTIVE,
     ) -> None:
         """A frontend submits a request."""
         payloads = [text.encode() for text in texts]
         lengths = wire.pack_u32(map(len, payloads))
-        submission = wire.Submission(request, model, Lane.INTERACTIVE, "", budget_ms, Kind.TEXT, lengths)
+        submission = wire.Submission(request, model, lane, "", budget_ms, Kind.TEXT, lengths)
         self.handle(peer, wire.Submit([submission]), b"".join(payloads))
 
     def batches(self, peer: bytes | None = None) -> list[tuple[bytes, int, list[str]]]:

@@ -28,7 +28,7 @@ from workers.backend import Ids, Vectors
 from workers.config import Config, load
 from workers.pipeline import Pipeline
 from workers.service import Service
-from workers.session import Session
+from workers.session import SLOTS, Session
 
 DIMENSION = 8
 MAX_TOKENS = 64
@@ -139,7 +139,7 @@ def serve(config: Config, fakery: Fakery) -> None:
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)
     pipeline = Pipeline(FakeBackend(fakery), lambda: os.eventfd_write(wakeup, 1))
-    Service(config, Session(hello, slots=2), pipeline, wakeup).run()
+    Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
 
 
 def fakery(environ: dict[str, str]) -> Fakery:

@@ -36,7 +36,7 @@ def serve(config: Config) -> None:
     from workers.models import ModelError, fetch_default_model, prepare_model
     from workers.pipeline import Pipeline
     from workers.service import Service
-    from workers.session import Session
+    from workers.session import SLOTS, Session
 
     log = logging.getLogger(__name__)
     cache = Path(config.cache).expanduser()
@@ -79,7 +79,7 @@ def serve(config: Config) -> None:
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)
     pipeline = Pipeline(engine, lambda: os.eventfd_write(wakeup, 1))
-    Service(config, Session(hello, slots=2), pipeline, wakeup).run()
+    Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
 
 
 def model_name(folder: Path) -> str:

@@ -1,14 +1,18 @@
 """From a batch to its vectors, in threads: one tokenises, sorts and cuts, one per infer request runs the device.
 
+Interactive batches overtake bulk ones, between any two micro-batches. The broker sees to it that they are not too many.
 There is one infer request more than the device has streams, so that the next inference is already queued when one
 ends. Sockets belong to the service's thread; finished batches wait in `finished` and the service is woken by `wake`.
 """
 
 import collections
+import itertools
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -44,6 +48,27 @@ class Work:
 
 
 MicroBatch = tuple[Work, list[int], list[Ids]]
+T = TypeVar("T")
+
+
+class Line(Generic[T]):
+    """A queue whose lanes go one before the other, and each in its order; its end comes last."""
+
+    def __init__(self) -> None:
+        self._queue: queue.PriorityQueue[tuple[float, int, T | None]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+
+    def put(self, lane: wire.Lane, item: T) -> None:
+        """Wait in a lane."""
+        self._queue.put((lane, next(self._numbers), item))
+
+    def end(self) -> None:
+        """One `get` finds nothing more."""
+        self._queue.put((math.inf, next(self._numbers), None))
+
+    def get(self) -> T | None:
+        """Wait for the next; None at the end."""
+        return self._queue.get()[2]
 
 
 class Pipeline:
@@ -52,8 +77,8 @@ class Pipeline:
     def __init__(self, backend: Backend, wake: Callable[[], None]) -> None:
         self._backend = backend
         self._wake = wake
-        self._batches: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._micro_batches: queue.SimpleQueue[MicroBatch | None] = queue.SimpleQueue()
+        self._batches: Line[Work] = Line()
+        self._micro_batches: Line[MicroBatch] = Line()
         self.finished: collections.deque[Work] = collections.deque()
         self._threads = [
             threading.Thread(target=self._prepare, name="tokenise", daemon=True),
@@ -70,13 +95,13 @@ class Pipeline:
 
     def submit(self, work: Work) -> None:
         """Take a batch; it comes out of `finished`."""
-        self._batches.put(work)
+        self._batches.put(work.batch.lane, work)
 
     def stop(self) -> None:
         """End the threads; call it when nothing is under way."""
-        self._batches.put(None)
+        self._batches.end()
         for _ in range(self._backend.requests):
-            self._micro_batches.put(None)
+            self._micro_batches.end()
         for thread in self._threads:
             thread.join()
 
@@ -94,7 +119,7 @@ class Pipeline:
                 self._finish(work)
             work.expect(len(cuts))
             for rows in cuts:
-                self._micro_batches.put((work, rows, [accepted[row] for row in rows]))
+                self._micro_batches.put(work.batch.lane, (work, rows, [accepted[row] for row in rows]))
 
     def _read(self, work: Work) -> list[Ids]:
         """The ids of the batch's jobs that can be embedded; the others are recorded as failures."""

@@ -11,6 +11,9 @@ from broker import protocol as wire
 from broker.errors import ErrorCode
 from broker.protocol import Frame, Message
 
+#: Batches that a worker takes: of each lane one that runs and the next.
+SLOTS = 4
+
 
 class Session:
     """CONNECTING (hello until welcomed) → SERVING → DRAINING. Holds at most `slots` batches.

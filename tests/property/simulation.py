@@ -326,7 +326,8 @@ class Worker(End):
     def _run(self) -> None:
         if self._running or not self._queue:
             return
-        batch, texts = self._queue.popleft()
+        batch, texts = first = min(self._queue, key=lambda one: one[0].lane)
+        self._queue.remove(first)
         self._running = True
         seconds = self._a + self._b * sum(map(len, texts))
         if any(POISON in text for text in texts):

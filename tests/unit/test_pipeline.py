@@ -1,6 +1,7 @@
 """Cutting batches into micro-batches, and the threads that run them."""
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
-from tests.fake_worker import FakeBackend, vector
+from broker.protocol import Lane
+from tests.fake_worker import FakeBackend, Fakery, vector
+from workers.backend import Ids, Vectors
 from workers.pipeline import Pipeline, Work, cut
 
 
@@ -29,10 +32,10 @@ def test_few_rows_are_spread_over_the_streams() -> None:
     assert [len(rows) for rows in cut([10] * 8, 1000, 2)] == [4, 4]
 
 
-def batch(*texts: str) -> Work:
+def batch(*texts: str, lane: Lane = Lane.BULK) -> Work:
     payloads = [text.encode() for text in texts]
     lengths = wire.pack_u32(map(len, payloads))
-    return Work(wire.Batch(1, 1, "fake", bytes(len(texts)), lengths), b"".join(payloads))
+    return Work(wire.Batch(1, 1, "fake", bytes(len(texts)), lengths, lane), b"".join(payloads))
 
 
 def run(work: Work) -> Work:
@@ -76,6 +79,37 @@ def test_exception_fails_the_batch_and_not_the_thread(work: Work) -> None:
 @pytest.mark.parametrize("texts", [("one", "nan"), ("other", "short"), ("other", "third", "short")])
 def test_vectors_of_another_shape_or_not_finite_fail_the_batch(texts: tuple[str, ...]) -> None:
     assert run(batch(*texts)).error
+
+
+class HeldBackend(FakeBackend):
+    """Runs nothing before it has tokenised "last"."""
+
+    def __init__(self) -> None:
+        super().__init__(Fakery(requests=1))
+        self._all_there = threading.Event()
+
+    def tokenise(self, texts: Sequence[str]) -> list[Ids]:
+        if "last" in texts:
+            self._all_there.set()
+        return super().tokenise(texts)
+
+    def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
+        assert self._all_there.wait(10)
+        return super().infer(request, ids)
+
+
+def test_interactive_batch_overtakes_the_bulk_ones_that_have_not_begun() -> None:
+    finished = threading.Semaphore(0)
+    pipeline = Pipeline(HeldBackend(), finished.release)
+    pipeline.start()
+    for text in ("first", "second", "urgent", "third", "last"):
+        pipeline.submit(batch(text, lane=Lane.INTERACTIVE if text == "urgent" else Lane.BULK))
+    for _ in range(5):
+        assert finished.acquire(timeout=10)
+    pipeline.stop()
+    texts = [bytes(work.frame).decode() for work in pipeline.finished]
+    assert [text for text in texts if text != "urgent"] == ["first", "second", "third", "last"]
+    assert texts.index("urgent") <= 1
 
 
 def test_token_ids_are_taken_as_they_are() -> None:

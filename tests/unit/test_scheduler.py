@@ -6,7 +6,7 @@ from broker import protocol as wire
 from broker.blame import BLOCKED_S, MAX_BLOCKED, TRIAL_S, Blame
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.limits import Limits
-from broker.protocol import Kind, ModelInfo
+from broker.protocol import Kind, Lane, ModelInfo
 from broker.queues import MAX_BATCH_BYTES, MAX_BATCH_JOBS
 from broker.scheduler import FORGET_MODEL_S
 from tests.core import DIMENSION, EPOCH, Core, vector
@@ -96,6 +96,69 @@ def test_busy_worker_gets_its_next_batch_just_in_time() -> None:
     core.submit(4, ["d"])
     core.tick(2.0)
     assert core.batches() == []
+
+
+def test_interactive_job_does_not_wait_for_bulk_batches() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=4, batch_tokens=100)
+    core.submit(1, ["x" * 100] * 20, lane=Lane.BULK)
+    core.tick(0.006)
+    assert len(core.batches()) == 2
+    core.submit(2, ["a", "b"])
+    (urgent,) = core.batches()
+    assert urgent[2] == ["a", "b"]
+    core.submit(3, ["c"])
+    core.submit(4, ["d"])
+    assert core.batches() == []
+    core.answer(urgent, credit=2)
+    assert [texts for _, _, texts in core.batches()] == [["c", "d"]]
+
+
+def test_batch_says_which_lane_it_is_of() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=4)
+    core.submit(1, ["a"], lane=Lane.BULK)
+    core.submit(2, ["b"])
+    assert [batch.lane for _, batch, _ in core.take(wire.Batch)] == [Lane.BULK, Lane.INTERACTIVE]
+
+
+def test_interactive_flood_leaves_bulk_its_share() -> None:
+    core = Core(Limits(liveness_s=1000))
+    core.frontend()
+    core.worker(credit=4, batch_tokens=100)
+    for lane in Lane:
+        core.submit(1 + lane, ["x" * 50] * 2000, lane=lane, budget_ms=1_000_000)
+    done = {lane: 0 for lane in Lane}
+    held: list[tuple[Lane, tuple[bytes, int, list[str]]]] = []
+    while sum(done.values()) < 2000:
+        for to, batch, frames in core.take(wire.Batch):
+            texts = [str(part, "utf-8") for part in wire.split(frames[0], wire.unpack_u32(batch.lengths))]
+            held.append((batch.lane, (to, batch.batch, texts)))
+        # As a worker runs them: interactive ones first.
+        held.sort(key=lambda one: (one[0], one[1][1]))
+        lane, first = held.pop(0)
+        core.now += 0.01
+        core.answer(first, credit=4 - len(held))
+        done[lane] += len(first[2])
+    assert 0.15 < done[Lane.BULK] / 2000 < 0.25
+
+
+def test_speed_is_learned_from_a_bulk_batch_with_all_that_overtook_it() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=4, batch_tokens=1000, tokens_per_s=1000)
+    speed = core.scheduler.pool.workers[b"W1"].speed
+    for request in range(0, 400, 2):
+        core.submit(request + 1, ["x" * 98], lane=Lane.BULK)
+        core.submit(request + 2, ["x" * 98])
+        bulk, urgent = core.batches()
+        core.now += 0.2
+        core.answer(urgent, credit=3)
+        core.now += 0.2
+        core.answer(bulk, credit=4)
+    assert speed.tokens_per_s == pytest.approx(500, rel=0.01)
 
 
 def test_no_batch_without_credit() -> None:
@@ -442,6 +505,41 @@ def test_only_the_running_batch_is_blamed() -> None:
     core.lost(b"W1")
     waiting = core.scheduler.models["m"].queue.waiting()
     assert [(job.request, job.crashes) for job in waiting] == [(1, 1), (2, 0)]
+
+
+def test_of_each_lane_the_running_batch_is_blamed() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker(credit=4, batch_tokens=20)
+    core.submit(1, ["a" * 60, "b" * 60], lane=Lane.BULK)
+    core.tick(0.003)
+    core.submit(2, ["c"])
+    assert [texts for _, _, texts in core.batches()] == [["a" * 60], ["b" * 60], ["c"]]
+    core.lost(b"W1")
+    core.worker(b"W2", credit=4)
+    assert [texts for _, _, texts in core.batches()] == [["b" * 60]]
+    assert sorted(job.request for job in core.scheduler.on_trial()) == [1, 2]
+
+
+def test_suspect_runs_beside_nothing_else() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=4)
+    core.submit(1, ["a"], lane=Lane.BULK)
+    core.submit(2, ["b"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W1", credit=4)
+    core.submit(3, ["c"])
+    ran = []
+    for _ in range(2):
+        (alone,) = core.batches()
+        ran += alone[2]
+        core.tick(0.5)
+        assert core.batches() == []
+        core.answer(alone, credit=4)
+    assert sorted(ran) == ["a", "b"]
+    assert [texts for _, _, texts in core.batches()] == [["c"]]
 
 
 def test_requeued_jobs_keep_their_place_at_the_head() -> None:
