@@ -126,6 +126,38 @@ class HandFrontend(Peer):
         self.send(*submit(request, texts, lane))
 
 
+class HandBroker:
+    """A broker's socket for one role, played by hand."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self._context.socket(zmq.ROUTER)
+        self.socket.linger = 0
+        self._endpoint = endpoint
+        self._peer = b""
+
+    def bind(self) -> "HandBroker":
+        """Wait for connections."""
+        self.socket.bind(self._endpoint)
+        return self
+
+    def send(self, message: wire.Message, *frames: wire.Frame) -> None:
+        """Send to the peer that was heard last."""
+        self.socket.send_multipart([self._peer, *wire.encode(message, frames)])
+
+    def receive(self, decoder: msgspec.msgpack.Decoder[M], within_ms: int) -> tuple[M, list[wire.Frame]] | None:
+        """The next message of whichever peer."""
+        if not self.socket.poll(within_ms):
+            return None
+        self._peer, *frames = self.socket.recv_multipart()
+        return wire.decode(decoder, frames)
+
+    def close(self) -> None:
+        """Close all."""
+        self.socket.close()
+        self._context.term()
+
+
 def submit(request: int, texts: Sequence[str], lane: wire.Lane = wire.Lane.BULK) -> tuple[wire.Submit, bytes]:
     """A submission of texts, and its frame."""
     inputs = [text.encode() for text in texts]

@@ -1,0 +1,180 @@
+"""What moves between the sockets: no wake-up is lost, and no vector is overwritten on its way."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from broker import protocol as wire
+from frontend.broker_client import BrokerClient
+from frontend.config import Config
+from tests.clients import body, right
+from tests.fake_worker import vector
+from tests.peers import HandBroker, HandFrontend, Peer
+from tests.processes import Cluster, until
+
+HOUR_MS = 3_600_000
+#: Vectors of 16 KiB: four of them are sent without a copy.
+WIDE = 4096
+
+
+# --- lost edges ------------------------------------------------------------------------------------------------------
+
+
+class Echo(threading.Thread):
+    """A broker that answers at random moments, so many inputs at a time as chance will have it. It has no heartbeat,
+    for that would wake whoever has missed a message."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(daemon=True)
+        self._broker = HandBroker(endpoint).bind()
+        self._dice = random.Random(45)
+        self._waiting: list[int] = []
+        self._over = False
+
+    def stop(self) -> None:
+        """End it, and raise what it raised."""
+        self._over = True
+        self.join()
+        self._broker.close()
+
+    def run(self) -> None:
+        while not self._over:
+            received = self._broker.receive(wire.FROM_FRONTEND, 0 if self._waiting else 100)
+            if received:
+                self._handle(received[0])
+            if self._waiting and (not received or self._dice.random() < 0.3):
+                self._answer(self._dice.randint(1, len(self._waiting)))
+
+    def _handle(self, message: wire.Message) -> None:
+        match message:
+            case wire.FrontendHello():
+                self._broker.send(wire.Welcome(1, 1, HOUR_MS, HOUR_MS, HOUR_MS))
+                self._broker.send(wire.Models([wire.ModelInfo("fake", "r", 1, 64, 1)]))
+            case wire.FrontendHeartbeat():
+                self._broker.send(wire.Stats({}, [], 0, 0))
+            case wire.Submit():
+                self._waiting += [submission.request for submission in message.submissions]
+            case wire.Cancel():
+                gone = set(wire.unpack_u64(message.requests))
+                self._waiting = [request for request in self._waiting if request not in gone]
+
+    def _answer(self, number: int) -> None:
+        requests, self._waiting = self._waiting[:number], self._waiting[number:]
+        zeros = wire.pack_u32([0] * number)
+        answers = wire.Answers(wire.pack_u64(requests), zeros, zeros, 1, 0, 0, "r")
+        self._broker.send(answers, np.array(requests, "<f4").tobytes())
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Iterator[str]:
+    """The endpoint of a running echo."""
+    endpoint = f"ipc://{tmp_path}/echo.sock"
+    thread = Echo(endpoint)
+    thread.start()
+    yield endpoint
+    thread.stop()
+
+
+@pytest.mark.parametrize(("window", "requests"), [(1, 8000), (2, 8000), (3, 8000), (16, 16000), (256, 16000)])
+def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests: int) -> None:
+    """Each comes by itself: nothing else happens that would make the client look. Some requests are given up, and
+    sends of other kinds come between."""
+    dice = random.Random(window)
+
+    async def ask(client: BrokerClient) -> None:
+        if dice.random() < 0.02:
+            assert await client.fresh_stats()
+        embedding = client.embed("fake", wire.Kind.TEXT, [b"a"], None, 60)
+        if dice.random() < 0.05:
+            given_up = asyncio.ensure_future(embedding)
+            await asyncio.sleep(0)
+            given_up.cancel()
+            await asyncio.wait([given_up])
+        else:
+            pending = await asyncio.wait_for(embedding, 20)
+            assert np.frombuffer(pending.rows[0], "<f4").tolist() == [pending.number]
+
+    async def run() -> None:
+        client = BrokerClient(Config(broker=echo))
+        client.open()
+        numbers = iter(range(requests))
+
+        async def ask_on() -> None:
+            for _ in numbers:
+                await ask(client)
+
+        try:
+            await client.embed("fake", wire.Kind.TEXT, [b"a"], None, 60)
+            await asyncio.gather(*(ask_on() for _ in range(window)))
+        finally:
+            client.close()
+
+    asyncio.run(run())
+
+
+# --- buffers ---------------------------------------------------------------------------------------------------------
+
+
+def test_results_that_wait_in_a_worker_stay_as_they_were(cluster: Cluster) -> None:
+    """The broker reads nothing until the worker has embedded 64 batches, with the same buffer for each."""
+    broker = HandBroker(cluster.endpoints["worker"])
+    broker.socket.rcvhwm, broker.socket.rcvbuf = 1, 4096
+    broker.bind()
+    cluster.worker(dimension=WIDE, requests=1)
+    hello = broker.receive(wire.FROM_WORKER, 20_000)
+    assert hello
+    assert isinstance(hello[0], wire.WorkerHello)
+    broker.send(wire.Welcome(1, 7, HOUR_MS, HOUR_MS, HOUR_MS, hello[0].number))
+    batches = {number: [f"{number} {one}" for one in range(15)] + [f"once {number}"] for number in range(1, 65)}
+    for number, texts in batches.items():
+        payload = "".join(texts).encode()
+        broker.send(wire.Batch(7, number, "fake", bytes(len(texts)), wire.pack_u32(map(len, texts))), payload)
+    until(lambda: (cluster.folder / "64").exists())
+    while batches:
+        received = broker.receive(wire.FROM_WORKER, 20_000)
+        assert received
+        result, frames = received
+        if isinstance(result, wire.BatchResult):
+            assert bytes(frames[0]) == b"".join(vector(text, WIDE).tobytes() for text in batches.pop(result.batch))
+    broker.close()
+
+
+def test_answers_that_wait_in_the_broker_stay_as_they_were(cluster: Cluster, peers: list[Peer]) -> None:
+    """A frontend reads nothing until all of its answers have been given, and others have been served meanwhile."""
+    cluster.broker()
+    for _ in range(2):
+        cluster.worker(dimension=WIDE)
+    cluster.frontend()
+    cluster.until_workers(2)
+    slow = HandFrontend(cluster.endpoints["frontend"])
+    peers.append(slow)
+    slow.socket.rcvhwm, slow.socket.rcvbuf = 1, 4096
+    slow.join()
+    for request in range(50):
+        slow.submit(request, [f"{request} {one}" for one in range(40)])
+
+    def answered() -> bool:
+        slow.send(wire.FrontendHeartbeat())
+        return cluster.count("jobs_answered") == 2000
+
+    until(answered)
+    for number in range(20):
+        texts = tuple(f"other {number} {one}" for one in range(8))
+        answer = httpx.post(f"{cluster.url}/v1/embeddings", json=body(*texts), timeout=30)
+        assert right(answer, texts, WIDE)
+        slow.send(wire.FrontendHeartbeat())
+    seen: set[tuple[int, int]] = set()
+    large = 0
+    while len(seen) < 2000:
+        answers, (rows,) = slow.get(wire.Answers)
+        large += len(rows) >= 65536
+        jobs = list(zip(wire.unpack_u64(answers.requests), wire.unpack_u32(answers.positions), strict=True))
+        assert bytes(rows) == b"".join(vector(f"{request} {one}", WIDE).tobytes() for request, one in jobs)
+        seen |= set(jobs)
+    assert large

@@ -1,0 +1,229 @@
+"""A real broker and a peer played by hand: one that breaks the rules, or that tells what comes in which order."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from broker import protocol as wire
+from broker.errors import ErrorCode
+from tests.clients import body, right
+from tests.fake_worker import model, vector
+from tests.peers import HandFrontend, HandWorker, Peer, submit
+from tests.processes import Cluster, until
+
+Post = Callable[..., "Future[httpx.Response]"]
+
+
+@pytest.fixture
+def post(cluster: Cluster) -> Iterator[Post]:
+    """Ask over HTTP for the vectors of texts, in a thread."""
+    with ThreadPoolExecutor(8) as threads:
+        yield lambda *texts: threads.submit(httpx.post, f"{cluster.url}/v1/embeddings", json=body(*texts), timeout=60)
+
+
+def hand_worker(cluster: Cluster, peers: list[Peer], **about: int) -> HandWorker:
+    """A worker that has joined."""
+    worker = HandWorker(cluster.endpoints["worker"])
+    peers.append(worker)
+    return worker.join(**about)
+
+
+def hand_frontend(cluster: Cluster, peers: list[Peer], number: int = 1) -> HandFrontend:
+    """A frontend that has joined."""
+    frontend = HandFrontend(cluster.endpoints["frontend"])
+    peers.append(frontend)
+    return frontend.join(number)
+
+
+def ids(answers: wire.Answers) -> list[int]:
+    """The requests that a message answers."""
+    return list(wire.unpack_u64(answers.requests))
+
+
+# --- workers that break the rules ------------------------------------------------------------------------------------
+
+
+def test_input_above_the_budget_runs_alone(cluster: Cluster, peers: list[Peer], post: Post) -> None:
+    cluster.broker()
+    cluster.frontend()
+    worker = hand_worker(cluster, peers, batch_tokens=10)
+    cluster.until_workers(1)
+    texts = ("a", "b", "x" * 60, "c", "d")
+    asked = post(*texts)
+    batches: list[list[str]] = []
+    while sum(len(jobs) for jobs in batches) < len(texts):
+        batch, jobs = worker.batch()
+        worker.answer(batch, jobs)
+        batches.append(jobs)
+    assert ["x" * 60] in batches
+    assert len(batches) < len(texts)
+    assert right(asked.result(), texts)
+
+
+@pytest.mark.parametrize("wrong", ["rows", "dimension", "bytes"])
+def test_result_of_another_shape_is_never_served(cluster: Cluster, peers: list[Peer], post: Post, wrong: str) -> None:
+    """One row too few; rows of another length; fewer bytes than the header says."""
+    cluster.broker("--lease-s", "1")
+    cluster.frontend()
+    worker = hand_worker(cluster, peers)
+    cluster.until_workers(1)
+    asked = post("a", "b")
+    batch, texts = worker.batch()
+    assert texts == ["a", "b"]
+    match wrong:
+        case "rows":
+            worker.send(*worker.result(batch, ["a"]))
+        case "dimension":
+            worker.send(*worker.result(batch, texts, dimension=7))
+        case "bytes":
+            result, rows = worker.result(batch, texts)
+            worker.send(result, rows[:-4])
+    goodbye, _ = worker.get(wire.Goodbye)
+    assert goodbye.code == (ErrorCode.LEASE_EXPIRED if wrong == "bytes" else ErrorCode.DRAINING)
+    cluster.worker()
+    assert right(asked.result(), ("a", "b"))
+    assert cluster.count("malformed_messages") == (wrong == "bytes")
+    assert cluster.count("batches_failed") == (wrong != "bytes")
+
+
+def test_results_that_nobody_waits_for_are_counted_and_ignored(cluster: Cluster, peers: list[Peer], post: Post) -> None:
+    cluster.broker()
+    cluster.frontend()
+    worker = hand_worker(cluster, peers)
+    cluster.until_workers(1)
+    asked = post("a", "b")
+    batch, texts = worker.batch()
+    _, wrong = worker.result(batch, ["not a", "not b"])
+    result, rows = worker.result(batch, texts)
+    # Of a batch that is not known, of another life of the broker, the right one, and that again with other rows.
+    worker.send(msgspec.structs.replace(result, batch=batch.batch + 1), wrong)
+    worker.send(msgspec.structs.replace(result, epoch=batch.epoch - 1), wrong)
+    worker.send(result, rows)
+    worker.send(result, wrong)
+    worker.send(wire.BatchError(batch.epoch, batch.batch, ErrorCode.DEVICE, "no", worker.credit, batch.batch))
+    assert right(asked.result(), ("a", "b"))
+    until(lambda: cluster.count("late_answers") == 4)
+    assert cluster.count("jobs_answered") == 2
+    assert cluster.count("jobs_failed") == 0
+    assert cluster.number("workers") == 1
+
+
+@pytest.mark.parametrize("role", ["frontend", "worker"])
+def test_peer_of_another_protocol_is_refused_and_others_are_served(
+    cluster: Cluster, peers: list[Peer], role: str
+) -> None:
+    cluster.all()
+    peers.append(Peer(cluster.endpoints[role]).connect())
+    hellos = {
+        "frontend": wire.FrontendHello(98, 99, "new", b"u" * 16, 1, "host", 1),
+        "worker": wire.WorkerHello(98, 99, "new", b"u" * 16, 1, "host", 1, "CPU", [model()], 1, 1, 1),
+    }
+    peers[0].send(hellos[role])
+    frames = peers[0].receive()
+    assert frames
+    decoders: dict[str, Any] = {"frontend": wire.TO_FRONTEND, "worker": wire.TO_WORKER}
+    goodbye, _ = wire.decode(decoders[role], frames)
+    assert isinstance(goodbye, wire.Goodbye)
+    assert goodbye.code == ErrorCode.PROTOCOL
+    assert cluster.count("peers_refused") == 1
+    assert "speaks protocol 1 to 1" in cluster.programs[0].output
+    assert right(httpx.post(f"{cluster.url}/v1/embeddings", json=body("a"), timeout=30), ("a",))
+    assert cluster.number("workers") == 1
+
+
+# --- frontends that break the rules ----------------------------------------------------------------------------------
+
+
+def test_repeated_submission_is_run_and_answered_once(cluster: Cluster, peers: list[Peer]) -> None:
+    """Twice in one message, again while it waits, again while it runs."""
+    cluster.all(requests=1)
+    frontend = hand_frontend(cluster, peers)
+    frontend.submit(1, ["wait go"])
+    until(lambda: cluster.workers()[0]["leased_batches"] == 1)
+    message, frame = submit(2, ["a", "b"])
+    frontend.send(wire.Submit(message.submissions * 2), frame, frame)
+    frontend.send(message, frame)
+    frontend.submit(1, ["wait go"])
+    until(lambda: cluster.count("duplicate_requests") == 3)
+    (cluster.folder / "go").touch()
+    answered: dict[int, bytes] = {}
+    while len(answered) < 2:
+        answers, (rows,) = frontend.get(wire.Answers)
+        for number in set(ids(answers)):
+            assert number not in answered
+            answered[number] = bytes(rows)
+    assert answered[2] == b"".join(vector(text).tobytes() for text in ("a", "b"))
+    frontend.submit(3, ["c"])
+    assert ids(frontend.get(wire.Answers)[0]) == [3]
+    assert cluster.count("jobs_admitted") == cluster.count("jobs_dispatched") == cluster.count("jobs_answered") == 4
+
+
+@pytest.mark.parametrize("lane", list(wire.Lane))
+def test_flood_of_one_client_lets_the_others_through(cluster: Cluster, peers: list[Peer], lane: wire.Lane) -> None:
+    """A client's first request after another's thousand leaves with the next batch or the one after."""
+    cluster.broker()
+    cluster.frontend()
+    worker = hand_worker(cluster, peers)
+    cluster.until_workers(1)
+    flood, other = hand_frontend(cluster, peers, 1), hand_frontend(cluster, peers, 2)
+    for request in range(100):
+        flood.submit(request, [f"flood {request} {number} {'x' * 40}" for number in range(40)], lane)
+    batch, texts = worker.batch()
+    until(lambda: cluster.count("jobs_admitted") == 4000)
+    other.submit(1, ["let me through"], lane)
+    until(lambda: cluster.count("jobs_admitted") == 4001)
+    seen = []
+    for _ in range(2):
+        worker.answer(batch, texts)
+        batch, texts = worker.batch()
+        seen += texts
+    assert "let me through" in seen
+    assert cluster.number("queued_jobs") > 3000
+
+
+def test_frontend_that_does_not_read_costs_bounded_memory_and_nobody_else(cluster: Cluster, peers: list[Peer]) -> None:
+    """It has 4,000 vectors of 16 KB coming, as much as is admitted, and reads none of them."""
+    jobs, dimension = 4000, 4096
+    broker = cluster.broker("--max-jobs", str(jobs), "--max-client-share", "1")
+    cluster.worker(dimension=dimension, requests=1)
+    cluster.frontend()
+    cluster.until_workers(1)
+    slow = HandFrontend(cluster.endpoints["frontend"])
+    peers.append(slow)
+    slow.socket.rcvhwm, slow.socket.rcvbuf = 1, 4096
+    slow.join()
+    before = resident(broker.process.pid)
+    for request in range(jobs // 40):
+        slow.submit(request, [f"{request} {number}" for number in range(40)])
+    most = 0
+
+    def answered() -> bool:
+        nonlocal most
+        slow.send(wire.FrontendHeartbeat())
+        most = max(most, resident(broker.process.pid) - before)
+        return cluster.count("jobs_answered") == jobs
+
+    until(answered, 60)
+    assert 0.5 * jobs * dimension * 4 < most < 2 * jobs * dimension * 4
+    texts = ("a", "b")
+    answer = httpx.post(f"{cluster.url}/v1/embeddings", json=body(*texts), timeout=30)
+    assert right(answer, texts, dimension)
+    # Now it is silent, too, and what it still wants is dropped.
+    with ThreadPoolExecutor() as threads:
+        blocker = threads.submit(httpx.post, f"{cluster.url}/v1/embeddings", json=body("wait go"), timeout=60)
+        until(lambda: cluster.number("open_jobs") == 1)
+        slow.submit(1000, [f"waiting {number}" for number in range(2000)])
+        until(lambda: cluster.count("jobs_cancelled") == 2000)
+        (cluster.folder / "go").touch()
+        assert right(blocker.result(), ("wait go",), dimension)
+    assert cluster.number("open_jobs") == 0
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
