@@ -10,6 +10,7 @@ import numpy as np
 
 from tests.fake_worker import DIMENSION, vector
 from tests.processes import Cluster, until
+from workers.session import SLOTS
 
 
 def body(*texts: str) -> dict[str, object]:
@@ -74,12 +75,18 @@ class Asker:
         await awaited(lambda: self._cluster.number("open_jobs") == open_jobs + len(texts))
         return asked
 
-    async def occupy(self) -> "list[asyncio.Task[httpx.Response]]":
-        """Fill both slots of the only worker: one batch runs until the file `go` is there, one waits behind it."""
-        running = await self.ask("wait go")
-        waiting = await self.ask("next")
-        await awaited(lambda: self._cluster.workers()[0]["leased_batches"] == 2)
-        return [running, waiting]
+    async def occupy(self) -> "dict[str, asyncio.Task[httpx.Response]]":
+        """Give the only worker as many batches as it takes: one runs until the file `go` is there, the others wait
+        behind it. By their texts."""
+        held = {}
+        for number in range(SLOTS):
+            text = f"next {number}" if number else "wait go"
+            held[text] = await self.ask(text)
+            await self._until_held(number + 1)
+        return held
+
+    async def _until_held(self, batches: int) -> None:
+        await awaited(lambda: self._cluster.workers()[0]["leased_batches"] == batches)
 
     def release(self) -> None:
         """Let the batch run that waits for `go`."""
