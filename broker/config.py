@@ -25,7 +25,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_tokens: Annotated[int, Meta(gt=0, description="most tokens that may be open, by the estimate")] = 20_000_000
     max_bytes: Annotated[int, Meta(gt=0, description="most bytes of input that may be open")] = 1 << 30
     max_client_share: Annotated[
-        float, Meta(gt=0, le=1, description="part of the open jobs that one client may have while others have some")
+        float, Meta(gt=0, le=1, description="part of max_jobs that one client (API key, else frontend) may have open")
     ] = 0.5
     max_wait_s: Annotated[
         float, Meta(gt=0, description="longest wait that a request may expect when it is admitted, in seconds")

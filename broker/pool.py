@@ -102,10 +102,9 @@ class Worker:
             self.speed.learn(tokens + lease.overlap, now - lease.since)
 
     def wants_next(self, lane: Lane) -> float:
-        """From when on its next batch of a lane should be sent: shortly before what it holds of it is done."""
+        """From when on its next batch of a lane should be sent: shortly before what it holds of it, which is something,
+        is done."""
         held = self.held(lane)
-        if not held:
-            return 0.0
         run = self.speed.predict(held[0].tokens + held[0].overlap)
         rest = sum(self.speed.predict(lease.tokens) for lease in held[1:])
         return held[0].since + run + rest - min(LEAD_S + LEAD_SHARE * run, run / 2)
@@ -144,7 +143,8 @@ class Pool:
         return 1.0 if worker.held(lane) else worker.speed.tokens_per_s / sum(free)
 
     def next_dispatch(self, model: str, lanes: Sequence[Lane]) -> float | None:
-        """When a worker wants the next batch of one of these lanes of a model, all of which have jobs."""
+        """When a worker wants the next batch of one of these lanes of a model. All of them have jobs, so every worker
+        that may have more holds some of each already."""
         times = (worker.wants_next(lane) for worker in self._fitting(model) for lane in lanes)
         return min(times, default=None)
 

@@ -126,10 +126,9 @@ class ClientQueue:
         bucket.appendleft(job) if front else bucket.append(job)
 
     def pop(self, near: int | None, room: Room) -> tuple[Job, int] | None:
-        """The next job and its bucket, if there is room: from the bucket nearest to `near`, or the oldest's."""
+        """The next job and its bucket, if there is room: from the bucket nearest to `near`, or the oldest's. There is
+        one."""
         heads = self._heads()
-        if not heads:
-            return None
         if near is None:
             number = min(heads, key=lambda bucket: heads[bucket].arrived)
         else:

@@ -25,6 +25,7 @@ from broker.protocol import Frame, Kind, Lane, Message, ModelInfo
 from frontend.config import Config
 from frontend.errors import ApiError, from_failure, unknown_model
 from frontend.pending import Pending, Table
+from frontend.schemas import Terms
 
 log = logging.getLogger(__name__)
 
@@ -72,19 +73,15 @@ class BrokerClient:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    async def embed(
-        self, model: str, kind: Kind, inputs: Sequence[bytes], lane: Lane | None, deadline_s: float
-    ) -> Pending:
-        """Vectors of all inputs, or ApiError. Cancelling the call cancels the jobs.
-
-        Without a lane the size decides. The deadline is in seconds from now.
-        """
-        deadline = time.monotonic() + deadline_s
+    async def embed(self, model: str, kind: Kind, inputs: Sequence[bytes], terms: Terms) -> Pending:
+        """Vectors of all inputs, or ApiError. Cancelling the call cancels the jobs."""
+        deadline = time.monotonic() + terms.deadline_s
         await self._wait_for_model(model)
+        lane = terms.lane
         if lane is None:
             small = sum(map(len, inputs)) <= self._config.interactive_bytes
             lane = Lane.INTERACTIVE if small else Lane.BULK
-        pending = self._table.add(model, kind, inputs, lane=lane, client="", deadline=deadline)
+        pending = self._table.add(model, kind, inputs, lane=lane, client=terms.client, deadline=deadline)
         future = self._futures[pending.number] = self._loop.create_future()
         self._submit([pending])
         try:

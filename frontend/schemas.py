@@ -1,8 +1,9 @@
 """Requests as they come in, checked; answers as they go out. Pure. Messages use OVMS's wording where it has one."""
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -49,19 +50,31 @@ def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
     return EmbeddingsRequest(model, kind, inputs, encoding == "base64", dimensions)
 
 
-def parse_headers(headers: Mapping[str, str], longest_s: float) -> tuple[Lane | None, float]:
-    """The lane that a request asks for, if any, and its deadline in seconds: what it asks for, at most `longest_s`."""
+class Terms(NamedTuple):
+    """How a request wants to be served, and whose it is."""
+
+    #: None: its size decides.
+    lane: Lane | None
+    deadline_s: float
+    #: Whom fairness and quota count it to: a hash of the API key; empty without one.
+    client: str
+
+
+def parse_headers(headers: Mapping[str, str], longest_s: float) -> Terms:
+    """A request's terms; its deadline is what it asks for, at most `longest_s`. ApiError 400 for a bad value."""
     name = headers.get("x-vecmill-lane")
     if name is not None and name.upper() not in Lane.__members__:
         raise ApiError(400, f"x-vecmill-lane is {name!r}, but must be interactive or bulk", param="x-vecmill-lane")
     lane = None if name is None else Lane[name.upper()]
+    key = headers.get("authorization", "")
+    client = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest() if key else ""
     text = headers.get("x-vecmill-deadline-ms")
     if text is None:
-        return lane, longest_s
+        return Terms(lane, longest_s, client)
     if not (text.isascii() and text.isdigit() and 0 < int(text[:12]) < 10**9):
         message = "x-vecmill-deadline-ms must be a number of milliseconds above 0"
         raise ApiError(400, message, param="x-vecmill-deadline-ms")
-    return lane, min(longest_s, int(text) / 1000)
+    return Terms(lane, min(longest_s, int(text) / 1000), client)
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -81,7 +94,7 @@ def _inputs(value: Any) -> tuple[Kind, list[bytes]]:
         case None:
             raise ApiError(400, "input field is required", param="input")
         case str():
-            return Kind.TEXT, [_text(value)]
+            return Kind.TEXT, [value.encode()]
         case []:
             raise ApiError(400, "input array should not be empty", param="input")
         case list():
@@ -93,19 +106,12 @@ def _inputs(value: Any) -> tuple[Kind, list[bytes]]:
 def _array(values: list[Any]) -> tuple[Kind, list[bytes]]:
     kinds = {type(value) for value in values}
     if kinds == {str}:
-        return Kind.TEXT, [_text(value) for value in values]
+        return Kind.TEXT, [value.encode() for value in values]
     if kinds == {int}:
         return Kind.TOKENS, [_tokens(values)]
     if kinds == {list}:
         return Kind.TOKENS, [_tokens(value) for value in values]
     raise ApiError(400, _MIXED if kinds <= {str, int, list} else _ELEMENTS, param="input")
-
-
-def _text(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise ApiError(400, "input has a surrogate that stands alone, which is no text", param="input") from None
 
 
 def _tokens(ids: list[Any]) -> bytes:

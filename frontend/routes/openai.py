@@ -25,8 +25,8 @@ async def create_embeddings(request: Request) -> HTTPResponse:
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
     wanted = parse_embeddings(request.body, config.max_inputs)
-    lane, deadline_s = parse_headers(request.headers, config.deadline_s)
-    done = await broker.embed(wanted.model, wanted.kind, wanted.inputs, lane, deadline_s)
+    terms = parse_headers(request.headers, config.deadline_s)
+    done = await broker.embed(wanted.model, wanted.kind, wanted.inputs, terms)
     made = len(done.rows[0]) // 4
     if wanted.dimensions not in (None, made):
         raise ApiError(400, f"the model makes vectors of {made} dimensions and no others", param="dimensions")

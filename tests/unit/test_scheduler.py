@@ -3,8 +3,9 @@
 import pytest
 
 from broker import protocol as wire
-from broker.blame import BLOCKED_S, MAX_BLOCKED, TRIAL_S, Blame
+from broker.blame import BLOCKED_S, MAX_BLOCKED, MAX_REMEMBERED, TRIAL_S, Blame
 from broker.errors import ErrorCode, LocalProtocolError
+from broker.ledger import MAX_ENDED
 from broker.limits import Limits
 from broker.protocol import Kind, Lane, ModelInfo
 from broker.queues import MAX_BATCH_BYTES, MAX_BATCH_JOBS
@@ -292,6 +293,20 @@ def test_request_of_several_inputs_expires_whole(core: Core) -> None:
     assert core.scheduler.ledger.jobs == 0
 
 
+def test_deadlines_of_ended_requests_are_let_go_before_there_are_too_many(core: Core) -> None:
+    core.submit(1, ["stays"], budget_ms=20_000)
+    (held,) = core.batches()
+    for request in range(2, 2 * MAX_ENDED):
+        core.submit(request, ["a"])
+        core.handle(b"F1", wire.Cancel(wire.pack_u64([request])))
+    assert len(core.scheduler.ledger._deadlines) <= MAX_ENDED + 3
+    for _ in range(20):
+        core.handle(b"F1", wire.FrontendHeartbeat())
+        core.handle(b"W1", wire.WorkerHeartbeat(0, held[1]))
+        core.tick(1.0)
+    assert core.failures() == [(1, -1, ErrorCode.DEADLINE)]
+
+
 def test_deadline_of_a_leased_job_drops_its_row(core: Core) -> None:
     core.submit(1, ["a"], budget_ms=500)
     (batch,) = core.batches()
@@ -464,6 +479,17 @@ def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
     assert len(core.batches()) == 1
 
 
+def test_remembered_ends_of_workers_are_bounded(core: Core) -> None:
+    blame = Blame(Limits())
+    core.submit(1, ["a"])
+    worker = core.scheduler.pool.workers[b"W1"]
+    (lease,) = worker.leases.values()
+    for number in range(MAX_REMEMBERED + 10):
+        worker.incarnation = number
+        blame.crashed(worker, lease, 0.0)
+    assert len(blame._crashed) == MAX_REMEMBERED
+
+
 def test_blocked_inputs_are_bounded(core: Core) -> None:
     core.submit(1, [str(number) for number in range(MAX_BLOCKED + 5)])
     blame = Blame(Limits())
@@ -542,6 +568,21 @@ def test_suspect_runs_beside_nothing_else() -> None:
     assert [texts for _, _, texts in core.batches()] == [["c"]]
 
 
+def test_suspect_waits_until_a_worker_is_idle() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=4)
+    core.submit(1, ["a"])
+    core.worker(b"W2", credit=4)
+    core.submit(2, ["b"], lane=Lane.BULK)
+    (_, busy) = core.batches()
+    assert busy[0] == b"W2"
+    core.lost(b"W1")
+    assert core.batches() == []
+    core.answer(busy, credit=4)
+    assert [texts for _, _, texts in core.batches()] == [["a"]]
+
+
 def test_requeued_jobs_keep_their_place_at_the_head() -> None:
     core = Core()
     core.frontend()
@@ -576,6 +617,22 @@ def test_draining_worker_gets_nothing_new_and_its_unstarted_batch_goes_elsewhere
     core.answer(running)
     core.worker(b"W2")
     assert core.batches() == [(b"W2", 3, ["y" * 30, "z"])]
+
+
+def test_draining_worker_that_gives_back_what_it_never_had_changes_nothing(core: Core) -> None:
+    core.submit(1, ["a"])
+    (batch,) = core.batches()
+    core.handle(b"W1", wire.WorkerDrain(wire.pack_u64([batch[1] + 1])))
+    core.answer(batch)
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_refusal_of_a_job_that_is_no_longer_open_is_not_told(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    (batch,) = core.batches()
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.answer(batch, failures=[wire.JobFailure(0, ErrorCode.TOO_LONG, "long")])
+    assert (core.answers(), core.failures()) == ({}, [])
 
 
 def test_silent_worker_is_evicted(core: Core) -> None:
@@ -844,6 +901,12 @@ def test_goodbye_of_a_frontend_cancels_what_it_is_owed(core: Core) -> None:
     core.handle(b"F1", wire.FrontendGoodbye())
     assert core.scheduler.ledger.jobs == 0
     assert core.scheduler.counters["jobs_cancelled"] == 1
+
+
+def test_frontend_that_leaves_with_open_requests_is_a_loud_fault(core: Core) -> None:
+    core.submit(1, ["a"])
+    with pytest.raises(LocalProtocolError, match="open requests"):
+        core.scheduler.ledger.leave(core.scheduler.ledger.by_peer[b"F1"])
 
 
 def test_broken_invariant_is_loud(core: Core) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import ErrorCode
-from broker.protocol import Kind, Lane, pack_u32
-from frontend.errors import ApiError, from_failure
-from frontend.schemas import parse_embeddings, parse_headers, render_embeddings
+from broker.protocol import Kind, Lane, ModelInfo, pack_u32
+from frontend.errors import ApiError, from_failure, unknown_model
+from frontend.schemas import parse_embeddings, parse_headers, render_embeddings, render_model
 
 BAD = [
     (b"", "Cannot parse JSON body"),
@@ -37,6 +37,8 @@ BAD = [
     (b'{"model": "m", "input": [-1]}', "token ids must be between 0 and 2147483647"),
     (b'{"model": "m", "input": [2147483648]}', "token ids must be between 0 and 2147483647"),
     (b'{"model": "m", "input": "a", "dimensions": "384"}', "dimensions should be an integer"),
+    (rb'{"model": "m", "input": "\ud800 alone"}', "Cannot parse JSON body"),
+    (b'{"model": "m", "input": "\xff"}', "Cannot parse JSON body"),
     (b'{"model": "m", "input": "a", "encoding_format": 1}', "encoding_format should be string"),
     (b'{"model": "m", "input": "a", "encoding_format": "hex"}', "encoding_format should either base64 or float"),
     (b'{"model": "m", "input": ["a", "b", "c", "d"]}', "input array has 4 elements, at most 3 are allowed"),
@@ -104,6 +106,24 @@ def test_base64_is_little_endian_float32() -> None:
     assert base64.b64decode(answer["data"][0]["embedding"]) == row
 
 
+def test_model_object_tells_what_a_client_of_embeddings_wants_to_know() -> None:
+    assert render_model(ModelInfo("m", "r", 384, 256, workers=2), 1_700_000_000) == {
+        "id": "m",
+        "object": "model",
+        "created": 1_700_000_000,
+        "owned_by": "vecmill",
+        "dimension": 384,
+        "max_tokens": 256,
+        "revision": "r",
+    }
+
+
+def test_unknown_model_is_named_in_ovms_words() -> None:
+    error = unknown_model("x")
+    assert (error.status, error.param, error.code, error.headers()) == (404, "model", "model_not_found", {})
+    assert str(error) == "The model 'x' does not exist - Mediapipe graph definition with requested name is not found"
+
+
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_every_code_has_a_status(code: ErrorCode) -> None:
     error = from_failure(code, "text", retry_after_ms=1)
@@ -125,7 +145,14 @@ def test_retry_after_is_what_clients_still_wait_for() -> None:
     ],
 )
 def test_headers_choose_lane_and_deadline(headers: dict[str, str], wanted: tuple[Lane | None, float]) -> None:
-    assert parse_headers(headers, 60.0) == wanted
+    assert parse_headers(headers, 60.0) == (*wanted, "")
+
+
+def test_client_is_its_api_key_which_is_not_told() -> None:
+    one, other = (parse_headers({"authorization": f"Bearer {key}"}, 60.0).client for key in ("sk-one", "sk-öther"))
+    assert one != other
+    assert "sk" not in one
+    assert parse_headers({"authorization": "Bearer sk-one"}, 1.0).client == one
 
 
 @pytest.mark.parametrize(
