@@ -46,6 +46,8 @@ SHORT_S = 1.0, 5.0
 AFTERMATH_S = 6.0
 #: How old a worker is before it counts as there.
 WORKER_START_S = 1.5
+#: How long a process may take to start, in seconds.
+START_S = 5.0
 #: The mean time until a process that ended is started again, by its role, and the longest.
 RESTART_S, MAX_RESTART_S = {"broker": 2.0, "worker": 0.7, "frontend": 0.7}, 8.0
 #: Mean seconds between two strikes at each role.
@@ -134,6 +136,7 @@ class Member:
         self.frozen = False
         #: The signal that ends it, once sent.
         self.doom: signal.Signals | None = None
+        self._doomed_early = False
         self._child = Child(name, self._command, say)
 
     @property
@@ -171,7 +174,7 @@ class Member:
             os.kill(self.pid, number)
         self.frozen = number == signal.SIGSTOP
         if number in (signal.SIGKILL, signal.SIGTERM):
-            self.doom = number
+            self.doom, self._doomed_early = number, self.age_s < START_S
 
     async def drained(self) -> None:
         """Wait for its end after SIGTERM."""
@@ -188,8 +191,11 @@ class Member:
         self._child.kill()
 
     def _note_end(self, status: int) -> None:
-        wanted = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0}
-        if self.doom is None or status != wanted[self.doom]:
+        wanted = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {0}}
+        if self._doomed_early:
+            # Python was still starting: there was nothing to drain, and nobody yet to handle the signal.
+            wanted[signal.SIGTERM].add(-signal.SIGTERM)
+        if self.doom is None or status not in wanted[self.doom]:
             self._tally.fault(f"{self.name} ended with status {status} after {self.doom or 'no signal'}")
 
 
@@ -318,6 +324,8 @@ class Connection:
         self._reader, self._writer = reader, writer
         self.port = int(writer.get_extra_info("sockname")[1])
         self.open = True
+        self.opened_at = time.monotonic()
+        self.sent = self.answered = 0
 
     @classmethod
     async def to(cls, system: System) -> "Connection":
@@ -334,6 +342,7 @@ class Connection:
         for name, value in headers.items():
             head += f"x-vecmill-{name.replace('_', '-')}: {value}\r\n" if value else ""
         self._writer.write(head.encode() + b"\r\n" + body)
+        self.sent += 1
 
     async def receive(self) -> Answer:
         """The answer to it."""
@@ -341,9 +350,14 @@ class Connection:
         pairs = (line.split(":", 1) for line in head[1:] if line)
         headers = {name.lower(): value.strip() for name, value in pairs}
         body = await self._reader.readexactly(int(headers["content-length"]))
+        self.answered += 1
         if headers.get("connection") == "close":
             self.close()
         return Answer(int(head[0].split()[1]), headers, body)
+
+    def __str__(self) -> str:
+        age_s = time.monotonic() - self.opened_at
+        return f"port {self.port}, {self.answered} of {self.sent} answered, {age_s:.1f} s after it was opened"
 
     def close(self) -> None:
         """End it at once."""
@@ -394,7 +408,7 @@ class Client:
         except TimeoutError:
             self._fail(f"a request of {len(texts)} texts has no answer after {limit_s:.0f} s")
         except (OSError, asyncio.IncompleteReadError) as error:
-            self._note_cut(error)
+            self._note_cut(error, time.monotonic() - started)
         else:
             self._system.tally.longest_s = max(self._system.tally.longest_s, time.monotonic() - started)
             await self._judge(answer, texts, started, own_s)
@@ -413,13 +427,13 @@ class Client:
             self._connection = await Connection.to(self._system)
         return self._connection
 
-    def _note_cut(self, error: Exception) -> None:
+    def _note_cut(self, error: Exception, after_s: float) -> None:
         port = self._connection.port if self._connection else 0
         if port in self._system.cut:
             self._ends["lost with its frontend process"] += 1
             self.close()
         else:
-            self._fail(f"a connection ended that no kill explains: {error!r}")
+            self._fail(f"a connection ended {after_s:.3f} s into a request: {error!r}; {self._connection}")
 
     def _fail(self, text: str) -> None:
         self._ends["FAULT"] += 1
