@@ -13,12 +13,14 @@ import pytest
 from broker import protocol as wire
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
+from frontend.schemas import Terms
 from tests.clients import body, right
 from tests.fake_worker import vector
 from tests.peers import HandBroker, HandFrontend, Peer
 from tests.processes import Cluster, until
 
 HOUR_MS = 3_600_000
+TERMS = Terms(None, 60, "")
 #: Vectors of 16 KiB: four of them are sent without a copy.
 WIDE = 4096
 
@@ -90,7 +92,7 @@ def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests:
     async def ask(client: BrokerClient) -> None:
         if dice.random() < 0.02:
             assert await client.fresh_stats()
-        embedding = client.embed("fake", wire.Kind.TEXT, [b"a"], None, 60)
+        embedding = client.embed("fake", wire.Kind.TEXT, [b"a"], TERMS)
         if dice.random() < 0.05:
             given_up = asyncio.ensure_future(embedding)
             await asyncio.sleep(0)
@@ -110,7 +112,7 @@ def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests:
                 await ask(client)
 
         try:
-            await client.embed("fake", wire.Kind.TEXT, [b"a"], None, 60)
+            await client.embed("fake", wire.Kind.TEXT, [b"a"], TERMS)
             await asyncio.gather(*(ask_on() for _ in range(window)))
         finally:
             client.close()
