@@ -88,13 +88,11 @@ class BrokerClient:
             await asyncio.wait_for(future, deadline - time.monotonic() + DEADLINE_SLACK_S)
         except TimeoutError:
             text = "the request's deadline passed before it was answered"
-            raise from_failure(ErrorCode.DEADLINE, text, retry_after_ms=5000) from None
+            raise from_failure(ErrorCode.DEADLINE, text, 5000) from None
         finally:
             self._end(pending)
         if pending.failure:
-            failure = pending.failure
-            param = "model" if failure.code == ErrorCode.UNKNOWN_MODEL else "input"
-            raise from_failure(failure.code, failure.text, param, failure.retry_after_ms)
+            raise from_failure(pending.failure.code, pending.failure.text, pending.failure.retry_after_ms)
         return pending
 
     async def _wait_for_model(self, name: str) -> None:
@@ -117,7 +115,7 @@ class BrokerClient:
         if not self.connected:
             return broker_away()
         if name in self._seen_models or not any(model.workers for model in self.models.values()):
-            return from_failure(ErrorCode.NO_WORKER, f"no worker that serves {name!r} is connected", "model", 5000)
+            return from_failure(ErrorCode.NO_WORKER, f"no worker that serves {name!r} is connected", 5000)
         return unknown_model(name)
 
     def _end(self, pending: Pending) -> None:

@@ -9,19 +9,19 @@ from broker.errors import ErrorCode
 #: OpenAI's clients give up on a Retry-After above this.
 MAX_RETRY_AFTER_S = 120
 
-#: HTTP status, OpenAI's `type` and `code` of each code that a job can end with.
+#: HTTP status, OpenAI's `type` and `code`, and the field at fault, of each code that a job can end with.
 _STATUS = {
-    ErrorCode.INVALID_INPUT: (400, "invalid_request_error", "invalid_input"),
-    ErrorCode.TOO_LONG: (400, "invalid_request_error", "context_length_exceeded"),
-    ErrorCode.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found"),
-    ErrorCode.NO_WORKER: (503, "server_error", "no_worker"),
-    ErrorCode.QUOTA: (429, "rate_limit_error", "rate_limit_exceeded"),
-    ErrorCode.OVERLOADED: (503, "server_error", "overloaded"),
-    ErrorCode.DEADLINE: (504, "server_error", "deadline_exceeded"),
-    ErrorCode.POISON: (422, "invalid_request_error", "poison_input"),
-    ErrorCode.DRAINING: (503, "server_error", "shutting_down"),
+    ErrorCode.INVALID_INPUT: (400, "invalid_request_error", "invalid_input", "input"),
+    ErrorCode.TOO_LONG: (400, "invalid_request_error", "context_length_exceeded", "input"),
+    ErrorCode.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found", "model"),
+    ErrorCode.NO_WORKER: (503, "server_error", "no_worker", "model"),
+    ErrorCode.QUOTA: (429, "rate_limit_error", "rate_limit_exceeded", None),
+    ErrorCode.OVERLOADED: (503, "server_error", "overloaded", None),
+    ErrorCode.DEADLINE: (504, "server_error", "deadline_exceeded", None),
+    ErrorCode.POISON: (422, "invalid_request_error", "poison_input", "input"),
+    ErrorCode.DRAINING: (503, "server_error", "shutting_down", None),
 }
-_FAULT = (500, "server_error", "internal_error")
+_FAULT = (500, "server_error", "internal_error", None)
 
 
 class ApiError(Exception):
@@ -56,9 +56,9 @@ class ApiError(Exception):
         return {"Retry-After": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.retry_after_s))))}
 
 
-def from_failure(code: ErrorCode, text: str, param: str | None = None, retry_after_ms: int = 0) -> ApiError:
+def from_failure(code: ErrorCode, text: str, retry_after_ms: int = 0) -> ApiError:
     """What the broker or a worker said of a job, for the client."""
-    status, kind, name = _STATUS.get(code, _FAULT)
+    status, kind, name, param = _STATUS.get(code, _FAULT)
     return ApiError(status, text, kind=kind, param=param, code=name, retry_after_s=retry_after_ms / 1000)
 
 

@@ -126,13 +126,24 @@ def test_unknown_model_is_named_in_ovms_words() -> None:
 
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_every_code_has_a_status(code: ErrorCode) -> None:
-    error = from_failure(code, "text", retry_after_ms=1)
+    error = from_failure(code, "text", 1)
     assert error.status in (400, 404, 422, 429, 500, 503, 504)
     assert error.headers() == {"Retry-After": "1"}
 
 
+def test_param_is_named_only_when_that_field_is_at_fault() -> None:
+    at_fault = {code: from_failure(code, "").param for code in ErrorCode}
+    assert {code: param for code, param in at_fault.items() if param} == {
+        ErrorCode.INVALID_INPUT: "input",
+        ErrorCode.TOO_LONG: "input",
+        ErrorCode.POISON: "input",
+        ErrorCode.UNKNOWN_MODEL: "model",
+        ErrorCode.NO_WORKER: "model",
+    }
+
+
 def test_retry_after_is_what_clients_still_wait_for() -> None:
-    assert from_failure(ErrorCode.OVERLOADED, "", retry_after_ms=10**7).headers() == {"Retry-After": "120"}
+    assert from_failure(ErrorCode.OVERLOADED, "", 10**7).headers() == {"Retry-After": "120"}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +169,8 @@ def test_client_is_its_api_key_which_is_not_told() -> None:
 @pytest.mark.parametrize(
     "headers",
     [{"x-vecmill-lane": "fast"}, {"x-vecmill-lane": ""}]
-    + [{"x-vecmill-deadline-ms": text} for text in ("", "0", "-1", "1.5", "soon", "\u0663", "9" * 5000)],
+    + [{"x-vecmill-deadline-ms": text} for text in ("", "0", "-1", "1.5", "soon", "\u0663", "9" * 5000, "1" + "0" * 9)]
+    + [{"x-vecmill-deadline-ms": text} for text in ("0" * 11 + "1" + "9" * 5000, "0" * 5000)],
 )
 def test_headers_that_say_nothing_are_refused(headers: dict[str, str]) -> None:
     with pytest.raises(ApiError, match="must be"):
