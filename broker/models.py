@@ -3,6 +3,9 @@
 from broker.protocol import Kind, ModelInfo
 from broker.queues import ModelQueue
 
+#: Tokens of an empty text: those that the tokenizer puts around every text, in most families.
+SPECIAL_TOKENS = 2
+
 
 class Model:
     """A model that some worker has announced, and its queue. It stays known when its last worker leaves."""
@@ -16,14 +19,17 @@ class Model:
         self.unserved_since: float | None = None
 
     def tokens(self, kind: Kind, size: int) -> int:
-        """Tokens of an input of `size` bytes: estimated for text, with two special ones; exact for token ids."""
-        return size // 4 if kind == Kind.TOKENS else 2 + int(size * self.tokens_per_byte)
+        """Tokens of an input of `size` bytes: estimated for text, exact for token ids. No input costs more than the
+        longest that the model takes, for a longer one is refused once it has been counted."""
+        tokens = size // 4 if kind == Kind.TOKENS else SPECIAL_TOKENS + int(size * self.tokens_per_byte)
+        return min(tokens, self.info.max_tokens + 1)
 
-    def learn(self, tokens: int, size: int) -> None:
+    def learn(self, texts: int, tokens: int, size: int) -> None:
         """Correct the estimate by the exact count of a batch's texts, as far as it can be believed: whoever sends
         words of 100 kB, which are one unknown token each, must not make everybody's texts look short."""
         if size:
-            self.tokens_per_byte += 0.1 * (min(max(tokens / size, 0.05), 4.0) - self.tokens_per_byte)
+            ratio = (tokens - SPECIAL_TOKENS * texts) / size
+            self.tokens_per_byte += 0.1 * (min(max(ratio, 0.05), 4.0) - self.tokens_per_byte)
 
     def unserved(self, now: float, for_s: float) -> bool:
         """Whether it has had no worker for so many seconds."""

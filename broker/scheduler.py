@@ -320,7 +320,9 @@ class Scheduler:
             self._evict(worker, ErrorCode.DRAINING, "answered a batch in another shape", now)
             return
         worker.release(message.batch, now)
-        worker.learn(lease, sum(tokens), now)
+        if not message.failures:
+            # What was refused has cost no inference: its tokens would make the worker look fast.
+            worker.learn(lease, sum(tokens), now)
         worker.answered_batches += 1
         self.counters["batches_answered"] += 1
         self.counters["batch_us"] += int((now - lease.since) * 1e6)
@@ -341,7 +343,8 @@ class Scheduler:
             for position, job in enumerate(lease.jobs)
             if job.kind == wire.Kind.TEXT and position not in failed
         ]
-        self.models[lease.model].learn(sum(count for count, _ in texts), sum(size for _, size in texts))
+        model = self.models[lease.model]
+        model.learn(len(texts), sum(count for count, _ in texts), sum(size for _, size in texts))
 
     def _evict(self, worker: Worker, code: ErrorCode, reason: str, now: float, *, tell: bool = True) -> None:
         """Drop a worker and requeue what it holds. Unless it left, the batch that ran can have caused its end."""

@@ -33,6 +33,40 @@ def test_only_worker_killed_and_started_again_loses_nothing(cluster: Cluster) ->
     assert set(asyncio.run(load(cluster.url, 8, replace))) == {200}
 
 
+def test_killed_idle_workers_are_seen_by_their_connections_and_not_by_their_silence(cluster: Cluster) -> None:
+    broker = cluster.broker()
+    workers = [cluster.worker() for _ in range(12)]
+    cluster.frontend()
+    cluster.until_workers(12)
+    for left in range(11, -1, -1):
+        workers.pop().signal(signal.SIGKILL)
+        until(lambda left=left: cluster.health()["workers"] == left)  # type: ignore[misc]
+    assert broker.output.count("connection lost") == 12
+
+
+def test_one_callers_quota_is_not_anothers(cluster: Cluster) -> None:
+    cluster.broker("--max-jobs", "8")
+    cluster.worker()
+    cluster.frontend()
+    cluster.until_workers(1)
+
+    async def ask(client: httpx.AsyncClient, key: str, *texts: str) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"}
+        return await client.post(f"{cluster.url}/v1/embeddings", json=body(*texts), headers=headers)
+
+    async def run() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            flood = asyncio.create_task(ask(client, "one", "slow 1", "a", "b", "c"))
+            await awaited(lambda: cluster.health()["open_jobs"] == 4)
+            refused = await ask(client, "one", "d")
+            served = await ask(client, "two", "e")
+            assert (refused.status_code, served.status_code, (await flood).status_code) == (429, 200, 200)
+            assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+            assert 1 <= int(refused.headers["retry-after"]) <= 120
+
+    asyncio.run(run())
+
+
 def test_killed_broker_started_again_loses_nothing(cluster: Cluster) -> None:
     broker, _, _ = cluster.all(workers=2)
 

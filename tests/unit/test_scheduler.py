@@ -194,6 +194,26 @@ def test_words_of_a_hundred_kilobytes_do_not_make_everybody_look_short(core: Cor
     assert core.scheduler.models["m"].tokens(Kind.TEXT, 1000) > 50
 
 
+def test_input_costs_no_more_than_the_longest_that_the_model_takes() -> None:
+    core = Core(Limits(max_tokens=500))
+    core.frontend()
+    core.worker(tokens_per_s=100)
+    core.submit(1, ["a" * 100_000, "b" * 1_000_000])
+    assert core.scheduler.ledger.tokens == 2 * 101
+    core.submit(2, ["c"])
+    assert core.failures() == []
+
+
+def test_refused_inputs_do_not_make_their_worker_look_fast(core: Core) -> None:
+    before = core.scheduler.pool.workers[b"W1"].speed.tokens_per_s
+    for request in range(50):
+        core.submit(request, ["a" * 100_000, "b"])
+        (batch,) = core.batches()
+        core.now += 0.01
+        core.answer(batch, failures=[wire.JobFailure(0, ErrorCode.TOO_LONG, "long")])
+    assert core.scheduler.pool.workers[b"W1"].speed.tokens_per_s == before
+
+
 def test_batch_fits_its_frames_however_much_the_worker_wants() -> None:
     core = Core(Limits(max_client_share=1.0))
     core.frontend()
@@ -209,11 +229,11 @@ def test_batch_fits_its_frames_however_much_the_worker_wants() -> None:
 
 
 def test_lengths_are_learned_from_results(core: Core) -> None:
-    before = core.scheduler.models["m"].tokens(Kind.TEXT, 1000)
+    before = core.scheduler.models["m"].tokens(Kind.TEXT, 50)
     for request in range(50):
         core.submit(request, ["a" * 98])
         core.answer(*core.batches())
-    assert core.scheduler.models["m"].tokens(Kind.TEXT, 1000) > 2 * before
+    assert core.scheduler.models["m"].tokens(Kind.TEXT, 50) > 2 * before
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
