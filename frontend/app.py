@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
-from sanic.exceptions import SanicException
+from sanic.exceptions import RequestTimeout, SanicException
 from sanic.response import BaseHTTPResponse, raw
 from sanic.server.protocols.http_protocol import HttpProtocol
 
@@ -35,15 +35,36 @@ class Connection(HttpProtocol):
         super().connection_lost(exc)  # type: ignore[no-untyped-call]
 
 
+class TimedRequest(Request):
+    """Sanic's request, whose body must keep coming: Sanic itself counts reading it to the time of the answer."""
+
+    async def receive_body(self) -> None:
+        """Raise RequestTimeout, and give the rest of the body up, when its sender stops."""
+        stream: Any = self.stream
+        limit_s = self.app.config.REQUEST_TIMEOUT
+        clock = asyncio.get_running_loop().time
+        parts = []
+        try:
+            async with asyncio.timeout(limit_s) as waiting:
+                async for part in stream:
+                    parts.append(part)
+                    waiting.reschedule(clock() + limit_s)
+        except TimeoutError:
+            # Else Sanic would answer, and wait for the rest.
+            stream.keep_alive, stream.request_body = False, None
+            raise RequestTimeout from None
+        self.body = b"".join(parts)
+
+
 def create_app(config: Config) -> Sanic:  # type: ignore[type-arg]
     """The application of one frontend process, and that process's logging."""
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s frontend: %(message)s")
-    app = Sanic("vecmill", configure_logging=False)
+    app = Sanic("vecmill", configure_logging=False, request_class=TimedRequest)
     app.config.update(
         REQUEST_MAX_SIZE=config.max_body_bytes,
-        # The deadline answers 504 first; Sanic's own limit only guards against our faults.
-        RESPONSE_TIMEOUT=config.deadline_s + 30,
-        REQUEST_TIMEOUT=60,
+        # The deadline answers 504 first, or a body that stalls 408; Sanic's own limit only guards against our faults.
+        RESPONSE_TIMEOUT=max(config.deadline_s, config.request_timeout_s) + 30,
+        REQUEST_TIMEOUT=config.request_timeout_s,
         KEEP_ALIVE_TIMEOUT=75,
         GRACEFUL_SHUTDOWN_TIMEOUT=DRAIN_S,
         ACCESS_LOG=False,
@@ -123,6 +144,9 @@ def _from_sanic(request: Request, error: SanicException) -> ApiError:
     if status == 405:
         allow = str((error.headers or {}).get("Allow", ""))
         return _MethodError(f"Unsupported method: {request.method} is not allowed for {request.path}", allow)
+    if status == 408:
+        limit_s = request.app.config.REQUEST_TIMEOUT
+        return ApiError(408, f"the rest of the request did not come within {limit_s:g} s", code="request_timeout")
     if status == 413 and "header" in str(error):
         return ApiError(431, "the request's line and headers are too large", code="headers_too_large")
     if status == 413:

@@ -22,6 +22,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = -1
     keys: Annotated[str, Meta(description="folder with frontend.key_secret and broker.key; empty: no CURVE")] = ""
     deadline_s: Annotated[float, Meta(gt=0, description="how long a request may take, in seconds")] = 60.0
+    request_timeout_s: Annotated[
+        float, Meta(gt=0, description="how long a client may stop in the middle of sending a request, in seconds")
+    ] = 60.0
     interactive_bytes: Annotated[
         int, Meta(ge=0, description="requests of at most this many bytes of input go to the interactive lane")
     ] = 4096

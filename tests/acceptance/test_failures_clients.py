@@ -5,7 +5,8 @@ import contextlib
 import json
 import random
 import signal
-from collections.abc import Sequence
+import socket
+from collections.abc import AsyncIterator, Sequence
 
 import httpx
 import pytest
@@ -158,6 +159,52 @@ def test_storm_of_clients_that_give_up_leaves_nothing(cluster: Cluster) -> None:
         cluster.count(name) for name in ("jobs_answered", "jobs_cancelled", "jobs_failed")
     )
     assert right(httpx.post(f"{cluster.url}/v1/embeddings", json=body("after"), timeout=30), ("after",))
+
+
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        HEAD,
+        HEAD + b'Content-Length: 50\r\n\r\n{"model": ',
+        HEAD + b"Content-Length: 50\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    ],
+    ids=["head", "body", "no body", "inside a chunk", "between chunks"],
+)
+def test_request_that_stops_in_the_middle_is_told_so_and_its_connection_ends(cluster: Cluster, begun: bytes) -> None:
+    cluster.frontend("--request-timeout-s", "0.3")
+    until(cluster.health)
+    with socket.create_connection(("127.0.0.1", cluster.port), timeout=20) as connection:
+        connection.sendall(begun)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, content = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 "), answer
+    error = json.loads(content)["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "request_timeout")
+
+
+def test_body_that_comes_slowly_is_waited_for(cluster: Cluster) -> None:
+    """Longer than the limit altogether, and never so long between two parts of it."""
+    cluster.all()
+    cluster.programs.pop().close()
+    cluster.frontend("--request-timeout-s", "1")
+    cluster.until_workers(1)
+    content = json.dumps(body("slow")).encode()
+
+    async def parts() -> AsyncIterator[bytes]:
+        for at in range(0, len(content), 10):
+            yield content[at : at + 10]
+            await asyncio.sleep(0.3)
+
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(timeout=60) as client:
+            return await client.post(f"{cluster.url}/v1/embeddings", content=parts())
+
+    assert right(asyncio.run(run()), ("slow",))
 
 
 def test_frozen_broker_loses_nothing(cluster: Cluster) -> None:
