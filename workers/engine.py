@@ -43,7 +43,9 @@ class Engine:
         core.set_property({"CACHE_DIR": str(cache / "compiled")})
         device = device.upper()
         known = core.available_devices
-        if device.partition(".")[0] not in {*(name.partition(".")[0] for name in known), "AUTO"}:
+        if device.partition(":")[0] in ("AUTO", "MULTI", "HETERO", "BATCH"):
+            raise DeviceError(f"a worker runs one device, and {device} is none; choose one of {', '.join(known)}")
+        if device.partition(".")[0] not in {name.partition(".")[0] for name in known}:
             raise DeviceError(f"there is no device {device} here; OpenVINO sees {', '.join(known)}")
         properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         if streams or device == "CPU":
@@ -51,9 +53,11 @@ class Engine:
             properties["NUM_STREAMS"] = streams or len(os.sched_getaffinity(0))
         try:
             self._compiled = core.compile_model(prepared.model_path, device, properties)
+            self.streams = int(self._compiled.get_property("NUM_STREAMS"))
         except RuntimeError as error:
-            raise DeviceError(f"{device} cannot compile the model: {str(error).splitlines()[-1]}") from error
-        self.streams = int(self._compiled.get_property("NUM_STREAMS"))
+            # OpenVINO tells its own lines of code first, and ends with empty ones.
+            reason = str(error).strip().rpartition("\n")[2]
+            raise DeviceError(f"{device} cannot compile the model: {reason}") from error
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
         self._known = self.tokenise(["warm up"])

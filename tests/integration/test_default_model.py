@@ -18,6 +18,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from workers.engine import DeviceError, Engine
 from workers.models import ModelError, PreparedModel, fetch_default_model, prepare_model
 from workers.models.default import NAME, OFFICIAL, WHEELS
 from workers.tokenizer import Tokenizer
@@ -111,6 +112,24 @@ def test_ids_of_real_texts_in_many_languages(tokenizer: Tokenizer, default_folde
             texts = [json.loads(line)["text"] for line in file]
         expected = [one.ids for one in theirs.encode_batch(texts)]
         assert [ids.tolist() for ids in tokenizer.encode(texts)] == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        ("AUTO", "a worker runs one device, and AUTO is none; choose one of CPU"),
+        ("MULTI:CPU", "a worker runs one device, and MULTI:CPU is none; choose one of CPU"),
+        ("quantum", "there is no device QUANTUM here; OpenVINO sees CPU"),
+        ("CPU.0", "CPU.0 cannot compile the model: CPU plugin supports only '' as device id"),
+    ],
+)
+def test_a_device_that_cannot_run_it_is_refused_in_a_sentence(
+    prepared: PreparedModel, device: str, sentence: str
+) -> None:
+    with pytest.raises(DeviceError) as caught:
+        Engine(prepared, device, 0, CACHE)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
 
 
 def write_wheel(
