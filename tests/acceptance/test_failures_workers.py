@@ -4,7 +4,7 @@ import asyncio
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import httpx
@@ -59,33 +59,15 @@ def test_batch_of_a_worker_that_ends_itself_is_answered_by_another(cluster: Clus
     assert cluster.count("workers_evicted") == 1
 
 
-def test_input_that_segfaults_ends_two_workers_and_no_third(cluster: Cluster) -> None:
-    """Its 31 neighbours are served, and who sends it again is refused at the door."""
-    _, workers, _ = cluster.all(workers=3, requests=1)
-
-    async def run() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=60) as client:
-            texts = [*(f"text {number}" for number in range(31)), "segfault"]
-            asked = [client.post(f"{cluster.url}/v1/embeddings", json=body(text)) for text in texts]
-            answers = await asyncio.gather(*asked)
-            assert all(right(answer, (text,)) for answer, text in zip(answers[:31], texts, strict=False))
-            return [answers[31], await client.post(f"{cluster.url}/v1/embeddings", json=body("segfault"))]
-
-    assert [answer.status_code for answer in asyncio.run(run())] == [422, 422]
-    statuses = [worker.process.poll() for worker in workers]
-    assert sorted(statuses, key=str) == sorted([-signal.SIGSEGV, -signal.SIGSEGV, None], key=str)
-    assert cluster.count("jobs_blocked") == 1
-
-
 @asynccontextmanager
-async def kept_running(cluster: Cluster, **fakery: int) -> AsyncIterator[list[Program]]:
+async def kept_running(cluster: Cluster) -> AsyncIterator[list[Program]]:
     """One worker that is started again whenever it ends; all of them in turn."""
-    lives = [cluster.worker(**fakery)]
+    lives = [cluster.worker()]
 
     async def keep() -> None:
         while True:
             if lives[-1].process.poll() is not None:
-                lives.append(cluster.worker(**fakery))
+                lives.append(cluster.worker())
             await asyncio.sleep(0.01)
 
     keeper = asyncio.create_task(keep())
@@ -93,16 +75,48 @@ async def kept_running(cluster: Cluster, **fakery: int) -> AsyncIterator[list[Pr
     keeper.cancel()
 
 
+@asynccontextmanager
+async def asked_as_one_batch(
+    cluster: Cluster, texts: Sequence[str]
+) -> AsyncIterator[list["asyncio.Task[httpx.Response]"]]:
+    """A request for each text, waiting for a worker to come: it will get them all in its first batch.
+
+    If a batch were answered before it, and the answer lost with the process, that one would be blamed.
+    """
+    cluster.all()[1][0].signal(signal.SIGKILL)
+    await awaited(lambda: cluster.health()["workers"] == 0)
+    async with httpx.AsyncClient(timeout=100) as client:
+        url = f"{cluster.url}/v1/embeddings"
+        asked = [asyncio.create_task(client.post(url, json=body(text))) for text in texts]
+        await awaited(lambda: cluster.number("queued_jobs") == len(texts))
+        yield asked
+
+
+def test_input_that_segfaults_ends_two_workers_and_no_third(cluster: Cluster) -> None:
+    """Its 31 neighbours are served, and who sends it again is refused at the door."""
+    texts = [*(f"text {number}" for number in range(31)), "segfault"]
+
+    async def run() -> tuple[list[httpx.Response], list[Program]]:
+        async with asked_as_one_batch(cluster, texts) as asked:
+            workers = [cluster.worker() for _ in range(3)]
+            return await asyncio.gather(*asked), workers
+
+    answers, workers = asyncio.run(run())
+    assert all(right(answer, (text,)) for answer, text in zip(answers[:31], texts, strict=False))
+    assert answers[31].status_code == 422
+    statuses = [worker.process.poll() for worker in workers]
+    assert sorted(statuses, key=str) == sorted([-signal.SIGSEGV, -signal.SIGSEGV, None], key=str)
+    again = httpx.post(f"{cluster.url}/v1/embeddings", json=body("segfault"), timeout=30)
+    assert again.status_code == 422
+    assert cluster.count("jobs_blocked") == 1
+
+
 def test_several_poisons_and_one_worker_come_to_an_end(cluster: Cluster) -> None:
-    cluster.broker()
-    cluster.frontend()
     texts = [f"text {number}" for number in range(29)] + ["crash", "segfault", " crash"]
     random.Random(23).shuffle(texts)
 
     async def run() -> tuple[list[httpx.Response], int]:
-        async with kept_running(cluster, requests=1) as lives, httpx.AsyncClient(timeout=100) as client:
-            await awaited(lambda: cluster.health().get("workers") == 1)
-            asked = [client.post(f"{cluster.url}/v1/embeddings", json=body(text)) for text in texts]
+        async with asked_as_one_batch(cluster, texts) as asked, kept_running(cluster) as lives:
             return await asyncio.gather(*asked), len(lives) - 1
 
     answers, ends = asyncio.run(run())
@@ -110,8 +124,8 @@ def test_several_poisons_and_one_worker_come_to_an_end(cluster: Cluster) -> None
     assert sorted(bad) == [" crash", "crash", "segfault"]
     assert {answer.status_code for answer in answers} == {200, 422}
     assert all(right(answer, (text,)) for text, answer in zip(texts, answers, strict=True) if text not in bad)
-    # Each ends two workers at most.
-    assert ends <= 6
+    # One end for all of them, and one for each alone.
+    assert ends == 4
     until(lambda: cluster.number("open_jobs") == 0)
 
 
