@@ -25,6 +25,8 @@ from frontend.processes import Child  # noqa: E402  after the path is set
 
 #: How long a role's processes get to drain before they are killed, in seconds.
 DRAIN_S = 70.0
+#: Exit status of what a signal ended before its work was done, as shells have it for Ctrl-C.
+INTERRUPTED = 130
 
 
 def say(text: str) -> None:
@@ -162,11 +164,18 @@ def main() -> None:
         if stopping:
             for child in (child for group in groups for child in group):
                 child.kill()
-            os._exit(130)
+            shutil.rmtree(sockets, ignore_errors=True)
+            os._exit(INTERRUPTED)
         stopping.append(number)
 
     check_port(options.host, options.port)
-    folder = prepare(options)
+    # As for Ctrl-C: what has been begun is taken away.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        folder = prepare(options)
+    except KeyboardInterrupt:
+        say("stopped before the model was there")
+        sys.exit(INTERRUPTED)
     sockets = Path(tempfile.mkdtemp(prefix="vecmill-"))
     groups = children(options, folder, sockets)
     signal.signal(signal.SIGINT, on_signal)

@@ -389,6 +389,40 @@ def test_what_cannot_be_served_ends_the_start(tmp_path: Path, flags: tuple[str, 
     assert "Traceback" not in program.output
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_during_the_fetch_ends_it_in_one_sentence(tmp_path: Path, number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = ["env", "PIP_CONFIG_FILE=/dev/null", f"PIP_INDEX_URL={index}", str(ROOT / "scripts/serve")]
+        command += ["--port", str(free_port()), "--cache", str(tmp_path / "cache")]
+        program = Program("serve", command, tmp_path / "serve.log")
+        connection, _ = silent.accept()
+        children = descendants(program.process.pid)
+        program.signal(number)
+        assert program.wait(60) == 130
+        connection.close()
+    assert program.output.splitlines()[1:] == ["vecmill: stopped before the model was there"]
+    assert children
+    assert not [pid for pid in children if alive(pid)]
+    assert [path.name for path in (tmp_path / "cache/default").iterdir()] == [".lock"]
+
+
+def test_second_signal_ends_everything_at_once(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    server = start(TMPDIR=str(folder))
+    children = server.children()
+    assert list(folder.glob("vecmill-*"))
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    server.program.signal(signal.SIGINT)
+    until(lambda: "stopping frontend" in server.program.output)
+    server.program.signal(signal.SIGINT)
+    assert server.program.wait(20) == 130
+    until(lambda: not [pid for pid in children if alive(pid)], what="the children's end")
+    assert not list(folder.glob("vecmill-*"))
+
+
 def test_port_that_is_taken_ends_the_start(server: Server, tmp_path: Path) -> None:
     program = Program("serve", [str(ROOT / "scripts/serve"), "--port", str(server.port)], tmp_path / "serve.log")
     assert program.wait(60) == 1
