@@ -24,6 +24,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_jobs: Annotated[int, Meta(gt=0, description="most jobs that may be open")] = 100_000
     max_tokens: Annotated[int, Meta(gt=0, description="most tokens that may be open, by the estimate")] = 20_000_000
     max_bytes: Annotated[int, Meta(gt=0, description="most bytes of input that may be open")] = 1 << 30
+    max_unread_bytes: Annotated[
+        int, Meta(gt=0, description="most bytes of answers that a frontend may have unread when it submits more")
+    ] = 1 << 28
     max_client_share: Annotated[
         float, Meta(gt=0, le=1, description="part of max_jobs that one client (API key, else frontend) may have open")
     ] = 0.5

@@ -38,6 +38,8 @@ class Frontend:
         self.name = f"{hello.host}/{hello.pid}"
         self.last_heard = now
         self.requests: dict[int, Request] = {}
+        #: Bytes of vectors since its last hello: sent to it, and received as it says.
+        self.sent = self.received = 0
 
 
 class Ledger:

@@ -17,6 +17,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_jobs: int = 100_000
     max_tokens: int = 20_000_000
     max_bytes: int = 1 << 30
+    #: Bytes of vectors that a frontend may have unread when it submits more.
+    max_unread_bytes: int = 1 << 28
     #: The part of it that one client may have.
     max_client_share: float = 0.5
     #: A request that would wait longer than this, or than its deadline, is refused at the door.

@@ -172,6 +172,9 @@ class Cancel(Message, tag=3):
 class FrontendHeartbeat(Message, tag=4):
     """Sent every `Welcome.heartbeat_ms`; the broker answers `Stats`."""
 
+    #: Bytes of vectors received since `Welcome`.
+    received: U63 = 0
+
 
 class FrontendGoodbye(Message, tag=5):
     """The frontend has nothing unanswered and leaves."""

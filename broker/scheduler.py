@@ -171,11 +171,13 @@ class Scheduler:
                 self._forget(old, now)
         if peer not in self.ledger.by_peer:
             self.ledger.join(peer, hello, now)
-        self.ledger.by_peer[peer].last_heard = now
+        frontend = self.ledger.by_peer[peer]
+        frontend.last_heard, frontend.sent, frontend.received = now, 0, 0
         self._welcome(peer)
         self._send(peer, self.catalogue())
 
-    def _on_frontend_heartbeat(self, frontend: Frontend, *_: Any) -> None:
+    def _on_frontend_heartbeat(self, frontend: Frontend, message: wire.FrontendHeartbeat, *_: Any) -> None:
+        frontend.received = message.received
         self._send(frontend.peer, self._stats())
 
     def _on_frontend_goodbye(self, frontend: Frontend, _: Any, now: float, __: Any) -> None:
@@ -200,6 +202,9 @@ class Scheduler:
         lengths = wire.unpack_u32(submission.lengths)
         if self.draining:
             return Failure(number, -1, ErrorCode.DRAINING, "the server is shutting down", 1000)
+        if frontend.sent - frontend.received > self.limits.max_unread_bytes:
+            text = f"this frontend has {frontend.sent - frontend.received} bytes of answers to read first"
+            return Failure(number, -1, ErrorCode.OVERLOADED, text, 1000)
         if model is None:
             return Failure(number, -1, ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {name!r}")
         if model.unserved(now, self.limits.worker_grace_s):
@@ -330,7 +335,9 @@ class Scheduler:
         revision = worker.models[lease.model].revision
         for share in share_out(lease, message, memoryview(frames[0]), revision):
             self._story.note(now, "ended", f"with its vector from batch {lease.batch}", share.jobs)
-            self._send(self.ledger.by_uuid[share.owner].peer, share.message, [share.frame])
+            frontend = self.ledger.by_uuid[share.owner]
+            frontend.sent += len(share.frame)
+            self._send(frontend.peer, share.message, [share.frame])
             self.counters["jobs_answered"] += len(share.jobs)
             for job in share.jobs:
                 self._close(job)
@@ -347,10 +354,11 @@ class Scheduler:
         model.learn(len(texts), sum(count for count, _ in texts), sum(size for _, size in texts))
 
     def _evict(self, worker: Worker, code: ErrorCode, reason: str, now: float, *, tell: bool = True) -> None:
-        """Drop a worker and requeue what it holds. Unless it left, the batch that ran can have caused its end."""
+        """Drop a worker and requeue what it holds. Unless it left or was leaving, what ran can have caused its end."""
         del self.pool.workers[worker.peer]
-        blame = code != ErrorCode.DRAINING
-        self.counters["workers_evicted" if blame else "workers_left"] += 1
+        # So that a worker that takes too long to drain may be killed.
+        blame = code == ErrorCode.LEASE_EXPIRED or (code == ErrorCode.INTERNAL and not worker.draining)
+        self.counters["workers_left" if code == ErrorCode.DRAINING else "workers_evicted"] += 1
         blamed = worker.running() if blame else []
         for lease in reversed(worker.leases.values()):
             self._story.note(now, "returned", f"from batch {lease.batch}: {worker.name} {reason}", lease.jobs)

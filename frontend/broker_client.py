@@ -50,6 +50,8 @@ class BrokerClient:
         self._outbox: list[Pending] = []
         self._cancelled: list[int] = []
         self._epoch: int | None = None
+        #: Bytes of vectors since its welcome.
+        self._received = 0
         self._heartbeat_s, self._liveness_s = 0.25, 3.5
         self._last_heard = self._welcomed_at = time.monotonic()
         #: Set and replaced whenever the connection or the models change.
@@ -66,7 +68,7 @@ class BrokerClient:
         """The broker's counts as of now; the last ones when it does not answer at once, None when it is away."""
         if self.connected:
             answered = self._stats_answered
-            self._send(wire.FrontendHeartbeat())
+            self._send(wire.FrontendHeartbeat(self._received))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(answered.wait(), STATS_WAIT_S)
         return self.stats
@@ -222,7 +224,7 @@ class BrokerClient:
         if self.connected and now >= self._last_heard + self._liveness_s:
             self._away()
         if self.connected:
-            self._send(wire.FrontendHeartbeat())
+            self._send(wire.FrontendHeartbeat(self._received))
         else:
             self._hello()
             if now >= self._last_heard + self._config.broker_grace_s:
@@ -264,6 +266,7 @@ class BrokerClient:
     def _handle(self, message: Message, frames: Sequence[Frame]) -> None:
         match message:
             case wire.Answers():
+                self._received += len(frames[0])
                 self._wake(self._table.answered(message, frames[0]))
             case wire.Failures():
                 self._wake(self._table.failed(message.failures))
@@ -286,6 +289,7 @@ class BrokerClient:
     def _on_welcome(self, message: wire.Welcome) -> None:
         log.info("connected to broker %s, epoch %x", self._config.broker, message.epoch)
         self._epoch = message.epoch
+        self._received = 0
         # The models follow, and with them all that is unanswered is sent again.
         self.models = {}
         self._welcomed_at = time.monotonic()

@@ -187,9 +187,10 @@ def test_flood_of_one_client_lets_the_others_through(cluster: Cluster, peers: li
 
 
 def test_frontend_that_does_not_read_costs_bounded_memory_and_nobody_else(cluster: Cluster, peers: list[Peer]) -> None:
-    """It has 4,000 vectors of 16 KB coming, as much as is admitted, and reads none of them."""
+    """It asks for more and more vectors of 16 KB and reads none, until it is refused."""
     jobs, dimension = 4000, 4096
-    broker = cluster.broker("--max-jobs", str(jobs), "--max-client-share", "1")
+    flags = ("--max-jobs", str(jobs), "--max-client-share", "1", "--max-unread-bytes", "1000000")
+    broker = cluster.broker(*flags)
     cluster.worker(dimension=dimension, requests=1)
     cluster.frontend()
     cluster.until_workers(1)
@@ -206,6 +207,8 @@ def test_frontend_that_does_not_read_costs_bounded_memory_and_nobody_else(cluste
         return cluster.count("jobs_answered") == jobs
 
     until(answered, 60)
+    slow.submit(500, ["one more"])
+    until(lambda: cluster.count("requests_rejected") == 1)
     vectors = jobs * dimension * 4
     assert 0.5 * vectors < resident(broker.process.pid) - before < 2 * vectors
     texts = ("a", "b")
@@ -215,6 +218,7 @@ def test_frontend_that_does_not_read_costs_bounded_memory_and_nobody_else(cluste
     with ThreadPoolExecutor() as threads:
         blocker = threads.submit(httpx.post, f"{cluster.url}/v1/embeddings", json=body("wait go"), timeout=60)
         until(lambda: cluster.number("open_jobs") == 1)
+        slow.send(wire.FrontendHeartbeat(vectors))
         slow.submit(1000, [f"waiting {number}" for number in range(2000)])
         until(lambda: cluster.count("jobs_cancelled") == 2000)
         (cluster.folder / "go").touch()

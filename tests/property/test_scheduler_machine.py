@@ -412,7 +412,7 @@ class Machine(RuleBasedStateMachine):
 def test_whatever_peers_do_each_admitted_job_is_answered_once() -> None:
     """And much of each thing did happen."""
     Machine.seen.clear()
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=EXAMPLES,

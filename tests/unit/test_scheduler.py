@@ -236,6 +236,29 @@ def test_lengths_are_learned_from_results(core: Core) -> None:
     assert core.scheduler.models["m"].tokens(Kind.TEXT, 50) > 2 * before
 
 
+def test_frontend_that_does_not_read_its_answers_gets_no_more() -> None:
+    core = Core(Limits(max_unread_bytes=3 * DIMENSION * 4))
+    core.frontend()
+    core.worker()
+    for request in range(4):
+        core.submit(request, ["a"])
+        core.answer(*core.batches())
+    core.submit(4, ["b"])
+    assert core.failures() == [(4, -1, ErrorCode.OVERLOADED)]
+    core.frontend(b"F2")
+    core.submit(1, ["b"], b"F2")
+    core.answer(*core.batches())
+    assert core.answers(b"F2")
+    core.handle(b"F1", wire.FrontendHeartbeat(DIMENSION * 4))
+    core.submit(5, ["c"])
+    core.answer(*core.batches())
+    core.submit(6, ["d"])
+    assert core.failures() == [(6, -1, ErrorCode.OVERLOADED)]
+    core.frontend()
+    core.submit(7, ["e"])
+    assert core.failures() == []
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -637,6 +660,30 @@ def test_draining_worker_gets_nothing_new_and_its_unstarted_batch_goes_elsewhere
     core.answer(running)
     core.worker(b"W2")
     assert core.batches() == [(b"W2", 3, ["y" * 30, "z"])]
+
+
+def test_worker_that_is_killed_while_it_drains_blames_nobody() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.handle(b"W1", wire.WorkerDrain(b""))
+    core.lost(b"W1")
+    assert core.scheduler.counters["workers_evicted"] == 1
+    core.worker(b"W2")
+    assert [texts for _, _, texts in core.batches()] == [["a"]]
+
+
+def test_batch_that_hangs_a_draining_worker_is_blamed() -> None:
+    core = Core(Limits(max_crashes=1, lease_s=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.handle(b"W1", wire.WorkerDrain(b""))
+    core.tick(1.0)
+    assert len(core.scheduler.on_trial()) == 1
 
 
 def test_draining_worker_that_gives_back_what_it_never_had_changes_nothing(core: Core) -> None:
