@@ -196,6 +196,8 @@ class Welcome(Message, tag=16):
     lease_ms: U32
     #: The number of the worker's hello that this answers; 0 for a frontend's.
     hello: U63 = 0
+    #: The longest wait that a request may expect when it is admitted.
+    max_wait_ms: U32 = 2**32 - 1
 
 
 class Who(Message, tag=17):

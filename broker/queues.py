@@ -22,6 +22,8 @@ AGEING_S = 2.0
 QUANTUM = 512
 #: Lengths in one bucket differ by less than this factor: at most a fifth of a micro-batch of one bucket is padding.
 BUCKET_RATIO = 1.25
+#: Jobs that came at most so many seconds after a client's oldest may overtake it to leave with others of their length.
+OVERTAKE_S = 0.5
 #: A batch's bounds beside its tokens, so that neither it nor its answer outgrows a frame, for vectors of up to 4,096.
 MAX_BATCH_JOBS = 2048
 MAX_BATCH_BYTES = 16 * 1024 * 1024
@@ -126,13 +128,13 @@ class ClientQueue:
         bucket.appendleft(job) if front else bucket.append(job)
 
     def pop(self, near: int | None, room: Room) -> tuple[Job, int] | None:
-        """The next job and its bucket, if there is room: from the bucket nearest to `near`, or the oldest's. There is
-        one."""
+        """The next job and its bucket, if there is room: the oldest, or of those that came soon after it one from the
+        bucket nearest to `near`. There is one."""
         heads = self._heads()
-        if near is None:
-            number = min(heads, key=lambda bucket: heads[bucket].arrived)
-        else:
-            number = min(heads, key=lambda bucket: abs(bucket - near))
+        number = min(heads, key=lambda bucket: heads[bucket].arrived)
+        if near is not None:
+            last = heads[number].arrived + OVERTAKE_S
+            number = min((one for one in heads if heads[one].arrived <= last), key=lambda bucket: abs(bucket - near))
         if not room.fits(heads[number]):
             return None
         job = self._buckets[number].popleft()

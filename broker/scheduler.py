@@ -497,6 +497,7 @@ class Scheduler:
             liveness_ms=int(limits.liveness_s * 1000),
             lease_ms=int(limits.lease_s * 1000),
             hello=hello,
+            max_wait_ms=min(2**32 - 1, int(limits.max_wait_s * 1000)),
         )
         self._send(peer, welcome)
 

@@ -24,7 +24,7 @@ from broker.errors import ErrorCode, RemoteProtocolError
 from broker.protocol import Frame, Kind, Lane, Message, ModelInfo
 from frontend.config import Config
 from frontend.errors import ApiError, from_failure, unknown_model
-from frontend.pending import Pending, Table
+from frontend.pending import Door, Pending, Table
 from frontend.schemas import Terms
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class BrokerClient:
         self.stats: wire.Stats | None = None
         self._seen_models: set[str] = set()
         self._table = Table()
+        self._door = Door()
         self._futures: dict[int, asyncio.Future[None]] = {}
         self._outbox: list[Pending] = []
         self._cancelled: list[int] = []
@@ -79,10 +80,11 @@ class BrokerClient:
         """Vectors of all inputs, or ApiError. Cancelling the call cancels the jobs."""
         deadline = time.monotonic() + terms.deadline_s
         await self._wait_for_model(model)
-        lane = terms.lane
-        if lane is None:
-            small = sum(map(len, inputs)) <= self._config.interactive_bytes
-            lane = Lane.INTERACTIVE if small else Lane.BULK
+        lane = self._lane(inputs) if terms.lane is None else terms.lane
+        wait_s = self._door.refuses(model, lane, deadline - time.monotonic(), time.monotonic())
+        if wait_s:
+            text = f"the queue is {wait_s:.0f} s long"
+            raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
         pending = self._table.add(model, kind, inputs, lane=lane, client=terms.client, deadline=deadline)
         future = self._futures[pending.number] = self._loop.create_future()
         self._submit([pending])
@@ -93,9 +95,16 @@ class BrokerClient:
             raise from_failure(ErrorCode.DEADLINE, text, 5000) from None
         finally:
             self._end(pending)
+        self._door.note(pending, time.monotonic())
         if pending.failure:
             raise from_failure(pending.failure.code, pending.failure.text, pending.failure.retry_after_ms)
         return pending
+
+    def _lane(self, inputs: Sequence[bytes]) -> Lane:
+        """By a request's size: a search has few and short inputs."""
+        config = self._config
+        small = len(inputs) <= config.interactive_inputs and sum(map(len, inputs)) <= config.interactive_bytes
+        return Lane.INTERACTIVE if small else Lane.BULK
 
     async def _wait_for_model(self, name: str) -> None:
         """Return when the broker knows the model. Give it a moment after a start or a loss, then say what is wrong."""
@@ -290,6 +299,7 @@ class BrokerClient:
         log.info("connected to broker %s, epoch %x", self._config.broker, message.epoch)
         self._epoch = message.epoch
         self._received = 0
+        self._door.max_wait_s = message.max_wait_ms / 1000
         # The models follow, and with them all that is unanswered is sent again.
         self.models = {}
         self._welcomed_at = time.monotonic()

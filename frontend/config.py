@@ -26,8 +26,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float, Meta(gt=0, description="how long a client may stop in the middle of sending a request, in seconds")
     ] = 60.0
     interactive_bytes: Annotated[
-        int, Meta(ge=0, description="requests of at most this many bytes of input go to the interactive lane")
+        int, Meta(ge=0, description="most bytes of input that a request of the interactive lane has, unless it asks")
     ] = 4096
+    interactive_inputs: Annotated[
+        int, Meta(ge=0, description="most inputs that a request of the interactive lane has, unless it asks")
+    ] = 8
     broker_grace_s: Annotated[
         float, Meta(ge=0, description="how long requests wait for a broker that is away, in seconds")
     ] = 5.0

@@ -3,6 +3,7 @@
 The broker's and the workers' state can be lost and made again from here; see `unanswered`.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 from broker import protocol as wire
@@ -11,6 +12,8 @@ from broker.protocol import Frame, Kind, Lane
 
 #: Two brokers' lives can serve two revisions; one answer must not.
 REPLACED = "the model was replaced while the request ran"
+#: How long the wait that the broker told is taken to be the same, in seconds.
+NOTED_S = 0.1
 
 
 class Pending:
@@ -41,6 +44,25 @@ class Pending:
     def ended(self) -> bool:
         """Whether there is nothing more to wait for."""
         return self.failure is not None or self.missing == 0
+
+
+class Door:
+    """How long the wait was when the broker last refused a request for it: a flood is refused without asking."""
+
+    def __init__(self) -> None:
+        self.max_wait_s = math.inf
+        self._waits: dict[tuple[str, Lane], tuple[float, float]] = {}
+
+    def note(self, pending: Pending, now: float) -> None:
+        """The broker has answered a request."""
+        if pending.failure and pending.failure.code == ErrorCode.OVERLOADED:
+            key = (pending.model, pending.submission.lane)
+            self._waits[key] = (now + NOTED_S, pending.failure.retry_after_ms / 1000)
+
+    def refuses(self, model: str, lane: Lane, budget_s: float, now: float) -> float | None:
+        """The wait in seconds for which the broker would refuse such a request; None: it must be asked."""
+        until, wait_s = self._waits.get((model, lane), (now, 0.0))
+        return wait_s if now < until and wait_s > min(self.max_wait_s, budget_s) else None
 
 
 class Table:

@@ -10,16 +10,20 @@ import itertools
 import json
 import math
 import os
+import statistics
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import ROOT, Server
 
 #: The broker's bound on the wait during the overload, in seconds.
 MAX_WAIT_S = 2.0
-#: Texts in a request of the overload.
-PER_REQUEST = 16
+#: Clients of the peak.
+SATURATING = 16
+#: When the queue has filled, in seconds after the overload's start.
+FILLED_S = 2 * MAX_WAIT_S
 
 
 def arguments() -> argparse.Namespace:
@@ -29,6 +33,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--texts", type=Path, default=default, help="JSON lines with a text each (default: %(default)s)"
     )
+    parser.add_argument("--per-request", type=int, default=64, help="texts of a request of the overload (default: 64)")
+    parser.add_argument("--rounds", type=int, default=3, help="overloads, each between two peaks (default: 3)")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each load (default: %(default)s)")
     return parser.parse_args()
 
@@ -95,10 +101,18 @@ async def flood(server: Server, texts: list[str], length_s: float, *, beside: bo
     return done / (time.monotonic() - started), waits
 
 
-async def overload(
-    server: Server, requests: list[bytes], peak: float, length_s: float
-) -> tuple[Counter[int], list[float], float]:
-    """Statuses, the seconds of accepted requests, and goodput, of requests that come ten times too fast."""
+class Overload(NamedTuple):
+    """What came of one."""
+
+    statuses: Counter[int]
+    #: Seconds of each accepted request.
+    waits: list[float]
+    #: Requests a second that were answered 200, from when the queue has filled.
+    goodput: float
+
+
+async def overload(server: Server, requests: list[bytes], pace: float, length_s: float) -> Overload:
+    """Send so many requests a second, whatever becomes of them."""
     statuses: Counter[int] = Counter()
     waits: list[float] = []
     idle: list[Client] = []
@@ -112,19 +126,21 @@ async def overload(
 
     running: set[asyncio.Task[None]] = set()
     started = time.monotonic()
-    sent = 0
+    sent = early = 0
     while (passed := time.monotonic() - started) < length_s:
-        while sent < passed * peak * 10 / PER_REQUEST:
+        while sent < passed * pace:
             task = asyncio.create_task(one(sent))
             running.add(task)
             task.add_done_callback(running.discard)
             sent += 1
-        await asyncio.sleep(0.002)
-    in_time = statuses[200]
+        if passed < FILLED_S:
+            early = statuses[200]
+        await asyncio.sleep(max(0.0, (sent + 1) / pace - passed))
+    in_time = statuses[200] - early
     await asyncio.gather(*running)
     for client in idle:
         client.close()
-    return statuses, waits, in_time * PER_REQUEST / length_s
+    return Overload(statuses, waits, in_time / (length_s - FILLED_S))
 
 
 def resident_mb(pid: int) -> int:
@@ -137,19 +153,20 @@ def resident_mb(pid: int) -> int:
 
 
 async def saturate(server: Server, requests: list[bytes], length_s: float) -> float:
-    """Texts/s of the same requests from enough clients that wait for their answers."""
-    until, done, left = time.monotonic() + length_s, 0, itertools.cycle(requests)
+    """Requests a second from enough clients that wait for their answers."""
+    started = time.monotonic()
+    done, left = 0, itertools.cycle(requests)
 
     async def client() -> None:
         nonlocal done
         connection = await Client(server.port).open()
-        while time.monotonic() < until:
+        while time.monotonic() < started + length_s:
             status, _ = await connection.ask(next(left))
             done += status == 200
         connection.close()
 
-    await asyncio.gather(*(client() for _ in range(32)))
-    return done * PER_REQUEST / length_s
+    await asyncio.gather(*(client() for _ in range(SATURATING)))
+    return done / (time.monotonic() - started)
 
 
 def report_flood(alone: float, beside: float, waits: list[float], batch_ms: float) -> None:
@@ -174,19 +191,24 @@ def run_flood(texts: list[str], seconds: float) -> None:
         server.close()
 
 
-def run_overload(texts: list[str], seconds: float) -> None:
-    """The second load, on a server of its own with a bound on the wait."""
+def run_overload(texts: list[str], per_request: int, rounds: int, seconds: float) -> None:
+    """The second load, on a server of its own with a bound on the wait, each time between two peaks."""
     os.environ["VECMILL_BROKER_MAX_WAIT_S"] = str(MAX_WAIT_S)
     server = Server()
     try:
-        requests = [server.request(texts[at : at + PER_REQUEST]) for at in range(0, 1000, PER_REQUEST)]
+        requests = [server.request(texts[at : at + per_request]) for at in range(0, 1024, per_request)]
         asyncio.run(saturate(server, requests, seconds / 4))
-        peak = asyncio.run(saturate(server, requests, seconds))
-        before = resident_mb(server.pid)
-        statuses, waits, goodput = asyncio.run(overload(server, requests, peak, seconds))
-        print(f"overload, 10 times {peak:.0f} texts/s: goodput {goodput:.0f} ({goodput / peak:.0%}), {dict(statuses)}")
-        print(f"  p99 of what was accepted {percentile(waits, 0.99):.0f} ms, admitted for a wait of {MAX_WAIT_S:.0f} s")
-        print(f"  memory {before} MB before and {resident_mb(server.pid)} MB after")
+        peaks, ratios, before = [asyncio.run(saturate(server, requests, seconds))], [], resident_mb(server.pid)
+        for _ in range(rounds):
+            got = asyncio.run(overload(server, requests, 10 * peaks[-1], seconds))
+            peaks.append(asyncio.run(saturate(server, requests, seconds)))
+            ratios.append(got.goodput / statistics.mean(peaks[-2:]))
+            print(f"overload, 10 times {peaks[-2] * per_request:.0f} texts/s in requests of {per_request}: ", end="")
+            print(f"goodput {got.goodput * per_request:.0f} texts/s ({ratios[-1]:.0%}), {dict(got.statuses)}")
+            print(f"  what was accepted took {percentile(got.waits, 0.5):.0f} ms in the median and ", end="")
+            print(f"{percentile(got.waits, 0.99):.0f} ms at p99, for a wait of at most {MAX_WAIT_S:.0f} s")
+        print(f"  goodput {statistics.median(ratios):.0%} of the peak in the median of {rounds}; ", end="")
+        print(f"memory {before} MB before and {resident_mb(server.pid)} MB after")
     finally:
         server.close()
 
@@ -197,7 +219,7 @@ def main() -> None:
     texts = [json.loads(line)["text"] for line in options.texts.read_text().splitlines()]
     texts = [text for text in texts if len(text) < 200]
     run_flood(texts, options.seconds)
-    run_overload(texts, options.seconds)
+    run_overload(texts, options.per_request, options.rounds, options.seconds)
 
 
 if __name__ == "__main__":

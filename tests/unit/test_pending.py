@@ -6,7 +6,7 @@ import pytest
 from broker import protocol as wire
 from broker.errors import ErrorCode
 from broker.protocol import Kind, Lane
-from frontend.pending import Pending, Table
+from frontend.pending import NOTED_S, Door, Pending, Table
 
 
 @pytest.fixture
@@ -85,3 +85,33 @@ def test_request_does_not_mix_the_vectors_of_two_revisions(table: Table) -> None
     assert table.answered(*answers((one.number, 1, 2.0), (one.number, 2, 2.0), revision="new")) == [one]
     assert one.failure
     assert one.failure.code == ErrorCode.NO_WORKER
+
+
+def refused(table: Table, code: ErrorCode, wait_s: float) -> Pending:
+    pending = add(table, b"a")
+    table.failed([wire.Failure(pending.number, -1, code, "no", int(wait_s * 1000))])
+    return pending
+
+
+def test_flood_is_refused_for_the_wait_that_the_broker_has_just_told(table: Table) -> None:
+    door = Door()
+    door.max_wait_s = 30.0
+    assert door.refuses("m", Lane.INTERACTIVE, 60.0, 100.0) is None
+    door.note(refused(table, ErrorCode.OVERLOADED, 31.0), 100.0)
+    assert door.refuses("m", Lane.INTERACTIVE, 60.0, 100.0) == 31.0
+    assert door.refuses("m", Lane.BULK, 60.0, 100.0) is None
+    assert door.refuses("n", Lane.INTERACTIVE, 60.0, 100.0) is None
+    assert door.refuses("m", Lane.INTERACTIVE, 60.0, 100.0 + NOTED_S) is None
+
+
+def test_one_requests_own_reason_shuts_the_door_to_no_other(table: Table) -> None:
+    """It was too large for what room there was, too hurried, over its caller's quota, or bad."""
+    door = Door()
+    door.max_wait_s = 30.0
+    door.note(refused(table, ErrorCode.OVERLOADED, 2.0), 100.0)
+    assert door.refuses("m", Lane.INTERACTIVE, 60.0, 100.0) is None
+    assert door.refuses("m", Lane.INTERACTIVE, 1.0, 100.0) == 2.0
+    for code in (ErrorCode.QUOTA, ErrorCode.TOO_LONG):
+        other = Door()
+        other.note(refused(table, code, 99.0), 100.0)
+        assert other.refuses("m", Lane.INTERACTIVE, 1.0, 100.0) is None

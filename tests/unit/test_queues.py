@@ -1,7 +1,7 @@
 """The order in which jobs leave."""
 
 from broker.protocol import Kind, Lane
-from broker.queues import AGEING_S, MAX_CLOSED, QUANTUM, Job, ModelQueue
+from broker.queues import AGEING_S, MAX_CLOSED, OVERTAKE_S, QUANTUM, Job, ModelQueue
 
 
 def job(tokens: int, arrived: float = 0.0, *, client: str = "a", lane: Lane = Lane.BULK) -> Job:
@@ -32,12 +32,20 @@ def lanes(waiting: ModelQueue, tokens: int, now: float, batches: int) -> list[La
 
 
 def test_jobs_of_similar_length_leave_together_with_the_oldest() -> None:
-    long, short = [job(100, 0.0), job(99, 2.0)], [job(5, 1.0), job(5, 3.0)]
+    long, short = [job(100, 0.0), job(99, 0.2)], [job(5, 0.1), job(5, 0.3)]
     waiting = queue(long[0], short[0], long[1], short[1])
     assert take(waiting, 210, 3.0) == [*long, *short]
     waiting = queue(long[0], short[0], long[1], short[1])
     assert take(waiting, 199, 3.0) == long
     assert take(waiting, 199, 3.0) == short
+
+
+def test_jobs_of_similar_length_overtake_only_those_that_came_soon_before_them() -> None:
+    first, odd = job(100, 0.0), job(5, 0.1)
+    soon, late = job(100, 0.1 + OVERTAKE_S), job(100, 0.2 + OVERTAKE_S)
+    waiting = queue(first, odd, soon, late)
+    assert take(waiting, 300, 1.0) == [first, soon, odd]
+    assert take(waiting, 300, 1.0) == [late]
 
 
 def test_first_job_is_taken_whatever_its_size() -> None:
