@@ -94,6 +94,7 @@ async def _drain(app: Sanic) -> None:  # type: ignore[type-arg]
 
     Sanic closes idle connections only after uvloop has seen all connections end, which a client's pool may never do.
     """
+    log.info("draining: %d connections to finish", len(app.ctx.connections))
     app.ctx.draining = asyncio.create_task(_close_connections(app.ctx.connections))
 
 
@@ -115,6 +116,7 @@ async def _close_connections(connections: set[Connection]) -> None:
 
 
 async def _close_broker(app: Sanic) -> None:  # type: ignore[type-arg]
+    log.info("drained with %d connections left", len(app.ctx.connections))
     app.ctx.broker.close()
 
 

@@ -271,6 +271,8 @@ def test_everything_drains_on_sigterm(cluster: Cluster) -> None:
             for program in (frontend, worker, broker):
                 program.signal(signal.SIGTERM)
                 statuses.append(await asyncio.to_thread(program.wait, 30))
+                assert "draining" in program.output
+                assert "drained with 0" in program.output
             assert right(await asked, ("slow 0.5",))
             return statuses
 
