@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ["tests/unit/test_scheduler.py", "tests/unit/test_queues.py", "tests/unit/test_speed.py", "tests/property"]
+SCHEDULER = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/unit/test_scheduler_*.py"))
+TESTS = [*SCHEDULER, "tests/unit/test_queues.py", "tests/unit/test_speed.py", "tests/property"]
 
 
 class Bug(NamedTuple):

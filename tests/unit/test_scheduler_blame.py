@@ -1,0 +1,248 @@
+"""Which jobs are suspected of a worker's end or a failed batch, and what becomes of them.
+
+The pure scheduler: messages and time in, messages out. Every step checks all invariants (see tests/core.py).
+"""
+
+import pytest
+
+from broker import protocol as wire
+from broker.blame import BLOCKED_S, MAX_BLOCKED, MAX_REMEMBERED, TRIAL_S, Blame
+from broker.errors import ErrorCode, LocalProtocolError
+from broker.limits import Limits
+from broker.protocol import Lane
+from tests.core import Core, vector
+
+
+def test_jobs_that_saw_a_worker_die_run_alone_and_the_culprit_is_poison(core: Core) -> None:
+    core.submit(1, ["good", "bad", "fine"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2", credit=1)
+    (good,) = core.batches()
+    assert good[2] == ["good"]
+    core.answer(good, credit=1)
+    (bad,) = core.batches()
+    assert bad[2] == ["bad"]
+    core.lost(b"W2")
+    core.worker(b"W3")
+    core.answer(*core.batches())
+    assert core.failures() == []
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.failures() == [(1, 1, ErrorCode.POISON)]
+    assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
+
+
+def test_worker_that_is_back_in_time_acquits_the_job_on_trial() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2", uuid=b"W1")
+    assert core.batches() == []
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_job_on_trial_can_be_cancelled() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.lost(b"W1")
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.failures() == []
+    assert core.scheduler.ledger.jobs == 0
+
+
+def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["bad"])
+    core.batches()
+    core.lost(b"W1")
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.failures() == [(1, 0, ErrorCode.POISON)]
+    core.worker(b"W2")
+    core.submit(2, ["good", "bad"])
+    assert core.failures() == [(2, 1, ErrorCode.POISON)]
+    core.answer(*core.batches())
+    assert core.answers() == {(2, 0): vector("good")}
+    core.now += BLOCKED_S
+    core.frontend()
+    core.worker(b"W3")
+    core.submit(3, ["bad"])
+    assert len(core.batches()) == 1
+
+
+def test_remembered_ends_of_workers_are_bounded(core: Core) -> None:
+    blame = Blame(Limits())
+    core.submit(1, ["a"])
+    worker = core.scheduler.pool.workers[b"W1"]
+    (lease,) = worker.leases.values()
+    for number in range(MAX_REMEMBERED + 10):
+        worker.incarnation = number
+        blame.crashed(worker, lease, 0.0)
+    assert len(blame._crashed) == MAX_REMEMBERED
+
+
+def test_blocked_inputs_are_bounded(core: Core) -> None:
+    core.submit(1, [str(number) for number in range(MAX_BLOCKED + 5)])
+    blame = Blame(Limits())
+    jobs = core.scheduler.models["m"].queue.waiting()
+    jobs += [job for lease in core.scheduler.pool.workers[b"W1"].leases.values() for job in lease.jobs]
+    for job in jobs:
+        blame.block(job, core.now)
+    assert len(blame.blocked(jobs, core.now)) == MAX_BLOCKED
+
+
+def test_story_tells_what_happened_to_a_job(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2")
+    core.answer(*core.batches())
+    owner = next(iter(core.scheduler.ledger.by_uuid))
+    words = [line.split()[1] for line in core.scheduler.story(owner, 1, 0)]
+    assert words == ["admitted", "dispatched", "returned", "dispatched", "ended"]
+    assert core.scheduler.story(owner, 2, 0) == []
+
+
+def test_job_that_would_end_twice_is_a_loud_fault_with_its_story(core: Core) -> None:
+    core.submit(1, ["a"])
+    ((_, lease),) = core.scheduler.pool.workers[b"W1"].leases.items()
+    core.answer(*core.batches())
+    with pytest.raises(LocalProtocolError, match=r"ends twice: .* admitted .* dispatched .* ended"):
+        core.scheduler._close(lease.jobs[0])
+
+
+def test_only_the_running_batch_is_blamed() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=10)
+    core.submit(1, ["running"])
+    core.submit(2, ["x" * 30])
+    core.tick(0.1)
+    assert len(core.batches()) == 2
+    core.lost(b"W1")
+    waiting = core.scheduler.models["m"].queue.waiting()
+    assert [(job.request, job.crashes) for job in waiting] == [(1, 1), (2, 0)]
+
+
+def test_of_each_lane_the_running_batch_is_blamed() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker(credit=4, batch_tokens=20)
+    core.submit(1, ["a" * 60, "b" * 60], lane=Lane.BULK)
+    core.tick(0.003)
+    core.submit(2, ["c"])
+    assert [texts for _, _, texts in core.batches()] == [["a" * 60], ["b" * 60], ["c"]]
+    core.lost(b"W1")
+    core.worker(b"W2", credit=4)
+    assert [texts for _, _, texts in core.batches()] == [["b" * 60]]
+    assert sorted(job.request for job in core.scheduler.on_trial()) == [1, 2]
+
+
+def test_suspect_runs_beside_nothing_else() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=4)
+    core.submit(1, ["a"], lane=Lane.BULK)
+    core.submit(2, ["b"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W1", credit=4)
+    core.submit(3, ["c"])
+    ran = []
+    for _ in range(2):
+        (alone,) = core.batches()
+        ran += alone[2]
+        core.tick(0.5)
+        assert core.batches() == []
+        core.answer(alone, credit=4)
+    assert sorted(ran) == ["a", "b"]
+    assert [texts for _, _, texts in core.batches()] == [["c"]]
+
+
+def test_suspect_waits_until_a_worker_is_idle() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=4)
+    core.submit(1, ["a"])
+    core.worker(b"W2", credit=4)
+    core.submit(2, ["b"], lane=Lane.BULK)
+    (_, busy) = core.batches()
+    assert busy[0] == b"W2"
+    core.lost(b"W1")
+    assert core.batches() == []
+    core.answer(busy, credit=4)
+    assert [texts for _, _, texts in core.batches()] == [["a"]]
+
+
+def test_leaving_worker_blames_nobody(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    core.batches()
+    core.handle(b"W1", wire.WorkerGoodbye())
+    core.worker(b"W2")
+    assert core.batches() == [(b"W2", 2, ["a", "b"])]
+
+
+def test_worker_that_is_killed_while_it_drains_blames_nobody() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.handle(b"W1", wire.WorkerDrain(b""))
+    core.lost(b"W1")
+    assert core.scheduler.counters["workers_evicted"] == 1
+    core.worker(b"W2")
+    assert [texts for _, _, texts in core.batches()] == [["a"]]
+
+
+def test_batch_that_hangs_a_draining_worker_is_blamed() -> None:
+    core = Core(Limits(max_crashes=1, lease_s=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.handle(b"W1", wire.WorkerDrain(b""))
+    core.tick(1.0)
+    assert len(core.scheduler.on_trial()) == 1
+
+
+def test_connection_that_ends_twice_under_a_living_worker_makes_nobody_poison(core: Core) -> None:
+    core.submit(1, ["a"])
+    for connection in (b"W2", b"W3", b"W4"):
+        core.batches()
+        core.lost(next(iter(core.scheduler.pool.workers)))
+        core.worker(connection, uuid=b"W1")
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_failed_batch_runs_again_job_by_job_and_only_the_culprit_fails(core: Core) -> None:
+    core.submit(1, ["good", "bad", "fine"])
+    core.fail(*core.batches())
+    for _ in range(3):
+        (batch,) = core.batches()
+        assert len(batch[2]) == 1
+        core.fail(batch) if batch[2] == ["bad"] else core.answer(batch)
+    assert core.failures() == [(1, 1, ErrorCode.DEVICE)]
+    assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
+    assert core.batches() == []
+
+
+def test_job_that_fails_once_gets_another_try(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.fail(*core.batches())
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
