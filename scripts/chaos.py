@@ -154,6 +154,9 @@ async def burst(system: System, clients: list[Client]) -> dict[tuple[str, int], 
 
     await asyncio.gather(*(load(client) for client in clients))
     await asyncio.sleep(1)
+    for client in clients:
+        # The frontend would close them, while nobody looks, before the next burst.
+        client.close()
     return system.memory()
 
 
