@@ -3,11 +3,22 @@
 A request is admitted or refused as a whole. Pure.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
+from broker import protocol as wire
 from broker.errors import ErrorCode
-from broker.protocol import Lane
+from broker.protocol import Failure, Lane
 from broker.queues import ModelQueue
+
+if TYPE_CHECKING:
+    from broker.ledger import Frontend
+    from broker.limits import Limits
+    from broker.scheduler import Scheduler
+
+#: The longest Retry-After, in seconds: OpenAI's clients give up on a longer one.
+MAX_RETRY_AFTER_S = 120.0
 
 #: Retry-After when no rate is known to compute it from.
 UNKNOWN_WAIT_S = 1.0
@@ -37,6 +48,43 @@ class Load(NamedTuple):
     jobs: int
     tokens: int
     bytes: int
+
+
+def refusal_of(scheduler: Scheduler, frontend: Frontend, asked: wire.Submission, now: float) -> Failure | None:
+    """Why a request cannot be admitted; None: it can."""
+    limits, model = scheduler.limits, scheduler.models.get(asked.model)
+    lengths = wire.unpack_u32(asked.lengths)
+
+    def no(code: ErrorCode, text: str, retry_after_s: float = 0.0) -> Failure:
+        return Failure(asked.request, -1, code, text, int(min(MAX_RETRY_AFTER_S, retry_after_s) * 1000))
+
+    if scheduler.draining:
+        return no(ErrorCode.DRAINING, "the server is shutting down", 1)
+    if frontend.unread > limits.max_unread_bytes:
+        return no(ErrorCode.OVERLOADED, f"this frontend has {frontend.unread} bytes of answers to read first", 1)
+    if model is None:
+        return no(ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {asked.model!r}")
+    if model.unserved(now, limits.worker_grace_s):
+        return no(ErrorCode.NO_WORKER, f"no worker that serves {asked.model!r} is connected", 5)
+    if not lengths:
+        return no(ErrorCode.INVALID_INPUT, "the request has no input")
+    if asked.kind == wire.Kind.TOKENS and any(length % 4 for length in lengths):
+        return no(ErrorCode.INVALID_INPUT, "token ids are 4 bytes each")
+    refusal = refuse(
+        Load(len(lengths), sum(model.tokens(asked.kind, length) for length in lengths), sum(lengths)),
+        scheduler.ledger.load,
+        scheduler.ledger.client_jobs[asked.client or frontend.uuid],
+        bounds(limits),
+        expected_wait(model.queue, asked.lane, scheduler.pool.tokens_per_s(asked.model)),
+        asked.budget_ms / 1000,
+    )
+    return refusal and no(refusal.code, refusal.text, refusal.retry_after_s + 0.001)
+
+
+def bounds(limits: Limits) -> Bounds:
+    """As configured; one client may always have one job."""
+    client_jobs = max(1, int(limits.max_jobs * limits.max_client_share))
+    return Bounds(limits.max_jobs, limits.max_tokens, limits.max_bytes, client_jobs, limits.max_wait_s)
 
 
 def refuse(

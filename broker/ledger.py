@@ -38,8 +38,13 @@ class Frontend:
         self.name = f"{hello.host}/{hello.pid}"
         self.last_heard = now
         self.requests: dict[int, Request] = {}
-        #: Bytes of vectors since its last hello: sent to it, and received as it says.
-        self.sent = self.received = 0
+        #: Bytes of vectors since its last hello: sent to it, and received as it says, -1 while it does not say.
+        self.sent, self.received = 0, -1
+
+    @property
+    def unread(self) -> int:
+        """Bytes of vectors that it says it has not received."""
+        return self.sent - self.received if self.received >= 0 else 0
 
 
 class Ledger:

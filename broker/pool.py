@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from broker.protocol import Lane, ModelInfo, WorkerHello
 from broker.queues import Job
@@ -12,6 +12,10 @@ from broker.speed import Speed
 #: predictions are not exact; but not before half of what runs is done.
 LEAD_S = 0.005
 LEAD_SHARE = 0.4
+#: Batches of one lane that a worker holds: one that runs and the next. So a late one leaves room for the other lane.
+MAX_HELD = 2
+#: Suspects that a worker runs one after the other while there is other work for it.
+MAX_SUSPECTS = 8
 
 
 class Lease:
@@ -54,15 +58,20 @@ class Worker:
         self.leases: dict[int, Lease] = {}
         self.last_heard = now
         self.draining = False
+        #: Suspects among its last batches, since the last other one.
+        self.suspects = 0
         self.answered_batches = 0
         self.answered_jobs = 0
 
     @property
     def available(self) -> int:
         """How many more batches may be sent to it now; none beside a suspect, whose verdict must be its own."""
-        if self.draining or any(lease.jobs[0].suspect for lease in self.leases.values()):
-            return 0
-        return max(0, self.credit - len(self.unseen))
+        return 0 if self.suspect_of else max(0, self.credit - len(self.unseen))
+
+    @property
+    def suspect_of(self) -> str | None:
+        """The model of the suspect that it runs, if any."""
+        return next((lease.model for lease in self.leases.values() if lease.jobs[0].suspect), None)
 
     def grant(self, credit: int, seen: int) -> None:
         """Take over the worker's own absolute count."""
@@ -74,6 +83,7 @@ class Worker:
         """Record that the batch has been sent."""
         self.leases[lease.batch] = lease
         self.unseen.append(lease.batch)
+        self.suspects = self.suspects + 1 if lease.jobs[0].suspect else 0
 
     def held(self, lane: Lane) -> list[Lease]:
         """Its leases of a lane, oldest first."""
@@ -93,12 +103,13 @@ class Worker:
         return lease
 
     def learn(self, lease: Lease, tokens: int, now: float) -> None:
-        """A batch of exactly so many tokens is answered, and its lease released. What ran beside others says little of
-        the speed: a bulk batch is counted with all that was answered meanwhile, and an interactive one not at all."""
+        """A batch of so many tokens, refused jobs' not counted, is answered, and its lease released. What ran beside
+        others says little of the speed: a bulk batch is counted with all that was answered meanwhile, and an
+        interactive one not at all."""
         others = self.held(Lane.BULK if lease.lane == Lane.INTERACTIVE else Lane.INTERACTIVE)
         for other in others[:1]:
             other.overlap += tokens
-        if lease.lane == Lane.BULK or not others:
+        if tokens and (lease.lane == Lane.BULK or not others):
             self.speed.learn(tokens + lease.overlap, now - lease.since)
 
     def wants_next(self, lane: Lane) -> float:
@@ -118,34 +129,48 @@ class Pool:
         self.lease_s = lease_s
         self.workers: dict[bytes, Worker] = {}
 
-    def choose(self, model: str, lane: Lane, now: float) -> Worker | None:
+    def choose(self, model: str, lane: Lane, now: float, kept: Container[Worker]) -> Worker | None:
         """The worker for a lane's next batch: the fastest of the idle ones, or of those that hold none of the lane,
         else one that is about to be done with what it holds.
 
         Who holds some is given the next batch just in time, not early: what waits in the broker can still grow, be
-        overtaken or cancelled, or go to whichever worker is free first.
+        overtaken or cancelled, or go to whichever worker is free first. None of those `kept` for suspects.
         """
-        fitting = self._fitting(model)
+        fitting = [worker for worker in self._fitting(model) if worker not in kept]
         free = [worker for worker in fitting if not worker.held(lane)]
         if free:
             return max(free, key=lambda worker: (not worker.leases, worker.speed.tokens_per_s))
-        due = [worker for worker in fitting if now >= worker.wants_next(lane)]
+        due = [worker for worker in fitting if len(worker.held(lane)) < MAX_HELD and now >= worker.wants_next(lane)]
         return min(due, key=lambda worker: worker.wants_next(lane), default=None)
 
-    def choose_idle(self, model: str) -> Worker | None:
-        """The fastest worker that holds nothing."""
-        idle = [worker for worker in self._fitting(model) if not worker.leases]
-        return max(idle, key=lambda worker: worker.speed.tokens_per_s, default=None)
+    def choose_for_suspect(self, model: str, busy: Container[str]) -> Worker | None:
+        """The worker for a model's next suspect: the fastest idle one, else the one that holds least, which is to be
+        kept free until it is idle. None that has just run many, if one of the `busy` models has work for it."""
+        fitting = [
+            worker
+            for worker in self._fitting(model)
+            if worker.suspects < MAX_SUSPECTS or not any(name in busy for name in worker.models)
+        ]
+        return min(fitting, key=lambda worker: (len(worker.leases), -worker.speed.tokens_per_s), default=None)
+
+    def tries_suspect(self, model: str) -> bool:
+        """Whether a worker runs a suspect of the model."""
+        return any(worker.suspect_of == model for worker in self.workers.values())
 
     def share(self, worker: Worker, model: str, lane: Lane) -> float:
         """The part of a lane's waiting jobs that the worker should take: by its speed among those that have none."""
         free = [other.speed.tokens_per_s for other in self._fitting(model) if not other.held(lane)]
         return 1.0 if worker.held(lane) else worker.speed.tokens_per_s / sum(free)
 
-    def next_dispatch(self, model: str, lanes: Sequence[Lane]) -> float | None:
-        """When a worker wants the next batch of one of these lanes of a model. All of them have jobs, so every worker
-        that may have more holds some of each already."""
-        times = (worker.wants_next(lane) for worker in self._fitting(model) for lane in lanes)
+    def next_dispatch(self, model: str, lanes: Sequence[Lane], kept: Container[Worker]) -> float | None:
+        """When a worker, but for those `kept`, wants the next batch of one of these lanes of a model. All of them have
+        jobs, so every worker that may have more holds some of each already."""
+        times = (
+            worker.wants_next(lane)
+            for worker in self._fitting(model)
+            for lane in lanes
+            if worker not in kept and len(worker.held(lane)) < MAX_HELD
+        )
         return min(times, default=None)
 
     def idle(self, model: str) -> int:
@@ -154,14 +179,17 @@ class Pool:
 
     def tokens_per_s(self, model: str) -> float:
         """What all workers of a model do together."""
-        return sum(worker.speed.tokens_per_s for worker in self.workers.values() if model in worker.models)
+        return sum(worker.speed.tokens_per_s for worker in self._taking(model))
 
     def batch_tokens(self, model: str) -> int:
         """The largest batch that a worker of a model wants."""
-        return max((worker.batch_tokens for worker in self.workers.values() if model in worker.models), default=0)
+        return max((worker.batch_tokens for worker in self._taking(model)), default=0)
+
+    def _taking(self, model: str) -> list[Worker]:
+        return [worker for worker in self.workers.values() if model in worker.models and not worker.draining]
 
     def _fitting(self, model: str) -> list[Worker]:
-        return [worker for worker in self.workers.values() if model in worker.models and worker.available]
+        return [worker for worker in self._taking(model) if worker.available]
 
     def revision(self, name: str) -> str | None:
         """The one revision of a model that all connected workers have, those that drain included."""
@@ -169,8 +197,7 @@ class Pool:
 
     def live_model(self, name: str) -> ModelInfo | None:
         """The model as the workers that take work for it announce it, with their number; None when there are none."""
-        taking = (worker for worker in self.workers.values() if not worker.draining)
-        serving = [worker.models[name] for worker in taking if name in worker.models]
+        serving = [worker.models[name] for worker in self._taking(name)]
         if not serving:
             return None
         first = serving[0]

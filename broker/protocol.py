@@ -172,8 +172,8 @@ class Cancel(Message, tag=3):
 class FrontendHeartbeat(Message, tag=4):
     """Sent every `Welcome.heartbeat_ms`; the broker answers `Stats`."""
 
-    #: Bytes of vectors received since `Welcome`.
-    received: U63 = 0
+    #: Bytes of vectors received since `Welcome`; -1: a frontend that does not say.
+    received: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] = -1
 
 
 class FrontendGoodbye(Message, tag=5):

@@ -1,11 +1,11 @@
 """Jobs that wait, and the order in which they leave: one queue a model.
 
-Decides which waiting jobs make up the next batch, and nothing else. Suspects come first, one at a time. A batch is of
-one lane, for a worker runs interactive batches before bulk ones. While both lanes have jobs, the interactive one may
-be ahead of its share by no more than a batch; shares go by weight (start-time fair queueing, Goyal, Vin and Cheng
-1996), and a lane's weight grows with the age of its oldest job, so that none starves. Inside a lane, clients take
-turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). Inside a client, the bucket with the oldest job
-goes first, and jobs of similar length follow it. Pure.
+Decides which waiting jobs make up the next batch, and nothing else. Suspects go one at a time. Other batches are each
+of one lane, for a worker runs interactive ones before bulk ones. While both lanes have jobs, the interactive one may be
+ahead of its share by no more than a batch; shares go by weight (start-time fair queueing, Goyal, Vin and Cheng 1996),
+and a lane's weight grows with the age of the oldest job of the client whose turn it is, so that none starves. Inside a
+lane, clients take turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). Inside a client, the bucket
+with the oldest job goes first, and jobs of similar length follow it. Pure.
 """
 
 import math
@@ -233,11 +233,8 @@ class ModelQueue:
         return self.jobs > 0
 
     def push(self, job: Job) -> None:
-        """Admit a job at the end. A lane that was empty has no claim on the time before."""
-        lane = self._lanes[job.lane]
-        if not lane.jobs:
-            lane.served = max(one.served for one in self._lanes.values())
-        lane.push(job)
+        """Admit a job at the end."""
+        self._lanes[job.lane].push(job)
         self._enter(job)
 
     def push_back(self, jobs: Sequence[Job]) -> None:
@@ -258,12 +255,10 @@ class ModelQueue:
             self._rebuild()
 
     def lanes(self, ahead: int) -> list[Lane]:
-        """Whose jobs may leave now, the lane that is further behind its share first; none while a suspect waits.
+        """Whose jobs may leave now, the lane that is further behind its share first; suspects go apart.
 
         The interactive lane may be `ahead` tokens ahead of its share.
         """
-        if self.suspected:
-            return []
         waiting = [lane for lane in Lane if self._lanes[lane].jobs]
         first, last = self._lanes[Lane.INTERACTIVE].served, self._lanes[Lane.BULK].served
         if len(waiting) > 1 and first > last + ahead / WEIGHTS[Lane.INTERACTIVE]:
@@ -272,7 +267,7 @@ class ModelQueue:
 
     @property
     def suspected(self) -> bool:
-        """Whether a suspect waits, which goes before all others."""
+        """Whether a suspect waits."""
         while self._suspects and not self._suspects[0].queued:
             self._suspects.popleft()
         return bool(self._suspects)
@@ -314,6 +309,10 @@ class ModelQueue:
         return [*suspects, *(job for lane in Lane for job in self._lanes[lane].waiting())]
 
     def _enter(self, job: Job) -> None:
+        lane = self._lanes[job.lane]
+        if not lane.jobs:
+            # It was empty, and has no claim on the time before.
+            lane.served = max(one.served for one in self._lanes.values())
         job.queued = True
         self._count(job, 1)
 
@@ -333,11 +332,11 @@ class ModelQueue:
         """Only the jobs that still wait, and the lanes as far as they have come."""
         waiting, old = self.waiting(), self._lanes
         self.__init__()  # type: ignore[misc]
-        for lane in Lane:
-            self._lanes[lane].served = old[lane].served
         for job in waiting:
             if job.suspect:
                 self._suspects.append(job)
             else:
                 self._lanes[job.lane].push(job)
             self._enter(job)
+        for lane in Lane:
+            self._lanes[lane].served = old[lane].served

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from broker import protocol as wire
-from broker.admission import Bounds, Load, expected_wait, refuse
+from broker import views
+from broker.admission import refusal_of
 from broker.answers import share_out
 from broker.blame import Blame
 from broker.errors import ErrorCode, LocalProtocolError
@@ -28,7 +29,7 @@ from broker.limits import Limits
 from broker.models import Model
 from broker.pool import Lease, Pool, Worker
 from broker.protocol import Failure, Frame, Message
-from broker.queues import Job, ModelQueue
+from broker.queues import Job
 from broker.story import Story
 
 POISON = "the input ended the worker that ran it, each time it was tried"
@@ -55,13 +56,6 @@ class Scheduler:
         self.models: dict[str, Model] = {}
         #: What happened, by name.
         self.counters: Counter[str] = Counter()
-        self._bounds = Bounds(
-            self.limits.max_jobs,
-            self.limits.max_tokens,
-            self.limits.max_bytes,
-            max(1, int(self.limits.max_jobs * self.limits.max_client_share)),
-            self.limits.max_wait_s,
-        )
         self.draining = False
         self._newest_batch = 0
         self._blame = Blame(self.limits)
@@ -136,8 +130,9 @@ class Scheduler:
             for model in self.models.values()
             if model.unserved_since is not None and model.queue
         ]
+        kept = self._kept()
         dispatches = (
-            self.pool.next_dispatch(name, model.queue.lanes(self.pool.batch_tokens(name)))
+            self.pool.next_dispatch(name, model.queue.lanes(self.pool.batch_tokens(name)), kept)
             for name, model in self.models.items()
             if model.queue
         )
@@ -172,13 +167,13 @@ class Scheduler:
         if peer not in self.ledger.by_peer:
             self.ledger.join(peer, hello, now)
         frontend = self.ledger.by_peer[peer]
-        frontend.last_heard, frontend.sent, frontend.received = now, 0, 0
-        self._welcome(peer)
-        self._send(peer, self.catalogue())
+        frontend.last_heard, frontend.sent, frontend.received = now, 0, -1
+        self._send(peer, views.welcome(self, hello=0))
+        self._send(peer, views.catalogue(self))
 
     def _on_frontend_heartbeat(self, frontend: Frontend, message: wire.FrontendHeartbeat, *_: Any) -> None:
         frontend.received = message.received
-        self._send(frontend.peer, self._stats())
+        self._send(frontend.peer, views.stats(self))
 
     def _on_frontend_goodbye(self, frontend: Frontend, _: Any, now: float, __: Any) -> None:
         self._forget(frontend, now)
@@ -188,42 +183,12 @@ class Scheduler:
             if submission.request in frontend.requests:
                 self.counters["duplicate_requests"] += 1
                 continue
-            refusal = self._refusal(frontend, submission, now)
+            refusal = refusal_of(self, frontend, submission, now)
             if refusal:
                 self.counters["requests_rejected"] += 1
                 self._send(frontend.peer, wire.Failures([refusal]))
             else:
                 self._admit(frontend, submission, frame, now)
-
-    def _refusal(self, frontend: Frontend, submission: wire.Submission, now: float) -> Failure | None:
-        """Why the request cannot be admitted as a whole; None: it can."""
-        number, name = submission.request, submission.model
-        model = self.models.get(name)
-        lengths = wire.unpack_u32(submission.lengths)
-        if self.draining:
-            return Failure(number, -1, ErrorCode.DRAINING, "the server is shutting down", 1000)
-        if frontend.sent - frontend.received > self.limits.max_unread_bytes:
-            text = f"this frontend has {frontend.sent - frontend.received} bytes of answers to read first"
-            return Failure(number, -1, ErrorCode.OVERLOADED, text, 1000)
-        if model is None:
-            return Failure(number, -1, ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {name!r}")
-        if model.unserved(now, self.limits.worker_grace_s):
-            return Failure(number, -1, ErrorCode.NO_WORKER, f"no worker that serves {name!r} is connected", 5000)
-        if not lengths:
-            return Failure(number, -1, ErrorCode.INVALID_INPUT, "the request has no input")
-        if submission.kind == wire.Kind.TOKENS and any(length % 4 for length in lengths):
-            return Failure(number, -1, ErrorCode.INVALID_INPUT, "token ids are 4 bytes each")
-        refusal = refuse(
-            Load(len(lengths), sum(model.tokens(submission.kind, length) for length in lengths), sum(lengths)),
-            self.ledger.load,
-            self.ledger.client_jobs[submission.client or frontend.uuid],
-            self._bounds,
-            expected_wait(model.queue, submission.lane, self.pool.tokens_per_s(name)),
-            submission.budget_ms / 1000,
-        )
-        if refusal is None:
-            return None
-        return Failure(number, -1, refusal.code, refusal.text, min(120_000, int(refusal.retry_after_s * 1000) + 1))
 
     def _admit(self, frontend: Frontend, submission: wire.Submission, frame: Frame, now: float) -> None:
         model = self.models[submission.model]
@@ -287,7 +252,7 @@ class Scheduler:
             model.info = msgspec.structs.replace(info, workers=0)
             model.unserved_since = None
         self._models_changed = True
-        self._welcome(peer, hello.number)
+        self._send(peer, views.welcome(self, hello.number))
 
     def _on_worker_heartbeat(self, worker: Worker, message: wire.WorkerHeartbeat, *_: Any) -> None:
         worker.grant(message.credit, message.seen)
@@ -325,9 +290,9 @@ class Scheduler:
             self._evict(worker, ErrorCode.DRAINING, "answered a batch in another shape", now)
             return
         worker.release(message.batch, now)
-        if not message.failures:
-            # What was refused has cost no inference: its tokens would make the worker look fast.
-            worker.learn(lease, sum(tokens), now)
+        failed = {failure.position for failure in message.failures}
+        # What was refused has cost no inference: its tokens would make the worker look fast.
+        worker.learn(lease, sum(count for position, count in enumerate(tokens) if position not in failed), now)
         worker.answered_batches += 1
         self.counters["batches_answered"] += 1
         self.counters["batch_us"] += int((now - lease.since) * 1e6)
@@ -344,7 +309,6 @@ class Scheduler:
         for failure in message.failures:
             if lease.jobs[failure.position].open:
                 self._fail_job(lease.jobs[failure.position], failure.code, failure.text, now)
-        failed = {failure.position for failure in message.failures}
         texts = [
             (tokens[position], job.bytes)
             for position, job in enumerate(lease.jobs)
@@ -403,24 +367,42 @@ class Scheduler:
     def _dispatch(self, now: float) -> None:
         waiting = [(model.queue.oldest(), name) for name, model in self.models.items() if model.queue]
         for _, name in sorted(waiting):
-            while self._dispatch_next(name, self.models[name].queue, now):
+            while self._dispatch_suspect(name, now) or self._dispatch_next(name, now):
                 pass
 
-    def _dispatch_next(self, name: str, queue: ModelQueue, now: float) -> bool:
+    def _dispatch_suspect(self, name: str, now: float) -> bool:
+        """Send a model's next suspect, if there is one and a worker is free for it."""
+        queue = self.models[name].queue
+        worker = self.pool.choose_for_suspect(name, self._busy()) if queue.suspected else None
+        if worker is None or worker.leases:
+            return False
+        self._lease(worker, name, queue.take_suspect(), now)
+        return True
+
+    def _dispatch_next(self, name: str, now: float) -> bool:
         """Send a model's next batch, if any may leave and a worker wants it."""
-        if queue.suspected:
-            idle = self.pool.choose_idle(name)
-            if idle:
-                self._lease(idle, name, queue.take_suspect(), now)
-            return idle is not None
+        queue, kept = self.models[name].queue, self._kept()
         for lane in queue.lanes(self.pool.batch_tokens(name)):
-            worker = self.pool.choose(name, lane, now)
+            worker = self.pool.choose(name, lane, now, kept)
             if worker:
                 # Workers that have none share what waits, rather than one taking it all.
                 share = math.ceil(queue.lane_tokens(lane) * self.pool.share(worker, name, lane))
                 self._lease(worker, name, queue.take(lane, min(worker.batch_tokens, share), now), now)
                 return True
         return False
+
+    def _busy(self) -> set[str]:
+        """Models with jobs that are no suspects."""
+        return {name for name, model in self.models.items() if model.queue.lanes(0)}
+
+    def _kept(self) -> list[Worker]:
+        """Workers that get nothing more until they are idle and take a suspect: one for each model that has any waiting
+        and none running."""
+        waiting = [name for name, model in self.models.items() if model.queue.suspected]
+        suspected = [name for name in waiting if not self.pool.tries_suspect(name)]
+        busy = self._busy() if suspected else set()
+        chosen = (self.pool.choose_for_suspect(name, busy) for name in suspected)
+        return [worker for worker in chosen if worker]
 
     def _lease(self, worker: Worker, model: str, jobs: list[Job], now: float) -> None:
         # A frontend's rows must be adjacent; the rest of the order is for whoever reads a log.
@@ -465,7 +447,8 @@ class Scheduler:
 
     def _fail_begun(self, model: Model, now: float) -> None:
         """Another revision takes over: what has vectors of the old one already must not get any of the new one."""
-        for job in model.queue.waiting():
+        on_trial = [job for job in self.on_trial() if job.model == model.info.name]
+        for job in [*model.queue.waiting(), *on_trial]:
             frontend = self.ledger.by_uuid[job.owner]
             request = frontend.requests.get(job.request)
             if request and len(request.jobs) < request.inputs:
@@ -488,19 +471,6 @@ class Scheduler:
 
     # --- output ------------------------------------------------------------------------------------------------------
 
-    def _welcome(self, peer: bytes, hello: int = 0) -> None:
-        limits = self.limits
-        welcome = wire.Welcome(
-            protocol=wire.PROTOCOL_MAX,
-            epoch=self.epoch,
-            heartbeat_ms=int(limits.heartbeat_s * 1000),
-            liveness_ms=int(limits.liveness_s * 1000),
-            lease_ms=int(limits.lease_s * 1000),
-            hello=hello,
-            max_wait_ms=min(2**32 - 1, int(limits.max_wait_s * 1000)),
-        )
-        self._send(peer, welcome)
-
     def _send(self, peer: bytes, message: Message, frames: Sequence[Frame] = ()) -> None:
         self._out.append(Send(peer, message, frames))
 
@@ -514,25 +484,6 @@ class Scheduler:
         if self._models_changed:
             self._models_changed = False
             for peer in self.ledger.by_peer:
-                self._send(peer, self.catalogue())
+                self._send(peer, views.catalogue(self))
         out, self._out = self._out, []
         return out
-
-    def catalogue(self) -> wire.Models:
-        """Every known model, as frontends are told."""
-        return wire.Models([self.pool.live_model(name) or model.info for name, model in self.models.items()])
-
-    def _stats(self) -> wire.Stats:
-        workers = [
-            wire.WorkerStats(
-                worker.name,
-                worker.device,
-                list(worker.models),
-                len(worker.leases),
-                worker.answered_batches,
-                worker.answered_jobs,
-            )
-            for worker in self.pool.workers.values()
-        ]
-        queued = sum(model.queue.jobs for model in self.models.values())
-        return wire.Stats(dict(self.counters), workers, self.ledger.jobs, queued)

@@ -15,6 +15,7 @@ import msgspec
 import zmq
 
 from broker import protocol as wire
+from broker import views
 from broker.config import Config
 from broker.errors import ErrorCode, RemoteProtocolError
 from broker.gate import Gate, GateError
@@ -183,7 +184,7 @@ class Service:
     def _probe(self, role: bytes) -> None:
         """Find the peers whose connection has ended. The event does not say whose: a send to each tells."""
         peers = self.scheduler.ledger.by_peer if role == FRONTEND else self.scheduler.pool.workers
-        sign = self.scheduler.catalogue() if role == FRONTEND else wire.Heartbeat()
+        sign = views.catalogue(self.scheduler) if role == FRONTEND else wire.Heartbeat()
         self._send([Send(peer, sign) for peer in list(peers)])
         known = self.scheduler.ledger.by_peer.keys() | self.scheduler.pool.workers.keys()
         self._keys = {peer: key for peer, key in self._keys.items() if peer in known}

@@ -36,7 +36,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--per-request", type=int, default=64, help="texts of a request of the overload (default: 64)")
     parser.add_argument("--rounds", type=int, default=3, help="overloads, each between two peaks (default: 3)")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each load (default: %(default)s)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.seconds <= FILLED_S:
+        parser.error(f"--seconds must be above {FILLED_S:.0f}: so long the queue takes to fill")
+    return options
 
 
 class Client:

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 import httpx
 import numpy as np
 
+from broker.pool import MAX_HELD
 from tests.fake_worker import DIMENSION, vector
 from tests.processes import Cluster, until
-from workers.session import SLOTS
 
 
 def body(*texts: str) -> dict[str, object]:
@@ -79,7 +79,7 @@ class Asker:
         """Give the only worker as many batches as it takes: one runs until the file `go` is there, the others wait
         behind it. By their texts."""
         held = {}
-        for number in range(SLOTS):
+        for number in range(MAX_HELD):
             text = f"next {number}" if number else "wait go"
             held[text] = await self.ask(text)
             await self._until_held(number + 1)

@@ -1,6 +1,6 @@
 """From a batch to its vectors, in threads: one tokenises, sorts and cuts, one per infer request runs the device.
 
-Interactive batches overtake bulk ones, between any two micro-batches. The broker sees to it that they are not too many.
+Interactive batches overtake bulk ones, between any two micro-batches, but not for ever.
 There is one infer request more than the device has streams, so that the next inference is already queued when one
 ends. Sockets belong to the service's thread; finished batches wait in `finished` and the service is woken by `wake`.
 """
@@ -51,8 +51,13 @@ MicroBatch = tuple[Work, list[int], list[Ids]]
 T = TypeVar("T")
 
 
+#: So many interactive items overtake a bulk one that came before them. The broker keeps the lanes' shares only while
+#: both wait there; what it has leased must come to its turn here, long before its lease is over.
+MAX_OVERTAKES = 32
+
+
 class Line(Generic[T]):
-    """A queue whose lanes go one before the other, and each in its order; its end comes last."""
+    """A queue in which interactive items overtake bulk ones, and none its own lane; its end comes last."""
 
     def __init__(self) -> None:
         self._queue: queue.PriorityQueue[tuple[float, int, T | None]] = queue.PriorityQueue()
@@ -60,7 +65,8 @@ class Line(Generic[T]):
 
     def put(self, lane: wire.Lane, item: T) -> None:
         """Wait in a lane."""
-        self._queue.put((lane, next(self._numbers), item))
+        number = next(self._numbers)
+        self._queue.put((number - (MAX_OVERTAKES if lane == wire.Lane.INTERACTIVE else 0), number, item))
 
     def end(self) -> None:
         """One `get` finds nothing more."""

@@ -66,6 +66,9 @@ class Session:
                 self._heartbeat_s = message.heartbeat_ms / 1000
                 self._liveness_s = message.liveness_ms / 1000
                 self._next_heartbeat = now + self._heartbeat_s
+                if self.draining:
+                    # This broker does not know it yet.
+                    return None, [wire.WorkerDrain(b"")]
             case wire.Who():
                 # One for each message that it did not expect: one hello answers them all.
                 return None, [] if self._greeting else [self.hello(now)]

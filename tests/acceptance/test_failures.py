@@ -44,6 +44,25 @@ def test_killed_idle_workers_are_seen_by_their_connections_and_not_by_their_sile
     assert broker.output.count("connection lost") == 12
 
 
+def test_frontend_that_reads_its_answers_is_never_refused_for_unread_ones(cluster: Cluster) -> None:
+    """However little it may have unread, and over a broker's death: it says what it has received."""
+    broker = cluster.broker("--max-unread-bytes", "20000")
+    cluster.worker()
+    cluster.frontend()
+    cluster.until_workers(1)
+
+    async def replace() -> None:
+        # 32 bytes a vector: many times what may be unread.
+        await awaited(lambda: cluster.count("jobs_answered") > 3000)
+        broker.signal(signal.SIGKILL)
+        await asyncio.to_thread(broker.wait)
+        cluster.broker("--max-unread-bytes", "20000")
+        await awaited(lambda: cluster.health().get("workers") == 1)
+        await awaited(lambda: cluster.count("jobs_answered") > 3000)
+
+    assert set(asyncio.run(load(cluster.url, 4, replace))) == {200}
+
+
 def test_one_callers_quota_is_not_anothers(cluster: Cluster) -> None:
     cluster.broker("--max-jobs", "8")
     cluster.worker()
@@ -207,7 +226,7 @@ def test_worker_that_hangs_does_not_hang_its_drain(cluster: Cluster) -> None:
 
 
 def test_batches_form_across_clients(cluster: Cluster) -> None:
-    cluster.all()
+    cluster.all(requests=1)
 
     async def ask() -> list[httpx.Response]:
         async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=65)) as client:

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 import httpx
 import pytest
 
+from broker.pool import MAX_HELD
 from tests.clients import Asker, awaited, body, load, right
 from tests.processes import Cluster, Program, free_port, until
-from workers.session import SLOTS
 
 
 def second_frontend(cluster: Cluster) -> tuple[Program, str]:
@@ -37,7 +37,7 @@ def test_jobs_of_a_killed_frontend_leave_the_queue(cluster: Cluster) -> None:
         async with httpx.AsyncClient(timeout=60) as client:
             asker = Asker(cluster, client)
             others = await asker.occupy()
-            lost = await asker.ask(*(f"lost {number}" for number in range(10)), url=url)
+            lost = await asker.ask(*(f"lost {number}" for number in range(8)), url=url)
             others["last"] = await asker.ask("last")
             frontend.signal(signal.SIGKILL)
             await awaited(lambda: cluster.number("queued_jobs") == 1)
@@ -47,8 +47,8 @@ def test_jobs_of_a_killed_frontend_leave_the_queue(cluster: Cluster) -> None:
             await check(others)
 
     asyncio.run(run())
-    assert cluster.count("jobs_cancelled") == 10
-    assert cluster.count("jobs_dispatched") == SLOTS + 1
+    assert cluster.count("jobs_cancelled") == 8
+    assert cluster.count("jobs_dispatched") == MAX_HELD + 1
     assert cluster.number("open_jobs") == 0
 
 
@@ -67,7 +67,7 @@ def test_jobs_of_a_client_that_goes_away_while_they_wait_are_never_dispatched(cl
             await check(others)
 
     asyncio.run(run())
-    assert cluster.count("jobs_dispatched") == SLOTS + 1
+    assert cluster.count("jobs_dispatched") == MAX_HELD + 1
 
 
 def test_jobs_whose_deadline_passes_while_they_wait_are_never_dispatched(cluster: Cluster) -> None:
@@ -86,7 +86,7 @@ def test_jobs_whose_deadline_passes_while_they_wait_are_never_dispatched(cluster
 
     asyncio.run(run())
     assert cluster.count("jobs_failed") == 2
-    assert cluster.count("jobs_dispatched") == SLOTS
+    assert cluster.count("jobs_dispatched") == MAX_HELD
 
 
 class Storm:
@@ -191,14 +191,14 @@ def test_body_that_comes_slowly_is_waited_for(cluster: Cluster) -> None:
     """Longer than the limit altogether, and never so long between two parts of it."""
     cluster.all()
     cluster.programs.pop().close()
-    cluster.frontend("--request-timeout-s", "1")
+    cluster.frontend("--request-timeout-s", "3")
     cluster.until_workers(1)
     content = json.dumps(body("slow")).encode()
 
     async def parts() -> AsyncIterator[bytes]:
         for at in range(0, len(content), 10):
             yield content[at : at + 10]
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.8)
 
     async def run() -> httpx.Response:
         async with httpx.AsyncClient(timeout=60) as client:

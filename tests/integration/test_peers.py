@@ -203,7 +203,7 @@ def test_frontend_that_does_not_read_costs_bounded_memory_and_nobody_else(cluste
         slow.submit(request, [f"{request} {number}" for number in range(40)])
 
     def answered() -> bool:
-        slow.send(wire.FrontendHeartbeat())
+        slow.send(wire.FrontendHeartbeat(0))
         return cluster.count("jobs_answered") == jobs
 
     until(answered, 60)

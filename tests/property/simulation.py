@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from broker import protocol as wire
+from broker import views
 from broker.errors import ErrorCode
 from broker.limits import Limits
 from broker.protocol import Frame, Message
@@ -227,7 +228,7 @@ class Broker:
         assert core
         sends = door(core)
         core.check()
-        models = core.catalogue().models
+        models = views.catalogue(core).models
         self.known_since = min(self.known_since, self.sim.now) if models else float("inf")
         if any(model.workers for model in models):
             self.last_served = self.sim.now

@@ -12,7 +12,7 @@ from broker.errors import ErrorCode
 from broker.protocol import Lane
 from tests.fake_worker import FakeBackend, Fakery, vector
 from workers.backend import Ids, Vectors
-from workers.pipeline import Pipeline, Work, cut
+from workers.pipeline import MAX_OVERTAKES, Line, Pipeline, Work, cut
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000), st.integers(1, 4))
@@ -110,6 +110,45 @@ def test_interactive_batch_overtakes_the_bulk_ones_that_have_not_begun() -> None
     texts = [bytes(work.frame).decode() for work in pipeline.finished]
     assert [text for text in texts if text != "urgent"] == ["first", "second", "third", "last"]
     assert texts.index("urgent") <= 1
+
+
+class SlowReader(FakeBackend):
+    """Tokenises nothing but its first batch before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(Fakery(requests=1))
+        self.go_on = threading.Event()
+        self.read: list[str] = []
+
+    def tokenise(self, texts: Sequence[str]) -> list[Ids]:
+        if self.read:
+            assert self.go_on.wait(10)
+        self.read += texts
+        return super().tokenise(texts)
+
+
+def test_interactive_batch_is_tokenised_before_bulk_ones() -> None:
+    backend, finished = SlowReader(), threading.Semaphore(0)
+    pipeline = Pipeline(backend, finished.release)
+    pipeline.start()
+    for text in ("first", "second", "third", "urgent"):
+        pipeline.submit(batch(text, lane=Lane.INTERACTIVE if text == "urgent" else Lane.BULK))
+    backend.go_on.set()
+    for _ in range(4):
+        assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert backend.read.index("urgent") < backend.read.index("third")
+
+
+def test_bulk_item_is_overtaken_so_often_and_no_more() -> None:
+    line: Line[str] = Line()
+    line.put(Lane.BULK, "bulk")
+    for number in range(2 * MAX_OVERTAKES):
+        line.put(Lane.INTERACTIVE, f"urgent {number}")
+    line.end()
+    order = list(iter(line.get, None))
+    assert order.index("bulk") in (MAX_OVERTAKES, MAX_OVERTAKES - 1)
+    assert [item for item in order if item != "bulk"] == [f"urgent {one}" for one in range(2 * MAX_OVERTAKES)]
 
 
 def test_token_ids_are_taken_as_they_are() -> None:

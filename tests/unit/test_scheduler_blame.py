@@ -9,8 +9,9 @@ from broker import protocol as wire
 from broker.blame import BLOCKED_S, MAX_BLOCKED, MAX_REMEMBERED, TRIAL_S, Blame
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.limits import Limits
-from broker.protocol import Lane
-from tests.core import Core, vector
+from broker.pool import MAX_SUSPECTS
+from broker.protocol import Lane, ModelInfo
+from tests.core import DIMENSION, Core, vector
 
 
 def test_jobs_that_saw_a_worker_die_run_alone_and_the_culprit_is_poison(core: Core) -> None:
@@ -185,6 +186,71 @@ def test_suspect_waits_until_a_worker_is_idle() -> None:
     assert core.batches() == []
     core.answer(busy, credit=4)
     assert [texts for _, _, texts in core.batches()] == [["a"]]
+
+
+def many_suspects(core: Core, number: int) -> None:
+    """A batch of so many jobs was in a worker that died."""
+    core.worker(b"W9", credit=4, batch_tokens=10**6)
+    core.submit(1, [f"s{one}" for one in range(number)], budget_ms=1_000_000)
+    core.batches()
+    core.lost(b"W9")
+
+
+def served(core: Core, batches: int) -> list[str]:
+    """The first text of each of the next batches, each answered before the next is looked for."""
+    first: list[str] = []
+    while len(first) < batches:
+        for batch in core.batches():
+            first.append(batch[2][0])
+            core.now += 0.001
+            core.answer(batch, credit=4)
+    return first
+
+
+def test_suspects_leave_time_for_others() -> None:
+    core = Core(Limits(liveness_s=1000))
+    core.frontend()
+    many_suspects(core, 100)
+    core.submit(2, ["other"], budget_ms=1_000_000)
+    core.worker(credit=4)
+    first = served(core, 100)
+    assert "other" in first[: MAX_SUSPECTS + 2]
+
+
+def test_one_models_suspects_and_anothers_jobs_share_a_worker() -> None:
+    core = Core(Limits(liveness_s=1000))
+    core.frontend()
+    many_suspects(core, 30)
+    models = [ModelInfo("m", "r", DIMENSION, 100), ModelInfo("n", "r", DIMENSION, 100)]
+    core.handle(b"W1", wire.WorkerHello(1, 1, "", b"1" * 16, 1, "h", 1, "CPU", models, 10, 1000, 4))
+    core.submit(2, ["n" * 30] * 60, model="n", lane=Lane.BULK, budget_ms=1_000_000)
+    first = served(core, 60)
+    suspects = [text for text in first if text.startswith("s")]
+    assert len(suspects) == 30
+    assert first[: MAX_SUSPECTS + 3].count("n" * 30) >= 1
+
+
+def test_suspects_take_one_busy_worker_and_leave_the_others() -> None:
+    core = Core(Limits(liveness_s=1000))
+    core.frontend()
+    core.worker(b"W9", credit=1)
+    core.submit(1, ["s1", "s2"], budget_ms=1_000_000)
+    core.batches()
+    for peer in (b"W1", b"W2"):
+        core.worker(peer, credit=4, batch_tokens=10)
+    core.submit(2, ["x" * 30] * 100, lane=Lane.BULK, budget_ms=1_000_000)
+    core.tick(1.0)
+    held = core.batches()
+    core.lost(b"W9")
+    (kept,) = core.scheduler._kept()
+    for batch in [one for one in held if one[0] == kept.peer]:
+        assert core.batches(kept.peer) == []
+        core.answer(batch, credit=4)
+    assert [texts for _, _, texts in core.batches(kept.peer)] == [["s1"]]
+    other = next(one for one in held if one[0] != kept.peer)
+    core.answer(other, credit=4)
+    core.tick(1.0)
+    assert {(peer, texts[0][0]) for peer, _, texts in core.batches()} == {(other[0], "x")}
 
 
 def test_leaving_worker_blames_nobody(core: Core) -> None:

@@ -8,7 +8,7 @@ import pytest
 from broker import protocol as wire
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.limits import Limits
-from broker.protocol import ModelInfo
+from broker.protocol import Lane, ModelInfo
 from broker.scheduler import FORGET_MODEL_S
 from tests.core import DIMENSION, Core, vector
 
@@ -93,6 +93,23 @@ def test_heartbeats_keep_a_worker_until_its_lease_ends() -> None:
     core.tick(1)
     ((_, goodbye, _),) = core.take(wire.Goodbye)
     assert goodbye.code == ErrorCode.LEASE_EXPIRED
+
+
+@pytest.mark.parametrize("stuck", list(Lane))
+def test_batch_that_hangs_beside_another_lanes_batches_is_found(stuck: Lane) -> None:
+    core = Core(Limits(lease_s=10, liveness_s=1000))
+    core.frontend()
+    core.worker(credit=4)
+    core.submit(1, ["stuck"], lane=stuck)
+    core.batches()
+    (other,) = [lane for lane in Lane if lane != stuck]
+    for request in range(2, 12):
+        core.submit(request, ["a"], lane=other)
+        core.tick(0.9)
+        core.answer(*core.batches(), credit=3)
+    core.submit(99, ["a"], lane=other)
+    core.tick(1.1)
+    assert [message.code for _, message, _ in core.take(wire.Goodbye)] == [ErrorCode.LEASE_EXPIRED]
 
 
 def test_lease_of_a_stuck_batch_is_not_renewed_by_other_batches_answers() -> None:
