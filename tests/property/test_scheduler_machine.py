@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -409,6 +410,7 @@ class Machine(RuleBasedStateMachine):
             self.seen.update(self.core.scheduler.counters)
 
 
+@pytest.mark.timeout(900)
 def test_whatever_peers_do_each_admitted_job_is_answered_once() -> None:
     """And much of each thing did happen."""
     Machine.seen.clear()
