@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
-from broker.protocol import Failure, Lane
-from broker.queues import ModelQueue
+from broker.protocol import Failure
 
 if TYPE_CHECKING:
     from broker.ledger import Frontend
@@ -70,12 +69,18 @@ def refusal_of(scheduler: Scheduler, frontend: Frontend, asked: wire.Submission,
         return no(ErrorCode.INVALID_INPUT, "the request has no input")
     if asked.kind == wire.Kind.TOKENS and any(length % 4 for length in lengths):
         return no(ErrorCode.INVALID_INPUT, "token ids are 4 bytes each")
+    client = asked.client or frontend.uuid
+    load = Load(len(lengths), sum(model.tokens(asked.kind, length) for length in lengths), sum(lengths))
+    if load.jobs > limits.max_jobs or load.tokens > limits.max_tokens or load.bytes > limits.max_bytes:
+        return no(ErrorCode.INVALID_INPUT, "the request is larger than all that may be open at once")
+    ahead = model.queue.tokens_ahead(asked.lane, client, load.tokens)
+    ahead += scheduler.pool.leased_tokens(asked.model, asked.lane)
     refusal = refuse(
-        Load(len(lengths), sum(model.tokens(asked.kind, length) for length in lengths), sum(lengths)),
+        load,
         scheduler.ledger.load,
-        scheduler.ledger.client_jobs[asked.client or frontend.uuid],
+        scheduler.ledger.client_jobs[client],
         bounds(limits),
-        expected_wait(model.queue, asked.lane, scheduler.pool.tokens_per_s(asked.model)),
+        expected_wait(ahead, scheduler.pool.tokens_per_s(asked.model)),
         asked.budget_ms / 1000,
     )
     return refusal and no(refusal.code, refusal.text, refusal.retry_after_s + 0.001)
@@ -109,8 +114,6 @@ def refuse(
     return None
 
 
-def expected_wait(queue: ModelQueue, lane: Lane, tokens_per_s: float) -> float | None:
-    """Seconds until a job that comes now would be dispatched; None when nothing serves the model."""
-    if tokens_per_s <= 0:
-        return None
-    return queue.tokens_ahead(lane) / tokens_per_s
+def expected_wait(tokens_ahead: int, tokens_per_s: float) -> float | None:
+    """Seconds until a job runs that so many tokens are ahead of; None when nothing serves the model."""
+    return tokens_ahead / tokens_per_s if tokens_per_s > 0 else None

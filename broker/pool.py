@@ -181,6 +181,11 @@ class Pool:
         """What all workers of a model do together."""
         return sum(worker.speed.tokens_per_s for worker in self._taking(model))
 
+    def leased_tokens(self, model: str, lane: Lane) -> int:
+        """Tokens that workers hold and run before what comes into a lane now."""
+        leases = [lease for worker in self._taking(model) for lease in worker.leases.values()]
+        return sum(lease.tokens for lease in leases if lease.lane <= lane)
+
     def batch_tokens(self, model: str) -> int:
         """The largest batch that a worker of a model wants."""
         return max((worker.batch_tokens for worker in self._taking(model)), default=0)

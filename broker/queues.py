@@ -9,7 +9,7 @@ with the oldest job goes first, and jobs of similar length follow it. Pure.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
 from broker.protocol import Frame, Kind, Lane
@@ -165,8 +165,9 @@ class LaneQueue:
         self._clients: dict[str | bytes, ClientQueue] = {}
         #: Clients with jobs, the one whose turn it is first.
         self._turns: deque[str | bytes] = deque()
-        #: What waits, as the model's queue counts it.
+        #: What waits, as the model's queue counts it, and how many tokens of each client that has any.
         self.jobs = self.tokens = 0
+        self.client_tokens: Counter[str | bytes] = Counter()
         #: Tokens that have left, by the lane's weight.
         self.served = 0.0
 
@@ -298,10 +299,13 @@ class ModelQueue:
             return self._suspects[0].arrived
         return min((lane.oldest() for lane in self._lanes.values()), default=math.inf)
 
-    def tokens_ahead(self, lane: Lane) -> int:
-        """Tokens that leave before a job that comes into the lane now: its lane's, and the other's share meanwhile."""
-        mine = self._lanes[lane].tokens
-        return min(self.tokens, int(mine * sum(WEIGHTS.values()) / WEIGHTS[lane]))
+    def tokens_ahead(self, lane: Lane, client: str | bytes, asked: int) -> int:
+        """Tokens that leave before the last of a client's request for so many that comes into the lane now: its own,
+        as many of each other client, for they take turns, and the other lane's share meanwhile."""
+        held = self._lanes[lane].client_tokens
+        own = held[client] + asked
+        before = sum(min(tokens, own) for other, tokens in held.items() if other != client) + held[client]
+        return min(self.tokens, int(before * sum(WEIGHTS.values()) / WEIGHTS[lane]))
 
     def waiting(self) -> list[Job]:
         """All jobs that wait."""
@@ -327,6 +331,9 @@ class ModelQueue:
             lane = self._lanes[job.lane]
             lane.jobs += by
             lane.tokens += by * job.tokens
+            lane.client_tokens[job.client] += by * job.tokens
+            if not lane.client_tokens[job.client]:
+                del lane.client_tokens[job.client]
 
     def _rebuild(self) -> None:
         """Only the jobs that still wait, and the lanes as far as they have come."""

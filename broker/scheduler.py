@@ -330,7 +330,8 @@ class Scheduler:
                 lease.jobs = self._blame.crashed(worker, lease, now)
             self._requeue(lease)
         if tell:
-            self._send(worker.peer, wire.Goodbye(code, reason))
+            text = f"{worker.name}: {reason}, {len(worker.leases)} batches go back"
+            self._send(worker.peer, wire.Goodbye(code, text))
         self._note_unserved(worker, now)
 
     def _note_unserved(self, worker: Worker, now: float) -> None:

@@ -54,7 +54,7 @@ class BrokerClient:
         #: Bytes of vectors since its welcome.
         self._received = 0
         self._heartbeat_s, self._liveness_s = 0.25, 3.5
-        self._last_heard = self._welcomed_at = time.monotonic()
+        self._last_heard = self._welcomed_at = self._away_since = time.monotonic()
         #: Set and replaced whenever the connection or the models change.
         self._changed = asyncio.Event()
         self._stats_answered = asyncio.Event()
@@ -81,7 +81,7 @@ class BrokerClient:
         deadline = time.monotonic() + terms.deadline_s
         await self._wait_for_model(model)
         lane = self._lane(inputs) if terms.lane is None else terms.lane
-        wait_s = self._door.refuses(model, lane, deadline - time.monotonic(), time.monotonic())
+        wait_s = self._door.refuses(model, lane, terms.client, deadline - time.monotonic(), time.monotonic())
         if wait_s:
             text = f"the queue is {wait_s:.0f} s long"
             raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
@@ -223,7 +223,7 @@ class BrokerClient:
         """The broker is gone: nothing is lost, for what is unanswered will be sent to the next one."""
         if self.connected:
             log.warning("the broker at %s is away; %d requests wait for it", self._config.broker, len(self._table))
-            self._last_heard = time.monotonic()
+            self._away_since = time.monotonic()
         self._epoch = None
         self.models, self.stats = {}, None
         self._notify()
@@ -236,7 +236,7 @@ class BrokerClient:
             self._send(wire.FrontendHeartbeat(self._received))
         else:
             self._hello()
-            if now >= self._last_heard + self._config.broker_grace_s:
+            if now >= self._away_since + self._config.broker_grace_s:
                 self._give_up()
         if self.connected and now >= self._settled_at:
             self._give_up()

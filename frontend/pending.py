@@ -14,6 +14,8 @@ from broker.protocol import Frame, Kind, Lane
 REPLACED = "the model was replaced while the request ran"
 #: How long the wait that the broker told is taken to be the same, in seconds.
 NOTED_S = 0.1
+#: Clients whose wait is remembered at most.
+MAX_NOTED = 1000
 
 
 class Pending:
@@ -51,17 +53,19 @@ class Door:
 
     def __init__(self) -> None:
         self.max_wait_s = math.inf
-        self._waits: dict[tuple[str, Lane], tuple[float, float]] = {}
+        self._waits: dict[tuple[str, Lane, str], tuple[float, float]] = {}
 
     def note(self, pending: Pending, now: float) -> None:
         """The broker has answered a request."""
         if pending.failure and pending.failure.code == ErrorCode.OVERLOADED:
-            key = (pending.model, pending.submission.lane)
+            if len(self._waits) > MAX_NOTED:
+                self._waits.clear()
+            key = (pending.model, pending.submission.lane, pending.submission.client)
             self._waits[key] = (now + NOTED_S, pending.failure.retry_after_ms / 1000)
 
-    def refuses(self, model: str, lane: Lane, budget_s: float, now: float) -> float | None:
+    def refuses(self, model: str, lane: Lane, client: str, budget_s: float, now: float) -> float | None:
         """The wait in seconds for which the broker would refuse such a request; None: it must be asked."""
-        until, wait_s = self._waits.get((model, lane), (now, 0.0))
+        until, wait_s = self._waits.get((model, lane, client), (now, 0.0))
         return wait_s if now < until and wait_s > min(self.max_wait_s, budget_s) else None
 
 

@@ -101,6 +101,8 @@ def share_port(number: int, listening: socket.socket, arguments: Sequence[str], 
         for child in children:
             child.keep(time.monotonic())
         signal.sigtimedwait({signal.SIGCHLD}, 0.5)
+    # Who connects from now on is refused, instead of waiting for a process that is not there.
+    listening.close()
     for child in children:
         child.terminate()
     until = time.monotonic() + drain_s

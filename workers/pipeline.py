@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 #: So many interactive items overtake a bulk one that came before them. The broker keeps the lanes' shares only while
 #: both wait there; what it has leased must come to its turn here, long before its lease is over.
-MAX_OVERTAKES = 32
+MAX_OVERTAKES = 16
 
 
 class Line(Generic[T]):
@@ -116,7 +116,7 @@ class Pipeline:
             try:
                 accepted = self._read(work)
             except Exception as error:  # whatever a tokenizer raises: the batch fails, and is then run job by job
-                work.error = f"tokenizer: {error}"
+                work.error = f"tokenizer: {error!r}"
                 self._finish(work)
                 continue
             work.vectors = np.empty((len(accepted), self._backend.dimension), np.float32)
@@ -165,7 +165,7 @@ class Pipeline:
                 if not np.isfinite(work.vectors[rows]).all():
                     error = "the device gave a vector that is not finite"
             except Exception as caught:  # whatever a device plugin raises fails the batch, not the worker
-                error = f"device: {caught}"
+                error = f"device: {caught!r}"
                 # Unless the device fails on what it could do before: then this thread dies, and the worker with it.
                 self._backend.check(number)
             if work.done(time.monotonic() - started, error):

@@ -2,6 +2,7 @@
 
 import random
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -82,6 +83,23 @@ def test_key_taken_off_the_list_is_not_served_any_more(cluster: Cluster, endpoin
     cluster.worker("--broker", endpoints["worker"], "--keys", str(added.path.parent))
     cluster.until_workers(1)
     assert httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "fake", "input": "a"}).status_code == 200
+
+
+def test_requests_of_a_frontend_whose_key_is_taken_off_the_list_end_soon(
+    cluster: Cluster, endpoints: dict[str, str], keys: Path
+) -> None:
+    broker = cluster.programs[0]
+    cluster.worker("--broker", endpoints["worker"], "--keys", str(keys / "worker"))
+    flags = ("--broker", endpoints["frontend"], "--keys", str(keys / "frontend"), "--broker-grace-s", "0.5")
+    cluster.frontend(*flags)
+    cluster.until_workers(1)
+    with ThreadPoolExecutor() as threads:
+        body = {"model": "fake", "input": "wait never"}
+        asked = threads.submit(httpx.post, f"{cluster.url}/v1/embeddings", json=body, timeout=60)
+        until(lambda: cluster.number("open_jobs") == 1)
+        (keys / "broker" / "frontends" / "frontend.key").unlink()
+        broker.signal(signal.SIGHUP)
+        assert asked.result(30).status_code == 503
 
 
 def test_open_door_is_not_served_behind(tmp_path: Path, keys: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from broker import protocol as wire
 from broker.errors import ErrorCode
 from broker.protocol import Kind, Lane
-from frontend.pending import NOTED_S, Door, Pending, Table
+from frontend.pending import MAX_NOTED, NOTED_S, Door, Pending, Table
 
 
 @pytest.fixture
@@ -96,12 +96,13 @@ def refused(table: Table, code: ErrorCode, wait_s: float) -> Pending:
 def test_flood_is_refused_for_the_wait_that_the_broker_has_just_told(table: Table) -> None:
     door = Door()
     door.max_wait_s = 30.0
-    assert door.refuses("m", Lane.INTERACTIVE, 60.0, 100.0) is None
+    assert door.refuses("m", Lane.INTERACTIVE, "", 60.0, 100.0) is None
     door.note(refused(table, ErrorCode.OVERLOADED, 31.0), 100.0)
-    assert door.refuses("m", Lane.INTERACTIVE, 60.0, 100.0) == 31.0
-    assert door.refuses("m", Lane.BULK, 60.0, 100.0) is None
-    assert door.refuses("n", Lane.INTERACTIVE, 60.0, 100.0) is None
-    assert door.refuses("m", Lane.INTERACTIVE, 60.0, 100.0 + NOTED_S) is None
+    assert door.refuses("m", Lane.INTERACTIVE, "", 60.0, 100.0) == 31.0
+    assert door.refuses("m", Lane.BULK, "", 60.0, 100.0) is None
+    assert door.refuses("m", Lane.INTERACTIVE, "another", 60.0, 100.0) is None
+    assert door.refuses("n", Lane.INTERACTIVE, "", 60.0, 100.0) is None
+    assert door.refuses("m", Lane.INTERACTIVE, "", 60.0, 100.0 + NOTED_S) is None
 
 
 def test_one_requests_own_reason_shuts_the_door_to_no_other(table: Table) -> None:
@@ -109,9 +110,18 @@ def test_one_requests_own_reason_shuts_the_door_to_no_other(table: Table) -> Non
     door = Door()
     door.max_wait_s = 30.0
     door.note(refused(table, ErrorCode.OVERLOADED, 2.0), 100.0)
-    assert door.refuses("m", Lane.INTERACTIVE, 60.0, 100.0) is None
-    assert door.refuses("m", Lane.INTERACTIVE, 1.0, 100.0) == 2.0
+    assert door.refuses("m", Lane.INTERACTIVE, "", 60.0, 100.0) is None
+    assert door.refuses("m", Lane.INTERACTIVE, "", 1.0, 100.0) == 2.0
     for code in (ErrorCode.QUOTA, ErrorCode.TOO_LONG):
         other = Door()
         other.note(refused(table, code, 99.0), 100.0)
-        assert other.refuses("m", Lane.INTERACTIVE, 1.0, 100.0) is None
+        assert other.refuses("m", Lane.INTERACTIVE, "", 1.0, 100.0) is None
+
+
+def test_remembered_waits_are_bounded(table: Table) -> None:
+    door = Door()
+    for number in range(3 * MAX_NOTED):
+        pending = table.add("m", Kind.TEXT, [b"a"], lane=Lane.BULK, client=str(number), deadline=10.0)
+        table.failed([wire.Failure(pending.number, -1, ErrorCode.OVERLOADED, "no", 1000)])
+        door.note(pending, 100.0)
+    assert len(door._waits) <= MAX_NOTED + 1

@@ -137,7 +137,7 @@ def test_discarded_jobs_are_passed_over() -> None:
     assert take(waiting, 100, 2.0) == [second]
     assert not waiting.suspected
     assert waiting.lanes(100) == []
-    assert (waiting.jobs, waiting.tokens, waiting.tokens_ahead(Lane.BULK)) == (0, 0, 0)
+    assert (waiting.jobs, waiting.tokens, waiting.tokens_ahead(Lane.BULK, "a", 1)) == (0, 0, 0)
 
 
 def test_discarded_jobs_are_let_go_before_there_are_too_many() -> None:
@@ -158,5 +158,12 @@ def test_discarded_jobs_are_let_go_before_there_are_too_many() -> None:
 
 def test_tokens_ahead_of_a_job_are_its_lanes_and_the_others_share() -> None:
     waiting = queue(job(400, lane=Lane.INTERACTIVE), *(job(1000, lane=Lane.BULK) for _ in range(10)))
-    assert waiting.tokens_ahead(Lane.INTERACTIVE) == 500
-    assert waiting.tokens_ahead(Lane.BULK) == 10_400
+    assert waiting.tokens_ahead(Lane.INTERACTIVE, "a", 10) == 500
+    assert waiting.tokens_ahead(Lane.BULK, "a", 10) == 10_400
+
+
+def test_tokens_ahead_of_another_client_are_no_more_than_its_own_turns_let_leave() -> None:
+    waiting = queue(*(job(100) for _ in range(100)), *(job(10, client="few") for _ in range(3)))
+    assert waiting.tokens_ahead(Lane.BULK, "new", 20) == 5 * (20 + 20)
+    assert waiting.tokens_ahead(Lane.BULK, "few", 20) == 5 * (50 + 30)
+    assert waiting.tokens_ahead(Lane.BULK, "a", 20) == waiting.tokens

@@ -3,6 +3,7 @@
 The pure scheduler: messages and time in, messages out. Every step checks all invariants (see tests/core.py).
 """
 
+import msgspec
 import pytest
 
 from broker import protocol as wire
@@ -30,14 +31,36 @@ def test_token_ids_of_odd_size_are_refused(core: Core) -> None:
 
 @pytest.mark.parametrize("limits", [Limits(max_jobs=2), Limits(max_bytes=5)])
 def test_request_above_the_bounds_is_refused_whole(limits: Limits) -> None:
+    core = Core(msgspec.structs.replace(limits, max_client_share=1.0))
+    core.worker()
+    core.submit(1, ["aa"], core.frontend(b"F2"))
+    core.frontend()
+    core.submit(2, ["bb", "cc"])
+    assert core.failures() == [(2, -1, ErrorCode.OVERLOADED)]
+    assert core.scheduler.ledger.jobs == 1
+    core.submit(3, ["bb"])
+    assert core.failures() == []
+
+
+@pytest.mark.parametrize("limits", [Limits(max_jobs=2), Limits(max_bytes=5), Limits(max_tokens=5)])
+def test_request_that_can_never_be_admitted_is_told_so(limits: Limits) -> None:
     core = Core(limits)
     core.frontend()
     core.worker()
     core.submit(1, ["aa", "bb", "cc"])
-    assert core.failures() == [(1, -1, ErrorCode.OVERLOADED)]
-    assert core.scheduler.ledger.jobs == 0
-    core.submit(2, ["aa", "bb"])
-    assert core.failures() == []
+    assert core.failures() == [(1, -1, ErrorCode.INVALID_INPUT)]
+
+
+def test_one_clients_flood_makes_no_other_wait_longer_than_its_turns() -> None:
+    core = Core(Limits(max_wait_s=2))
+    core.frontend()
+    core.worker(tokens_per_s=100)
+    for request in range(50):
+        core.submit(request, ["x" * 100] * 5)
+    assert {code for _, _, code in core.failures()} == {ErrorCode.OVERLOADED}
+    core.frontend(b"F2")
+    core.submit(1, ["y"], b"F2")
+    assert core.failures(b"F2") == []
 
 
 def test_draining_broker_refuses_and_still_answers(core: Core) -> None:

@@ -104,3 +104,10 @@ def test_what_was_meant_for_an_earlier_hello_is_ignored(session: Session) -> Non
     assert session.handle(BATCH, 1.6) == (None, [])
     session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, 3), 1.7)
     assert session.handle(BATCH, 1.7) == (BATCH, [])
+
+
+def test_broker_that_meets_a_draining_worker_is_told_so(session: Session) -> None:
+    session.drain()
+    session.hello(1.0)
+    batch, replies = session.handle(wire.Welcome(1, 8, 1000, 3500, 20_000, 2), 1.0)
+    assert (batch, replies) == (None, [wire.WorkerDrain(b"")])

@@ -4,10 +4,7 @@ import pytest
 
 from broker.admission import UNKNOWN_WAIT_S, Bounds, Load, expected_wait, refuse
 from broker.errors import ErrorCode
-from broker.protocol import Lane
-from broker.queues import ModelQueue
 from broker.speed import PRIOR_FIXED_S, Speed
-from tests.unit.test_queues import job
 
 
 def test_worker_is_believed_until_it_is_known() -> None:
@@ -78,8 +75,5 @@ def test_jobs_above_the_bound_are_refused() -> None:
 
 
 def test_expected_wait_is_what_is_ahead_by_the_rate() -> None:
-    queue = ModelQueue()
-    queue.push(job(500))
-    assert expected_wait(queue, Lane.BULK, 100.0) == 5.0
-    assert expected_wait(queue, Lane.INTERACTIVE, 100.0) == 0.0
-    assert expected_wait(queue, Lane.BULK, 0.0) is None
+    assert expected_wait(500, 100.0) == 5.0
+    assert expected_wait(500, 0.0) is None

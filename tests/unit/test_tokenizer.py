@@ -12,12 +12,14 @@ from typing import Any
 import openvino as ov
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.test_model_folder import tokenizer, write_folder, write_json
 from workers.models import ModelError
 from workers.models.folder import read_folder
 from workers.models.tokenizers import compile_charsmap, convert_tokenizer
-from workers.tokenizer import Tokenizer
+from workers.tokenizer import GROUP_CHARACTERS, Tokenizer, groups
 
 #: Letters that a vocabulary must have for a difference between two of them to be seen.
 LETTERS = "abcdefghijxzABJXZéßſςσΣµμϕφϵεкиіІщЩאבגعغกขคあいアイㅏ中国々〇가각각µ²½ªºﬁ①Ωωå€“—…¿!#,.'"
@@ -112,6 +114,36 @@ def test_a_very_long_text_does_not_pad_its_neighbours(both: tuple[Tokenizer, Any
     ids = both[0].encode(["a", "hello " * 100_000, *["b"] * 62])
     assert [len(one) for one in ids] == [3, 100_002, *[3] * 62]
     assert all(one.base is None for one in ids)  # none of them keeps the whole batch alive
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\0", "\n\t"])
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_texts_that_are_all_blank_have_a_row_each(both: tuple[Tokenizer, Any], blank: str, number: int) -> None:
+    alone = both[0].encode([blank, "a"])[0].tolist()
+    assert [ids.tolist() for ids in both[0].encode([blank] * number)] == [alone] * number
+
+
+@given(st.lists(st.integers(0, 3 * GROUP_CHARACTERS // 2), max_size=30) | st.lists(st.integers(0, 9), max_size=300))
+def test_groups_are_the_texts_in_their_order_and_not_too_large(lengths: list[int]) -> None:
+    texts = [Long(length) for length in lengths]
+    made = list(groups(texts)) if texts else []
+    assert [text for group in made for text in group] == texts
+    for group in made:
+        assert len(group) == 1 or max(map(len, group)) * len(group) <= GROUP_CHARACTERS
+
+
+class Long(str):
+    """A text that says it is so long."""
+
+    length: int
+
+    def __new__(cls, length: int) -> "Long":
+        text = super().__new__(cls, length)
+        text.length = length
+        return text
+
+    def __len__(self) -> int:
+        return self.length
 
 
 def test_the_interpreter_is_free_while_a_text_is_encoded(both: tuple[Tokenizer, Any]) -> None:
