@@ -233,7 +233,9 @@ class Broker:
         if any(model.workers for model in models):
             self.last_served = self.sim.now
         for peer, message, frames in sends:
-            self._watch(peer, message, frames, held + core.ledger.jobs)
+            # A worker may be busy with what nobody waits for any more.
+            leases = sum(len(worker.leases) for worker in core.pool.workers.values())
+            self._watch(peer, message, frames, held + core.ledger.jobs + leases)
             if peer in self.links:
                 self.links[peer].carry(False, message, frames)
         for gone in {send.peer: None for send in sends if send.peer not in self.links}:
