@@ -136,11 +136,11 @@ class Pool:
         Who holds some is given the next batch just in time, not early: what waits in the broker can still grow, be
         overtaken or cancelled, or go to whichever worker is free first. None of those `kept` for suspects.
         """
-        fitting = [worker for worker in self._fitting(model) if worker not in kept]
-        free = [worker for worker in fitting if not worker.held(lane)]
+        taking_more = self._taking_more(model, lane, kept)
+        free = [worker for worker in taking_more if not worker.held(lane)]
         if free:
             return max(free, key=lambda worker: (not worker.leases, worker.speed.tokens_per_s))
-        due = [worker for worker in fitting if len(worker.held(lane)) < MAX_HELD and now >= worker.wants_next(lane)]
+        due = [worker for worker in taking_more if now >= worker.wants_next(lane)]
         return min(due, key=lambda worker: worker.wants_next(lane), default=None)
 
     def choose_for_suspect(self, model: str, busy: Container[str]) -> Worker | None:
@@ -165,12 +165,7 @@ class Pool:
     def next_dispatch(self, model: str, lanes: Sequence[Lane], kept: Container[Worker]) -> float | None:
         """When a worker, but for those `kept`, wants the next batch of one of these lanes of a model. All of them have
         jobs, so every worker that may have more holds some of each already."""
-        times = (
-            worker.wants_next(lane)
-            for worker in self._fitting(model)
-            for lane in lanes
-            if worker not in kept and len(worker.held(lane)) < MAX_HELD
-        )
+        times = (worker.wants_next(lane) for lane in lanes for worker in self._taking_more(model, lane, kept))
         return min(times, default=None)
 
     def idle(self, model: str) -> int:
@@ -195,6 +190,10 @@ class Pool:
 
     def _fitting(self, model: str) -> list[Worker]:
         return [worker for worker in self._taking(model) if worker.available]
+
+    def _taking_more(self, model: str, lane: Lane, kept: Container[Worker]) -> list[Worker]:
+        """Whom `choose` may choose, and for whom `next_dispatch` must wake."""
+        return [worker for worker in self._fitting(model) if worker not in kept and len(worker.held(lane)) < MAX_HELD]
 
     def revision(self, name: str) -> str | None:
         """The one revision of a model that all connected workers have, those that drain included."""

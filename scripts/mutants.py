@@ -63,7 +63,7 @@ BUGS = [
     Bug("no worker is kept for a suspect", "scheduler.py", "chosen = (self.pool.choose_for_suspect(name, busy) for name in suspected)", "chosen: list[Worker | None] = []"),
     Bug("all workers are kept for suspects", "scheduler.py", "if not self.pool.tries_suspect(name)]", "]"),
     Bug("suspects leave no time for others", "pool.py", "if worker.suspects < MAX_SUSPECTS or not any(name in busy for name in worker.models)", "if True"),
-    Bug("a late worker is given ever more", "pool.py", "if len(worker.held(lane)) < MAX_HELD and now >=", "if now >="),
+    Bug("a late worker is given ever more", "pool.py", " and len(worker.held(lane)) < MAX_HELD]", "]"),
     Bug("only one lane's batch can hang", "pool.py", "if any(now >= lease.since + self.lease_s for lease in worker.running())", "if any(now >= lease.since + self.lease_s for lease in worker.running()[:1])"),
     Bug("a lane of the other batch is told", "scheduler.py", "lane = jobs[0].lane", "lane = wire.Lane.BULK"),
     Bug("interactive jobs wait behind bulk batches", "pool.py", "[lease for lease in self.leases.values() if lease.lane == lane]", "list(self.leases.values())"),
