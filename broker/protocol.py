@@ -51,6 +51,7 @@ ROUTER_OPTIONS = SOCKET_OPTIONS | {"ROUTER_MANDATORY": 1}
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the wire is little-endian and so must be the machine")
 
+U8 = Annotated[int, msgspec.Meta(ge=0, lt=2**8)]
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 U63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, msgspec.Meta(max_length=512)]
@@ -76,6 +77,28 @@ class Kind(enum.IntEnum):
 
     TEXT = 0
     TOKENS = 1
+
+
+class Option(enum.IntFlag):
+    """What a job wants, as bits of a byte. None: the vector as the model makes it, and no input that is too long."""
+
+    #: Cut an input that is too long at its end, or at its start.
+    TRUNCATE_END = 1
+    TRUNCATE_START = 2
+    #: The vector as it is before normalisation.
+    RAW = 4
+    #: Token ids, u32 each, instead of a vector, of whatever length.
+    TOKENISE = 8
+
+
+class State(enum.IntEnum):
+    """How a model is doing, over all workers: the best that any of them has of it."""
+
+    AVAILABLE = 0
+    LOADING = 1
+    FAILED = 2
+    UNLOADING = 3
+    END = 4
 
 
 def pack_u32(values: Iterable[int]) -> bytes:
@@ -111,6 +134,16 @@ def split(frame: Frame, lengths: Sequence[int]) -> list[memoryview]:
     return [view[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def _rows_size(rows: int, dimension: int, sizes: bytes) -> int:
+    """Bytes of a frame of rows, whose sizes are told where not all are vectors."""
+    if not sizes:
+        return rows * dimension * 4
+    each = unpack_u32(sizes)
+    if len(each) != rows:
+        raise RemoteProtocolError("columns of different lengths")
+    return sum(each)
+
+
 class Message(msgspec.Struct, array_like=True, gc=False):
     """Base of all: says which raw frames must follow the header."""
 
@@ -135,6 +168,13 @@ class FrontendHello(Message, tag=1):
     pid: int
 
 
+class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """Where jobs come from, for logs: the HTTP request's id, and its W3C traceparent, empty without one."""
+
+    request_id: Name = ""
+    traceparent: Name = ""
+
+
 class Submission(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """One request's jobs. Its raw frame holds the inputs one after another."""
 
@@ -148,6 +188,12 @@ class Submission(msgspec.Struct, array_like=True, gc=False, frozen=True):
     kind: Kind
     #: Bytes of each input.
     lengths: U32Column
+    #: `Option` bits of all its jobs.
+    options: U8 = 0
+    origin: Origin = Origin()
+    #: What its client may have open, in jobs, and use, in tokens a minute; 0: as much as any.
+    client_jobs: U32 = 0
+    client_tokens: U63 = 0
 
 
 class Submit(Message, tag=2):
@@ -174,6 +220,8 @@ class FrontendHeartbeat(Message, tag=4):
 
     #: Bytes of vectors received since `Welcome`; -1: a frontend that does not say.
     received: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] = -1
+    #: Whether the answer should hold the metrics.
+    metrics: bool = False
 
 
 class FrontendGoodbye(Message, tag=5):
@@ -224,18 +272,43 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     max_tokens: U32
     #: Live workers that serve it; a worker's own announcement leaves it at 0.
     workers: U32 = 0
+    #: Token ids are below this; 0: not told.
+    vocabulary: U32 = 0
+    #: What a shorter input is filled up with.
+    pad_id: U32 = 0
+    #: Ids that the tokenizer puts before and after every text.
+    before: list[U32] = []
+    after: list[U32] = []
+    #: Whether its vectors have length 1.
+    normalized: bool = False
+    #: Texts to put before an input, by name, and the name of the one for inputs that ask for none.
+    prompts: dict[Name, Text] = {}
+    default_prompt: Name = ""
+    #: Whether the model declares that its vectors may be cut, and the lengths that it names for it, if any.
+    matryoshka: bool = False
+    matryoshka_dimensions: list[U32] = []
+
+
+class ModelState(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """How a model is doing; the text says why it failed."""
+
+    name: Name
+    state: State
+    text: Text = ""
 
 
 class Models(Message, tag=20):
     """Every model the broker knows, sent after `Welcome` and whenever it changes. Unserved ones have 0 workers."""
 
     models: list[ModelInfo]
+    #: Of every model in `models`, and of those that no worker has served yet.
+    states: list[ModelState] = []
 
 
 class Answers(Message, tag=21):
-    """All of one batch's vectors that belong to this frontend; a column entry and a row each.
+    """All of one batch's rows that belong to this frontend; a column entry and a row each.
 
-    Raw frame: the rows, float32 little-endian, `dimension` values each.
+    Raw frame: the rows, float32 little-endian, `dimension` values each, unless `sizes` says otherwise.
     """
 
     requests: U64Column
@@ -247,12 +320,18 @@ class Answers(Message, tag=21):
     inference_us: U63
     #: Of the model that made the vectors.
     revision: Name
+    #: Tokens cut off each input; empty: none.
+    cut: U32Column = b""
+    #: Bytes of each row; empty: all are vectors.
+    sizes: U32Column = b""
 
     def frame_sizes(self) -> list[int]:
         rows = len(unpack_u64(self.requests))
         if len(unpack_u32(self.positions)) != rows or len(unpack_u32(self.tokens)) != rows:
             raise RemoteProtocolError("columns of different lengths")
-        return [rows * self.dimension * 4]
+        if self.cut and len(unpack_u32(self.cut)) != rows:
+            raise RemoteProtocolError("columns of different lengths")
+        return [_rows_size(rows, self.dimension, self.sizes)]
 
 
 class Failure(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -282,6 +361,26 @@ class WorkerStats(msgspec.Struct, array_like=True, gc=False, frozen=True):
     answered_jobs: int
 
 
+class Sample(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """One time series of a family: the values of its labels, and its value; a histogram's is the sum, beside the
+    number of observations in each of its buckets, the one above the last bound included."""
+
+    labels: list[Name]
+    value: float
+    buckets: list[int] = []
+
+
+class Family(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """A metric, as Prometheus has them: a counter, a gauge, or a histogram, which alone has bounds."""
+
+    name: Name
+    kind: Name
+    text: Text
+    labels: list[Name]
+    samples: list[Sample]
+    bounds: list[float] = []
+
+
 class Stats(Message, tag=23):
     """The answer to a frontend's heartbeat: what the broker counted since its start, and what it holds now."""
 
@@ -289,6 +388,8 @@ class Stats(Message, tag=23):
     workers: list[WorkerStats]
     open_jobs: int
     queued_jobs: int
+    #: Only when they were asked for.
+    families: list[Family] = []
 
 
 # --- worker to broker -----------------------------------------------------------------------------------------------
@@ -314,6 +415,8 @@ class WorkerHello(Message, tag=32):
     credit: U32
     #: Counts the hellos of one process. What comes before the answer to its last one was meant for an earlier one.
     number: U63 = 0
+    #: Inferences that run side by side on the device.
+    streams: U32 = 0
 
 
 class WorkerHeartbeat(Message, tag=33):
@@ -333,7 +436,8 @@ class JobFailure(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 class BatchResult(Message, tag=34):
-    """A batch's vectors. Raw frame: a row for each job that did not fail, in the batch's order, float32."""
+    """A batch's answers. Raw frame: a row for each job that did not fail, in the batch's order: a vector in float32,
+    or what its options ask for instead."""
 
     epoch: U63
     batch: U63
@@ -344,13 +448,21 @@ class BatchResult(Message, tag=34):
     inference_us: U63
     credit: U32
     seen: U63
+    #: Tokens cut off each job of the batch, which `tokens` does not count; empty: none.
+    cut: U32Column = b""
+    #: Bytes of each row; empty: all are vectors.
+    sizes: U32Column = b""
+    #: Tokens that its inferences ran beside those of its jobs.
+    padding: U63 = 0
 
     def frame_sizes(self) -> list[int]:
         jobs = len(unpack_u32(self.tokens))
         failed = {failure.position for failure in self.failures}
         if len(failed) != len(self.failures) or any(position >= jobs for position in failed):
             raise RemoteProtocolError("failures that name no job of the batch")
-        return [(jobs - len(failed)) * self.dimension * 4]
+        if self.cut and len(unpack_u32(self.cut)) != jobs:
+            raise RemoteProtocolError("columns of different lengths")
+        return [_rows_size(jobs - len(failed), self.dimension, self.sizes)]
 
 
 class BatchError(Message, tag=35):
@@ -378,6 +490,18 @@ class WorkerGoodbye(Message, tag=37):
     """The worker holds no batch and leaves."""
 
 
+class WorkerLoading(Message, tag=38):
+    """A process that is not a worker yet prepares a model, or has failed to; sent at every heartbeat interval, without
+    a hello and without an answer."""
+
+    uuid: Uuid
+    host: Name
+    pid: int
+    model: Name
+    #: Why it cannot be served; empty: it is still loading.
+    failure: Text = ""
+
+
 # --- broker to worker -----------------------------------------------------------------------------------------------
 
 
@@ -396,16 +520,20 @@ class Batch(Message, tag=48):
     lengths: U32Column
     #: Of all its jobs. An interactive batch runs before the bulk ones that the worker holds.
     lane: Lane = Lane.BULK
+    #: `Option` bits of each job; empty: none has any.
+    options: U8Column = b""
+    #: Of its jobs, each once.
+    origins: list[Origin] = []
 
     def frame_sizes(self) -> list[int]:
         lengths = unpack_u32(self.lengths)
-        if len(self.kinds) != len(lengths):
+        if len(self.kinds) != len(lengths) or len(self.options) not in (0, len(lengths)):
             raise RemoteProtocolError("columns of different lengths")
         return [sum(lengths)]
 
 
 FromFrontend = FrontendHello | Submit | Cancel | FrontendHeartbeat | FrontendGoodbye
-FromWorker = WorkerHello | WorkerHeartbeat | BatchResult | BatchError | WorkerDrain | WorkerGoodbye
+FromWorker = WorkerHello | WorkerHeartbeat | BatchResult | BatchError | WorkerDrain | WorkerGoodbye | WorkerLoading
 ToFrontend = Welcome | Who | Goodbye | Models | Answers | Failures | Stats
 ToWorker = Welcome | Who | Heartbeat | Goodbye | Batch
 
