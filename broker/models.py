@@ -1,10 +1,12 @@
 """The models that workers have announced: what they are, what waits for them, how long their texts are. Pure."""
 
-from broker.protocol import Kind, ModelInfo
+from broker.protocol import Kind, ModelInfo, Option
 from broker.queues import ModelQueue
 
 #: Tokens of an empty text: those that the tokenizer puts around every text, in most families.
 SPECIAL_TOKENS = 2
+#: So many tokens that are only counted take a worker as long as one that is run through the model.
+CHEAPER = 64
 
 
 class Model:
@@ -18,10 +20,13 @@ class Model:
         #: When its last worker left; None while it has one.
         self.unserved_since: float | None = None
 
-    def tokens(self, kind: Kind, size: int) -> int:
+    def tokens(self, kind: Kind, size: int, options: int = 0) -> int:
         """Tokens of an input of `size` bytes: estimated for text, exact for token ids. No input costs more than the
-        longest that the model takes, for a longer one is refused once it has been counted."""
+        longest that the model takes, for a longer one is refused or cut once it has been counted; one that is only to
+        be tokenised costs little."""
         tokens = size // 4 if kind == Kind.TOKENS else SPECIAL_TOKENS + int(size * self.tokens_per_byte)
+        if options & Option.TOKENISE:
+            return 1 + tokens // CHEAPER
         return min(tokens, self.info.max_tokens + 1)
 
     def learn(self, texts: int, tokens: int, size: int) -> None:

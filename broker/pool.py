@@ -4,6 +4,8 @@ import itertools
 from collections import deque
 from collections.abc import Container, Sequence
 
+import msgspec
+
 from broker.protocol import Lane, ModelInfo, WorkerHello
 from broker.queues import Job
 from broker.speed import Speed
@@ -21,13 +23,15 @@ MAX_SUSPECTS = 8
 class Lease:
     """The record that a batch is with a worker until it is answered or the worker is evicted."""
 
-    __slots__ = ("batch", "jobs", "lane", "model", "overlap", "since", "tokens")
+    __slots__ = ("batch", "jobs", "lane", "model", "options", "overlap", "since", "tokens")
 
     def __init__(self, batch: int, model: str, lane: Lane, jobs: list[Job], now: float) -> None:
         self.batch = batch
         self.model = model
         self.lane = lane
         self.jobs = jobs
+        #: `Option` bits of each job.
+        self.options = bytes(job.options for job in jobs)
         #: By the estimate at its dispatch.
         self.tokens = sum(job.tokens for job in jobs)
         #: When it became the worker's oldest batch of its lane, one that runs.
@@ -204,8 +208,11 @@ class Pool:
         serving = [worker.models[name] for worker in self._taking(name)]
         if not serving:
             return None
-        first = serving[0]
-        return ModelInfo(first.name, first.revision, first.dimension, first.max_tokens, len(serving))
+        return msgspec.structs.replace(serving[0], workers=len(serving))
+
+    def drains(self, name: str) -> bool:
+        """Whether a worker that serves the model takes nothing more."""
+        return any(worker.draining and name in worker.models for worker in self.workers.values())
 
     def silent(self, now: float) -> list[Worker]:
         """Workers not heard of for too long."""

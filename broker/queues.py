@@ -12,7 +12,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
-from broker.protocol import Frame, Kind, Lane
+from broker.protocol import Frame, Kind, Lane, Origin
 
 #: Shares of the tokens when both lanes have jobs that have just come.
 WEIGHTS = {Lane.INTERACTIVE: 4.0, Lane.BULK: 1.0}
@@ -27,6 +27,8 @@ OVERTAKE_S = 0.5
 #: A batch's bounds beside its tokens, so that neither it nor its answer outgrows a frame, for vectors of up to 4,096.
 MAX_BATCH_JOBS = 2048
 MAX_BATCH_BYTES = 16 * 1024 * 1024
+#: Of jobs whose frontend does not say where they come from.
+NOWHERE = Origin()
 #: Cancelled jobs stay where they wait until there are this many more of them than of others.
 MAX_CLOSED = 1000
 
@@ -45,6 +47,8 @@ class Job:
         "lane",
         "model",
         "open",
+        "options",
+        "origin",
         "owner",
         "payload",
         "position",
@@ -67,6 +71,8 @@ class Job:
         payload: Frame,
         tokens: int,
         arrived: float,
+        options: int = 0,
+        origin: Origin = NOWHERE,
     ) -> None:
         #: uuid of the frontend process that is owed the answer.
         self.owner = owner
@@ -77,6 +83,9 @@ class Job:
         #: Whom fairness counts it to.
         self.client = client
         self.kind = kind
+        #: `Option` bits.
+        self.options = options
+        self.origin = origin
         self.payload = payload
         self.bytes = len(payload)
         #: Estimated for text, exact for token ids.

@@ -20,16 +20,18 @@ import msgspec
 from broker import protocol as wire
 from broker import views
 from broker.admission import refusal_of
-from broker.answers import share_out
+from broker.answers import fits, share_out
 from broker.blame import Blame
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.invariants import check
 from broker.ledger import Frontend, Ledger, Request
 from broker.limits import Limits
+from broker.loading import Loading
 from broker.models import Model
 from broker.pool import Lease, Pool, Worker
 from broker.protocol import Failure, Frame, Message
 from broker.queues import Job
+from broker.quota import Quotas
 from broker.story import Story
 
 POISON = "the input ended the worker that ran it, each time it was tried"
@@ -54,6 +56,8 @@ class Scheduler:
         self.ledger = Ledger(self.limits.liveness_s)
         self.pool = Pool(self.limits.liveness_s, self.limits.lease_s)
         self.models: dict[str, Model] = {}
+        self.loading = Loading(self.limits.liveness_s)
+        self.quotas = Quotas()
         #: What happened, by name.
         self.counters: Counter[str] = Counter()
         self.draining = False
@@ -80,6 +84,9 @@ class Scheduler:
 
     def handle(self, peer: bytes, message: Message, now: float, frames: Sequence[Frame] = ()) -> list[Send]:
         """A message that `protocol.decode` accepted has come from a peer."""
+        if isinstance(message, wire.WorkerLoading):
+            self._models_changed |= self.loading.hear(message, now)
+            return self._flush(now)
         handler = self._handlers[type(message)]
         known = self.ledger.by_peer.get(peer) or self.pool.workers.get(peer)
         if isinstance(message, wire.FrontendHello | wire.WorkerHello):
@@ -111,6 +118,7 @@ class Scheduler:
         for name in [name for name, model in self.models.items() if model.unserved(now, FORGET_MODEL_S)]:
             del self.models[name]
             self._models_changed = True
+        self._models_changed |= self.loading.forget(now)
         return self._flush(now)
 
     def lost(self, peer: bytes, now: float) -> list[Send]:
@@ -137,8 +145,8 @@ class Scheduler:
             if model.queue
         )
         times += [time for time in dispatches if time is not None]
-        others = (self.pool.next_deadline(), self.ledger.next_deadline(), self._blame.next_deadline())
-        times += [time for time in others if time is not None]
+        others = (self.pool, self.ledger, self._blame, self.loading)
+        times += [time for other in others if (time := other.next_deadline()) is not None]
         return min(times, default=None)
 
     def check(self) -> None:
@@ -203,12 +211,15 @@ class Scheduler:
                 client=submission.client or frontend.uuid,
                 kind=submission.kind,
                 payload=payload,
-                tokens=model.tokens(submission.kind, len(payload)),
+                tokens=model.tokens(submission.kind, len(payload), submission.options),
                 arrived=now,
+                options=submission.options,
+                origin=submission.origin,
             )
             for position, payload in enumerate(wire.split(frame, wire.unpack_u32(submission.lengths)))
         ]
         self.ledger.enter(frontend, submission.request, deadline, jobs)
+        self.quotas.take(jobs[0].client, sum(job.tokens for job in jobs), submission.client_tokens, now)
         for job in jobs:
             model.queue.push(job)
         self.counters["jobs_admitted"] += len(jobs)
@@ -244,6 +255,7 @@ class Scheduler:
                 self._send(peer, wire.Goodbye(ErrorCode.REVISION_CONFLICT, text))
                 return
         self.pool.workers[peer] = Worker(peer, hello, now)
+        self.loading.end(hello.uuid, [info.name for info in hello.models])
         self.counters["workers_joined"] += 1
         for info in hello.models:
             model = self.models.setdefault(info.name, Model(info))
@@ -283,16 +295,20 @@ class Scheduler:
         if lease is None:
             self.counters["late_answers"] += 1
             return
-        tokens = wire.unpack_u32(message.tokens)
-        if len(tokens) != len(lease.jobs) or message.dimension != worker.models[lease.model].dimension:
+        if not fits(lease, message, worker.models[lease.model].dimension):
             worker.release(message.batch, now)
             self._fail_batch(lease, ErrorCode.DEVICE, "the worker's answer had another shape", now)
             self._evict(worker, ErrorCode.DRAINING, "answered a batch in another shape", now)
             return
         worker.release(message.batch, now)
-        failed = {failure.position for failure in message.failures}
-        # What was refused has cost no inference: its tokens would make the worker look fast.
-        worker.learn(lease, sum(count for position, count in enumerate(tokens) if position not in failed), now)
+        tokens, failed = wire.unpack_u32(message.tokens), {failure.position for failure in message.failures}
+        # What was refused or only tokenised has cost no inference: its tokens would make the worker look fast.
+        inferred = [
+            count
+            for position, count in enumerate(tokens)
+            if position not in failed and not lease.options[position] & wire.Option.TOKENISE
+        ]
+        worker.learn(lease, sum(inferred), now)
         worker.answered_batches += 1
         self.counters["batches_answered"] += 1
         self.counters["batch_us"] += int((now - lease.since) * 1e6)
@@ -309,11 +325,16 @@ class Scheduler:
         for failure in message.failures:
             if lease.jobs[failure.position].open:
                 self._fail_job(lease.jobs[failure.position], failure.code, failure.text, now)
-        texts = [
-            (tokens[position], job.bytes)
-            for position, job in enumerate(lease.jobs)
-            if job.kind == wire.Kind.TEXT and position not in failed
-        ]
+        self._learn_lengths(lease, message, failed)
+
+    def _learn_lengths(self, lease: Lease, message: wire.BatchResult, failed: set[int]) -> None:
+        """The exact lengths of a batch's jobs are known."""
+        tokens, cut = wire.unpack_u32(message.tokens), wire.unpack_u32(message.cut) or [0] * len(lease.jobs)
+        served = [(at, job) for at, job in enumerate(lease.jobs) if at not in failed]
+        for at, job in served:
+            if not job.options & wire.Option.TOKENISE:
+                self.quotas.settle(job.client, job.tokens, tokens[at])
+        texts = [(tokens[at] + cut[at], job.bytes) for at, job in served if job.kind == wire.Kind.TEXT]
         model = self.models[lease.model]
         model.learn(len(texts), sum(count for count, _ in texts), sum(size for _, size in texts))
 
@@ -410,7 +431,8 @@ class Scheduler:
         jobs.sort(key=lambda job: (job.owner, job.request, job.position))
         self._newest_batch = number = self._newest_batch + 1
         lane = jobs[0].lane
-        worker.lease(Lease(number, model, lane, jobs, now))
+        lease = Lease(number, model, lane, jobs, now)
+        worker.lease(lease)
         self._story.note(now, "dispatched", f"in batch {number} to {worker.name}", jobs)
         for job in jobs:
             job.dispatched = now
@@ -418,7 +440,9 @@ class Scheduler:
         self.counters["jobs_dispatched"] += len(jobs)
         kinds = bytes(job.kind for job in jobs)
         lengths = wire.pack_u32(job.bytes for job in jobs)
-        batch = wire.Batch(self.epoch, number, model, kinds, lengths, lane)
+        options = lease.options if any(lease.options) else b""
+        origins = {id(job.origin): job.origin for job in jobs if job.origin.request_id}
+        batch = wire.Batch(self.epoch, number, model, kinds, lengths, lane, options, list(origins.values()))
         self._send(worker.peer, batch, [b"".join(job.payload for job in jobs)])
 
     # --- ends of jobs and requests -----------------------------------------------------------------------------------

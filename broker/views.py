@@ -28,9 +28,19 @@ def welcome(scheduler: Scheduler, hello: int) -> wire.Welcome:
 
 
 def catalogue(scheduler: Scheduler) -> wire.Models:
-    """Every known model, with the number of workers that take work for it."""
-    live = scheduler.pool.live_model
-    return wire.Models([live(name) or model.info for name, model in scheduler.models.items()])
+    """Every known model, with the number of workers that take work for it, and how each is doing."""
+    models = [scheduler.pool.live_model(name) or model.info for name, model in scheduler.models.items()]
+    states = {model.name: _state(scheduler, model) for model in models}
+    for name, (state, text) in scheduler.loading.states().items():
+        if name not in states or state < states[name].state:
+            states[name] = wire.ModelState(name, state, text)
+    return wire.Models(models, list(states.values()))
+
+
+def _state(scheduler: Scheduler, model: wire.ModelInfo) -> wire.ModelState:
+    if model.workers:
+        return wire.ModelState(model.name, wire.State.AVAILABLE)
+    return wire.ModelState(model.name, wire.State.UNLOADING if scheduler.pool.drains(model.name) else wire.State.END)
 
 
 def stats(scheduler: Scheduler) -> wire.Stats:
