@@ -39,6 +39,8 @@ class ErrorCode(enum.IntEnum):
     LEASE_EXPIRED = 14
     #: The peer's key has been taken off the allow-list.
     REVOKED = 15
+    #: The request has more tokens than one request may have.
+    TOO_MANY_TOKENS = 16
 
 
 class ProtocolError(Exception):

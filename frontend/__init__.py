@@ -1,0 +1,3 @@
+"""The HTTP side of Vecmill."""
+
+__version__ = "0.1.0"

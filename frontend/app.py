@@ -14,6 +14,7 @@ from frontend.config import Config
 from frontend.errors import ApiError
 from frontend.routes.openai import openai
 from frontend.routes.operations import operations
+from frontend.routes.ovms import ovms
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def create_app(config: Config) -> Sanic:  # type: ignore[type-arg]
     app.ctx.draining = None
     app.blueprint(openai)
     app.blueprint(operations)
+    app.blueprint(ovms)
+    app.register_middleware(_begin, "request")
     app.register_listener(_open_broker, "before_server_start")
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_close_broker, "after_server_stop")
@@ -96,6 +99,10 @@ async def _drain(app: Sanic) -> None:  # type: ignore[type-arg]
     """
     log.info("draining: %d connections to finish", len(app.ctx.connections))
     app.ctx.draining = asyncio.create_task(_close_connections(app.ctx.connections))
+
+
+async def _begin(request: Request) -> None:
+    request.ctx.request_id, request.ctx.traceparent, request.ctx.log = "", "", {}
 
 
 async def _say_goodbye(request: Request, _: BaseHTTPResponse) -> None:

@@ -8,6 +8,7 @@ followed by one more look.
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket as host_socket
 import time
@@ -15,13 +16,14 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import zmq
 import zmq.auth
 import zmq.utils.monitor
 
 from broker import protocol as wire
 from broker.errors import ErrorCode, RemoteProtocolError
-from broker.protocol import Frame, Kind, Lane, Message, ModelInfo
+from broker.protocol import Frame, Kind, Lane, Message, ModelInfo, ModelState, State
 from frontend.config import Config
 from frontend.errors import ApiError, from_failure, unknown_model
 from frontend.pending import Door, Pending, Table
@@ -35,6 +37,8 @@ MAX_DRAIN = 64
 DEADLINE_SLACK_S = 2.0
 #: How long /health waits for the broker's counts.
 STATS_WAIT_S = 1.0
+#: Why a model that has had no worker yet cannot be asked.
+_NOT_YET = {State.LOADING: "is still being loaded", State.FAILED: "could not be loaded by any worker"}
 
 
 class BrokerClient:
@@ -43,6 +47,8 @@ class BrokerClient:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.models: dict[str, ModelInfo] = {}
+        #: How each model is doing, those included that no worker has served yet.
+        self.states: dict[str, ModelState] = {}
         self.stats: wire.Stats | None = None
         self._seen_models: set[str] = set()
         self._table = Table()
@@ -76,16 +82,39 @@ class BrokerClient:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    async def embed(self, model: str, kind: Kind, inputs: Sequence[bytes], terms: Terms) -> Pending:
-        """Vectors of all inputs, or ApiError. Cancelling the call cancels the jobs."""
-        deadline = time.monotonic() + terms.deadline_s
-        await self._wait_for_model(model)
+    async def run(
+        self,
+        model: str,
+        kind: Kind,
+        inputs: Sequence[bytes],
+        terms: Terms,
+        deadline: float,
+        *,
+        options: int = 0,
+        per_item: bool = False,
+        max_tokens: float = math.inf,
+    ) -> Pending:
+        """A row for each input (with `per_item`: or its failure), or ApiError. Cancelling the call cancels the jobs."""
         lane = self._lane(inputs) if terms.lane is None else terms.lane
-        wait_s = self._door.refuses(model, lane, terms.client, deadline - time.monotonic(), time.monotonic())
+        now = time.monotonic()
+        wait_s = self._door.refuses(model, lane, terms.client, deadline - now, now)
         if wait_s:
             text = f"the queue is {wait_s:.0f} s long"
             raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
-        pending = self._table.add(model, kind, inputs, lane=lane, client=terms.client, deadline=deadline)
+        submission = wire.Submission(
+            0,
+            model,
+            lane,
+            terms.client,
+            0,
+            kind,
+            wire.pack_u32(map(len, inputs)),
+            options,
+            terms.origin,
+            terms.client_jobs,
+            terms.client_tokens,
+        )
+        pending = self._table.add(submission, b"".join(inputs), deadline, per_item=per_item, max_tokens=max_tokens)
         future = self._futures[pending.number] = self._loop.create_future()
         self._submit([pending])
         try:
@@ -106,8 +135,9 @@ class BrokerClient:
         small = len(inputs) <= config.interactive_inputs and sum(map(len, inputs)) <= config.interactive_bytes
         return Lane.INTERACTIVE if small else Lane.BULK
 
-    async def _wait_for_model(self, name: str) -> None:
-        """Return when the broker knows the model. Give it a moment after a start or a loss, then say what is wrong."""
+    async def find_model(self, name: str) -> ModelInfo:
+        """The model. ApiError when the broker does not know it, or has no worker for it yet, also after the moment that
+        a start or a loss takes."""
         until = time.monotonic() + self._config.broker_grace_s
         while name not in self.models:
             left = (self._settled_at if self.connected else until) - time.monotonic()
@@ -115,6 +145,7 @@ class BrokerClient:
                 raise self._missing(name)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
+        return self.models[name]
 
     @property
     def _settled_at(self) -> float:
@@ -125,6 +156,9 @@ class BrokerClient:
         """Why a model cannot be asked."""
         if not self.connected:
             return broker_away()
+        state = self.states.get(name)
+        if state and state.state in _NOT_YET:
+            return from_failure(ErrorCode.NO_WORKER, f"the model {name!r} {_NOT_YET[state.state]}", 5000)
         if name in self._seen_models or not any(model.workers for model in self.models.values()):
             return from_failure(ErrorCode.NO_WORKER, f"no worker that serves {name!r} is connected", 5000)
         return unknown_model(name)
@@ -133,8 +167,7 @@ class BrokerClient:
         """Nobody waits for the request any more; the broker need not know of an end that it announced itself."""
         self._table.remove(pending)
         del self._futures[pending.number]
-        announced_whole = pending.failure is not None and pending.failure.position < 0
-        if pending.missing and not announced_whole:
+        if pending.missing and not pending.told:
             if not self._cancelled:
                 self._loop.call_soon(self._flush)
             self._cancelled.append(pending.number)
@@ -225,7 +258,7 @@ class BrokerClient:
             log.warning("the broker at %s is away; %d requests wait for it", self._config.broker, len(self._table))
             self._away_since = time.monotonic()
         self._epoch = None
-        self.models, self.stats = {}, None
+        self.models, self.states, self.stats = {}, {}, None
         self._notify()
 
     def _on_timer(self) -> None:
@@ -310,6 +343,7 @@ class BrokerClient:
         """Models that the broker has come to know: send it the requests that wait for them."""
         new = {model.name for model in message.models} - set(self.models)
         self.models = {model.name: model for model in message.models}
+        self.states = {state.name: state for state in message.states}
         self._seen_models |= set(self.models)
         again = [one for one in self._table.unanswered() if one.model in new]
         if again:
@@ -326,9 +360,8 @@ class BrokerClient:
 
 def _with_budget(pending: Pending, now: float) -> wire.Submission:
     """The submission with what is left of its time."""
-    one = pending.submission
     budget_ms = max(0, int((pending.deadline - now) * 1000))
-    return wire.Submission(one.request, one.model, one.lane, one.client, budget_ms, one.kind, one.lengths)
+    return msgspec.structs.replace(pending.submission, budget_ms=budget_ms)
 
 
 def broker_away() -> ApiError:

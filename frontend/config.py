@@ -36,6 +36,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 5.0
     max_body_bytes: Annotated[int, Meta(gt=0, description="largest request body")] = 8 * 1024 * 1024
     max_inputs: Annotated[int, Meta(gt=0, le=65536, description="most inputs in one request")] = 2048
+    max_request_tokens: Annotated[int, Meta(gt=0, description="most tokens in one request, all inputs together")] = (
+        300_000
+    )
+    dimensions_policy: Annotated[
+        Literal["allow", "warn", "refuse"],
+        Meta(description="fewer dimensions than a model makes, unless it declares them: allow, warn or refuse"),
+    ] = "warn"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="debug, info, warning or error")
     ] = "info"

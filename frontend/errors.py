@@ -13,6 +13,7 @@ MAX_RETRY_AFTER_S = 120
 _STATUS = {
     ErrorCode.INVALID_INPUT: (400, "invalid_request_error", "invalid_input", "input"),
     ErrorCode.TOO_LONG: (400, "invalid_request_error", "context_length_exceeded", "input"),
+    ErrorCode.TOO_MANY_TOKENS: (400, "invalid_request_error", "max_tokens_per_request", "input"),
     ErrorCode.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found", "model"),
     ErrorCode.NO_WORKER: (503, "server_error", "no_worker", "model"),
     ErrorCode.QUOTA: (429, "rate_limit_error", "rate_limit_exceeded", None),
@@ -44,10 +45,13 @@ class ApiError(Exception):
         self.code = code
         self.retry_after_s = retry_after_s
 
+    def fields(self) -> dict[str, str | None]:
+        """The inside of the error object."""
+        return {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
+
     def body(self) -> bytes:
         """The error object."""
-        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": error})
+        return msgspec.json.encode({"error": self.fields()})
 
     def headers(self) -> dict[str, str]:
         """Retry-After in whole seconds, where waiting can help."""

@@ -3,12 +3,15 @@
 The broker's and the workers' state can be lost and made again from here; see `unanswered`.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from broker import protocol as wire
 from broker.errors import ErrorCode
-from broker.protocol import Frame, Kind, Lane
+from broker.protocol import Frame, Lane
 
 #: Two brokers' lives can serve two revisions; one answer must not.
 REPLACED = "the model was replaced while the request ran"
@@ -19,21 +22,51 @@ MAX_NOTED = 1000
 
 
 class Pending:
-    """One request on its way. `failure` or all of `rows` end it."""
+    """One request on its way. `failure`, or a row or a failure of each input, ends it."""
 
-    __slots__ = ("deadline", "failure", "frame", "missing", "model", "revision", "rows",
-                 "submission", "tokens")  # fmt: skip
+    __slots__ = (
+        "cut",
+        "deadline",
+        "failure",
+        "failures",
+        "frame",
+        "inference_us",
+        "max_tokens",
+        "missing",
+        "model",
+        "per_item",
+        "queue_us",
+        "revision",
+        "rows",
+        "submission",
+        "tokens",
+        "told",
+    )  # fmt: skip
 
-    def __init__(self, submission: wire.Submission, frame: Frame, inputs: int, deadline: float) -> None:
+    def __init__(
+        self, submission: wire.Submission, frame: Frame, deadline: float, *, per_item: bool, max_tokens: float
+    ) -> None:
+        inputs = len(wire.unpack_u32(submission.lengths))
         self.submission = submission
         self.model = submission.model
         self.frame = frame
         self.deadline = deadline
-        #: Each input's vector as bytes of float32, in the order of the inputs.
-        self.rows: list[memoryview] = [memoryview(b"")] * inputs
+        #: Whether an input that fails leaves the others to be answered.
+        self.per_item = per_item
+        #: Tokens that it may have.
+        self.max_tokens = max_tokens
+        #: Each input's row as bytes, in the order of the inputs; None: not there yet.
+        self.rows: list[memoryview | None] = [None] * inputs
         self.missing = inputs
         self.tokens = 0
+        #: Tokens cut off, and what went wrong, by input.
+        self.cut: dict[int, int] = {}
+        self.failures: dict[int, wire.Failure] = {}
         self.failure: wire.Failure | None = None
+        #: Whether the broker itself has ended the whole request.
+        self.told = False
+        #: Longest wait in the queue and longest inference among its batches.
+        self.queue_us = self.inference_us = 0
         #: Of the model that made the rows so far.
         self.revision = ""
 
@@ -46,6 +79,31 @@ class Pending:
     def ended(self) -> bool:
         """Whether there is nothing more to wait for."""
         return self.failure is not None or self.missing == 0
+
+    def place(self, position: int, row: memoryview, tokens: int, cut: int) -> None:
+        """An input's row has come."""
+        self.rows[position] = row
+        self.tokens += tokens
+        self.missing -= 1
+        if cut:
+            self.cut[position] = cut
+        if self.tokens > self.max_tokens:
+            text = f"the request has more than {self.max_tokens} tokens"
+            self.failure = wire.Failure(self.number, -1, ErrorCode.TOO_MANY_TOKENS, text)
+
+    def fail(self, failure: wire.Failure) -> None:
+        """An input has failed, or the whole request."""
+        if failure.position < 0:
+            self.failure, self.told = failure, True
+        elif not self.per_item:
+            self.failure = failure
+        elif self.waits_for(failure.position):
+            self.failures[failure.position] = failure
+            self.missing -= 1
+
+    def waits_for(self, position: int) -> bool:
+        """Whether the input has neither a row nor a failure."""
+        return position < len(self.rows) and self.rows[position] is None and position not in self.failures
 
 
 class Door:
@@ -80,13 +138,18 @@ class Table:
         return len(self._pending)
 
     def add(
-        self, model: str, kind: Kind, inputs: Sequence[bytes], *, lane: Lane, client: str, deadline: float
+        self,
+        submission: wire.Submission,
+        frame: Frame,
+        deadline: float,
+        *,
+        per_item: bool = False,
+        max_tokens: float = math.inf,
     ) -> Pending:
-        """A new request; it stays until `remove`."""
+        """A new request, whose submission gets its number here; it stays until `remove`."""
         self._newest += 1
-        lengths = wire.pack_u32(map(len, inputs))
-        submission = wire.Submission(self._newest, model, lane, client, 0, kind, lengths)
-        pending = Pending(submission, b"".join(inputs), len(inputs), deadline)
+        numbered = msgspec.structs.replace(submission, request=self._newest)
+        pending = Pending(numbered, frame, deadline, per_item=per_item, max_tokens=max_tokens)
         self._pending[self._newest] = pending
         return pending
 
@@ -96,40 +159,48 @@ class Table:
 
     def answered(self, answers: wire.Answers, frame: Frame) -> list[Pending]:
         """Put rows in their places; the requests that this completed. Rows that nobody waits for are dropped."""
-        width = answers.dimension * 4
-        vectors = memoryview(frame)
+        rows = wire.split(frame, _sizes(answers))
+        cut = wire.unpack_u32(answers.cut) or itertools.repeat(0)
         ended: list[Pending] = []
         columns = (
             wire.unpack_u64(answers.requests),
             wire.unpack_u32(answers.positions),
             wire.unpack_u32(answers.tokens),
         )
-        for row, (number, position, tokens) in enumerate(zip(*columns, strict=True)):
+        for number, position, tokens, row, off in zip(*columns, rows, cut, strict=False):
             pending = self._pending.get(number)
-            if pending is None or pending.ended or position >= len(pending.rows) or pending.rows[position]:
+            if pending is None or pending.ended or not pending.waits_for(position):
                 continue
             if pending.revision not in ("", answers.revision):
                 pending.failure = wire.Failure(number, -1, ErrorCode.NO_WORKER, REPLACED, 1000)
                 ended.append(pending)
                 continue
             pending.revision = answers.revision
-            pending.rows[position] = vectors[row * width : (row + 1) * width]
-            pending.tokens += tokens
-            pending.missing -= 1
+            pending.queue_us = max(pending.queue_us, answers.queue_us)
+            pending.inference_us = max(pending.inference_us, answers.inference_us)
+            pending.place(position, row, tokens, off)
             if pending.ended:
                 ended.append(pending)
         return ended
 
     def failed(self, failures: Iterable[wire.Failure]) -> list[Pending]:
-        """The requests that these failures ended: one failed input fails its request."""
-        ended = []
+        """The requests that these failures ended."""
+        ended: list[Pending] = []
         for failure in failures:
             pending = self._pending.get(failure.request)
             if pending and not pending.ended:
-                pending.failure = failure
-                ended.append(pending)
+                pending.fail(failure)
+                if pending.ended:
+                    ended.append(pending)
         return ended
 
     def unanswered(self) -> list[Pending]:
         """What a broker that knows nothing must be sent, oldest first."""
         return [pending for pending in self._pending.values() if not pending.ended]
+
+
+def _sizes(answers: wire.Answers) -> Sequence[int]:
+    """Bytes of each row."""
+    if answers.sizes:
+        return wire.unpack_u32(answers.sizes)
+    return [answers.dimension * 4] * (len(answers.positions) // 4)

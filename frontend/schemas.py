@@ -1,53 +1,126 @@
-"""Requests as they come in, checked; answers as they go out. Pure. Messages use OVMS's wording where it has one."""
+"""Requests as they come in, checked as far as that needs no model. Pure."""
 
-import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
-import orjson
 
-from broker.protocol import Kind, Lane, ModelInfo, pack_u32
+from broker.protocol import Lane, Option, Origin
 from frontend.errors import ApiError
+from frontend.inputs import Texts, TokenArrays, boolean, documents, model_name, parse_object, string
 
-_TYPES = "input should be string, array of strings or array of integers"
-_ELEMENTS = "every element in input array should be either string or int"
-_MIXED = "input must be homogeneous"
+#: What `truncate` may be, and what it asks for. TEI's and vLLM's sides; OVMS has a boolean.
+_TRUNCATE = {
+    False: Option(0),
+    "none": Option(0),
+    True: Option.TRUNCATE_END,
+    "end": Option.TRUNCATE_END,
+    "start": Option.TRUNCATE_START,
+}
+#: OVMS's bound on max_length, for models that take less.
+MAX_LENGTH_LIMIT = 8192
 
 
-class EmbeddingsRequest(msgspec.Struct, frozen=True):
-    """A valid request: one entry in `inputs` for each vector of the answer, as the wire wants it."""
+class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/embeddings."""
 
     model: str
-    kind: Kind
-    inputs: list[bytes]
+    #: One for each vector of the answer.
+    documents: Texts | TokenArrays
     base64: bool
     #: Values wanted in a vector; None: as many as the model makes.
     dimensions: int | None
+    #: TRUNCATE_END, TRUNCATE_START or 0; whether any was asked for by name.
+    truncate: Option
+    #: A prompt of the model by its name, or what the inputs are, for a prompt that fits.
+    prompt_name: str | None
+    input_type: str | None
+    #: None: as the model makes its vectors.
+    normalize: bool | None
+    #: Whether a bad input fails alone.
+    per_item: bool
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/tokenize, as OVMS has it."""
+
+    model: str
+    texts: Texts
+    #: Longest answer in tokens; None: no limit.
+    max_length: int | None
+    pad: bool
+    pad_left: bool
+    special_tokens: bool
 
 
 def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
     """The body of POST /v1/embeddings; ApiError 400 says what is wrong with it. Unknown fields are ignored."""
-    fields = _object(body)
-    model = fields.get("model")
-    if model is None:
-        raise ApiError(400, "model field is missing in JSON body", param="model")
-    if not isinstance(model, str):
-        raise ApiError(400, "model field is not a string", param="model")
-    encoding = fields.get("encoding_format")
-    if not isinstance(encoding, str | None):
-        raise ApiError(400, "encoding_format should be string", param="encoding_format")
-    if encoding not in (None, "float", "base64"):
+    fields = parse_object(body)
+    model = model_name(fields)
+    if string(fields, "encoding_format") not in (None, "float", "base64"):
         raise ApiError(400, "encoding_format should either base64 or float", param="encoding_format")
-    dimensions = fields.get("dimensions")
-    if dimensions is not None and type(dimensions) is not int:
+    if string(fields, "error_policy") not in (None, "fail", "per_item"):
+        raise ApiError(400, "error_policy should be fail or per_item", param="error_policy")
+    prompt_name, input_type = string(fields, "prompt_name"), string(fields, "input_type")
+    if prompt_name is not None and input_type is not None:
+        raise ApiError(400, "prompt_name and input_type exclude each other", param="prompt_name")
+    return EmbeddingsRequest(
+        model=model,
+        documents=documents(fields, "input", max_inputs),
+        base64=fields.get("encoding_format") == "base64",
+        dimensions=_dimensions(fields.get("dimensions")),
+        truncate=_truncate(fields.get("truncate", False)),
+        prompt_name=prompt_name,
+        input_type=input_type,
+        normalize=boolean(fields, "normalize"),
+        per_item=fields.get("error_policy") == "per_item",
+    )
+
+
+def _dimensions(value: Any) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int:
         raise ApiError(400, "dimensions should be an integer", param="dimensions")
-    kind, inputs = _inputs(fields.get("input"))
-    if len(inputs) > max_inputs:
-        raise ApiError(400, f"input array has {len(inputs)} elements, at most {max_inputs} are allowed", param="input")
-    return EmbeddingsRequest(model, kind, inputs, encoding == "base64", dimensions)
+    if value < 1:
+        raise ApiError(400, "dimensions should be greater than 0", param="dimensions")
+    return value
+
+
+def _truncate(value: Any) -> Option:
+    if not isinstance(value, bool | str) or value not in _TRUNCATE:
+        raise ApiError(400, "truncate should be boolean or one of none, start, end", param="truncate")
+    return _TRUNCATE[value]
+
+
+def parse_tokenize(body: bytes, max_inputs: int) -> TokenizeRequest:
+    """The body of POST /v1/tokenize; ApiError 400 says what is wrong with it. Unknown fields are ignored."""
+    fields = parse_object(body)
+    model = model_name(fields)
+    found = documents(fields, "text", max_inputs)
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(found):
+        raise ApiError(400, "text must be string or array of strings", param="text")
+    max_length = fields.get("max_length")
+    if max_length is not None and (type(max_length) is not int or max_length < 0):
+        raise ApiError(400, "max_length should be unsigned integer", param="max_length")
+    if max_length == 0:
+        raise ApiError(400, "max_length should be greater than 0", param="max_length")
+    pad, special_tokens = boolean(fields, "pad_to_max_length"), boolean(fields, "add_special_tokens")
+    side = fields.get("padding_side")
+    if not isinstance(side, str | None):
+        raise ApiError(400, "padding_side should be string, either left or right", param="padding_side")
+    if side not in (None, "left", "right"):
+        raise ApiError(400, "padding_side should be either left or right", param="padding_side")
+    return TokenizeRequest(
+        model=model,
+        texts=texts,
+        max_length=max_length,
+        pad=bool(pad),
+        pad_left=side == "left",
+        special_tokens=special_tokens is not False,
+    )
 
 
 class Terms(NamedTuple):
@@ -56,8 +129,12 @@ class Terms(NamedTuple):
     #: None: its size decides.
     lane: Lane | None
     deadline_s: float
-    #: Whom fairness and quota count it to: a hash of the API key; empty without one.
+    #: Whom fairness and quota count it to: an API key's name, else a hash of what stands for one; empty without one.
     client: str
+    #: What its key may have open, in jobs, and use, in tokens a minute; 0: no limit of its own.
+    client_jobs: int = 0
+    client_tokens: int = 0
+    origin: Origin = Origin()
 
 
 def parse_headers(headers: Mapping[str, str], longest_s: float) -> Terms:
@@ -75,79 +152,3 @@ def parse_headers(headers: Mapping[str, str], longest_s: float) -> Terms:
         message = "x-vecmill-deadline-ms must be a number of milliseconds above 0, of at most 9 digits"
         raise ApiError(400, message, param="x-vecmill-deadline-ms")
     return Terms(lane, min(longest_s, int(text) / 1000), client)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = msgspec.json.decode(body)
-    except RecursionError:
-        raise ApiError(400, "JSON body exceeds maximum nesting depth") from None
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise ApiError(400, f"The file is not valid json - Cannot parse JSON body: {error}") from None
-    if not isinstance(fields, dict):
-        raise ApiError(400, "JSON body must be an object")
-    return fields
-
-
-def _inputs(value: Any) -> tuple[Kind, list[bytes]]:
-    match value:
-        case None:
-            raise ApiError(400, "input field is required", param="input")
-        case str():
-            return Kind.TEXT, [value.encode()]
-        case []:
-            raise ApiError(400, "input array should not be empty", param="input")
-        case list():
-            return _array(value)
-        case _:
-            raise ApiError(400, _TYPES, param="input")
-
-
-def _array(values: list[Any]) -> tuple[Kind, list[bytes]]:
-    kinds = {type(value) for value in values}
-    if kinds == {str}:
-        return Kind.TEXT, [value.encode() for value in values]
-    if kinds == {int}:
-        return Kind.TOKENS, [_tokens(values)]
-    if kinds == {list}:
-        return Kind.TOKENS, [_tokens(value) for value in values]
-    raise ApiError(400, _MIXED if kinds <= {str, int, list} else _ELEMENTS, param="input")
-
-
-def _tokens(ids: list[Any]) -> bytes:
-    if not ids:
-        raise ApiError(400, "inner arrays in input should not be empty", param="input")
-    if {type(one) for one in ids} != {int}:
-        raise ApiError(400, "input must be either array of strings or array of array of integers", param="input")
-    if min(ids) < 0 or max(ids) > 2**31 - 1:
-        raise ApiError(400, "token ids must be between 0 and 2147483647", param="input")
-    return pack_u32(ids)
-
-
-def render_embeddings(model: str, rows: Sequence[memoryview], tokens: int, *, as_base64: bool) -> bytes:
-    """OpenAI's answer. `rows` are float32 little-endian; as text each value is the shortest that reads back to it."""
-    vectors: list[Any]
-    if as_base64:
-        vectors = [base64.b64encode(row).decode("ascii") for row in rows]
-    else:
-        vectors = [np.frombuffer(row, "<f4") for row in rows]
-    answer = {
-        "object": "list",
-        "data": [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)],
-        "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def render_model(model: ModelInfo, created: int) -> dict[str, Any]:
-    """OpenAI's model object, with what a client of embeddings wants to know of it."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": created,
-        "owned_by": "vecmill",
-        "dimension": model.dimension,
-        "max_tokens": model.max_tokens,
-        "revision": model.revision,
-    }

@@ -9,10 +9,16 @@ from sanic.response import raw
 
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
-from frontend.errors import ApiError, unknown_model
-from frontend.schemas import parse_embeddings, parse_headers, render_embeddings, render_model
+from frontend.errors import from_failure, unknown_model
+from frontend.fitting import fit
+from frontend.pending import Pending
+from frontend.rendering import render_embeddings, render_model, shape
+from frontend.routes.terms import terms_of
+from frontend.schemas import parse_embeddings
 
 JSON = "application/json"
+#: Where the paths of OpenAI's API begin: as OpenAI has them, and as OVMS does.
+PREFIXES = {"v1": "/v1", "v3": "/v3", "v3_v1": "/v3/v1"}
 
 #: When this process started to list models: OpenAI's objects carry a time of creation.
 _STARTED = int(time.time())
@@ -22,16 +28,52 @@ openai = Blueprint("openai")
 
 async def create_embeddings(request: Request) -> HTTPResponse:
     """POST /v1/embeddings: one vector for each input, in the inputs' order."""
+    started = time.monotonic()
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
     wanted = parse_embeddings(request.body, config.max_inputs)
-    terms = parse_headers(request.headers, config.deadline_s)
-    done = await broker.embed(wanted.model, wanted.kind, wanted.inputs, terms)
-    made = len(done.rows[0]) // 4
-    if wanted.dimensions not in (None, made):
-        raise ApiError(400, f"the model makes vectors of {made} dimensions and no others", param="dimensions")
-    body = render_embeddings(wanted.model, done.rows, done.tokens, as_base64=wanted.base64)
-    return raw(body, content_type=JSON)
+    terms = terms_of(request)
+    model = await broker.find_model(wanted.model)
+    note = request.ctx.log
+    note |= {"model": wanted.model, "inputs": len(wanted.documents)}
+    fitted = fit(wanted, model, config.dimensions_policy, config.max_request_tokens)
+    if not fitted.inputs:
+        body = render_embeddings(wanted, {}, 0, cut={}, bad=fitted.bad)
+        return raw(body, content_type=JSON, headers=_headers(None, fitted.warning, started))
+    done = await broker.run(
+        wanted.model,
+        fitted.kind,
+        fitted.inputs,
+        terms,
+        started + terms.deadline_s,
+        options=fitted.options,
+        per_item=wanted.per_item,
+        max_tokens=config.max_request_tokens,
+    )
+    place = fitted.places
+    rows = {place[at]: row for at, row in enumerate(done.rows) if row is not None}
+    vectors = dict(zip(rows, shape(list(rows.values()), wanted, model), strict=True))
+    cut = {place[at]: tokens for at, tokens in done.cut.items()}
+    bad = fitted.bad | {place[at]: from_failure(one.code, one.text) for at, one in done.failures.items()}
+    headers = _headers(done, fitted.warning, started)
+    if wanted.truncate:
+        headers["x-truncated-tokens"] = str(sum(cut.values()))
+    note |= {"tokens": done.tokens, "truncated": sum(cut.values()), "job": done.number}
+    body = render_embeddings(wanted, vectors, done.tokens, cut=cut, bad=bad)
+    return raw(body, content_type=JSON, headers=headers)
+
+
+def _headers(done: Pending | None, warning: str, started: float) -> dict[str, str]:
+    """Times in milliseconds, by TEI's names and by OpenAI's; the longest wait and the longest inference of a request
+    whose inputs ran in several batches."""
+    total_ms = (time.monotonic() - started) * 1000
+    headers = {"x-total-time": f"{total_ms:.3f}", "openai-processing-ms": f"{total_ms:.0f}"}
+    if done:
+        headers["x-queue-time"] = f"{done.queue_us / 1000:.3f}"
+        headers["x-inference-time"] = f"{done.inference_us / 1000:.3f}"
+    if warning:
+        headers["x-vecmill-warning"] = warning
+    return headers
 
 
 async def list_models(request: Request) -> HTTPResponse:
@@ -51,7 +93,7 @@ async def retrieve_model(request: Request, name: str) -> HTTPResponse:
     return raw(msgspec.json.encode(render_model(model, _STARTED)), content_type=JSON)
 
 
-for version in ("v1", "v3"):
-    openai.add_route(create_embeddings, f"/{version}/embeddings", methods=["POST"], name=f"embeddings_{version}")
-    openai.add_route(list_models, f"/{version}/models", methods=["GET"], name=f"models_{version}")
-    openai.add_route(retrieve_model, f"/{version}/models/<name:path>", methods=["GET"], name=f"model_{version}")
+for version, prefix in PREFIXES.items():
+    openai.add_route(create_embeddings, f"{prefix}/embeddings", methods=["POST"], name=f"embeddings_{version}")
+    openai.add_route(list_models, f"{prefix}/models", methods=["GET"], name=f"models_{version}")
+    openai.add_route(retrieve_model, f"{prefix}/models/<name:path>", methods=["GET"], name=f"model_{version}")

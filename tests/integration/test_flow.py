@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from broker import protocol as wire
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
+from frontend.pending import Pending
 from frontend.schemas import Terms
 from tests.clients import body, right
 from tests.fake_worker import vector
@@ -73,6 +75,12 @@ class Echo(threading.Thread):
         self._broker.send(answers, np.array(requests, "<f4").tobytes())
 
 
+async def embed(client: BrokerClient) -> Pending:
+    """Ask for one vector."""
+    model = await client.find_model("fake")
+    return await client.run(model.name, wire.Kind.TEXT, [b"a"], TERMS, time.monotonic() + TERMS.deadline_s)
+
+
 @pytest.fixture
 def echo(tmp_path: Path) -> Iterator[str]:
     """The endpoint of a running echo."""
@@ -92,7 +100,7 @@ def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests:
     async def ask(client: BrokerClient) -> None:
         if dice.random() < 0.02:
             assert await client.fresh_stats()
-        embedding = client.embed("fake", wire.Kind.TEXT, [b"a"], TERMS)
+        embedding = embed(client)
         if dice.random() < 0.05:
             given_up = asyncio.ensure_future(embedding)
             await asyncio.sleep(0)
@@ -100,6 +108,7 @@ def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests:
             await asyncio.wait([given_up])
         else:
             pending = await asyncio.wait_for(embedding, 20)
+            assert pending.rows[0] is not None
             assert np.frombuffer(pending.rows[0], "<f4").tolist() == [pending.number]
 
     async def run() -> None:
@@ -112,7 +121,7 @@ def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests:
                 await ask(client)
 
         try:
-            await client.embed("fake", wire.Kind.TEXT, [b"a"], TERMS)
+            await embed(client)
             await asyncio.gather(*(ask_on() for _ in range(window)))
         finally:
             client.close()

@@ -14,8 +14,10 @@ def table() -> Table:
     return Table()
 
 
-def add(table: Table, *inputs: bytes) -> Pending:
-    return table.add("m", Kind.TEXT, inputs, lane=Lane.INTERACTIVE, client="", deadline=10.0)
+def add(table: Table, *inputs: bytes, client: str = "", per_item: bool = False, max_tokens: float = 100) -> Pending:
+    lengths = wire.pack_u32(map(len, inputs))
+    submission = wire.Submission(0, "m", Lane.INTERACTIVE, client, 0, Kind.TEXT, lengths)
+    return table.add(submission, b"".join(inputs), 10.0, per_item=per_item, max_tokens=max_tokens)
 
 
 def answers(*rows: tuple[int, int, float], tokens: int = 3, revision: str = "r") -> tuple[wire.Answers, bytes]:
@@ -34,7 +36,7 @@ def answers(*rows: tuple[int, int, float], tokens: int = 3, revision: str = "r")
 
 
 def values(pending: Pending) -> list[float]:
-    return [float(np.frombuffer(row, "<f4")[0]) for row in pending.rows]
+    return [float(np.frombuffer(row, "<f4")[0]) for row in pending.rows if row is not None]
 
 
 def test_rows_of_several_messages_find_their_places(table: Table) -> None:
@@ -51,7 +53,7 @@ def test_second_answer_and_foreign_answers_are_dropped(table: Table) -> None:
         table.answered(*answers((one.number, 0, 1.0), (one.number, 0, 9.0), (one.number, 7, 9.0), (99, 0, 9.0))) == []
     )
     assert one.missing == 1
-    assert float(np.frombuffer(one.rows[0], "<f4")[0]) == 1.0
+    assert values(one) == [1.0]
 
 
 def test_first_failure_ends_a_request(table: Table) -> None:
@@ -62,6 +64,54 @@ def test_first_failure_ends_a_request(table: Table) -> None:
     ) == [one]
     assert one.failure is first
     assert table.answered(*answers((one.number, 0, 1.0))) == []
+
+
+def test_failed_inputs_leave_the_others_where_that_is_asked_for(table: Table) -> None:
+    one = add(table, b"a", b"b", b"c", per_item=True)
+    first = wire.Failure(one.number, 1, ErrorCode.TOO_LONG, "long")
+    assert table.failed([first, wire.Failure(one.number, 1, ErrorCode.POISON, "again")]) == []
+    assert table.answered(*answers((one.number, 1, 9.0), (one.number, 0, 1.0))) == []
+    assert table.failed([wire.Failure(one.number, 0, ErrorCode.TOO_LONG, "late")]) == []
+    assert table.answered(*answers((one.number, 2, 3.0))) == [one]
+    assert one.failure is None
+    assert one.failures == {1: first}
+    assert values(one) == [1.0, 3.0]
+
+
+def test_whole_request_fails_whatever_is_asked_for(table: Table) -> None:
+    one = add(table, b"a", per_item=True)
+    assert not one.told
+    assert table.failed([wire.Failure(one.number, -1, ErrorCode.DEADLINE, "late")]) == [one]
+    assert one.told
+
+
+def test_request_with_too_many_tokens_ends_as_soon_as_that_is_known(table: Table) -> None:
+    one = add(table, b"a", b"b", b"c", max_tokens=5)
+    assert table.answered(*answers((one.number, 0, 1.0))) == []
+    assert table.answered(*answers((one.number, 1, 1.0))) == [one]
+    assert one.failure
+    assert one.failure.code == ErrorCode.TOO_MANY_TOKENS
+    # So that the rest is cancelled.
+    assert not one.told
+
+
+def test_rows_may_have_sizes_of_their_own_and_tell_what_was_cut(table: Table) -> None:
+    one, two = add(table, b"a", b"b"), add(table, b"c")
+    message, _ = answers((one.number, 0, 0), (two.number, 0, 0), (one.number, 1, 0))
+    message.sizes, message.cut = wire.pack_u32([4, 0, 8]), wire.pack_u32([0, 0, 9])
+    assert table.answered(message, b"aaaabbbbbbbb") == [two, one]
+    assert one.rows == [b"aaaa", b"bbbbbbbb"]
+    assert two.rows == [b""]
+    assert (one.cut, two.cut) == ({1: 9}, {})
+
+
+def test_longest_times_of_its_batches_are_a_requests(table: Table) -> None:
+    one = add(table, b"a", b"b")
+    message, frame = answers((one.number, 0, 1.0))
+    table.answered(message, frame)
+    message.positions, message.queue_us, message.inference_us = wire.pack_u32([1]), 1, 9
+    table.answered(message, frame)
+    assert (one.queue_us, one.inference_us) == (5, 9)
 
 
 def test_unanswered_requests_are_what_a_new_broker_needs(table: Table) -> None:
@@ -121,7 +171,7 @@ def test_one_requests_own_reason_shuts_the_door_to_no_other(table: Table) -> Non
 def test_remembered_waits_are_bounded(table: Table) -> None:
     door = Door()
     for number in range(3 * MAX_NOTED):
-        pending = table.add("m", Kind.TEXT, [b"a"], lane=Lane.BULK, client=str(number), deadline=10.0)
+        pending = add(table, b"a", client=str(number))
         table.failed([wire.Failure(pending.number, -1, ErrorCode.OVERLOADED, "no", 1000)])
         door.note(pending, 100.0)
     assert len(door._waits) <= MAX_NOTED + 1

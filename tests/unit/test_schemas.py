@@ -1,17 +1,12 @@
-"""Requests and answers of the embeddings path, without a server."""
-
-import base64
+"""Requests, as far as they are checked without a model."""
 
 import msgspec
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from broker.errors import ErrorCode
-from broker.protocol import Kind, Lane, ModelInfo, pack_u32
+from broker.protocol import Lane, Option
 from frontend.errors import ApiError, from_failure, unknown_model
-from frontend.schemas import parse_embeddings, parse_headers, render_embeddings, render_model
+from frontend.schemas import parse_embeddings, parse_headers, parse_tokenize
 
 BAD = [
     (b"", "Cannot parse JSON body"),
@@ -32,10 +27,21 @@ BAD = [
     (b'{"model": "m", "input": [1.5]}', "every element in input array should be either string or int"),
     (b'{"model": "m", "input": [true]}', "every element in input array should be either string or int"),
     (b'{"model": "m", "input": [null]}', "every element in input array should be either string or int"),
-    (b'{"model": "m", "input": [[]]}', "inner arrays in input should not be empty"),
     (b'{"model": "m", "input": [["a"]]}', "input must be either array of strings or array of array of integers"),
-    (b'{"model": "m", "input": [-1]}', "token ids must be between 0 and 2147483647"),
-    (b'{"model": "m", "input": [2147483648]}', "token ids must be between 0 and 2147483647"),
+    (b'{"model": "m", "input": [["a"], [1]]}', "input must be homogeneous"),
+    (b'{"model": "m", "input": [["a", 1]]}', "input must be homogeneous"),
+    (b'{"model": "m", "input": [[1.5]]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": [[[1]]]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": "a", "x": ' + b"[" * 100 + b"]" * 100 + b"}", "JSON body exceeds maximum nesting depth"),
+    (b'{"model": "m", "input": "a", "dimensions": 0}', "dimensions should be greater than 0"),
+    (b'{"model": "m", "input": "a", "dimensions": true}', "dimensions should be an integer"),
+    (b'{"model": "m", "input": "a", "truncate": "middle"}', "truncate should be boolean or one of none, start, end"),
+    (b'{"model": "m", "input": "a", "truncate": 1}', "truncate should be boolean or one of none, start, end"),
+    (b'{"model": "m", "input": "a", "normalize": "yes"}', "normalize should be boolean"),
+    (b'{"model": "m", "input": "a", "prompt_name": 1}', "prompt_name should be string"),
+    (b'{"model": "m", "input": "a", "input_type": []}', "input_type should be string"),
+    (b'{"model": "m", "input": "a", "input_type": "query", "prompt_name": "q"}', "exclude each other"),
+    (b'{"model": "m", "input": "a", "error_policy": "skip"}', "error_policy should be fail or per_item"),
     (b'{"model": "m", "input": "a", "dimensions": "384"}', "dimensions should be an integer"),
     (rb'{"model": "m", "input": "\ud800 alone"}', "Cannot parse JSON body"),
     (b'{"model": "m", "input": "\xff"}', "Cannot parse JSON body"),
@@ -55,67 +61,104 @@ def test_bad_request_is_refused_with_its_reason(body: bytes, message: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "inputs"),
+    ("value", "documents"),
     [
-        ("text", Kind.TEXT, [b"text"]),
-        ("", Kind.TEXT, [b""]),
-        ("null\0inside", Kind.TEXT, [b"null\0inside"]),
-        (["a", "é"], Kind.TEXT, [b"a", "é".encode()]),
-        ([1, 2], Kind.TOKENS, [pack_u32([1, 2])]),
-        ([[1], [2, 3]], Kind.TOKENS, [pack_u32([1]), pack_u32([2, 3])]),
+        ("text", ["text"]),
+        ("", [""]),
+        ("null\0inside", ["null\0inside"]),
+        (["a", "é"], ["a", "é"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+        ([[1], []], [[1], []]),
     ],
 )
-def test_inputs_are_taken(value: object, kind: Kind, inputs: list[bytes]) -> None:
+def test_inputs_are_taken(value: object, documents: object) -> None:
     request = parse_embeddings(msgspec.json.encode({"model": "m", "input": value}), max_inputs=3)
-    assert (request.kind, request.inputs, request.base64) == (kind, inputs, False)
+    assert (request.documents, request.base64) == (documents, False)
 
 
 def test_null_is_as_if_absent_and_unknown_fields_are_ignored() -> None:
-    body = {"model": "m", "input": "a", "encoding_format": None, "user": None, "dimensions": None, "new": {"x": 1}}
-    assert not parse_embeddings(msgspec.json.encode(body), 3).base64
+    names = (
+        "encoding_format",
+        "user",
+        "dimensions",
+        "truncate",
+        "prompt_name",
+        "input_type",
+        "normalize",
+        "error_policy",
+    )
+    plain = {"model": "m", "input": "a"}
+    body = msgspec.json.encode(plain | dict.fromkeys(names) | {"new": {"x": [1]}, "stream": True})
+    assert parse_embeddings(body, 3) == parse_embeddings(msgspec.json.encode(plain), 3)
 
 
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
-def test_floats_are_the_shortest_text_that_reads_back_to_the_same_float32(values: list[float]) -> None:
-    row = np.array(values, "<f4")
-    body = render_embeddings("m", [memoryview(row.tobytes())], 1, as_base64=False)
-    texts = body.split(b'"embedding":[')[1].split(b"]")[0].decode().split(",")
-    assert np.array([np.float32(text) for text in texts]).tobytes() == row.tobytes()
-    for text, value in zip(texts, row, strict=True):
-        shortest = np.format_float_scientific(value, unique=True, trim="-")
-        assert len(digits(text)) <= len(digits(shortest))
+@pytest.mark.parametrize(
+    ("value", "option"),
+    [
+        (False, Option(0)),
+        ("none", Option(0)),
+        (True, Option.TRUNCATE_END),
+        ("end", Option.TRUNCATE_END),
+        ("start", Option.TRUNCATE_START),
+    ],
+)
+def test_truncation_is_chosen_by_side_or_by_a_boolean(value: object, option: Option) -> None:
+    body = msgspec.json.encode({"model": "m", "input": "a", "truncate": value})
+    assert parse_embeddings(body, 3).truncate == option
 
 
-def digits(number: str) -> str:
-    """The significant digits of a printed number."""
-    return number.lower().split("e")[0].lstrip("-").replace(".", "").strip("0")
+# --- tokenize --------------------------------------------------------------------------------------------------------
+
+BAD_TOKENIZE = [
+    ({}, "model field is missing in JSON body"),
+    ({"model": "m"}, "text field is required"),
+    ({"model": "m", "text": []}, "text array should not be empty"),
+    ({"model": "m", "text": 1}, "text should be string, array of strings or array of integers"),
+    ({"model": "m", "text": ["a", 1]}, "text must be homogeneous"),
+    ({"model": "m", "text": [None]}, "every element in text array should be either string or int"),
+    ({"model": "m", "text": [1]}, "text must be string or array of strings"),
+    ({"model": "m", "text": [[1]]}, "text must be string or array of strings"),
+    ({"model": "m", "text": list("abcd")}, "text array has 4 elements, at most 3 are allowed"),
+    ({"model": "m", "text": "a", "max_length": -1}, "max_length should be unsigned integer"),
+    ({"model": "m", "text": "a", "max_length": "5"}, "max_length should be unsigned integer"),
+    ({"model": "m", "text": "a", "max_length": True}, "max_length should be unsigned integer"),
+    ({"model": "m", "text": "a", "max_length": 0}, "max_length should be greater than 0"),
+    ({"model": "m", "text": "a", "pad_to_max_length": 1}, "pad_to_max_length should be boolean"),
+    ({"model": "m", "text": "a", "add_special_tokens": "no"}, "add_special_tokens should be boolean"),
+    ({"model": "m", "text": "a", "padding_side": 1}, "padding_side should be string, either left or right"),
+    ({"model": "m", "text": "a", "padding_side": "up"}, "padding_side should be either left or right"),
+]
 
 
-def test_answer_has_openais_shape() -> None:
-    rows = [memoryview(np.array(row, "<f4").tobytes()) for row in ([1, 0.1], [2, 0.5])]
-    assert render_embeddings("m", rows, 9, as_base64=False) == (
-        b'{"object":"list","data":[{"object":"embedding","embedding":[1.0,0.1],"index":0},'
-        b'{"object":"embedding","embedding":[2.0,0.5],"index":1}],"model":"m",'
-        b'"usage":{"prompt_tokens":9,"total_tokens":9}}'
+@pytest.mark.parametrize(("fields", "message"), BAD_TOKENIZE, ids=range(len(BAD_TOKENIZE)))
+def test_bad_tokenize_is_refused_in_ovms_words(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_tokenize(msgspec.json.encode(fields), max_inputs=3)
+    assert (caught.value.status, str(caught.value)) == (400, message)
+
+
+def test_tokenize_has_ovms_defaults_and_options() -> None:
+    plain = parse_tokenize(b'{"model": "m", "text": "a", "max_length": null}', 3)
+    assert (plain.texts, plain.max_length, plain.pad, plain.pad_left, plain.special_tokens) == (
+        ["a"],
+        None,
+        False,
+        False,
+        True,
+    )
+    body = {"model": "m", "text": ["a", "b"], "max_length": 9, "pad_to_max_length": True, "padding_side": "left"}
+    other = parse_tokenize(msgspec.json.encode(body | {"add_special_tokens": False}), 3)
+    assert (other.texts, other.max_length, other.pad, other.pad_left, other.special_tokens) == (
+        ["a", "b"],
+        9,
+        True,
+        True,
+        False,
     )
 
 
-def test_base64_is_little_endian_float32() -> None:
-    row = np.array([1.5, -2], "<f4").tobytes()
-    answer = msgspec.json.decode(render_embeddings("m", [memoryview(row)], 1, as_base64=True))
-    assert base64.b64decode(answer["data"][0]["embedding"]) == row
-
-
-def test_model_object_tells_what_a_client_of_embeddings_wants_to_know() -> None:
-    assert render_model(ModelInfo("m", "r", 384, 256, workers=2), 1_700_000_000) == {
-        "id": "m",
-        "object": "model",
-        "created": 1_700_000_000,
-        "owned_by": "vecmill",
-        "dimension": 384,
-        "max_tokens": 256,
-        "revision": "r",
-    }
+# --- headers, errors -------------------------------------------------------------------------------------------------
 
 
 def test_unknown_model_is_named_in_ovms_words() -> None:
@@ -136,6 +179,7 @@ def test_param_is_named_only_when_that_field_is_at_fault() -> None:
     assert {code: param for code, param in at_fault.items() if param} == {
         ErrorCode.INVALID_INPUT: "input",
         ErrorCode.TOO_LONG: "input",
+        ErrorCode.TOO_MANY_TOKENS: "input",
         ErrorCode.POISON: "input",
         ErrorCode.UNKNOWN_MODEL: "model",
         ErrorCode.NO_WORKER: "model",
@@ -156,7 +200,7 @@ def test_retry_after_is_what_clients_still_wait_for() -> None:
     ],
 )
 def test_headers_choose_lane_and_deadline(headers: dict[str, str], wanted: tuple[Lane | None, float]) -> None:
-    assert parse_headers(headers, 60.0) == (*wanted, "")
+    assert parse_headers(headers, 60.0)[:3] == (*wanted, "")
 
 
 def test_client_is_its_api_key_which_is_not_told() -> None:

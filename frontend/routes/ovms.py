@@ -1,0 +1,83 @@
+"""What OVMS has beside OpenAI's API: its tokenize, its view of the configuration, and KServe's API of models."""
+
+import re
+import time
+import urllib.parse
+
+import msgspec
+from sanic import Blueprint, HTTPResponse, Request
+from sanic.response import raw
+
+from broker.protocol import Kind, Option, State
+from frontend import __version__
+from frontend.broker_client import BrokerClient
+from frontend.config import Config
+from frontend.errors import ApiError, unknown_model
+from frontend.fitting import check_max_length
+from frontend.rendering import render_config, render_tokens
+from frontend.routes.openai import JSON, PREFIXES
+from frontend.routes.terms import terms_of
+from frontend.schemas import parse_tokenize
+
+#: A model's name, which may hold slashes, its one version, and what is asked of it.
+_MODEL = re.compile(r"(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<ready>/ready)?")
+
+ovms = Blueprint("ovms")
+
+
+async def tokenize(request: Request) -> HTTPResponse:
+    """POST /v3/tokenize: token ids of each text."""
+    started = time.monotonic()
+    config: Config = request.app.ctx.config
+    broker: BrokerClient = request.app.ctx.broker
+    wanted = parse_tokenize(request.body, config.max_inputs)
+    terms = terms_of(request)
+    model = await broker.find_model(wanted.model)
+    request.ctx.log |= {"model": wanted.model, "inputs": len(wanted.texts)}
+    check_max_length(wanted, model)
+    texts = [text.encode() for text in wanted.texts]
+    until = started + terms.deadline_s
+    done = await broker.run(wanted.model, Kind.TEXT, texts, terms, until, options=Option.TOKENISE)
+    request.ctx.log |= {"job": done.number}
+    rows = [row for row in done.rows if row is not None]
+    return raw(render_tokens(wanted, rows, model), content_type=JSON)
+
+
+for version, prefix in PREFIXES.items():
+    ovms.add_route(tokenize, f"{prefix}/tokenize", methods=["POST"], name=f"tokenize_{version}")
+
+
+@ovms.get("/v1/config")
+async def config_status(request: Request) -> HTTPResponse:
+    """How every known model is doing, as OVMS tells it."""
+    broker: BrokerClient = request.app.ctx.broker
+    return raw(render_config(broker.states), content_type=JSON)
+
+
+@ovms.get("/v2")
+async def server_metadata(_: Request) -> HTTPResponse:
+    """KServe's description of the server."""
+    return raw(msgspec.json.encode({"name": "vecmill", "version": __version__, "extensions": []}), content_type=JSON)
+
+
+@ovms.get("/v2/models/<path:path>")
+async def model_metadata(request: Request, path: str) -> HTTPResponse:
+    """KServe's description of a model, and whether it can be asked."""
+    broker: BrokerClient = request.app.ctx.broker
+    asked = _MODEL.fullmatch(urllib.parse.unquote(path))
+    name = asked["name"] if asked else ""
+    state, model = broker.states.get(name), broker.models.get(name)
+    if asked is None or state is None or asked["version"] not in (None, "1"):
+        raise unknown_model(name)
+    if model is None or (asked["ready"] and state.state != State.AVAILABLE):
+        raise ApiError(503, f"the model {name!r} is not ready", kind="server_error", code="not_ready", retry_after_s=5)
+    if asked["ready"]:
+        return raw(msgspec.json.encode({"name": name, "ready": True}), content_type=JSON)
+    metadata = {
+        "name": name,
+        "versions": ["1"],
+        "platform": "OpenVINO",
+        "inputs": [{"name": "input", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, model.dimension]}],
+    }
+    return raw(msgspec.json.encode(metadata), content_type=JSON)
