@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEDULER = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/unit/test_scheduler_*.py"))
-TESTS = [*SCHEDULER, "tests/unit/test_queues.py", "tests/unit/test_speed.py", "tests/property"]
+TESTS = [*SCHEDULER, *(f"tests/unit/test_{name}.py" for name in ("queues", "quota", "speed")), "tests/property"]
 
 
 class Bug(NamedTuple):
@@ -30,7 +30,7 @@ class Bug(NamedTuple):
 
 
 BUGS = [
-    Bug("answers go out twice", "scheduler.py", "        worker.release(message.batch, now)\n        failed", "        failed"),
+    Bug("answers go out twice", "scheduler.py", "        worker.release(message.batch, now)\n        tokens", "        tokens"),
     Bug("old epochs' results count", "scheduler.py", "lease = worker.leases.get(message.batch) if message.epoch == self.epoch else None", "lease = worker.leases.get(message.batch)"),
     Bug("a dead worker's jobs are lost", "scheduler.py", "            self._requeue(lease)\n        if tell", "        if tell"),
     Bug("everything a dead worker held is blamed", "scheduler.py", "            if lease in blamed:", "            if blamed:"),
@@ -49,7 +49,18 @@ BUGS = [
     Bug("only requests of one input expire", "ledger.py", "and request.deadline == deadline:", "and request.deadline == deadline and len(request.jobs) == 1:"),
     Bug("cancelled jobs are dispatched", "scheduler.py", "            self.models[job.model].queue.discard(job)\n", "            pass\n"),
     Bug("cancelled rows are sent", "answers.py", "kept = [one for one in mine if one[0].open]", "kept = mine"),
-    Bug("rows shift behind a failed job", "answers.py", "if position not in failed", "if True"),
+    Bug("rows shift behind a failed job", "answers.py", "range(len(lease.jobs)) if position not in failed]", "range(len(lease.jobs))]"),
+    Bug("rows of any size are served", "answers.py", "return wanted == wire.unpack_u32(result.sizes).tolist()", "return True"),
+    Bug("vectors are served for token ids", "answers.py", "return not tokenises", "return True"),
+    Bug("rows of other sizes shift", "answers.py", "return [0, *itertools.accumulate(wire.unpack_u32(result.sizes))]", "pass"),
+    Bug("the cut tokens of others are told", "answers.py", "cut[position] for", "cut[0] for"),
+    Bug("options are those of the first job", "pool.py", "bytes(job.options for job in jobs)", "bytes(jobs[0].options for _ in jobs)"),
+    Bug("tokenising teaches speed", "scheduler.py", "if position not in failed and not lease.options[position] & wire.Option.TOKENISE", "if position not in failed"),
+    Bug("a key's jobs in flight are not bounded", "admission.py", "if 0 < bounds.key_jobs < client_jobs + asked.jobs:", "if False:"),
+    Bug("a key's tokens are never taken", "quota.py", "        bucket.level -= tokens\n", ""),
+    Bug("a key's estimate is never settled", "quota.py", "            bucket.level += estimated - exact\n", "            pass\n"),
+    Bug("silent loaders stay", "scheduler.py", "self._models_changed |= self.loading.forget(now)", "pass"),
+    Bug("a worker that serves still loads", "scheduler.py", "        self.loading.end(hello.uuid, [info.name for info in hello.models])\n", ""),
     Bug("jobs of frontends interleave in a batch", "scheduler.py", "jobs.sort(key=lambda job: (job.owner, job.request, job.position))", "jobs.sort(key=lambda job: job.position)"),
     Bug("a worker with other weights joins", "scheduler.py", "if served not in (None, info.revision):", "if False:"),
     Bug("a begun request goes on with other weights", "scheduler.py", "                self._fail_begun(model, now)\n", "                pass\n"),
@@ -77,7 +88,7 @@ BUGS = [
     Bug("the expected wait is not asked", "admission.py", "if wait_s is not None and wait_s > min(bounds.wait_s, budget_s):", "if False:"),
     Bug("unread answers are not counted", "admission.py", "if frontend.unread > limits.max_unread_bytes:", "if False:"),
     Bug("a worker killed in its drain is blamed", "scheduler.py", "(code == ErrorCode.INTERNAL and not worker.draining)", "code == ErrorCode.INTERNAL"),
-    Bug("refused inputs teach speed", "scheduler.py", "for position, count in enumerate(tokens) if position not in failed)", "for position, count in enumerate(tokens))"),
+    Bug("refused inputs teach speed", "scheduler.py", "if position not in failed and not lease.options[position] & wire.Option.TOKENISE", "if not lease.options[position] & wire.Option.TOKENISE"),
     Bug("an input may cost any number of tokens", "models.py", "min(tokens, self.info.max_tokens + 1)", "tokens"),
     Bug("jobs of a rare length are overtaken for ever", "queues.py", "(one for one in heads if heads[one].arrived <= last)", "heads"),
     Bug("one client may have everything", "admission.py", "if held.jobs and client_jobs + asked.jobs > bounds.client_jobs:", "if False:"),

@@ -8,7 +8,7 @@ import numpy as np
 from broker import protocol as wire
 from broker.errors import ErrorCode
 from broker.limits import Limits
-from broker.protocol import Kind, Lane, Message, ModelInfo
+from broker.protocol import Kind, Lane, Message, ModelInfo, Option
 from broker.scheduler import Scheduler, Send
 
 EPOCH = 7
@@ -23,6 +23,8 @@ class Core:
         self.scheduler = Scheduler(EPOCH, limits)
         self.now = 1000.0
         self.sent: list[Send] = []
+        #: `Option` bits of the jobs of each batch.
+        self._options: dict[int, bytes] = {}
 
     def handle(self, peer: bytes, message: Message, *frames: bytes) -> None:
         """A message comes in, by way of the codec."""
@@ -43,6 +45,8 @@ class Core:
         for peer, message, frames in sends:
             decoder: Any = wire.TO_FRONTEND if peer.startswith(b"F") else wire.TO_WORKER
             wire.decode(decoder, wire.encode(message, frames))
+            if isinstance(message, wire.Batch):
+                self._options[message.batch] = message.options or bytes(len(message.kinds))
         self.sent += sends
         self.scheduler.check()
 
@@ -87,11 +91,18 @@ class Core:
         model: str = "m",
         budget_ms: int = 10_000,
         lane: Lane = Lane.INTERACTIVE,
+        client: str = "",
+        options: int = 0,
+        client_jobs: int = 0,
+        client_tokens: int = 0,
     ) -> None:
-        """A frontend submits a request."""
+        """A frontend submits a request, whose id tells its number."""
         payloads = [text.encode() for text in texts]
         lengths = wire.pack_u32(map(len, payloads))
-        submission = wire.Submission(request, model, lane, "", budget_ms, Kind.TEXT, lengths)
+        origin = wire.Origin(f"request {request}")
+        submission = wire.Submission(
+            request, model, lane, client, budget_ms, Kind.TEXT, lengths, options, origin, client_jobs, client_tokens
+        )
         self.handle(peer, wire.Submit([submission]), b"".join(payloads))
 
     def batches(self, peer: bytes | None = None) -> list[tuple[bytes, int, list[str]]]:
@@ -110,12 +121,14 @@ class Core:
         credit: int = 2,
         epoch: int = EPOCH,
     ) -> None:
-        """A worker answers a batch with vectors that tell their texts."""
+        """A worker answers a batch with rows that tell their texts."""
         peer, number, texts = batch
         failed = {failure.position for failure in failures}
-        rows = [vector(text) for position, text in enumerate(texts) if position not in failed]
+        options = self._options[number]
+        rows = [row(text, options[at]) for at, text in enumerate(texts) if at not in failed]
         tokens = wire.pack_u32(len(text) + 2 for text in texts)
-        result = wire.BatchResult(epoch, number, DIMENSION, tokens, list(failures), 5, credit, number)
+        sizes = wire.pack_u32(map(len, rows)) if any(one & Option.TOKENISE for one in options) else b""
+        result = wire.BatchResult(epoch, number, DIMENSION, tokens, list(failures), 5, credit, number, sizes=sizes)
         self.handle(peer, result, b"".join(rows))
 
     def fail(self, batch: tuple[bytes, int, list[str]]) -> None:
@@ -124,20 +137,25 @@ class Core:
         self.handle(peer, wire.BatchError(EPOCH, number, ErrorCode.DEVICE, "failed", 2, number))
 
     def answers(self, peer: bytes = b"F1") -> dict[tuple[int, int], bytes]:
-        """The vectors sent to a frontend since the last look, by request and position; none comes twice."""
+        """The rows sent to a frontend since the last look, by request and position; none comes twice."""
         found: dict[tuple[int, int], bytes] = {}
         for _, message, frames in self.take(wire.Answers, peer):
-            width = message.dimension * 4
-            columns = zip(wire.unpack_u64(message.requests), wire.unpack_u32(message.positions), strict=True)
-            for row, key in enumerate(columns):
+            columns = list(zip(wire.unpack_u64(message.requests), wire.unpack_u32(message.positions), strict=True))
+            sizes = wire.unpack_u32(message.sizes) or [message.dimension * 4] * len(columns)
+            for key, part in zip(columns, wire.split(frames[0], sizes), strict=True):
                 assert key not in found
-                found[key] = frames[0][row * width : (row + 1) * width]
+                found[key] = bytes(part)
         return found
 
     def failures(self, peer: bytes = b"F1") -> list[tuple[int, int, ErrorCode]]:
         """The failures sent to a frontend since the last look: request, position, code."""
         messages = self.take(wire.Failures, peer)
         return [(one.request, one.position, one.code) for _, message, _ in messages for one in message.failures]
+
+
+def row(text: str, options: int = 0) -> bytes:
+    """What a text is answered with: a vector, or its token ids between two special ones."""
+    return wire.pack_u32([0, *map(ord, text), 0]) if options & Option.TOKENISE else vector(text)
 
 
 def vector(text: str) -> bytes:

@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 from broker import protocol as wire
 from broker.errors import ErrorCode
 from broker.limits import Limits
-from broker.protocol import Kind, Lane
-from tests.core import DIMENSION, EPOCH, Core, vector
+from broker.protocol import Kind, Lane, Option
+from tests.core import DIMENSION, EPOCH, Core, row
 
 EXAMPLES = 1000 if os.environ.get("CI") else 200
 FRONTENDS = (b"F0", b"F1", b"F2")
@@ -62,6 +62,9 @@ requests = st.fixed_dictionaries(
         "some": some,
         "lengths": st.lists(st.integers(0, 60), min_size=1, max_size=5),
         "client": st.sampled_from(["", "one", "two"]),
+        # In jobs, and in tokens a minute.
+        "limits": st.sampled_from([(0, 0), (0, 0), (0, 0), (3, 0), (0, 100)]),
+        "options": st.sampled_from([0, 0, Option.TOKENISE, Option.TRUNCATE_END]),
         "budget_ms": st.sampled_from([30_000, 30_000, 5000, 50, 0]),
         "model": st.sampled_from(["m", "m", "m", "n"]),
         "resend": st.booleans(),
@@ -117,8 +120,8 @@ class Machine(RuleBasedStateMachine):
         self.poison = poison
         self.connected: set[bytes] = set()
         self.requests = 0
-        #: Text of each job that may still be answered, and the ones that have ended.
-        self.open: dict[Key, str] = {}
+        #: The right row of each job that may still be answered, and the ones that have ended.
+        self.open: dict[Key, bytes] = {}
         self.ended: set[Key] = set()
         #: Batches that no rule has answered, oldest first, and those that some rule has.
         self.unanswered: list[Sent] = []
@@ -165,6 +168,8 @@ class Machine(RuleBasedStateMachine):
         some: int,
         lengths: list[int],
         client: str,
+        limits: tuple[int, int],
+        options: int,
         budget_ms: int,
         model: str,
         resend: bool,
@@ -187,10 +192,13 @@ class Machine(RuleBasedStateMachine):
             texts[:1] = [SAME if again else text for text in texts[:1]]
             payloads = [text.encode() for text in texts]
             packed = wire.pack_u32(map(len, payloads))
-            submission = wire.Submission(self.requests, model, lane, client, budget_ms, Kind.TEXT, packed)
+            origin = wire.Origin(str(self.requests))
+            submission = wire.Submission(
+                self.requests, model, lane, client, budget_ms, Kind.TEXT, packed, options, origin, *limits
+            )
             if peer in self.connected:
                 for position, text in enumerate(texts):
-                    self.open[peer, self.requests, position] = text
+                    self.open[peer, self.requests, position] = row(text, options)
             for _ in range(1 + resend):
                 known = {key for key in self.open if key[:2] == (peer, self.requests)}
                 if known or not texts or peer not in self.connected:
@@ -253,6 +261,12 @@ class Machine(RuleBasedStateMachine):
             tokens_per_s=speed,
             uuid=uuid,
         )
+        self.look()
+
+    @rule(some=some, model=st.sampled_from(["m", "n", "o"]), failure=st.sampled_from(["", "broken"]), stranger=stranger)
+    def worker_loads(self, some: int, model: str, failure: str, stranger: bool) -> None:
+        peer = self.worker(some, stranger)
+        self.core.handle(peer, wire.WorkerLoading(peer.ljust(16, b"."), "host", 1, model, failure))
         self.look()
 
     @rule(some=some, credit=st.integers(0, 3), seen=st.integers(0, 50), stranger=stranger)
@@ -368,9 +382,8 @@ class Machine(RuleBasedStateMachine):
             assert batch[0] not in self.closed_workers, "a batch for a worker that drains or is gone"
             self.unanswered.append(batch)
         for peer in FRONTENDS:
-            for (request, position), row in self.core.answers(peer).items():
-                text = self.open.pop((peer, request, position))
-                assert row == vector(text)
+            for (request, position), answer in self.core.answers(peer).items():
+                assert answer == self.open.pop((peer, request, position))
                 self.end((peer, request, position))
             for request, position, _ in self.core.failures(peer):
                 whole = {key for key in self.open if key[:2] == (peer, request)}

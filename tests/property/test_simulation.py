@@ -90,7 +90,8 @@ class Frontend(End):
 
     def _add(self, ask: Ask) -> None:
         lane, inputs = self.sim.random.choice(list(Lane)), [text.encode() for text in ask.texts]
-        ask.pending = self._table.add(MODEL, Kind.TEXT, inputs, lane=lane, client="", deadline=ask.deadline)
+        submission = wire.Submission(0, MODEL, lane, "", 0, Kind.TEXT, wire.pack_u32(map(len, inputs)))
+        ask.pending = self._table.add(submission, b"".join(inputs), ask.deadline)
         self._asks[ask.pending.number] = ask
         self._outbox.append(ask.pending)
         self._soon()
@@ -107,7 +108,7 @@ class Frontend(End):
             return
         self._table.remove(pending)
         del self._asks[pending.number]
-        if pending.missing and not (pending.failure and pending.failure.position < 0):
+        if pending.missing and not pending.told:
             self._cancelled.append(pending.number)
             self._soon()
 
@@ -284,7 +285,8 @@ class Simulation(World):
 
     def answered(self, ask: Ask, pending: Pending) -> None:
         """Are the rows the right ones?"""
-        assert pending.rows == [vector(text, pending.revision) for text in ask.texts], "wrong vectors"
+        rows = [bytes(row or b"") for row in pending.rows]
+        assert rows == [vector(text, pending.revision) for text in ask.texts], "wrong vectors"
         ask.end("answered")
 
     def failed(self, ask: Ask, failure: wire.Failure) -> None:

@@ -122,7 +122,7 @@ def test_vectors_before_normalisation_are_asked_for_where_there_is_one() -> None
         ({"input_type": "odd"}, b"o: a"),
     ],
 )
-def test_prompts_are_chosen_by_name_or_by_what_the_input_is(fields: dict[str, str], text: bytes) -> None:
+def test_prompts_are_chosen_by_name_or_by_what_the_input_is(fields: dict[str, Any], text: bytes) -> None:
     assert fitted(PROMPTED, "a", **fields).inputs == [text]
 
 

@@ -71,6 +71,12 @@ def test_frame_too_few_too_many_or_of_another_size_is_refused(
         wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [wire.JobFailure(1, ErrorCode.TOO_LONG, "")], 0, 0, 0),
         wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [wire.JobFailure(0, ErrorCode.TOO_LONG, "")] * 2, 0, 0, 0),
         wire.Batch(1, 1, "m", b"", wire.pack_u32([1])),
+        wire.Batch(1, 1, "m", b"\0", wire.pack_u32([1]), options=b"\0\0"),
+        wire.Answers(
+            wire.pack_u64([1]), wire.pack_u32([1]), wire.pack_u32([1]), 1, 0, 0, "r", cut=wire.pack_u32([1, 2])
+        ),
+        wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [], 0, 0, 0, cut=wire.pack_u32([1, 2])),
+        wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [], 0, 0, 0, sizes=wire.pack_u32([1, 2])),
     ],
     ids=lambda one: type(one).__name__,
 )
