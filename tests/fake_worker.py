@@ -36,7 +36,16 @@ MAX_TOKENS = 64
 
 def model(dimension: int = DIMENSION) -> wire.ModelInfo:
     """The fake model as its workers announce it."""
-    return wire.ModelInfo("fake", "revision-1", dimension, MAX_TOKENS)
+    return wire.ModelInfo(
+        "fake",
+        "revision-1",
+        dimension,
+        MAX_TOKENS,
+        vocabulary=200_000,
+        prompts={"query": "query: ", "document": "passage: "},
+        matryoshka=True,
+        matryoshka_dimensions=[4],
+    )
 
 
 def vector(text: str, dimension: int = DIMENSION) -> Vectors:
@@ -76,6 +85,12 @@ class FakeBackend:
     def refusal(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         if len(ids) > MAX_TOKENS:
             return ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {MAX_TOKENS}"
+        return None
+
+    def truncate(self, ids: Ids, at_start: bool) -> Ids:
+        return ids[-MAX_TOKENS:] if at_start else ids[:MAX_TOKENS]
+
+    def divisors(self, request: int) -> Vectors | None:
         return None
 
     def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:

@@ -8,11 +8,25 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from broker import protocol as wire
+from workers.announcer import announced
 from workers.config import Config, load
+
+if TYPE_CHECKING:
+    from workers.engine import Engine
+    from workers.models import PreparedModel
+
+
+class Process(NamedTuple):
+    """Who this is."""
+
+    uuid: bytes
+    host: str
+    pid: int
 
 
 def main() -> None:
@@ -34,6 +48,7 @@ def serve(config: Config) -> None:
     # These import OpenVINO: a wrong flag should not wait a second to be told.
     from workers.engine import DeviceError, Engine
     from workers.models import ModelError, fetch_default_model, prepare_model
+    from workers.models.default import NAME
     from workers.pipeline import Pipeline
     from workers.service import Service
     from workers.session import SLOTS, Session
@@ -41,15 +56,18 @@ def serve(config: Config) -> None:
     log = logging.getLogger(__name__)
     cache = Path(config.cache).expanduser()
     started = time.monotonic()
+    me = Process(uuid.uuid4().bytes, socket.gethostname(), os.getpid())
+    name = config.model_name or model_name(Path(config.model or NAME))
+    loading = wire.WorkerLoading(me.uuid, me.host, me.pid, name)
     try:
-        folder = Path(config.model) if config.model else fetch_default_model(cache, log.info)
-        prepared = prepare_model(folder, cache, log.info)
-        engine = Engine(prepared, config.device, config.streams, cache)
-        engine.warm_up()
+        with announced(config, loading, (ModelError, DeviceError)):
+            folder = Path(config.model) if config.model else fetch_default_model(cache, log.info)
+            prepared = prepare_model(folder, cache, log.info)
+            engine = Engine(prepared, config.device, config.streams, cache)
+            engine.warm_up()
     except (ModelError, DeviceError) as error:
         print(f"vecmill worker: {error}", file=sys.stderr)
         sys.exit(2)
-    name = config.model_name or model_name(folder)
     batch_tokens = max(engine.micro_batch_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))
     log.info(
         "%s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d, batches of %d tokens; ready in %.1f s",
@@ -62,24 +80,43 @@ def serve(config: Config) -> None:
         batch_tokens,
         time.monotonic() - started,
     )
-    model = wire.ModelInfo(name, prepared.revision, prepared.dimension, prepared.max_tokens)
     hello = wire.WorkerHello(
         protocol_min=wire.PROTOCOL_MIN,
         protocol_max=wire.PROTOCOL_MAX,
         build="",
-        uuid=uuid.uuid4().bytes,
+        uuid=me.uuid,
         incarnation=time.time_ns(),
-        host=socket.gethostname(),
-        pid=os.getpid(),
+        host=me.host,
+        pid=me.pid,
         device=config.device,
-        models=[model],
+        models=[describe(name, prepared, engine)],
         batch_tokens=batch_tokens,
         tokens_per_s=max(1, int(engine.tokens_per_second)),
         credit=0,
+        streams=engine.streams,
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)
     pipeline = Pipeline(engine, lambda: os.eventfd_write(wakeup, 1))
     Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
+
+
+def describe(name: str, prepared: "PreparedModel", engine: "Engine") -> wire.ModelInfo:
+    """The model as it is announced."""
+    return wire.ModelInfo(
+        name=name,
+        revision=prepared.revision,
+        dimension=prepared.dimension,
+        max_tokens=prepared.max_tokens,
+        vocabulary=prepared.vocabulary_size,
+        pad_id=prepared.pad_id,
+        before=engine.before,
+        after=engine.after,
+        normalized=prepared.normalize,
+        prompts=prepared.prompts.texts,
+        default_prompt=prepared.prompts.default,
+        matryoshka=prepared.matryoshka.declared,
+        matryoshka_dimensions=prepared.matryoshka.dimensions,
+    )
 
 
 def model_name(folder: Path) -> str:

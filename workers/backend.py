@@ -29,11 +29,18 @@ class Backend(Protocol):
     def refusal(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         """Why these ids cannot be embedded; None: they can."""
 
+    def truncate(self, ids: Ids, at_start: bool) -> Ids:
+        """Ids that are longer than the model takes cut to its length, special tokens kept."""
+
     def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
         """Embed inputs that all pass `refusal`, in their order, on infer request number `request`.
 
         The result may be overwritten by the next call with that number.
         """
+
+    def divisors(self, request: int) -> Vectors | None:
+        """What the vectors of the last inference with that number were divided by, to have length 1 [inputs, 1]; None:
+        they were not."""
 
     def check(self, request: int) -> None:
         """Raise if an input that has been embedded at warm-up cannot be embedded any more."""

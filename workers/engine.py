@@ -39,6 +39,8 @@ class Engine:
         self._vocabulary = prepared.vocabulary_size
         self._pad = prepared.pad_id
         self._tokenizer = Tokenizer(prepared.tokenizer_path, prepared.max_tokens)
+        #: Ids around every text.
+        self.before, self.after = self._tokenizer.before.tolist(), self._tokenizer.after.tolist()
         core = ov.Core()
         core.set_property({"CACHE_DIR": str(cache / "compiled")})
         device = device.upper()
@@ -74,8 +76,13 @@ class Engine:
         if not len(ids):
             return ErrorCode.INVALID_INPUT, "the input has no tokens"
         if ids.min() < 0 or ids.max() >= self._vocabulary:
-            return ErrorCode.INVALID_INPUT, f"token ids must be below {self._vocabulary}"
+            outside = ids.min() if ids.min() < 0 else ids.max()
+            return ErrorCode.INVALID_INPUT, f"token id {outside} is not in the model's vocabulary of {self._vocabulary}"
         return None
+
+    def truncate(self, ids: Ids, at_start: bool) -> Ids:
+        """See `Backend`."""
+        return self._tokenizer.truncate(ids, at_start=at_start)
 
     def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
         """See `Backend`."""
@@ -90,6 +97,13 @@ class Engine:
         infer.infer(values, share_inputs=True)
         vectors: Vectors = infer.get_output_tensor(0).data
         return vectors
+
+    def divisors(self, request: int) -> Vectors | None:
+        """See `Backend`."""
+        if len(self._compiled.outputs) == 1:
+            return None
+        divisors: Vectors = self._requests[request].get_output_tensor(1).data
+        return divisors
 
     def check(self, request: int) -> None:
         """See `Backend`."""

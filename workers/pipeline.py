@@ -18,6 +18,7 @@ import numpy as np
 
 from broker import protocol as wire
 from workers.backend import Backend, Ids, Vectors
+from workers.reading import Reading
 
 
 class Work:
@@ -26,25 +27,42 @@ class Work:
     def __init__(self, batch: wire.Batch, frame: wire.Frame) -> None:
         self.batch = batch
         self.frame = frame
-        self.tokens: list[int] = []
-        self.failures: list[wire.JobFailure] = []
+        #: None until it is tokenised, and when that failed.
+        self.reading: Reading | None = None
+        #: Of the accepted jobs, in their order.
         self.vectors: Vectors = np.empty((0, 0), np.float32)
+        #: From the start of its first micro-batch to the end of its last.
         self.inference_s = 0.0
+        #: Tokens that its micro-batches ran beside those of its jobs.
+        self.padding = 0
         self.error = ""
         self._lock = threading.Lock()
         self._open = 0
+        self._begun = math.inf
 
-    def expect(self, micro_batches: int) -> None:
-        """How many micro-batches there are, before the first of them is run."""
-        self._open = micro_batches
+    def expect(self, cuts: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+        """Its micro-batches, before the first of them is run."""
+        self._open = len(cuts)
+        self.padding = sum(len(rows) * lengths[rows[0]] for rows in cuts) - sum(lengths)
 
-    def done(self, seconds: float, error: str) -> bool:
+    def done(self, begun: float, ended: float, error: str) -> bool:
         """A micro-batch has run; True for the last one."""
         with self._lock:
-            self.inference_s += seconds
+            self._begun = min(self._begun, begun)
+            self.inference_s = max(self.inference_s, ended - self._begun)
             self.error = self.error or error
             self._open -= 1
             return self._open == 0
+
+    def rows(self) -> tuple[wire.Frame, bytes]:
+        """The frame of all rows, and the column of their sizes, which is empty when all are vectors."""
+        vectors = self.vectors.reshape(-1).view("u1").data
+        if self.reading is None or not self.reading.tokenised:
+            return vectors, b""
+        width = self.vectors.shape[1] * self.vectors.itemsize
+        each = [vectors[at : at + width] for at in range(0, len(vectors), width)]
+        rows = self.reading.rows(each)
+        return b"".join(rows), wire.pack_u32(map(len, rows))
 
 
 MicroBatch = tuple[Work, list[int], list[Ids]]
@@ -114,31 +132,22 @@ class Pipeline:
     def _prepare(self) -> None:
         while (work := self._batches.get()) is not None:
             try:
-                accepted = self._read(work)
+                work.reading = Reading(
+                    self._ids(work), work.batch.options or bytes(len(work.batch.kinds)), self._backend
+                )
             except Exception as error:  # whatever a tokenizer raises: the batch fails, and is then run job by job
                 work.error = f"tokenizer: {error!r}"
                 self._finish(work)
                 continue
+            accepted = work.reading.accepted
             work.vectors = np.empty((len(accepted), self._backend.dimension), np.float32)
-            cuts = cut([len(ids) for ids in accepted], self._backend.micro_batch_tokens, self._backend.requests - 1)
+            lengths = [len(ids) for ids in accepted]
+            cuts = cut(lengths, self._backend.micro_batch_tokens, self._backend.requests - 1)
             if not cuts:
                 self._finish(work)
-            work.expect(len(cuts))
+            work.expect(cuts, lengths)
             for rows in cuts:
                 self._micro_batches.put(work.batch.lane, (work, rows, [accepted[row] for row in rows]))
-
-    def _read(self, work: Work) -> list[Ids]:
-        """The ids of the batch's jobs that can be embedded; the others are recorded as failures."""
-        ids = self._ids(work)
-        accepted = []
-        for position, one in enumerate(ids):
-            failure = self._backend.refusal(one)
-            if failure:
-                work.failures.append(wire.JobFailure(position, *failure))
-            else:
-                accepted.append(one)
-        work.tokens = [len(one) for one in ids]
-        return accepted
 
     def _ids(self, work: Work) -> list[Ids]:
         jobs = wire.split(work.frame, wire.unpack_u32(work.batch.lengths))
@@ -162,14 +171,24 @@ class Pipeline:
                     raise ValueError(f"the device gave vectors of the shape {vectors.shape} for {len(rows)} inputs")
                 # The only copy of a vector: the device's output is overwritten by the next inference.
                 work.vectors[rows] = vectors
+                self._undo_normalisation(work, rows, number)
                 if not np.isfinite(work.vectors[rows]).all():
                     error = "the device gave a vector that is not finite"
             except Exception as caught:  # whatever a device plugin raises fails the batch, not the worker
                 error = f"device: {caught!r}"
                 # Unless the device fails on what it could do before: then this thread dies, and the worker with it.
                 self._backend.check(number)
-            if work.done(time.monotonic() - started, error):
+            if work.done(started, time.monotonic(), error):
                 self._finish(work)
+
+    def _undo_normalisation(self, work: Work, rows: Sequence[int], number: int) -> None:
+        """Of those rows that the last inference has made and that want it."""
+        raw = work.reading.raw if work.reading else []
+        if not raw or (divisors := self._backend.divisors(number)) is None:
+            return
+        for row, divisor in zip(rows, divisors, strict=True):
+            if row in raw:
+                work.vectors[row] *= divisor
 
     def _finish(self, work: Work) -> None:
         self.finished.append(work)

@@ -10,13 +10,13 @@ import time
 from typing import Any
 
 import zmq
-import zmq.auth
 import zmq.utils.monitor
 
 from broker import protocol as wire
 from broker.errors import ErrorCode, RemoteProtocolError
 from broker.protocol import Frame, Message
 from workers.config import Config
+from workers.connection import dealer
 from workers.pipeline import Pipeline, Work
 from workers.session import Session
 
@@ -51,7 +51,7 @@ class Service:
         """Serve until drained."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        socket = self._socket()
+        socket = dealer(self._context, self.config)
         # Before the connection, for the first hello waits for this event.
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         socket.connect(self.config.broker)
@@ -143,18 +143,27 @@ class Service:
             self._last_goodbye = message.text
 
     def _answer(self, socket: "zmq.Socket[bytes]", work: Work) -> None:
-        if work.error:
+        reading = work.reading
+        if work.error or reading is None:
             log.error("batch %d failed: %s", work.batch.batch, work.error)
             text = "the device failed on this input"
             self._send(socket, self._session.error(work.batch, ErrorCode.DEVICE, text))
             return
         number = next(self._batches)
         if number == 1:
-            log.info("first batch answered: %d jobs", len(work.tokens))
-        tokens = wire.pack_u32(work.tokens)
-        inference_us = int(work.inference_s * 1e6)
-        result = self._session.result(work.batch, work.vectors.shape[1], tokens, work.failures, inference_us)
-        self._send(socket, result, frames=[work.vectors.reshape(-1).view("u1").data])
+            log.info("first batch answered: %d jobs", len(reading.tokens))
+        frame, sizes = work.rows()
+        result = self._session.result(
+            work.batch,
+            work.vectors.shape[1],
+            wire.pack_u32(reading.tokens),
+            reading.failures,
+            int(work.inference_s * 1e6),
+            cut=wire.pack_u32(reading.cut) if any(reading.cut) else b"",
+            sizes=sizes,
+            padding=work.padding,
+        )
+        self._send(socket, result, frames=[frame])
 
     def _send(self, socket: "zmq.Socket[bytes]", *messages: Message, frames: list[Frame] | None = None) -> None:
         """Send if the broker is there. If not, nothing is lost: it requeues what it gets no answer for."""
@@ -176,13 +185,3 @@ class Service:
         if self._drain_until is None:
             return False
         return not self._session.held or time.monotonic() >= self._drain_until
-
-    def _socket(self) -> "zmq.Socket[bytes]":
-        socket = self._context.socket(zmq.DEALER)
-        for name, value in wire.DEALER_OPTIONS.items():
-            socket.setsockopt(getattr(zmq, name), value)
-        if self.config.keys:
-            folder = pathlib.Path(self.config.keys)
-            socket.curve_publickey, socket.curve_secretkey = zmq.auth.load_certificate(folder / "worker.key_secret")
-            socket.curve_serverkey, _ = zmq.auth.load_certificate(folder / "broker.key")
-        return socket

@@ -106,12 +106,31 @@ class Session:
         return self._next_heartbeat
 
     def result(
-        self, batch: wire.Batch, dimension: int, tokens: Frame, failures: list[wire.JobFailure], inference_us: int
+        self,
+        batch: wire.Batch,
+        dimension: int,
+        tokens: Frame,
+        failures: list[wire.JobFailure],
+        inference_us: int,
+        *,
+        cut: bytes = b"",
+        sizes: bytes = b"",
+        padding: int = 0,
     ) -> Message:
         """A batch is done."""
         self.held.pop((batch.epoch, batch.batch), None)
         return wire.BatchResult(
-            batch.epoch, batch.batch, dimension, bytes(tokens), failures, inference_us, self._credit(), self._seen
+            epoch=batch.epoch,
+            batch=batch.batch,
+            dimension=dimension,
+            tokens=bytes(tokens),
+            failures=failures,
+            inference_us=inference_us,
+            credit=self._credit(),
+            seen=self._seen,
+            cut=cut,
+            sizes=sizes,
+            padding=padding,
         )
 
     def error(self, batch: wire.Batch, code: ErrorCode, text: str) -> Message:

@@ -11,6 +11,7 @@ import openvino as ov
 import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
 
 from workers.backend import Ids
+from workers.reading import truncate
 
 #: Characters of a group's longest text times its texts: an array of Python texts is as wide as the longest of them
 #: (one of 8 MB beside 200 short ones took 6.4 GB and 13 s).
@@ -37,7 +38,8 @@ class Tokenizer:
         # The tokens around every text are those of the empty one; where the text goes in shows with any other text.
         around, other = self.encode(["", "a"])
         before = next(at for at, one in enumerate(other) if at == len(around) or one != around[at])
-        self._before, self._after = around[:before], around[before:]
+        #: Ids that it puts before and after every text.
+        self.before, self.after = around[:before], around[before:]
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text, int64 [tokens], with the special tokens, of whatever length."""
@@ -51,9 +53,6 @@ class Tokenizer:
             return self._encode([*texts, "a"])[:-1]
         return [ids[begin:end].astype(np.int64) for begin, end in zip(begins, ends, strict=True)]
 
-    def truncate(self, ids: Ids) -> Ids:
-        """Ids from `encode` cut to the model's length as its own tokenizer cuts them: at the text's end, with the
-        special tokens kept. (Cutting at the other side would keep `_before` and the last of the rest.)"""
-        if len(ids) <= self._max_tokens:
-            return ids
-        return np.concatenate([ids[: self._max_tokens - len(self._after)], self._after])
+    def truncate(self, ids: Ids, *, at_start: bool = False) -> Ids:
+        """Ids from `encode` cut to the model's length as its own tokenizer cuts them, with the special tokens kept."""
+        return truncate(ids, self._max_tokens, self.before, self.after, at_start=at_start)

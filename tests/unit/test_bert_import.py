@@ -117,12 +117,23 @@ def test_names_may_begin_with_the_models(folder: Path) -> None:
     np.testing.assert_array_equal(embed(named, IDS), embed(plain, IDS))
 
 
-def test_attention_is_one_operation_and_the_embedding_the_only_output(folder: Path) -> None:
+def test_vector_before_normalisation_is_what_the_divisor_tells(folder: Path) -> None:
+    compiled = ov.Core().compile_model(prepare(folder).model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    ids = np.array([IDS[0]], np.int64)
+    normal, divisor = compiled({"input_ids": ids, "attention_mask": np.ones_like(ids)}).values()
+    assert np.linalg.norm(normal) == pytest.approx(1, abs=1e-6)
+    # Without modules.json pooling is mean, as with it here, and nothing is normalised.
+    (folder / "modules.json").unlink()
+    np.testing.assert_allclose(normal * divisor, embed(prepare(folder), [IDS[0]]), rtol=1e-6)
+
+
+def test_attention_is_one_operation_and_the_outputs_are_the_embedding_and_its_divisor(folder: Path) -> None:
     model = ov.Core().read_model(prepare(folder).model_path)
     kinds = [one.get_type_name() for one in model.get_ordered_ops()]
     assert kinds.count("ScaledDotProductAttention") == CONFIG["num_hidden_layers"]
     assert [port.get_any_name() for port in model.inputs] == ["input_ids", "attention_mask"]
-    assert [port.get_element_type().get_type_name() for port in model.outputs] == ["f32"]
+    assert [port.get_any_name() for port in model.outputs] == ["embedding", "divisor"]
+    assert {port.get_element_type().get_type_name() for port in model.outputs} == {"f32"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from workers.models import ModelError, prepare_model
 from workers.models.folder import read_folder
+from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 
 CONFIG: dict[str, Any] = {
     "model_type": "bert",
@@ -220,3 +221,54 @@ def test_a_cut_off_weights_file_is_told(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "model.safetensors is damaged" in refusal(folder)
+
+
+# --- prompts, Matryoshka ---------------------------------------------------------------------------------------------
+
+
+def prompts(folder: Path, **config: Any) -> Prompts:
+    """A folder's prompts with this configuration."""
+    write_json(folder / "config_sentence_transformers.json", config)
+    return read_prompts(folder)
+
+
+def test_folder_has_the_prompts_that_sentence_transformers_would_use(folder: Path) -> None:
+    assert read_prompts(folder) == Prompts()
+    assert prompts(folder, __version__={}) == Prompts()
+    assert prompts(folder, prompts=None, default_prompt_name=None) == Prompts()
+    texts = {"query": "query: ", "document": ""}
+    assert prompts(folder, prompts=texts) == Prompts(texts)
+    assert prompts(folder, prompts=texts, default_prompt_name="query") == Prompts(texts, "query")
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"prompts": ["query: "]}, "prompts are not texts by name"),
+        ({"prompts": {"query": 1}}, "prompts are not texts by name"),
+        ({"prompts": {"a": "b"}, "default_prompt_name": "query"}, "there is no prompt named 'query'"),
+        ({"prompts": {"a": "b" * 4097}}, "more than 4096 characters"),
+        ({"prompts": {"a" * 513: "b"}}, "more than"),
+        ({"prompts": {str(number): "" for number in range(1001)}}, "more than 1000 prompts"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_refused(folder: Path, config: dict[str, Any], told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        prompts(folder, **config)
+
+
+def test_prompts_that_are_left_out_of_the_pooling_are_not_offered(folder: Path) -> None:
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
+    assert prompts(folder, prompts={"query": "q: "}) == Prompts()
+    with pytest.raises(ModelError, match="leaves its default prompt out of the pooling"):
+        prompts(folder, prompts={"query": "q: "}, default_prompt_name="query")
+    assert prompts(folder, prompts={"query": ""}, default_prompt_name="query") == Prompts()
+
+
+def test_matryoshka_is_what_the_model_declares(folder: Path) -> None:
+    assert read_matryoshka(folder, {}) == Matryoshka(False, [])
+    assert read_matryoshka(folder, {"is_matryoshka": True}) == Matryoshka(True, [])
+    assert read_matryoshka(folder, {"matryoshka_dimensions": [64, 128]}) == Matryoshka(True, [64, 128])
+    for wrong in ("64", [0], [True], [1.5]):
+        with pytest.raises(ModelError, match="matryoshka_dimensions are not numbers"):
+            read_matryoshka(folder, {"matryoshka_dimensions": wrong})

@@ -58,7 +58,7 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
 def read_folder(path: Path) -> ModelFolder:
     """Read a folder; ModelError when something that serving needs is missing or not supported."""
     _check_files(path)
-    config = _read_object(path / "config.json")
+    config = read_object(path / "config.json")
     family = config.get("model_type")
     if not isinstance(family, str):
         raise ModelError(f"{path / 'config.json'} names no model_type")
@@ -95,7 +95,8 @@ def _read_json(path: Path) -> Any:
         raise ModelError(f"{path} cannot be read: {error}") from None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; ModelError when the file holds none."""
     value = _read_json(path)
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object")
@@ -121,7 +122,7 @@ def _modules(path: Path) -> tuple[str, bool]:
 
 def _pooling(path: Path) -> str:
     """The one mode that a Pooling module asks for; mean when it names none, as sentence-transformers does."""
-    config = _read_object(path)
+    config = read_object(path)
     modes = config.get("pooling_mode") or [mode for key, mode in _SWITCHES.items() if config.get(key)] or "mean"
     names = [modes] if isinstance(modes, str) else [str(mode) for mode in modes] if isinstance(modes, list) else []
     if len(names) != 1 or names[0] not in _POOLING:
@@ -136,7 +137,7 @@ def _max_tokens(path: Path, config: dict[str, Any]) -> int:
     wanted = None
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if wanted is None and (path / name).is_file():
-            wanted = _length(path / name, _read_object(path / name), key)
+            wanted = _length(path / name, read_object(path / name), key)
     lengths = [length for length in (positions, wanted) if length is not None]
     if not lengths:
         raise ModelError(f"{path / 'config.json'} has no max_position_embeddings, so the longest input is unknown")

@@ -60,14 +60,16 @@ def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
     return op.add(op.multiply(normal, op.constant(weight.reshape(1, 1, -1))), op.constant(bias.reshape(1, 1, -1)))
 
 
-def pool(hidden: Any, mask: Any, folder: ModelFolder) -> Any:
+def pool(hidden: Any, mask: Any, folder: ModelFolder) -> list[Any]:
     """Sentence embeddings [batch, size] of hidden states [batch, length, size]; mask float32 [batch, length], 1 for
-    tokens that count, which come before the padding."""
+    tokens that count, which come before the padding. If they are normalised, also what they were divided by
+    [batch, 1]."""
     vectors = {"CLS": _first, "MEAN": _mean, "LAST": _last}[folder.pooling](hidden, mask)
     if not folder.normalize:
-        return vectors
+        return [vectors]
     length = op.sqrt(op.reduce_sum(op.multiply(vectors, vectors), integers(-1), True))
-    return op.divide(vectors, op.maximum(length, scalar(NORMALIZE_EPSILON)))
+    divisor = op.maximum(length, scalar(NORMALIZE_EPSILON))
+    return [op.divide(vectors, divisor), divisor]
 
 
 def _first(hidden: Any, _: Any) -> Any:
@@ -85,7 +87,8 @@ def _last(hidden: Any, mask: Any) -> Any:
     return op.squeeze(picked, integers(1))
 
 
-def model(output: Any, inputs: list[Any], name: str) -> ov.Model:
-    """The graph with the sentence embedding as its only output."""
-    output.output(0).set_names({"embedding"})
-    return ov.Model([output], inputs, name)
+def model(outputs: list[Any], inputs: list[Any], name: str) -> ov.Model:
+    """The graph with what `pool` gives as its outputs."""
+    for output, title in zip(outputs, ("embedding", "divisor"), strict=False):
+        output.output(0).set_names({title})
+    return ov.Model(outputs, inputs, name)

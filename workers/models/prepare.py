@@ -16,9 +16,10 @@ import msgspec
 
 from workers.models import cache as entries
 from workers.models.folder import EXPORT_HINT, ModelError, ModelFolder, read_folder
+from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 
 #: Part of every revision: raise it when a conversion would give other vectors than before.
-CONVERTER = 3
+CONVERTER = 4
 #: Of weights and activations, on every device, so that all of them give the same vectors.
 PRECISION = "f32"
 #: The module that builds each `model_type`; a family is one module here.
@@ -47,6 +48,8 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     #: Token ids are below this.
     vocabulary_size: int
     pad_id: int
+    prompts: Prompts
+    matryoshka: Matryoshka
 
 
 def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
@@ -57,7 +60,8 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
             f"{path} is a model of the type {folder.family!r}, and Vecmill itself builds only "
             f"{', '.join(FAMILIES)}; {EXPORT_HINT}"
         )
-    revision = _revision(folder)
+    prompts = read_prompts(path)
+    revision = _revision(folder, prompts)
     made_by = _versions()
     facts = entries.find(cache, revision, made_by)
     if facts is None:
@@ -77,17 +81,21 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
         normalize=folder.normalize,
         vocabulary_size=facts.vocabulary_size,
         pad_id=facts.pad_id,
+        prompts=prompts,
+        matryoshka=read_matryoshka(path, folder.config),
     )
 
 
-def _revision(folder: ModelFolder) -> str:
-    """A hash of everything that the vectors depend on. 90 MB of weights take 0.06 s with SHA instructions."""
+def _revision(folder: ModelFolder, prompts: Prompts) -> str:
+    """A hash of everything that a plain request's vectors depend on. 90 MB of weights take 0.06 s with SHA
+    instructions."""
     config = {
         key: value
         for key, value in sorted(folder.config.items())
         if key not in _NOT_SHAPING and not key.startswith("_")
     }
     rest = [CONVERTER, PRECISION, folder.family, folder.pooling, folder.normalize, folder.max_tokens, config]
+    rest += [prompts.texts.get(prompts.default, "")]
     digest = hashlib.sha256(msgspec.json.encode(rest))
     for path in (folder.weights, folder.tokenizer):
         try:
