@@ -7,6 +7,7 @@ import sys
 import msgspec
 import zmq
 
+from broker import logs
 from broker.config import load
 from broker.gate import GateError
 from broker.service import ConfigError, Service, describe
@@ -19,7 +20,7 @@ def main() -> None:
     except msgspec.ValidationError as error:
         print(f"vecmill broker: configuration: {error}", file=sys.stderr)
         sys.exit(2)
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s broker: %(message)s")
+    logs.set_up(config)
     logging.getLogger(__name__).info("starting: %s", describe(config))
     try:
         Service(config).run()

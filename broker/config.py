@@ -36,6 +36,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="debug, info, warning or error")
     ] = "info"
+    log_format: Annotated[Literal["text", "json"], Meta(description="lines of text, or a JSON object a line")] = "text"
 
 
 def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:

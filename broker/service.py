@@ -134,6 +134,7 @@ class Service:
                 log.info("%s %s/%d says hello", type(message).__name__, message.host, message.pid)
                 if not self._knows_key(peer, address):
                     continue
+            self._note_result(peer, message)
             self._send(self.scheduler.handle(peer, message, time.monotonic(), frames))
 
     def _knows_key(self, peer: bytes, address: zmq.Frame) -> bool:
@@ -196,6 +197,7 @@ class Service:
             if isinstance(message, wire.Goodbye):
                 level = logging.INFO if message.code == ErrorCode.DRAINING else logging.WARNING
                 log.log(level, "goodbye to a peer: %s: %s", message.code.name, message.text)
+            self._note_batch(peer, message)
             parts = [peer[1:], *wire.encode(message, frames)]
             try:
                 large = any(len(frame) >= ZERO_COPY_BYTES for frame in frames)
@@ -206,6 +208,32 @@ class Service:
                 lost.append(peer)
         for peer in lost:
             self._send(self.scheduler.lost(peer, time.monotonic()))
+
+    def _note_batch(self, peer: bytes, message: wire.Message) -> None:
+        """Log a batch that is dispatched, and whose jobs are in it."""
+        if isinstance(message, wire.Batch) and log.isEnabledFor(logging.DEBUG):
+            fields = {
+                "batch": message.batch,
+                "model": message.model,
+                "worker": self._worker(peer),
+                "jobs": len(message.kinds),
+                "request_ids": [origin.request_id for origin in message.origins],
+                "trace_ids": [origin.traceparent[3:35] for origin in message.origins if origin.traceparent],
+            }
+            log.debug("batch %d of %d jobs to %s", message.batch, len(message.kinds), fields["worker"], extra=fields)
+
+    def _note_result(self, peer: bytes, message: wire.Message) -> None:
+        """Log how a batch has ended."""
+        if isinstance(message, wire.BatchError):
+            fields = {"batch": message.batch, "worker": self._worker(peer)}
+            log.warning("batch %d failed: %s: %s", message.batch, message.code.name, message.text, extra=fields)
+        elif isinstance(message, wire.BatchResult) and log.isEnabledFor(logging.DEBUG):
+            fields = {"batch": message.batch, "worker": self._worker(peer), "inference_us": message.inference_us}
+            log.debug("batch %d answered", message.batch, extra=fields)
+
+    def _worker(self, peer: bytes) -> str:
+        worker = self.scheduler.pool.workers.get(peer)
+        return worker.name if worker else ""
 
     def _timeout_ms(self) -> int | None:
         times = [time for time in (self.scheduler.next_deadline(), self._drain_until) if time is not None]

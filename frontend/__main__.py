@@ -2,14 +2,18 @@
 
 import os
 import socket
+import ssl
 import sys
 from typing import NoReturn
 
 import msgspec
 from sanic import Sanic
 
-from frontend.app import DRAIN_S, Connection, create_app
+from frontend import logs
+from frontend.app import DRAIN_S, create_app
 from frontend.config import Config, load
+from frontend.connection import Connection
+from frontend.keys import Keys, KeysError
 from frontend.processes import REFUSED, share_port
 
 
@@ -17,15 +21,23 @@ def main() -> None:
     """Exit status 0 after a drain, 2 for a configuration or an address that cannot be used."""
     try:
         config = load(sys.argv[1:], os.environ)
-        listening = listen(config)
+        keys = Keys(config.api_keys, os.environ.get("API_KEY", ""))
+        tls = tls_context(config)
     except msgspec.ValidationError as error:
         refuse(f"configuration: {error}")
+    except KeysError as error:
+        refuse(str(error))
+    except OSError as error:  # of which ssl.SSLError is one
+        refuse(f"the certificate {config.tls_cert} and its key cannot be used: {error}")
+    try:
+        listening = listen(config)
     except OSError as error:
         refuse(f"cannot listen on port {config.port} of {config.host}: {error}")
     if config.processes > 1:
         sys.exit(share_port(config.processes, listening, sys.argv[1:], DRAIN_S + 5))
-    app = create_app(config)
-    app.prepare(sock=listening, single_process=True, motd=False, access_log=False, protocol=Connection)
+    logs.set_up(config)
+    app = create_app(config, keys)
+    app.prepare(sock=listening, single_process=True, motd=False, access_log=False, protocol=Connection, ssl=tls)
     Sanic.serve_single(primary=app)
 
 
@@ -35,6 +47,15 @@ def listen(config: Config) -> socket.socket:
         return socket.socket(fileno=config.listen_fd)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     return socket.create_server((config.host, config.port), family=family, backlog=1024)
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """For the configured certificate, if any. ssl.SSLError and OSError when it cannot be used."""
+    if not config.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(config.tls_cert, config.tls_key or None)
+    return context
 
 
 def refuse(reason: str) -> NoReturn:

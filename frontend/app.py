@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
-from sanic.exceptions import RequestTimeout, SanicException
+from sanic.exceptions import SanicException
 from sanic.response import BaseHTTPResponse, raw
-from sanic.server.protocols.http_protocol import HttpProtocol
 
+from frontend import edges
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
+from frontend.connection import Connection, TimedRequest
 from frontend.errors import ApiError
+from frontend.keys import Keys
 from frontend.routes.openai import openai
 from frontend.routes.operations import operations
 from frontend.routes.ovms import ovms
@@ -24,42 +25,8 @@ DRAIN_S = 65.0
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
-class Connection(HttpProtocol):
-    """Sanic's connection, known to its application."""
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)  # type: ignore[no-untyped-call]
-        self.app.ctx.connections.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.app.ctx.connections.discard(self)
-        super().connection_lost(exc)  # type: ignore[no-untyped-call]
-
-
-class TimedRequest(Request):
-    """Sanic's request, whose body must keep coming: Sanic itself counts reading it to the time of the answer."""
-
-    async def receive_body(self) -> None:
-        """Raise RequestTimeout, and give the rest of the body up, when its sender stops."""
-        stream: Any = self.stream
-        limit_s = self.app.config.REQUEST_TIMEOUT
-        clock = asyncio.get_running_loop().time
-        parts = []
-        try:
-            async with asyncio.timeout(limit_s) as waiting:
-                async for part in stream:
-                    parts.append(part)
-                    waiting.reschedule(clock() + limit_s)
-        except TimeoutError:
-            # Else Sanic would answer, and wait for the rest.
-            stream.keep_alive, stream.request_body = False, None
-            raise RequestTimeout from None
-        self.body = b"".join(parts)
-
-
-def create_app(config: Config) -> Sanic:  # type: ignore[type-arg]
-    """The application of one frontend process, and that process's logging."""
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s frontend: %(message)s")
+def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
+    """The application of one frontend process."""
     app = Sanic("vecmill", configure_logging=False, request_class=TimedRequest)
     app.config.update(
         REQUEST_MAX_SIZE=config.max_body_bytes,
@@ -72,18 +39,18 @@ def create_app(config: Config) -> Sanic:  # type: ignore[type-arg]
         MOTD=False,
         FALLBACK_ERROR_FORMAT="json",
     )
-    app.ctx.config = config
+    app.ctx.config, app.ctx.keys = config, keys
     app.ctx.connections = set()
     app.ctx.draining = None
     app.blueprint(openai)
     app.blueprint(operations)
     app.blueprint(ovms)
-    app.register_middleware(_begin, "request")
     app.register_listener(_open_broker, "before_server_start")
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_close_broker, "after_server_stop")
     app.error_handler.add(Exception, _error)
     app.register_middleware(_say_goodbye, "response")
+    edges.install(app)
     return app
 
 
@@ -99,10 +66,6 @@ async def _drain(app: Sanic) -> None:  # type: ignore[type-arg]
     """
     log.info("draining: %d connections to finish", len(app.ctx.connections))
     app.ctx.draining = asyncio.create_task(_close_connections(app.ctx.connections))
-
-
-async def _begin(request: Request) -> None:
-    request.ctx.request_id, request.ctx.traceparent, request.ctx.log = "", "", {}
 
 
 async def _say_goodbye(request: Request, _: BaseHTTPResponse) -> None:

@@ -22,6 +22,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = -1
     keys: Annotated[str, Meta(description="folder with frontend.key_secret and broker.key; empty: no CURVE")] = ""
     deadline_s: Annotated[float, Meta(gt=0, description="how long a request may take, in seconds")] = 60.0
+    send_timeout_s: Annotated[
+        float, Meta(gt=0, description="how long a client may leave an answer unread, in seconds")
+    ] = 60.0
     request_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a client may stop in the middle of sending a request, in seconds")
     ] = 60.0
@@ -34,6 +37,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     broker_grace_s: Annotated[
         float, Meta(ge=0, description="how long requests wait for a broker that is away, in seconds")
     ] = 5.0
+    api_keys: Annotated[str, Meta(description="file of API keys (see scripts/api-key); empty: none needed")] = ""
+    allowed_origins: Annotated[
+        str, Meta(description="origins whose pages may use the server in a browser, by commas; *: all; empty: none")
+    ] = "*"
+    tls_cert: Annotated[str, Meta(description="PEM file of the certificate chain; empty: no TLS")] = ""
+    tls_key: Annotated[str, Meta(description="PEM file of its key")] = ""
     max_body_bytes: Annotated[int, Meta(gt=0, description="largest request body")] = 8 * 1024 * 1024
     max_inputs: Annotated[int, Meta(gt=0, le=65536, description="most inputs in one request")] = 2048
     max_request_tokens: Annotated[int, Meta(gt=0, description="most tokens in one request, all inputs together")] = (
@@ -46,6 +55,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="debug, info, warning or error")
     ] = "info"
+    log_format: Annotated[Literal["text", "json"], Meta(description="lines of text, or a JSON object a line")] = "text"
 
 
 def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:

@@ -55,6 +55,8 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Retry-After in whole seconds, where waiting can help."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
         if not self.retry_after_s:
             return {}
         return {"Retry-After": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.retry_after_s))))}

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from frontend.processes import Child  # noqa: E402  after the path is set
+from workers.__main__ import model_name  # noqa: E402
 
 #: How long a role's processes get to drain before they are killed, in seconds.
 DRAIN_S = 70.0
@@ -51,11 +52,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--frontends", type=positive, default=1, help="frontend processes (default: %(default)s)")
     parser.add_argument("--model", default="", help="model folder (default: all-MiniLM-L6-v2, fetched when missing)")
     parser.add_argument("--model-name", default="", help="name to serve the model under (default: the folder's name)")
+    parser.add_argument("--api-keys", default="", help="file of API keys, see scripts/api-key (default: none needed)")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="(default: %(default)s)")
     parser.add_argument("--cache", default=str(ROOT / ".cache" / "vecmill"), help="folder for models")
     options = parser.parse_args()
     # The processes run in another folder than the person who gave the paths.
     options.cache = str(Path(options.cache).absolute())
     options.model = options.model and str(Path(options.model).absolute())
+    options.api_keys = options.api_keys and str(Path(options.api_keys).absolute())
     return options
 
 
@@ -91,38 +95,32 @@ def children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[l
     worker = [*python, "workers", "--broker", workers, "--model", str(folder), "--device", options.device]
     worker += ["--cache", options.cache, "--model-name", options.model_name]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
-    frontend += ["--processes", str(options.frontends)]
+    frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
+    logs = ["--log-level", "warning", "--log-format", options.log_format]
     return [
-        [Child("broker", [*broker, "--log-level", "warning"], say)],
-        [
-            Child(f"worker {number}", [*worker, "--log-level", "warning"], say)
-            for number in range(1, options.workers + 1)
-        ],
-        [Child("frontend", [*frontend, "--log-level", "warning"], say)],
+        [Child("broker", [*broker, *logs], say)],
+        [Child(f"worker {number}", [*worker, *logs], say) for number in range(1, options.workers + 1)],
+        [Child("frontend", [*frontend, *logs], say)],
     ]
 
 
-def first_inference(url: str) -> tuple[str, int] | None:
-    """The model's name and its dimension when an embedding has been made, else None."""
+def is_ready(url: str) -> bool:
+    """Whether an embedding would be answered. Needs no API key: workers say hello only after an inference."""
     # Whatever proxy the environment names is not for this.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(f"{url}/v1/models", timeout=1) as answer:
-            models = json.load(answer)["data"]
-        if not models:
-            return None
-        body = json.dumps({"model": models[0]["id"], "input": "ready?"}).encode()
-        with direct.open(f"{url}/v1/embeddings", body, timeout=5) as answer:
-            return models[0]["id"], len(json.load(answer)["data"][0]["embedding"])
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
+        with direct.open(f"{url}/v2/health/ready", timeout=1):
+            return True
+    except (OSError, http.client.HTTPException):
+        return False
 
 
-def announce(url: str, model: str, dimension: int, seconds: float) -> None:
+def announce(url: str, model: str, *, key: bool, seconds: float) -> None:
     """The URL and a curl to copy."""
     body = json.dumps({"model": model, "input": ["hello world", "how are you"]})
-    say(f"ready after {seconds:.1f} s: {model}, {dimension} dimensions, at {url}\n")
-    print(f"curl {url}/v1/embeddings -H 'Content-Type: application/json' -d {shlex.quote(body)}\n", flush=True)
+    headers = "-H 'Content-Type: application/json'" + (' -H "Authorization: Bearer $API_KEY"' if key else "")
+    say(f"ready after {seconds:.1f} s: {model} at {url}\n")
+    print(f"curl {url}/v1/embeddings {headers} -d {shlex.quote(body)}\n", flush=True)
 
 
 def stop(groups: list[list[Child]]) -> None:
@@ -137,7 +135,7 @@ def stop(groups: list[list[Child]]) -> None:
     say("stopped")
 
 
-def supervise(options: argparse.Namespace, groups: list[list[Child]], stopping: list[int]) -> int:
+def supervise(options: argparse.Namespace, name: str, groups: list[list[Child]], stopping: list[int]) -> int:
     """Keep everything running until a signal comes; the exit status."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
     url = f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}"
@@ -148,9 +146,10 @@ def supervise(options: argparse.Namespace, groups: list[list[Child]], stopping: 
             return 1
         for child in everything:
             child.keep(time.monotonic())
-        if not ready and (found := first_inference(url)):
+        if not ready and is_ready(url):
             ready = True
-            announce(url, *found, time.monotonic() - started)
+            key = bool(options.api_keys or os.environ.get("API_KEY"))
+            announce(url, name, key=key, seconds=time.monotonic() - started)
         signal.sigtimedwait({signal.SIGCHLD}, 1.0 if ready else 0.05)
     return 0
 
@@ -183,7 +182,7 @@ def main() -> None:
     # Blocked, so that the loop can wait for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
-        status = supervise(options, groups, stopping)
+        status = supervise(options, options.model_name or model_name(folder), groups, stopping)
     finally:
         stop(groups)
         shutil.rmtree(sockets, ignore_errors=True)

@@ -8,7 +8,6 @@ name, and "once NAME ORDER" is the order for the first worker that meets it, and
 
 import ctypes
 import hashlib
-import logging
 import os
 import socket
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
+from workers import logs
 from workers.__main__ import end_process
 from workers.backend import Ids, Vectors
 from workers.config import Config, load
@@ -136,7 +136,7 @@ class FakeBackend:
 
 def serve(config: Config, fakery: Fakery) -> None:
     """Serve the fake model until drained."""
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s worker: %(message)s")
+    logs.set_up(config)
     threading.excepthook = end_process
     hello = wire.WorkerHello(
         wire.PROTOCOL_MIN,

@@ -105,9 +105,10 @@ class Cluster:
         environ["FAKE_FOLDER"] = str(self.folder)
         return self._start("tests.fake_worker", "--broker", self.endpoints["worker"], *flags, environ=environ)
 
-    def frontend(self, *flags: str) -> Program:
+    def frontend(self, *flags: str, environ: Mapping[str, str] | None = None) -> Program:
         """Start a frontend on the cluster's port."""
-        return self._start("frontend", "--broker", self.endpoints["frontend"], "--port", str(self.port), *flags)
+        known = ("--broker", self.endpoints["frontend"], "--port", str(self.port))
+        return self._start("frontend", *known, *flags, environ=environ)
 
     def all(self, workers: int = 1, **fakery: int) -> tuple[Program, list[Program], Program]:
         """Start everything and wait until it is ready."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from broker import protocol as wire
+from workers import logs
 from workers.announcer import announced
 from workers.config import Config, load
 
@@ -36,7 +37,7 @@ def main() -> None:
     except msgspec.ValidationError as error:
         print(f"vecmill worker: configuration: {error}", file=sys.stderr)
         sys.exit(2)
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s worker: %(message)s")
+    logs.set_up(config)
     threading.excepthook = end_process
     # The heartbeat's thread must get its turn soon while others hold the interpreter.
     sys.setswitchinterval(0.001)

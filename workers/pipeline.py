@@ -136,7 +136,8 @@ class Pipeline:
                     self._ids(work), work.batch.options or bytes(len(work.batch.kinds)), self._backend
                 )
             except Exception as error:  # whatever a tokenizer raises: the batch fails, and is then run job by job
-                work.error = f"tokenizer: {error!r}"
+                # Not its repr, which for undecodable text holds the text.
+                work.error = f"tokenizer: {type(error).__name__}: {error}"
                 self._finish(work)
                 continue
             accepted = work.reading.accepted
@@ -175,7 +176,7 @@ class Pipeline:
                 if not np.isfinite(work.vectors[rows]).all():
                     error = "the device gave a vector that is not finite"
             except Exception as caught:  # whatever a device plugin raises fails the batch, not the worker
-                error = f"device: {caught!r}"
+                error = f"device: {type(caught).__name__}: {caught}"
                 # Unless the device fails on what it could do before: then this thread dies, and the worker with it.
                 self._backend.check(number)
             if work.done(started, time.monotonic(), error):

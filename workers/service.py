@@ -145,13 +145,14 @@ class Service:
     def _answer(self, socket: "zmq.Socket[bytes]", work: Work) -> None:
         reading = work.reading
         if work.error or reading is None:
-            log.error("batch %d failed: %s", work.batch.batch, work.error)
+            log.error("batch %d failed: %s", work.batch.batch, work.error, extra=origins(work.batch))
             text = "the device failed on this input"
             self._send(socket, self._session.error(work.batch, ErrorCode.DEVICE, text))
             return
         number = next(self._batches)
         if number == 1:
             log.info("first batch answered: %d jobs", len(reading.tokens))
+        log.debug("batch %d answered: %d jobs", work.batch.batch, len(reading.tokens), extra=origins(work.batch))
         frame, sizes = work.rows()
         result = self._session.result(
             work.batch,
@@ -185,3 +186,14 @@ class Service:
         if self._drain_until is None:
             return False
         return not self._session.held or time.monotonic() >= self._drain_until
+
+
+def origins(batch: wire.Batch) -> dict[str, object]:
+    """Fields of a log line: where a batch's jobs come from."""
+    traces = [origin.traceparent[3:35] for origin in batch.origins if origin.traceparent]
+    return {
+        "batch": batch.batch,
+        "model": batch.model,
+        "request_ids": [origin.request_id for origin in batch.origins],
+        "trace_ids": traces,
+    }

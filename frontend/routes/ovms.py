@@ -1,5 +1,6 @@
 """What OVMS has beside OpenAI's API: its tokenize, its view of the configuration, and KServe's API of models."""
 
+import logging
 import re
 import time
 import urllib.parse
@@ -12,12 +13,16 @@ from broker.protocol import Kind, Option, State
 from frontend import __version__
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
+from frontend.edges import require_admin
 from frontend.errors import ApiError, unknown_model
 from frontend.fitting import check_max_length
+from frontend.keys import KeysError
 from frontend.rendering import render_config, render_tokens
 from frontend.routes.openai import JSON, PREFIXES
 from frontend.routes.terms import terms_of
 from frontend.schemas import parse_tokenize
+
+log = logging.getLogger(__name__)
 
 #: A model's name, which may hold slashes, its one version, and what is asked of it.
 _MODEL = re.compile(r"(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<ready>/ready)?")
@@ -52,6 +57,20 @@ async def config_status(request: Request) -> HTTPResponse:
     """How every known model is doing, as OVMS tells it."""
     broker: BrokerClient = request.app.ctx.broker
     return raw(render_config(broker.states), content_type=JSON)
+
+
+@ovms.post("/v1/config/reload")
+async def reload_config(request: Request) -> HTTPResponse:
+    """Read the API keys anew: all that a frontend has of configuration that can change. Models are their workers'."""
+    require_admin(request)
+    try:
+        changed = request.app.ctx.keys.reload()
+    except KeysError as error:
+        log.error("the API keys are as before: %s", error)
+        text = "Reloading config file failed. Check server logs for more info."
+        raise ApiError(500, text, kind="server_error", code="reload_failed") from None
+    broker: BrokerClient = request.app.ctx.broker
+    return raw(render_config(broker.states), status=201 if changed else 200, content_type=JSON)
 
 
 @ovms.get("/v2")

@@ -4,6 +4,7 @@ from sanic import Request
 
 from broker.protocol import Origin
 from frontend.config import Config
+from frontend.keys import Key
 from frontend.schemas import Terms, parse_headers
 
 
@@ -11,4 +12,10 @@ def terms_of(request: Request) -> Terms:
     """Its terms; ApiError 400 for a header with a bad value."""
     config: Config = request.app.ctx.config
     terms = parse_headers(request.headers, config.deadline_s)
-    return terms._replace(origin=Origin(request.ctx.request_id, request.ctx.traceparent))
+    terms = terms._replace(origin=Origin(request.ctx.request_id, request.ctx.traceparent))
+    key: Key | None = request.ctx.key
+    if key is None:
+        return terms
+    # A name cannot be mistaken for the hash of a header.
+    client = f"key {key.name}"
+    return terms._replace(client=client, client_jobs=key.jobs_in_flight, client_tokens=key.tokens_per_minute)

@@ -1,0 +1,127 @@
+"""What is done for every request, whatever its path: its id, its key, CORS, and a line in the log."""
+
+import logging
+import re
+import time
+import uuid
+
+from sanic import HTTPResponse, Request, Sanic
+from sanic.response import BaseHTTPResponse, empty
+
+from frontend.config import Config
+from frontend.errors import ApiError
+from frontend.keys import Key, Keys, KeysError
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("access")
+
+#: Paths that need no key: probes of load balancers have none, and the description of the API holds no secret.
+OPEN_PATHS = ("/v2/health/live", "/v2/health/ready", "/openapi.json")
+OPEN_FOLDERS = ("/docs",)
+#: Of the answers' headers, those that a script in a browser may read.
+EXPOSED = "x-request-id, retry-after, x-queue-time, x-inference-time, x-total-time, openai-processing-ms, " \
+          "x-truncated-tokens, x-vecmill-warning"  # fmt: skip
+METHODS = "GET, POST, OPTIONS"
+#: How long a browser may remember what it asked before, in seconds; Chromium's own bound.
+PREFLIGHT_S = 7200
+#: A client's id that is taken over.
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+#: W3C Trace Context, version 00.
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def install(app: Sanic) -> None:  # type: ignore[type-arg]
+    """Hook all of it into an application whose context has `config` and `keys`."""
+    app.register_middleware(_identify, "request", priority=20)
+    app.register_middleware(_preflight, "request", priority=10)
+    app.register_middleware(_admit, "request", priority=0)
+    app.register_middleware(_finish, "response")
+
+
+async def _identify(request: Request) -> None:
+    context = request.ctx
+    context.started = time.monotonic()
+    given = request.headers.get("x-request-id", "")
+    context.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    trace = request.headers.get("traceparent", "")
+    context.traceparent = trace if _TRACEPARENT.fullmatch(trace) else ""
+    #: What the log says beside the status: filled in by whoever serves the request.
+    context.log = {}
+    context.key = None
+
+
+async def _preflight(request: Request) -> HTTPResponse | None:
+    """A browser asks whether a page of another origin may send such a request; it sends no key with that."""
+    if request.method != "OPTIONS":
+        return None
+    headers = {"Allow": METHODS}
+    if "access-control-request-method" in request.headers:
+        # Not *, which does not cover Authorization.
+        wanted = request.headers.get("access-control-request-headers", "authorization, content-type")
+        headers |= {
+            "Access-Control-Allow-Methods": METHODS,
+            "Access-Control-Allow-Headers": wanted,
+            "Access-Control-Max-Age": str(PREFLIGHT_S),
+        }
+    return empty(204, headers)
+
+
+async def _admit(request: Request) -> None:
+    keys: Keys = request.app.ctx.keys
+    if not keys.required or request.path in OPEN_PATHS or request.path.startswith(OPEN_FOLDERS):
+        return
+    try:
+        if keys.refresh(time.monotonic()):
+            log.info("the API keys have changed")
+    except KeysError as error:
+        log.error("the API keys are as before: %s", error)
+    request.ctx.key = keys.find(request.headers.get("authorization", ""))
+    if request.ctx.key is None:
+        raise ApiError(401, "Unauthorized request due to invalid or missing api-key", code="invalid_api_key")
+
+
+def require_admin(request: Request) -> None:
+    """ApiError 403 for a key that is not an operator's."""
+    key: Key | None = request.ctx.key
+    if key and not key.admin:
+        raise ApiError(403, "this path is for keys with admin = true", code="forbidden")
+
+
+async def _finish(request: Request, response: BaseHTTPResponse) -> None:
+    context = request.ctx
+    if not hasattr(context, "request_id"):
+        # Sanic refuses what is no HTTP before any middleware of ours.
+        await _identify(request)
+    response.headers["x-request-id"] = context.request_id
+    _share(request, response)
+    if access.isEnabledFor(logging.INFO):
+        ms = (time.monotonic() - context.started) * 1000
+        known = {
+            "request_id": context.request_id,
+            "method": request.method,
+            "path": request.path,
+            "status": response.status,
+            "ms": round(ms, 3),
+            "client": context.key.name if context.key else "",
+            "trace_id": context.traceparent[3:35],
+        }
+        access.info("%s %s %d", request.method, request.path, response.status, extra=known | context.log)
+
+
+def _share(request: Request, response: BaseHTTPResponse) -> None:
+    """Let pages of allowed origins read the answer, errors too."""
+    config: Config = request.app.ctx.config
+    origin = request.headers.get("origin")
+    if origin is None:
+        return
+    allowed = [one.strip() for one in config.allowed_origins.split(",") if one.strip()]
+    if "*" in allowed:
+        response.headers["Access-Control-Allow-Origin"] = "*"
+    elif allowed:
+        response.headers["Vary"] = "Origin"
+        if origin not in allowed:
+            return
+        response.headers["Access-Control-Allow-Origin"] = origin
+    else:
+        return
+    response.headers["Access-Control-Expose-Headers"] = EXPOSED

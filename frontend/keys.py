@@ -1,0 +1,112 @@
+"""API keys: a file of hashes that may change at any time, and one key of the environment.
+
+Keys are random and long, so that a plain SHA-256 of them can be kept. A key that comes in is looked up in the same time
+whatever the file holds: by a hash that nobody outside can compute.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+#: How often the file is looked at, at most, in seconds.
+LOOK_S = 1.0
+
+
+class KeysError(Exception):
+    """The file of keys cannot be used; the text is one sentence for the person who wrote it."""
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Somebody who may use the server."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    #: Of the key, in hexadecimal digits.
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    #: Its own limits; 0: none.
+    tokens_per_minute: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    jobs_in_flight: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+    #: Whether it opens what is for operators.
+    admin: bool = False
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    key: list[Key] = []
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys of a file; KeysError says what is wrong with it."""
+    try:
+        keys = msgspec.convert(tomllib.loads(path.read_text()), _File).key
+    except (OSError, ValueError, msgspec.ValidationError) as error:
+        # A parser's message may hold a line of the file, which holds no key.
+        raise KeysError(f"{path} cannot be used: {error}") from None
+    for what in ("name", "sha256"):
+        values = [getattr(key, what) for key in keys]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise KeysError(f"{path} cannot be used: two keys have the {what} {twice}")
+    return keys
+
+
+class Keys:
+    """Who is let in. Without any key configured, everybody is."""
+
+    def __init__(self, path: str, environment: str) -> None:
+        """`path`: of the file, empty for none; `environment`: one more key. KeysError when the file cannot be used."""
+        self._path = Path(path) if path else None
+        self._of_environment = [Key(name="API_KEY", sha256=_sha256(environment), admin=True)] if environment else []
+        self._secret = secrets.token_bytes(32)
+        self._by_hash: dict[bytes, Key] = {}
+        self._state: tuple[int, ...] | None = None
+        self._looked = 0.0
+        self.reload()
+
+    @property
+    def required(self) -> bool:
+        """Whether a request needs a key."""
+        return bool(self._path or self._of_environment)
+
+    def find(self, authorization: str) -> Key | None:
+        """The key of an Authorization header, if it is one."""
+        scheme, _, text = authorization.partition(" ")
+        digest = _sha256(text)
+        key = self._by_hash.get(self._hash(digest))
+        if key is None or scheme.lower() != "bearer" or not hmac.compare_digest(key.sha256, digest):
+            return None
+        return key
+
+    def refresh(self, now: float) -> bool:
+        """Read the file again if it has changed; cheap enough for each request. KeysError (once a change) leaves the
+        keys as they were."""
+        if self._path is None or now < self._looked + LOOK_S:
+            return False
+        self._looked = now
+        return self._state != self._look() and self.reload()
+
+    def reload(self) -> bool:
+        """Read the file now; whether its keys are others than before. KeysError leaves them as they were."""
+        self._state = self._look()
+        keys = (read_keys(self._path) if self._path else []) + self._of_environment
+        before, self._by_hash = self._by_hash, {self._hash(key.sha256): key for key in keys}
+        return before != self._by_hash
+
+    def _look(self) -> tuple[int, ...] | None:
+        try:
+            found = os.stat(self._path) if self._path else None
+        except OSError:
+            return None
+        return (found.st_mtime_ns, found.st_ino, found.st_size) if found else None
+
+    def _hash(self, sha256: str) -> bytes:
+        return hashlib.blake2b(sha256.encode(), key=self._secret, digest_size=32).digest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,179 @@
+"""API keys: the file, who is let in, and the command that makes one."""
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from frontend.keys import LOOK_S, Key, Keys, KeysError, read_keys
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def entry(name: str, key: str, **fields: object) -> str:
+    """A key's entry."""
+    lines = [f"{field} = {str(value).lower()}" for field, value in fields.items()]
+    return "\n".join(["[[key]]", f'name = "{name}"', f'sha256 = "{digest(key)}"', *lines, ""])
+
+
+def digest(key: str) -> str:
+    """A key's hash."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of two keys."""
+    path = tmp_path / "keys.toml"
+    path.write_text(entry("one", "secret", jobs_in_flight=5, tokens_per_minute=7) + entry("two", "other", admin=True))
+    return path
+
+
+def test_file_says_what_keys_there_are(path: Path) -> None:
+    assert read_keys(path) == [
+        Key(name="one", sha256=digest("secret"), jobs_in_flight=5, tokens_per_minute=7),
+        Key(name="two", sha256=digest("other"), admin=True),
+    ]
+    path.write_text("")
+    assert read_keys(path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[key]\n", "cannot be used"),
+        (entry("a", "x", jobs_in_fligth=1), "jobs_in_fligth"),
+        (entry("a", "x", jobs_in_flight='"many"'), "jobs_in_flight"),
+        (entry("a", "x", jobs_in_flight=-1), "jobs_in_flight"),
+        (entry("", "x"), "name"),
+        ('[[key]]\nname = "a"\nsha256 = "secret"\n', "sha256"),
+        ('[[key]]\nname = "a"\n', "sha256"),
+        ("[[keys]]\n", "keys"),
+        (entry("a", "x") + entry("a", "y"), "two keys have the name a"),
+        (entry("a", "x") + entry("b", "x"), "two keys have the sha256"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_with_its_name(path: Path, text: str, told: str) -> None:
+    path.write_text(text)
+    with pytest.raises(KeysError, match=told) as caught:
+        Keys(str(path), "")
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KeysError, match=r"none\.toml"):
+        Keys(str(tmp_path / "none.toml"), "")
+
+
+def test_keys_of_the_file_and_of_the_environment_are_found(path: Path) -> None:
+    keys = Keys(str(path), "from outside")
+    found = [keys.find(f"Bearer {key}") for key in ("secret", "other", "from outside")]
+    assert [key and key.name for key in found] == ["one", "two", "API_KEY"]
+    assert [key and key.admin for key in found] == [False, True, True]
+    assert keys.find("bearer secret")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        "secret",
+        "Basic secret",
+        "Bearer secret ",
+        "Bearer  secret",
+        "Bearer \udcff",
+        f"Bearer {digest('secret')}",
+    ],
+)
+def test_nothing_else_is_a_key(path: Path, header: str) -> None:
+    assert Keys(str(path), "").find(header) is None
+
+
+def test_key_is_needed_when_any_is_configured(path: Path) -> None:
+    assert Keys(str(path), "").required
+    assert Keys("", "x").required
+    assert not Keys("", "").required
+    path.write_text("")
+    assert Keys(str(path), "").required
+
+
+def test_file_is_read_again_when_it_has_changed(path: Path) -> None:
+    keys = Keys(str(path), "")
+    assert not keys.refresh(100.0)
+    path.write_text(entry("three", "new"))
+    assert not keys.refresh(100.0)
+    assert keys.refresh(100.0 + LOOK_S)
+    assert keys.find("Bearer new")
+    assert keys.find("Bearer secret") is None
+
+
+def test_broken_file_leaves_the_keys_and_is_told_once(path: Path) -> None:
+    keys = Keys(str(path), "")
+    path.write_text("[[key]\n")
+    with pytest.raises(KeysError):
+        keys.refresh(100.0)
+    assert not keys.refresh(200.0)
+    assert keys.find("Bearer secret")
+    path.unlink()
+    with pytest.raises(KeysError):
+        keys.refresh(300.0)
+    assert keys.find("Bearer secret")
+    path.write_text(entry("three", "new"))
+    assert keys.refresh(400.0)
+
+
+def test_reload_tells_whether_anything_is_new(path: Path) -> None:
+    keys = Keys(str(path), "")
+    assert not keys.reload()
+    path.write_text(entry("one", "secret"))
+    assert keys.reload()
+    assert not Keys("", "x").reload()
+
+
+# --- scripts/api-key -------------------------------------------------------------------------------------------------
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    command = [sys.executable, "-P", "-m", "frontend.new_key", *arguments]
+    return subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+
+
+def test_new_key_is_printed_once_and_its_hash_kept(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    first = make('a "name"', "--file", str(path), "--jobs-in-flight", "3", "--tokens-per-minute", "9").stdout.strip()
+    second = make("another", "--file", str(path), "--admin").stdout.strip()
+    keys = Keys(str(path), "")
+    assert first not in path.read_text()
+    one, two = keys.find(f"Bearer {first}"), keys.find(f"Bearer {second}")
+    assert one
+    assert two
+    assert (one.name, one.jobs_in_flight, one.tokens_per_minute, one.admin) == ('a "name"', 3, 9, False)
+    assert two.admin
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [one.name for one in tmp_path.iterdir()] == ["keys.toml"]
+
+
+def test_new_key_without_a_file_prints_its_entry(tmp_path: Path) -> None:
+    made = make("a")
+    path = tmp_path / "keys.toml"
+    path.write_text(made.stderr)
+    assert Keys(str(path), "").find(f"Bearer {made.stdout.strip()}")
+
+
+def test_name_that_is_there_leaves_the_file(path: Path) -> None:
+    before = path.read_text()
+    made = make("one", "--file", str(path))
+    assert made.returncode == 1
+    assert "two keys have the name one" in made.stderr
+    assert made.stdout == ""
+    assert path.read_text() == before
