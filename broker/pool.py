@@ -55,6 +55,7 @@ class Worker:
         self.models = {model.name: model for model in hello.models}
         self.batch_tokens = hello.batch_tokens
         self.speed = Speed(hello.tokens_per_s, hello.batch_tokens)
+        self.streams = hello.streams
         self.credit = hello.credit
         #: Batches sent that the worker has not yet told it has seen; its credit does not count them yet.
         self.unseen: deque[int] = deque()

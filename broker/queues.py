@@ -298,6 +298,10 @@ class ModelQueue:
         taken.served += sum(job.tokens for job in batch) / (WEIGHTS[lane] * (1 + age / AGEING_S))
         return batch
 
+    def lane_jobs(self, lane: Lane) -> int:
+        """Jobs that wait in a lane, suspects not counted."""
+        return self._lanes[lane].jobs
+
     def lane_tokens(self, lane: Lane) -> int:
         """Tokens that wait in a lane."""
         return self._lanes[lane].tokens

@@ -27,6 +27,7 @@ from broker.invariants import check
 from broker.ledger import Frontend, Ledger, Request
 from broker.limits import Limits
 from broker.loading import Loading
+from broker.metrics import Metrics
 from broker.models import Model
 from broker.pool import Lease, Pool, Worker
 from broker.protocol import Failure, Frame, Message
@@ -60,6 +61,7 @@ class Scheduler:
         self.quotas = Quotas()
         #: What happened, by name.
         self.counters: Counter[str] = Counter()
+        self.metrics = Metrics()
         self.draining = False
         self._newest_batch = 0
         self._blame = Blame(self.limits)
@@ -181,7 +183,7 @@ class Scheduler:
 
     def _on_frontend_heartbeat(self, frontend: Frontend, message: wire.FrontendHeartbeat, *_: Any) -> None:
         frontend.received = message.received
-        self._send(frontend.peer, views.stats(self))
+        self._send(frontend.peer, views.stats(self, metrics=message.metrics))
 
     def _on_frontend_goodbye(self, frontend: Frontend, _: Any, now: float, __: Any) -> None:
         self._forget(frontend, now)
@@ -194,6 +196,7 @@ class Scheduler:
             refusal = refusal_of(self, frontend, submission, now)
             if refusal:
                 self.counters["requests_rejected"] += 1
+                self.metrics.rejected(refusal.code)
                 self._send(frontend.peer, wire.Failures([refusal]))
             else:
                 self._admit(frontend, submission, frame, now)
@@ -257,6 +260,7 @@ class Scheduler:
         self.pool.workers[peer] = Worker(peer, hello, now)
         self.loading.end(hello.uuid, [info.name for info in hello.models])
         self.counters["workers_joined"] += 1
+        self.metrics.joined(self.pool.workers[peer])
         for info in hello.models:
             model = self.models.setdefault(info.name, Model(info))
             if model.info.revision != info.revision:
@@ -309,6 +313,7 @@ class Scheduler:
             if position not in failed and not lease.options[position] & wire.Option.TOKENISE
         ]
         worker.learn(lease, sum(inferred), now)
+        self.metrics.answered(worker, lease, message, sum(inferred))
         worker.answered_batches += 1
         self.counters["batches_answered"] += 1
         self.counters["batch_us"] += int((now - lease.since) * 1e6)
@@ -320,6 +325,7 @@ class Scheduler:
             frontend.sent += len(share.frame)
             self._send(frontend.peer, share.message, [share.frame])
             self.counters["jobs_answered"] += len(share.jobs)
+            self.metrics.ended("answered", len(share.jobs))
             for job in share.jobs:
                 self._close(job)
         for failure in message.failures:
@@ -341,6 +347,7 @@ class Scheduler:
     def _evict(self, worker: Worker, code: ErrorCode, reason: str, now: float, *, tell: bool = True) -> None:
         """Drop a worker and requeue what it holds. Unless it left or was leaving, what ran can have caused its end."""
         del self.pool.workers[worker.peer]
+        self.metrics.left(worker, reason)
         # So that a worker that takes too long to drain may be killed.
         blame = code == ErrorCode.LEASE_EXPIRED or (code == ErrorCode.INTERNAL and not worker.draining)
         self.counters["workers_left" if code == ErrorCode.DRAINING else "workers_evicted"] += 1
@@ -383,6 +390,7 @@ class Scheduler:
         jobs = [job for job in lease.jobs if job.open]
         self.models[lease.model].queue.push_back(jobs)
         self.counters["jobs_requeued"] += len(jobs)
+        self.metrics.requeued(lease.model, len(jobs))
 
     # --- dispatch ----------------------------------------------------------------------------------------------------
 
@@ -438,6 +446,7 @@ class Scheduler:
             job.dispatched = now
         self.counters["batches_dispatched"] += 1
         self.counters["jobs_dispatched"] += len(jobs)
+        self.metrics.dispatched(worker, lease, now)
         kinds = bytes(job.kind for job in jobs)
         lengths = wire.pack_u32(job.bytes for job in jobs)
         options = lease.options if any(lease.options) else b""
@@ -451,6 +460,7 @@ class Scheduler:
         """An open job ends without a vector."""
         self._story.note(now, "ended", code.name, [job])
         self.counters["jobs_failed"] += 1
+        self.metrics.ended(code.name.lower())
         failure = Failure(job.request, job.position, code, text)
         self._send(self.ledger.by_uuid[job.owner].peer, wire.Failures([failure]))
         self._close(job)
@@ -458,6 +468,7 @@ class Scheduler:
     def _fail_request(self, frontend: Frontend, request: Request, code: ErrorCode, text: str, now: float) -> None:
         """All that is open of a request ends without a vector."""
         self.counters["jobs_failed"] += len(request.jobs)
+        self.metrics.ended(code.name.lower(), len(request.jobs))
         self._story.note(now, "ended", code.name, list(request.jobs.values()))
         self._send(frontend.peer, wire.Failures([Failure(request.number, -1, code, text, 5000)]))
         for job in list(request.jobs.values()):
@@ -483,6 +494,7 @@ class Scheduler:
     def _cancel(self, request: Request, now: float) -> None:
         self._story.note(now, "ended", "cancelled", list(request.jobs.values()))
         self.counters["jobs_cancelled"] += len(request.jobs)
+        self.metrics.ended("cancelled", len(request.jobs))
         for job in list(request.jobs.values()):
             self._close(job)
 

@@ -7,7 +7,7 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.response import BaseHTTPResponse, raw
 
-from frontend import edges
+from frontend import edges, metrics
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
 from frontend.connection import Connection, TimedRequest
@@ -51,7 +51,12 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     app.error_handler.add(Exception, _error)
     app.register_middleware(_say_goodbye, "response")
     edges.install(app)
+    app.register_listener(_touch_metrics, "before_server_start")
     return app
+
+
+async def _touch_metrics(app: Sanic) -> None:  # type: ignore[type-arg]
+    metrics.touch({metrics.endpoint_of_name(route.name) for route in app.router.routes})
 
 
 async def _open_broker(app: Sanic) -> None:  # type: ignore[type-arg]

@@ -64,6 +64,8 @@ class BrokerClient:
         #: Set and replaced whenever the connection or the models change.
         self._changed = asyncio.Event()
         self._stats_answered = asyncio.Event()
+        self._families: list[wire.Family] = []
+        self._families_answered = asyncio.Event()
         self._uuid, self._incarnation = uuid.uuid4().bytes, time.time_ns()
 
     @property
@@ -79,6 +81,16 @@ class BrokerClient:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(answered.wait(), STATS_WAIT_S)
         return self.stats
+
+    async def fresh_families(self) -> list[wire.Family]:
+        """The broker's metrics as of now; none when it does not answer at once."""
+        if self.connected:
+            answered = self._families_answered
+            self._send(wire.FrontendHeartbeat(self._received, metrics=True))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(answered.wait(), STATS_WAIT_S)
+                return self._families
+        return []
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -318,6 +330,10 @@ class BrokerClient:
                 self.stats = message
                 self._stats_answered.set()
                 self._stats_answered = asyncio.Event()
+                if message.families:
+                    self._families = message.families
+                    self._families_answered.set()
+                    self._families_answered = asyncio.Event()
             case wire.Welcome():
                 self._on_welcome(message)
             case wire.Who():

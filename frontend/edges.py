@@ -8,6 +8,7 @@ import uuid
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import BaseHTTPResponse, empty
 
+from frontend import metrics
 from frontend.config import Config
 from frontend.errors import ApiError
 from frontend.keys import Key, Keys, KeysError
@@ -94,14 +95,15 @@ async def _finish(request: Request, response: BaseHTTPResponse) -> None:
         await _identify(request)
     response.headers["x-request-id"] = context.request_id
     _share(request, response)
+    seconds = time.monotonic() - context.started
+    metrics.count(request, response, seconds)
     if access.isEnabledFor(logging.INFO):
-        ms = (time.monotonic() - context.started) * 1000
         known = {
             "request_id": context.request_id,
             "method": request.method,
             "path": request.path,
             "status": response.status,
-            "ms": round(ms, 3),
+            "ms": round(seconds * 1000, 3),
             "client": context.key.name if context.key else "",
             "trace_id": context.traceparent[3:35],
         }

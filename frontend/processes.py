@@ -6,13 +6,17 @@ Sanic's own manager does not start a process again that was killed, so it is not
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from prometheus_client.multiprocess import mark_process_dead
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Delay of the first restart, its highest value, and how long a child must live for it to start anew, in seconds.
@@ -25,12 +29,20 @@ _PR_SET_PDEATHSIG = 1
 class Child:
     """A process that is started again when it ends."""
 
-    def __init__(self, name: str, command: Sequence[str], say: Callable[[str], None], fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        say: Callable[[str], None],
+        fds: Sequence[int] = (),
+        on_end: Callable[[int], None] = lambda pid: None,
+    ) -> None:
         self.name = name
         self.command = command
         self.process: subprocess.Popen[bytes] | None = None
         self._say = say
         self._fds = fds
+        self._on_end = on_end
         self._started = 0.0
         self._delay = FIRST_DELAY_S
         self._due = 0.0
@@ -72,6 +84,8 @@ class Child:
 
     def _note_end(self, status: int, now: float) -> None:
         self.kill()
+        if self.process:
+            self._on_end(self.process.pid)
         self._delay = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay * 2)
         self._due = now + self._delay
         self._say(f"{self.name} ended with status {status}; starting it again in {self._delay:.1f} s")
@@ -91,7 +105,11 @@ def share_port(number: int, listening: socket.socket, arguments: Sequence[str], 
     """
     descriptor = listening.fileno()
     command = [sys.executable, "-m", "frontend", *arguments, "--processes", "1", "--listen-fd", str(descriptor)]
-    children = [Child(f"frontend {one}", command, _warn, [descriptor]) for one in range(1, number + 1)]
+    # Where they count together: prometheus_client looks for this when it is imported.
+    folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vecmill-metrics-")
+    children = [
+        Child(f"frontend {one}", command, _warn, [descriptor], on_end=mark_process_dead) for one in range(1, number + 1)
+    ]
     stopping: list[int] = []
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda received, _: stopping.append(received))
@@ -108,6 +126,7 @@ def share_port(number: int, listening: socket.socket, arguments: Sequence[str], 
     until = time.monotonic() + drain_s
     for child in children:
         child.wait(until)
+    shutil.rmtree(folder, ignore_errors=True)
     return 0 if stopping else REFUSED
 
 

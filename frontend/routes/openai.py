@@ -7,6 +7,7 @@ import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
+from frontend import metrics
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
 from frontend.errors import from_failure, unknown_model
@@ -40,16 +41,17 @@ async def create_embeddings(request: Request) -> HTTPResponse:
     if not fitted.inputs:
         body = render_embeddings(wanted, {}, 0, cut={}, bad=fitted.bad)
         return raw(body, content_type=JSON, headers=_headers(None, fitted.warning, started))
-    done = await broker.run(
-        wanted.model,
-        fitted.kind,
-        fitted.inputs,
-        terms,
-        started + terms.deadline_s,
-        options=fitted.options,
-        per_item=wanted.per_item,
-        max_tokens=config.max_request_tokens,
-    )
+    with metrics.waiting(wanted.model, metrics.endpoint_of(request)):
+        done = await broker.run(
+            wanted.model,
+            fitted.kind,
+            fitted.inputs,
+            terms,
+            started + terms.deadline_s,
+            options=fitted.options,
+            per_item=wanted.per_item,
+            max_tokens=config.max_request_tokens,
+        )
     place = fitted.places
     rows = {place[at]: row for at, row in enumerate(done.rows) if row is not None}
     vectors = dict(zip(rows, shape(list(rows.values()), wanted, model), strict=True))

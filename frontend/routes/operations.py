@@ -4,6 +4,7 @@ import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
+from frontend import metrics
 from frontend.broker_client import BrokerClient
 from frontend.errors import ApiError
 
@@ -45,6 +46,16 @@ async def health(request: Request) -> HTTPResponse:
         "worker_list": [_fields(worker) for worker in stats.workers] if stats else [],
     }
     return raw(msgspec.json.encode(state), content_type=JSON)
+
+
+@operations.get("/metrics", name="metrics")
+async def scrape(request: Request) -> HTTPResponse:
+    """This frontend's metrics and the broker's, for Prometheus."""
+    broker: BrokerClient = request.app.ctx.broker
+    for model in broker.models:
+        metrics.touch_model(model)
+    body, content_type = metrics.exposition(await broker.fresh_families(), request.headers.get("accept", ""))
+    return raw(body, content_type=content_type)
 
 
 def _fields(struct: msgspec.Struct) -> dict[str, object]:

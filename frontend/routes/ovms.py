@@ -10,7 +10,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
 from broker.protocol import Kind, Option, State
-from frontend import __version__
+from frontend import __version__, metrics
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
 from frontend.edges import require_admin
@@ -42,7 +42,8 @@ async def tokenize(request: Request) -> HTTPResponse:
     check_max_length(wanted, model)
     texts = [text.encode() for text in wanted.texts]
     until = started + terms.deadline_s
-    done = await broker.run(wanted.model, Kind.TEXT, texts, terms, until, options=Option.TOKENISE)
+    with metrics.waiting(wanted.model, metrics.endpoint_of(request)):
+        done = await broker.run(wanted.model, Kind.TEXT, texts, terms, until, options=Option.TOKENISE)
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]
     return raw(render_tokens(wanted, rows, model), content_type=JSON)

@@ -174,6 +174,10 @@ def test_every_code_has_a_status(code: ErrorCode) -> None:
     assert error.headers() == {"Retry-After": "1"}
 
 
+def test_missing_key_is_told_how_to_come() -> None:
+    assert ApiError(401, "no").headers() == {"WWW-Authenticate": "Bearer"}
+
+
 def test_param_is_named_only_when_that_field_is_at_fault() -> None:
     at_fault = {code: from_failure(code, "").param for code in ErrorCode}
     assert {code: param for code, param in at_fault.items() if param} == {

@@ -1,0 +1,199 @@
+"""GET /metrics: what this frontend has served, and what the broker tells, as Prometheus has it.
+
+Several frontend processes on one port count into files of a common folder (PROMETHEUS_MULTIPROC_DIR, which
+prometheus_client reads when it is imported), so that a scrape that any of them answers gives the sums.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+from sanic import Request
+from sanic.response import BaseHTTPResponse
+
+from broker.protocol import Family
+
+PREFIX = "vecmill_"
+#: From what needs no broker to the longest deadline by default, in seconds.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+#: OVMS's, in microseconds.
+_OVMS_BUCKETS = tuple(float(math.floor(10 * 1.8**power)) for power in range(33))
+#: OVMS's labels, and what they are for embeddings.
+_OVMS_LABELS = ["api", "interface", "method", "name", "version"]
+#: What nginx and others call a request whose client has gone.
+CLIENT_GONE = 499
+#: The end of a route's name: which of the prefixes it is for.
+_VERSION = re.compile(r"_v\d.*$")
+#: Labels that no path of ours has.
+_UNKNOWN = "unknown"
+
+_own = CollectorRegistry()
+_requests = Counter(PREFIX + "requests", "HTTP requests", ["endpoint", "status", "model"], registry=_own)
+_request_seconds = Histogram(
+    PREFIX + "request_seconds", "From a request's head to its answer", ["endpoint"], buckets=_SECONDS, registry=_own
+)
+_in_flight = Gauge(
+    PREFIX + "requests_in_flight",
+    "Requests that wait for the broker",
+    ["model"],
+    multiprocess_mode="livesum",
+    registry=_own,
+)
+_inputs = Counter(PREFIX + "inputs", "Inputs of answered requests", ["endpoint", "model"], registry=_own)
+_prompt_tokens = Counter(PREFIX + "prompt_tokens", "Tokens as told in usage", ["model"], registry=_own)
+_truncated = Counter(PREFIX + "truncated_tokens", "Tokens cut off inputs", ["model"], registry=_own)
+_ovms_success = Counter("ovms_requests_success", "Answered requests", _OVMS_LABELS, registry=_own)
+_ovms_fail = Counter("ovms_requests_fail", "Failed requests", _OVMS_LABELS, registry=_own)
+_ovms_time = Histogram(
+    "ovms_request_time_us", "Time of answered requests", _OVMS_LABELS, buckets=_OVMS_BUCKETS, registry=_own
+)
+
+
+def endpoint_of(request: Request) -> str:
+    """A label for a request's path."""
+    return endpoint_of_name(request.route.name) if request.route else _UNKNOWN
+
+
+def endpoint_of_name(route: str) -> str:
+    """The name of a route, the same for all prefixes."""
+    return _VERSION.sub("", route.rpartition(".")[2])
+
+
+def touch(endpoints: Iterable[str]) -> None:
+    """Let the series of these endpoints exist."""
+    for endpoint in [*endpoints, _UNKNOWN]:
+        _requests.labels(endpoint, "200" if endpoint != _UNKNOWN else "404", "")
+        _request_seconds.labels(endpoint)
+
+
+def touch_model(model: str) -> None:
+    """Let the series of a model exist."""
+    for endpoint in ("embeddings", "tokenize"):
+        _requests.labels(endpoint, "200", model)
+        _inputs.labels(endpoint, model)
+    for family in (_in_flight, _prompt_tokens, _truncated):
+        family.labels(model)
+    for ovms in (_ovms_success, _ovms_fail, _ovms_time):
+        ovms.labels(*_ovms(model))
+
+
+@contextlib.contextmanager
+def waiting(model: str, endpoint: str) -> Iterator[None]:
+    """While a request waits for the broker. One whose client goes away meanwhile is counted here: nobody answers it."""
+    with _in_flight.labels(model).track_inprogress():
+        try:
+            yield
+        except asyncio.CancelledError:
+            _requests.labels(endpoint, str(CLIENT_GONE), model).inc()
+            raise
+
+
+def count(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
+    """A request is answered. What its route has noted of it tells the model, which exists then."""
+    noted = request.ctx.log
+    endpoint, model = endpoint_of(request), noted.get("model", "")
+    _requests.labels(endpoint, str(response.status), model).inc()
+    _request_seconds.labels(endpoint).observe(seconds)
+    answered = response.status == 200
+    if answered and "inputs" in noted:
+        _inputs.labels(endpoint, model).inc(noted["inputs"])
+    if answered and "tokens" in noted:
+        _prompt_tokens.labels(model).inc(noted["tokens"])
+        _truncated.labels(model).inc(noted["truncated"])
+    if model and endpoint == "embeddings":
+        (_ovms_success if answered else _ovms_fail).labels(*_ovms(model)).inc()
+        if answered:
+            _ovms_time.labels(*_ovms(model)).observe(seconds * 1e6)
+
+
+def _ovms(model: str) -> tuple[str, ...]:
+    return ("V3", "REST", "Unary", model, "1")
+
+
+class _Everything:
+    """This frontend's families, or those of all processes on the port, and the broker's."""
+
+    def __init__(self, families: list[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            yield from MultiProcessCollector(CollectorRegistry()).collect()  # type: ignore[no-untyped-call]
+        else:
+            yield from _own.collect()
+        up = GaugeMetricFamily(PREFIX + "broker_up", "Whether the broker answers")
+        up.add_metric([], 1.0 if self._families else 0.0)
+        yield up
+        yield from map(_metric, self._families)
+        yield from _aliases({family.name: family for family in self._families})
+
+
+def exposition(families: list[Family], accept: str) -> tuple[bytes, str]:
+    """The body of /metrics and its content type, as the scraper accepts it. `families`: the broker's, none when it is
+    away."""
+    encode, content_type = choose_encoder(accept)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Everything(families))
+    return encode(registry), content_type
+
+
+def _metric(family: Family) -> Metric:
+    name = PREFIX + family.name
+    if family.kind == "histogram":
+        histogram = HistogramMetricFamily(name, family.text, labels=family.labels)
+        for sample in family.samples:
+            buckets = _cumulative(family.bounds, sample.buckets, 1.0)
+            histogram.add_metric(sample.labels, buckets, sample.value)
+        return histogram
+    kind: Any = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    metric: Metric = kind(name, family.text, labels=family.labels)
+    for sample in family.samples:
+        metric.add_metric(sample.labels, sample.value)  # type: ignore[attr-defined]
+    return metric
+
+
+def _cumulative(bounds: list[float], buckets: list[int], scale: float) -> list[tuple[str, float]]:
+    """Buckets as Prometheus wants them: each with those below, by its bound, which is scaled."""
+    ends = [str(bound * scale) for bound in bounds] + ["+Inf"]
+    return list(zip(ends, map(float, itertools.accumulate(buckets)), strict=True))
+
+
+def _aliases(families: dict[str, Family]) -> Iterator[Metric]:
+    """OVMS's names for what the broker tells (see docs/metrics.md)."""
+    for name, alias, text in (
+        ("queue_seconds", "ovms_wait_for_infer_req_time_us", "Wait of a job in the queue"),
+        ("inference_seconds", "ovms_inference_time_us", "Inference of a batch"),
+    ):
+        if family := families.get(name):
+            yield _microseconds(family, alias, text)
+    if streams := families.get("worker_streams"):
+        gauge = GaugeMetricFamily("ovms_streams", "Inferences that run side by side", labels=["name", "version"])
+        totals: dict[str, float] = {}
+        for sample in streams.samples:
+            totals[sample.labels[0]] = totals.get(sample.labels[0], 0.0) + sample.value
+        for model, total in totals.items():
+            gauge.add_metric([model, "1"], total)
+        yield gauge
+
+
+def _microseconds(family: Family, alias: str, text: str) -> Metric:
+    """A histogram of seconds, over all but the model, in microseconds."""
+    metric = HistogramMetricFamily(alias, text, labels=["name", "version"])
+    totals: dict[str, tuple[list[int], float]] = {}
+    for sample in family.samples:
+        buckets, total = totals.get(sample.labels[0], ([0] * len(sample.buckets), 0.0))
+        summed = [one + other for one, other in zip(buckets, sample.buckets, strict=True)]
+        totals[sample.labels[0]] = (summed, total + sample.value)
+    for model, (buckets, total) in totals.items():
+        metric.add_metric([model, "1"], _cumulative(family.bounds, buckets, 1e6), total * 1e6)
+    return metric

@@ -1,0 +1,212 @@
+"""GET /metrics as Prometheus would read it: real processes, fake workers."""
+
+import asyncio
+import math
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.clients import Asker, body
+from tests.processes import Cluster, alive, descendants, until
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(cluster: Cluster) -> Samples:
+    """Every sample by its name and its labels."""
+    answer = httpx.get(f"{cluster.url}/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    found: Samples = {}
+    for family in text_string_to_metric_families(answer.text):
+        assert family.documentation
+        for sample in family.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def value(samples: Samples, metric: str, /, **labels: str) -> float:
+    """The sum of a sample over all series that have these labels; there is one at least."""
+    wanted = set(labels.items())
+    found = [one for (name, of), one in samples.items() if name == metric and wanted <= set(of)]
+    assert found, f"no {metric} with {labels}"
+    return sum(found)
+
+
+def embed(cluster: Cluster, *texts: str, status: int = 200) -> None:
+    """A request that ends so."""
+    answer = httpx.post(f"{cluster.url}/v1/embeddings", json=body(*texts), timeout=30)
+    assert answer.status_code == status
+
+
+#: What must be there when nothing has ever been.
+FROM_THE_START = (
+    'vecmill_requests_total{endpoint="embeddings",model="",status="200"} 0.0',
+    'vecmill_request_seconds_count{endpoint="embeddings"} 0.0',
+    'vecmill_jobs_total{outcome="answered"} 0.0',
+    'vecmill_requests_rejected_total{code="overloaded"} 0.0',
+    'vecmill_worker_evictions_total{reason="silent"} 0.0',
+    "vecmill_open_jobs 0.0",
+    "vecmill_broker_up 1.0",
+    "# TYPE vecmill_queue_seconds histogram",
+    "# TYPE vecmill_inference_seconds histogram",
+    "# TYPE vecmill_worker_up gauge",
+    "# TYPE ovms_requests_success_total counter",
+    "# TYPE ovms_streams gauge",
+)
+
+
+def test_families_are_there_before_any_worker(cluster: Cluster) -> None:
+    cluster.broker()
+    cluster.frontend()
+    until(lambda: cluster.health().get("broker") == "connected", what="the broker")
+    text = httpx.get(f"{cluster.url}/metrics").text
+    assert [line for line in FROM_THE_START if line not in text] == []
+
+
+def test_workers_series_are_there_at_zero(cluster: Cluster) -> None:
+    cluster.all()
+    samples = scrape(cluster)
+    of = {"model": "fake", "device": "FAKE", "lane": "bulk"}
+    for name in ("batch_jobs_count", "inference_seconds_count", "tokens_total", "padding_tokens_total"):
+        assert value(samples, "vecmill_" + name, **of) == 0
+    for name in ("queue_jobs", "queue_tokens", "job_dispatches_total"):
+        assert value(samples, "vecmill_" + name, model="fake", lane="interactive") == 0
+    assert value(samples, "vecmill_workers", model="fake") == 1
+    assert value(samples, "vecmill_worker_up", model="fake") == 1
+    assert value(samples, "vecmill_worker_credits", model="fake") > 0
+    assert value(samples, "vecmill_requests_in_flight", model="fake") == 0
+    assert value(samples, "ovms_requests_success_total", name="fake") == 0
+    assert value(samples, "ovms_streams", name="fake") == 0
+
+
+def test_known_traffic_gives_exact_numbers(cluster: Cluster) -> None:
+    cluster.all()
+    url = f"{cluster.url}/v3/embeddings"
+    embed(cluster, "abc", "defgh")
+    assert httpx.post(url, json=body("x" * 70) | {"truncate": True}).status_code == 200
+    embed(cluster, "x" * 70, status=400)
+    assert httpx.post(url, json={"model": "other", "input": "a"}).status_code == 404
+    assert httpx.post(url, content=b"{").status_code == 400
+    assert httpx.post(f"{cluster.url}/v1/tokenize", json={"model": "fake", "text": ["a", "b"]}).status_code == 200
+    assert httpx.get(f"{cluster.url}/a/{'secret'}").status_code == 404
+    samples = scrape(cluster)
+    requests = "vecmill_requests_total"
+    assert value(samples, requests, endpoint="embeddings", status="200", model="fake") == 2
+    assert value(samples, requests, endpoint="embeddings", status="400", model="fake") == 1
+    assert value(samples, requests, endpoint="embeddings", status="400", model="") == 1
+    assert value(samples, requests, endpoint="embeddings", status="404", model="") == 1
+    assert value(samples, requests, endpoint="tokenize", status="200", model="fake") == 1
+    assert value(samples, requests, endpoint="unknown", status="404") == 1
+    assert not [key for key in samples if "secret" in str(key) or "'other'" in str(key)]
+    assert value(samples, "vecmill_request_seconds_count", endpoint="embeddings") == 5
+    assert value(samples, "vecmill_inputs_total", endpoint="embeddings") == 3
+    assert value(samples, "vecmill_prompt_tokens_total") == 8 + 64
+    assert value(samples, "vecmill_truncated_tokens_total") == 6
+    assert value(samples, "vecmill_jobs_total", outcome="answered") == 5
+    assert value(samples, "vecmill_jobs_total", outcome="too_long") == 1
+    assert value(samples, "vecmill_job_dispatches_total") == 6
+    assert value(samples, "vecmill_tokens_total", model="fake", device="FAKE") == 72
+    assert value(samples, "vecmill_queue_seconds_count", model="fake") == 6
+    assert value(samples, "vecmill_batch_jobs_sum") == 6
+    assert value(samples, "vecmill_inference_seconds_count") == value(samples, "vecmill_batch_jobs_count")
+    assert value(samples, "ovms_requests_success_total", name="fake", api="V3") == 2
+    assert value(samples, "ovms_requests_fail_total", name="fake") == 1
+    assert value(samples, "ovms_request_time_us_count", name="fake") == 2
+    assert value(samples, "ovms_wait_for_infer_req_time_us_count", name="fake") == 6
+    seconds = value(samples, "vecmill_inference_seconds_sum")
+    assert value(samples, "ovms_inference_time_us_sum", name="fake") == pytest.approx(seconds * 1e6)
+
+
+def test_killed_worker_and_what_waits_for_another(cluster: Cluster) -> None:
+    _, (worker,), _ = cluster.all(requests=1)
+    embed(cluster, "a")
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(timeout=30) as client:
+            asker = Asker(cluster, client)
+            held = await asker.occupy()
+            samples = scrape(cluster)
+            assert value(samples, "vecmill_open_jobs") == 2
+            assert value(samples, "vecmill_requests_in_flight", model="fake") == 2
+            assert value(samples, "vecmill_worker_leases") == 2
+            worker.signal(signal.SIGKILL)
+            await asyncio.to_thread(until, lambda: value(scrape(cluster), "vecmill_workers", model="fake") == 0)
+            samples = scrape(cluster)
+            assert value(samples, "vecmill_worker_evictions_total", reason="connection lost") == 1
+            assert value(samples, "vecmill_jobs_requeued_total", model="fake") == 2
+            assert value(samples, "vecmill_queue_suspects") == 1
+            assert math.isinf(value(samples, "vecmill_expected_wait_seconds", model="fake"))
+            # A worker that is gone is not up, and what it did is still told.
+            assert not [key for key in samples if key[0] == "vecmill_worker_up"]
+            assert value(samples, "vecmill_tokens_total", device="FAKE") == 1
+            asker.release()
+            cluster.worker()
+            assert {answer.status_code for answer in await asyncio.gather(*held.values())} == {200}
+
+    asyncio.run(ask())
+    samples = scrape(cluster)
+    assert value(samples, "vecmill_job_dispatches_total") == 5
+    assert value(samples, "vecmill_jobs_total", outcome="answered") == 3
+
+
+def test_client_that_goes_away_is_counted_and_no_longer_in_flight(cluster: Cluster) -> None:
+    cluster.all()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{cluster.url}/v1/embeddings", json=body("wait go"), timeout=0.3)
+    until(lambda: value(scrape(cluster), "vecmill_requests_in_flight", model="fake") == 0, what="the end of it")
+    samples = scrape(cluster)
+    assert value(samples, "vecmill_requests_total", endpoint="embeddings", status="499") == 1
+    assert value(samples, "vecmill_jobs_total", outcome="cancelled") == 1
+    (cluster.folder / "go").touch()
+
+
+def test_any_of_several_processes_tells_the_sum_even_of_a_dead_one(cluster: Cluster) -> None:
+    cluster.broker()
+    cluster.worker()
+    parent = cluster.frontend("--processes", "2")
+    cluster.until_workers(1)
+    for number in range(20):
+        embed(cluster, str(number))
+    name, labels = "vecmill_requests_total", {"endpoint": "embeddings", "status": "200", "model": "fake"}
+    assert {value(scrape(cluster), name, **labels) for _ in range(10)} == {20}
+    folder = Path(environment(descendants(parent.process.pid)[0])["PROMETHEUS_MULTIPROC_DIR"])
+    assert folder.is_dir()
+    one = descendants(parent.process.pid)[0]
+    os.kill(one, signal.SIGKILL)
+    until(lambda: not alive(one) and len(descendants(parent.process.pid)) == 2, what="another process")
+    cluster.until_workers(1)
+    embed(cluster, "one more")
+    assert value(scrape(cluster), name, **labels) == 21
+    parent.signal(signal.SIGTERM)
+    assert parent.wait(30) == 0
+    assert not folder.exists()
+
+
+def environment(pid: int) -> dict[str, str]:
+    """A process's environment."""
+    lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return dict(line.decode().split("=", 1) for line in lines if b"=" in line)
+
+
+def test_without_a_broker_the_frontend_still_tells_its_own(cluster: Cluster) -> None:
+    broker, _, _ = cluster.all()
+    embed(cluster, "a")
+    broker.signal(signal.SIGKILL)
+    until(lambda: value(scrape(cluster), "vecmill_broker_up") == 0, what="the broker's end")
+    samples = scrape(cluster)
+    assert value(samples, "vecmill_requests_total", endpoint="embeddings", status="200", model="fake") == 1
+    assert not [key for key in samples if key[0].startswith("vecmill_worker")]
+
+
+def test_openmetrics_is_told_to_who_asks_for_it(cluster: Cluster) -> None:
+    cluster.all()
+    answer = httpx.get(f"{cluster.url}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
