@@ -13,6 +13,7 @@ from frontend.config import Config
 from frontend.connection import Connection, TimedRequest
 from frontend.errors import ApiError
 from frontend.keys import Keys
+from frontend.routes.docs import docs
 from frontend.routes.openai import openai
 from frontend.routes.operations import operations
 from frontend.routes.ovms import ovms
@@ -45,6 +46,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     app.blueprint(openai)
     app.blueprint(operations)
     app.blueprint(ovms)
+    app.blueprint(docs)
     app.register_listener(_open_broker, "before_server_start")
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_close_broker, "after_server_stop")

@@ -1,0 +1,56 @@
+"""The description of the API: OpenAPI for programs, and Swagger UI on it for people.
+
+Swagger UI is npm's swagger-ui-dist 5.35.0; its two files are as they come, but compressed (`gzip -9n`). Nothing is
+loaded from elsewhere, and no script stands in the page, so that the policy below can forbid both.
+"""
+
+from pathlib import Path
+
+import msgspec
+from sanic import Blueprint, HTTPResponse, Request
+from sanic.response import raw
+
+from frontend.openapi import specification
+
+_STATIC = Path(__file__).resolve().parent.parent / "static"
+_POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+#: The specification does not change while a process lives.
+_SPECIFICATION = msgspec.json.encode(specification())
+
+docs = Blueprint("docs")
+
+
+@docs.get("/openapi.json")
+async def openapi(_: Request) -> HTTPResponse:
+    """OpenAPI 3.1."""
+    return raw(_SPECIFICATION, content_type="application/json")
+
+
+@docs.get("/docs")
+async def page(_: Request) -> HTTPResponse:
+    """Swagger UI."""
+    headers = {"Content-Security-Policy": _POLICY}
+    return raw((_STATIC / "docs.html").read_bytes(), headers=headers, content_type="text/html; charset=utf-8")
+
+
+@docs.get("/docs/start.js")
+async def start(_: Request) -> HTTPResponse:
+    """What starts it."""
+    return raw((_STATIC / "start.js").read_bytes(), content_type="text/javascript")
+
+
+@docs.get("/docs/swagger-ui-bundle.js")
+async def script(_: Request) -> HTTPResponse:
+    """Its code."""
+    return _packed("swagger-ui-bundle.js.gz", "text/javascript")
+
+
+@docs.get("/docs/swagger-ui.css")
+async def style(_: Request) -> HTTPResponse:
+    """Its looks."""
+    return _packed("swagger-ui.css.gz", "text/css")
+
+
+def _packed(name: str, content_type: str) -> HTTPResponse:
+    headers = {"Content-Encoding": "gzip", "Cache-Control": "max-age=86400"}
+    return raw((_STATIC / "swagger-ui" / name).read_bytes(), headers=headers, content_type=content_type)
