@@ -7,47 +7,20 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import numpy.typing as npt
-import openai
 import pytest
-from langchain_openai import OpenAIEmbeddings
 
 from tests.processes import ROOT, Program, alive, descendants, free_port, until
+from tests.servers import MODEL, Server, rows
 
-MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 #: Spearman of cosine on the STS-B dev set with sentence-transformers 6.2.0 and torch 2.13.0 on CPU in float32 from the
 #: same weights: util.cos_sim of model.encode(...) against the scores, scipy.stats.spearmanr. (test set: 0.8203)
 STSB_DEV_SPEARMAN = 0.86716
-Array = npt.NDArray[np.float32]
-
-
-class Server:
-    """A running scripts/serve."""
-
-    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        command = ["env", *(f"{name}={value}" for name, value in environment.items()), str(ROOT / "scripts/serve")]
-        self.program = Program("serve", [*command, "--port", str(self.port), *flags], folder / "serve.log")
-        until(lambda: f"curl {self.url}" in self.program.output or self._ended(), 120, "scripts/serve")
-
-    def _ended(self) -> bool:
-        assert self.program.process.poll() is None, self.program.output
-        return False
-
-    def children(self) -> list[int]:
-        """Its processes, and theirs."""
-        return descendants(self.program.process.pid)
-
-    def embed(self, texts: Sequence[str], **fields: object) -> httpx.Response:
-        """POST /v1/embeddings."""
-        body = {"model": MODEL, "input": list(texts), "encoding_format": "base64", **fields}
-        return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +33,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert server.program.wait(60) == 0, server.program.output
     assert len(children) >= 3
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-
-
-def rows(answer: httpx.Response) -> Array:
-    """The vectors of an answer, [inputs, dimension]."""
-    assert answer.status_code == 200, answer.text
-    data = answer.json()["data"]
-    assert [one["index"] for one in data] == list(range(len(data)))
-    vectors = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in data]
-    return np.stack(vectors)
 
 
 def golden(shared: Path) -> list[dict[str, object]]:
@@ -140,36 +104,7 @@ def test_stsb_dev_is_as_good_as_in_sentence_transformers(server: Server, shared:
     assert spearman == pytest.approx(STSB_DEV_SPEARMAN, abs=0.002)
 
 
-# --- clients ---------------------------------------------------------------------------------------------------------
-
-
-def test_openai_client_with_its_default_of_base64(server: Server) -> None:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused")
-    answer = client.embeddings.create(model=MODEL, input=["hello world", "null\0inside"])
-    wanted = rows(server.embed(["hello world", "null\0inside"]))
-    assert answer.model == MODEL
-    assert answer.usage.prompt_tokens == 9
-    assert np.array([one.embedding for one in answer.data], np.float32).tobytes() == wanted.tobytes()
-    assert [model.id for model in client.models.list()] == [MODEL]
-    assert client.models.retrieve(MODEL).id == MODEL
-    with pytest.raises(openai.NotFoundError, match="does not exist"):
-        client.embeddings.create(model="other", input="a")
-    with pytest.raises(openai.BadRequestError, match="input array should not be empty"):
-        client.embeddings.create(model=MODEL, input=[])
-
-
-def test_langchain(server: Server) -> None:
-    embeddings = OpenAIEmbeddings(
-        model=MODEL,
-        base_url=f"{server.url}/v3",
-        api_key="unused",  # type: ignore[arg-type]
-        check_embedding_ctx_length=False,
-    )
-    assert (
-        np.array(embeddings.embed_query("hello world"), np.float32).tolist()
-        == rows(server.embed(["hello world"]))[0].tolist()
-    )
-    assert len(embeddings.embed_documents(["one", "two", "three"])) == 3
+# --- forms -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["v1", "v3"])

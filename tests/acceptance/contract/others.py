@@ -1,0 +1,149 @@
+# ruff: noqa: E501  a row is a line where it can be
+"""Tokenize, models, configuration, KServe, keys, CORS, and paths that are none."""
+
+import httpx
+
+from tests.acceptance.contract.row import FAKE, REAL, Row, get, tokenize
+
+QUOTED = REAL.replace("/", "%2F")
+AVAILABLE = {
+    "model_version_status": [
+        {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": "OK"}}
+    ]
+}
+KEY, ADMIN = {"Authorization": "Bearer vm-contract"}, {"Authorization": "Bearer vm-contract-admin"}
+
+
+def tokens(*ids: int) -> dict[str, object]:
+    """The answer for one text."""
+    return {"tokens": list(ids)}
+
+
+TOKENIZE = [
+    tokenize("one text is flat", json=tokens(101, 7592, 2088, 102)),
+    tokenize("an array of one is flat", text=["hello world"], json=tokens(101, 7592, 2088, 102)),
+    tokenize("several are nested", text=["hello", "world"], json={"tokens": [[101, 7592, 102], [101, 2088, 102]]}),
+    tokenize("padding is stripped", text=["hello world", "hello"], json={"tokens": [[101, 7592, 2088, 102], [101, 7592, 102]]}),
+    tokenize("an empty text", text="", json=tokens(101, 102)),
+    tokenize("without special tokens", add_special_tokens=False, json=tokens(7592, 2088)),
+    tokenize("with special tokens", add_special_tokens=True, json=tokens(101, 7592, 2088, 102)),
+    tokenize("longer than the model takes", text="hello " * 400,
+             check=lambda answer: len(answer.json()["tokens"]) == 402),
+    tokenize("max_length cuts", max_length=3, json=tokens(101, 7592, 102)),
+    tokenize("max_length without special tokens", max_length=1, add_special_tokens=False, json=tokens(7592)),
+    tokenize("max_length above the text", max_length=100, json=tokens(101, 7592, 2088, 102)),
+    tokenize("filled up", max_length=6, pad_to_max_length=True, json=tokens(101, 7592, 2088, 102, 0, 0)),
+    tokenize("filled up on the right", max_length=6, pad_to_max_length=True, padding_side="right",
+             json=tokens(101, 7592, 2088, 102, 0, 0)),
+    tokenize("filled up on the left", max_length=6, pad_to_max_length=True, padding_side="left",
+             json=tokens(0, 0, 101, 7592, 2088, 102)),
+    tokenize("not filled up", max_length=6, pad_to_max_length=False, json=tokens(101, 7592, 2088, 102)),
+    tokenize("several, cut and filled up", text=["hello world", ""], max_length=3, pad_to_max_length=True,
+             json={"tokens": [[101, 7592, 102], [101, 102, 0]]}),
+    tokenize("filled up to the model's length", pad_to_max_length=True,
+             check=lambda answer: len(answer.json()["tokens"]) == 256),
+    tokenize("nulls", max_length=None, pad_to_max_length=None, padding_side=None, add_special_tokens=None,
+             json=tokens(101, 7592, 2088, 102)),
+    tokenize("on /v1", path="/v1/tokenize", json=tokens(101, 7592, 2088, 102)),
+    tokenize("on /v3/v1", path="/v3/v1/tokenize", json=tokens(101, 7592, 2088, 102)),
+    tokenize("of an unknown model", 404, model="other", code="model_not_found"),
+    tokenize("no model", 400, model=..., message="model field is missing in JSON body"),
+    tokenize("no text", 400, text=..., message="text field is required", param="text"),
+    tokenize("an empty array", 400, text=[], message="text array should not be empty"),
+    tokenize("a number", 400, text=1, message="text should be string, array of strings or array of integers"),
+    tokenize("a mix", 400, text=["a", 1], message="text must be homogeneous"),
+    tokenize("nulls in it", 400, text=[None], message="every element in text array should be either string or int"),
+    tokenize("token ids", 400, text=[1, 2], message="text must be string or array of strings"),
+    tokenize("an empty inner array", 400, text=[[]], param="text"),
+    tokenize("max_length 0", 400, max_length=0, message="max_length should be greater than 0", param="max_length"),
+    tokenize("max_length below 0", 400, max_length=-1, message="max_length should be unsigned integer"),
+    tokenize("max_length a string", 400, max_length="5", message="max_length should be unsigned integer"),
+    tokenize("max_length above the limit", 400, max_length=8193,
+             message="max_length 8193 exceeds the allowed limit of 8192"),
+    tokenize("pad_to_max_length a number", 400, pad_to_max_length=1, message="pad_to_max_length should be boolean"),
+    tokenize("add_special_tokens a string", 400, add_special_tokens="no", message="add_special_tokens should be boolean"),
+    tokenize("padding_side another word", 400, padding_side="up", message="padding_side should be either left or right"),
+    tokenize("padding_side a number", 400, padding_side=1,
+             message="padding_side should be string, either left or right"),
+]  # fmt: skip
+
+
+def one_model(answer: httpx.Response) -> bool:
+    """Whether the list has the default model alone, as OpenAI describes models."""
+    (model,) = answer.json()["data"]
+    return (model["id"], model["object"], model["owned_by"]) == (REAL, "model", "vecmill") and model["created"] > 0
+
+
+MODELS = [
+    *(get(f"{prefix}/models", json={"object": "list"}, check=one_model) for prefix in ("/v1", "/v3", "/v3/v1")),
+    *(get(f"{prefix}/models/{REAL}", json={"id": REAL, "object": "model"}) for prefix in ("/v1", "/v3", "/v3/v1")),
+    get(f"/v3/models/{QUOTED}", json={"id": REAL, "dimension": 384, "max_tokens": 256}),
+    get("/v1/models/fake", server="fake", json={"prompts": {"query": "query: ", "document": "passage: "}},
+        name="tells prompts"),
+    get("/v1/models/fake", server="fake", json={"matryoshka_dimensions": [4], "default_prompt": None},
+        name="tells dimensions"),
+    get("/v1/models/other", 404, code="model_not_found", differs="unknown model"),
+    get("/v3/models/a/b/c", 404, code="model_not_found", message="The model 'a/b/c' does not exist"),
+    get("/v1/config", check=lambda answer: answer.json() == {REAL: AVAILABLE}),
+    get("/v1/config", name="is printed as OVMS prints it", check=lambda answer: answer.text.startswith(
+        '{\n "sentence-transformers/all-MiniLM-L6-v2": {\n  "model_version_status": [\n   {\n    "version": "1",')),
+    Row("reload", "POST", "/v1/config/reload", 200, check=lambda answer: answer.json() == {REAL: AVAILABLE},
+        differs="reload"),
+    get("/v2", json={"name": "vecmill", "extensions": []}, check=lambda answer: bool(answer.json()["version"])),
+    get("/v2/health/live", json={"live": True}),
+    get("/v2/health/ready", json={"ready": True}),
+    get(f"/v2/models/{REAL}", json={"name": REAL, "versions": ["1"], "platform": "OpenVINO"}),
+    get(f"/v2/models/{REAL}", name="tells its tensors", json={
+        "inputs": [{"name": "input", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, 384]}]}),
+    get(f"/v2/models/{QUOTED}/versions/1", json={"name": REAL}),
+    get(f"/v2/models/{REAL}/ready", json={"name": REAL, "ready": True}),
+    get(f"/v2/models/{REAL}/versions/1/ready", json={"ready": True}),
+    get(f"/v2/models/{REAL}/versions/2", 404),
+    get("/v2/models/other", 404, code="model_not_found"),
+    get("/v2/models/other/ready", 404, code="model_not_found"),
+    get("/v2/models//ready", 404),
+    get("/health", json={"status": "ready", "broker": "connected", "workers": 1}),
+    get("/metrics", check=lambda answer: "# TYPE vecmill_requests_total counter" in answer.text, differs="metrics"),
+    get("/openapi.json", json={"openapi": "3.1.0"}),
+    get("/docs", sends={"content-type": "text/html; charset=utf-8"}),
+    get("/docs/swagger-ui-bundle.js", sends={"content-encoding": "gzip"}),
+]  # fmt: skip
+
+PREFLIGHT = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST",
+             "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
+EDGES = [
+    get("/nothing", 404, message="Invalid request URL", code="unknown_url", differs="unknown path"),
+    get("/", 404, message="Invalid request URL"),
+    get("/v1", 404, message="Invalid request URL"),
+    get("/v1/embeddings/", 405),
+    get("/v3/../v1/nothing", 404),
+    get("/v1/embeddings", 405, message="Unsupported method", sends={"allow": "POST"}, differs="wrong method"),
+    Row("DELETE", "DELETE", f"/v1/models/{REAL}", 405, message="Unsupported method", sends={"allow": ...}),
+    Row("POST of models", "POST", "/v1/models", 405, {}, message="Unsupported method"),
+    Row("PUT", "PUT", "/v3/tokenize", 405, {}, message="Unsupported method"),
+    Row("OPTIONS", "OPTIONS", "/v3/embeddings", 204, sends={"allow": "GET, POST, OPTIONS"}, differs="OPTIONS"),
+    Row("preflight", "OPTIONS", "/v1/embeddings", 204, headers=PREFLIGHT, sends={
+        "access-control-allow-origin": "*", "access-control-allow-headers": "authorization,content-type",
+        "access-control-allow-methods": "GET, POST, OPTIONS"}, differs="CORS"),
+    get("/v1/models", name="of another origin", headers={"Origin": "https://a.example"},
+        sends={"access-control-allow-origin": "*", "access-control-expose-headers": ...}),
+    get("/v1/models", 431, name="with headers too large", headers={"x": "y" * 20_000}, code="headers_too_large"),
+    *(get(path, 401, server="locked", message="Unauthorized request due to invalid or missing api-key",
+          code="invalid_api_key", sends={"www-authenticate": "Bearer"}, name="without a key", differs="wrong key")
+      for path in ("/v1/models", "/v3/models/fake", "/v1/config", "/v2", "/v2/models/fake", "/health", "/metrics", "/x")),
+    Row("embeddings without a key", "POST", "/v1/embeddings", 401, {"model": FAKE, "input": "a"}, server="locked"),
+    Row("embeddings with a wrong key", "POST", "/v1/embeddings", 401, {"model": FAKE, "input": "a"},
+        {"Authorization": "Bearer x"}, "locked"),
+    Row("embeddings with a key", "POST", "/v1/embeddings", 200, {"model": FAKE, "input": "a"}, KEY, "locked"),
+    *(get(path, server="locked", name="needs no key") for path in
+      ("/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/docs/start.js")),
+    Row("preflight needs no key", "OPTIONS", "/v1/embeddings", 204, headers=PREFLIGHT, server="locked"),
+    Row("reload without a key", "POST", "/v1/config/reload", 401, server="locked", differs="guarded paths"),
+    Row("reload with a user's key", "POST", "/v1/config/reload", 403, headers=KEY, server="locked", code="forbidden"),
+    Row("reload with an operator's key", "POST", "/v1/config/reload", 200, headers=ADMIN, server="locked"),
+    Row("more inputs than a key may have open", "POST", "/v1/embeddings", 400,
+        {"model": FAKE, "input": ["a"] * 11}, KEY, "locked", message="its key may have 10 open at once"),
+]  # fmt: skip
+
+ROWS = [*TOKENIZE, *MODELS, *EDGES]
