@@ -1,0 +1,165 @@
+"""Real clients against scripts/serve with the real default model."""
+
+import asyncio
+import json
+import math
+import subprocess
+import warnings
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from langchain_openai import OpenAIEmbeddings
+
+from tests.servers import MODEL, Server, rows
+
+TEXTS = ["hello world", "null\0inside", "für jeden", ""]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all."""
+    server = Server(tmp_path_factory.mktemp("clients"))
+    yield server
+    server.program.close()
+
+
+def bits(vectors: object) -> bytes:
+    """Vectors as they are in float32."""
+    return np.array(vectors, np.float32).tobytes()
+
+
+# --- openai ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client, which asks for base64 unless told otherwise."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def test_openai_client_gets_the_same_bits_as_base64_and_as_float(client: openai.OpenAI, server: Server) -> None:
+    wanted = rows(server.embed(TEXTS)).tobytes()
+    by_default = client.embeddings.create(model=MODEL, input=TEXTS)
+    as_float = client.embeddings.create(model=MODEL, input=TEXTS, encoding_format="float")
+    as_base64 = client.embeddings.create(model=MODEL, input=TEXTS, encoding_format="base64")
+    assert bits([one.embedding for one in by_default.data]) == wanted
+    assert bits([one.embedding for one in as_float.data]) == wanted
+    assert all(isinstance(one.embedding, str) for one in as_base64.data)
+    assert (by_default.model, by_default.object) == (MODEL, "list")
+    assert [one.index for one in by_default.data] == list(range(4))
+    assert by_default.usage.prompt_tokens == by_default.usage.total_tokens == 4 + 5 + 5 + 2
+
+
+def test_openai_client_with_dimensions_token_ids_and_extensions(client: openai.OpenAI) -> None:
+    cut = client.embeddings.create(model=MODEL, input="hello world", dimensions=16).data[0].embedding
+    assert len(cut) == 16
+    assert math.sqrt(sum(value * value for value in cut)) == pytest.approx(1, abs=1e-6)
+    text = client.embeddings.create(model=MODEL, input="hello world")
+    ids = client.embeddings.create(model=MODEL, input=[101, 7592, 2088, 102])
+    arrays = client.embeddings.create(model=MODEL, input=[[101, 7592, 2088, 102], [101, 102]])
+    assert bits(text.data[0].embedding) == bits(ids.data[0].embedding)
+    assert np.allclose(arrays.data[0].embedding, text.data[0].embedding, atol=1e-6)
+    more = client.embeddings.with_raw_response.create(
+        model=MODEL, input=["a", "hello " * 400], extra_body={"truncate": "end"}, extra_headers={"x-request-id": "id"}
+    )
+    assert (more.headers["x-truncated-tokens"], more.headers["x-request-id"]) == ("146", "id")
+    assert more.parse().data[1].model_extra == {"truncated_tokens": 146}
+    mixed = client.embeddings.create(model=MODEL, input=["a", "hello " * 400], extra_body={"error_policy": "per_item"})
+    assert mixed.data[1].embedding is None
+    assert (mixed.data[1].model_extra or {})["error"]["code"] == "context_length_exceeded"
+    assert len(mixed.data[0].embedding) == 384
+
+
+def test_openai_client_lists_models_and_raises_its_own_errors(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).owned_by == "vecmill"
+    with pytest.raises(openai.NotFoundError, match="does not exist") as unknown:
+        client.embeddings.create(model="other", input="a")
+    assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+    with pytest.raises(openai.BadRequestError, match="input array should not be empty"):
+        client.embeddings.create(model=MODEL, input=[])
+    with pytest.raises(openai.BadRequestError, match="Input length 402 longer than allowed 256") as long:
+        client.embeddings.create(model=MODEL, input="hello " * 400)
+    assert long.value.type == "invalid_request_error"
+    with pytest.raises(openai.InternalServerError) as late:
+        client.embeddings.create(model=MODEL, input="a" * 100, extra_headers={"x-vecmill-deadline-ms": "1"})
+    assert late.value.status_code in (503, 504)
+
+
+def test_openai_async_client_with_many_requests_at_once(server: Server) -> None:
+    async def ask() -> list[bytes]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v3", api_key="unused") as client:
+            calls = (client.embeddings.create(model=MODEL, input=f"text {number}") for number in range(50))
+            return [bits(answer.data[0].embedding) for answer in await asyncio.gather(*calls)]
+
+    together = asyncio.run(ask())
+    alone = rows(server.embed([f"text {number}" for number in range(50)]))
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(np.frombuffer(one, np.float32) - other).max() <= 1e-5
+
+
+# --- LangChain, LlamaIndex, curl -------------------------------------------------------------------------------------
+
+
+def langchain(server: Server) -> OpenAIEmbeddings:
+    """As the README says."""
+    return OpenAIEmbeddings(
+        model=MODEL,
+        base_url=f"{server.url}/v3",
+        api_key="unused",  # type: ignore[arg-type]
+        check_embedding_ctx_length=False,
+    )
+
+
+def test_langchain(server: Server) -> None:
+    embeddings = langchain(server)
+    assert bits(embeddings.embed_query("hello world")) == rows(server.embed(["hello world"])).tobytes()
+    many = [f"text {number}" for number in range(1200)]
+    vectors = np.array(embeddings.embed_documents(many), np.float32)
+    assert vectors.shape == (1200, 384)
+    assert np.abs(vectors[1199] - rows(server.embed([many[1199]]))[0]).max() <= 1e-5
+    assert len(asyncio.run(embeddings.aembed_documents(["one", "two"]))) == 2
+
+
+def test_token_ids_that_langchain_sends_by_default_are_refused_with_the_switch(server: Server) -> None:
+    """tiktoken's ids of "hello world embeddings" in cl100k_base: it would fetch a file, so they stand here."""
+    body = {"model": MODEL, "input": [[15339, 1917, 71647]], "encoding_format": "base64"}
+    answer = httpx.post(f"{server.url}/v1/embeddings", json=body)
+    assert answer.status_code == 400
+    assert "LangChain sends the ids of OpenAI's models unless check_embedding_ctx_length=False" in answer.text
+
+
+def test_llamaindex(server: Server) -> None:
+    with warnings.catch_warnings():
+        # Of its own dependencies, at import.
+        warnings.simplefilter("ignore")
+        from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+    embeddings = OpenAILikeEmbedding(
+        model_name=MODEL, api_base=f"{server.url}/v1", api_key="unused", embed_batch_size=10
+    )
+    assert bits(embeddings.get_query_embedding("hello world")) == rows(server.embed(["hello world"])).tobytes()
+    vectors = embeddings.get_text_embedding_batch([f"text {number}" for number in range(25)])
+    assert np.abs(np.array(vectors, np.float32)[24] - rows(server.embed(["text 24"]))[0]).max() <= 1e-5
+
+
+def curl(*arguments: str) -> str:
+    """What curl prints."""
+    return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_curl_with_and_without_a_content_type(server: Server) -> None:
+    url, body = f"{server.url}/v1/embeddings", json.dumps({"model": MODEL, "input": "hello world"})
+    plain = json.loads(curl(url, "-d", body))
+    typed = json.loads(curl(url, "-H", "Content-Type: application/json", "-d", body))
+    chunked = json.loads(curl(url, "-H", "Transfer-Encoding: chunked", "-d", body))
+    assert bits(plain["data"][0]["embedding"]) == rows(server.embed(["hello world"])).tobytes()
+    assert plain["data"] == typed["data"] == chunked["data"]
+    long = curl(url, "-H", "Expect: 100-continue", "-d", json.dumps({"model": MODEL, "input": ["hello"] * 2000}))
+    assert len(json.loads(long)["data"]) == 2000
+    assert curl("-o", "/dev/null", "-w", "%{http_code}", "-X", "OPTIONS", url) == "204"
