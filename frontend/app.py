@@ -51,6 +51,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_close_broker, "after_server_stop")
     app.error_handler.add(Exception, _error)
+    app.error_handler.add(asyncio.CancelledError, _client_gone)
     app.register_middleware(_say_goodbye, "response")
     edges.install(app)
     app.register_listener(_touch_metrics, "before_server_start")
@@ -106,6 +107,11 @@ def _error(request: Request, error: Exception) -> HTTPResponse:
         error = ApiError(500, "the server failed on this request", kind="server_error", code="internal_error")
     headers = error.headers() | ({"Allow": error.allow} if isinstance(error, _MethodError) else {})
     return raw(error.body(), status=error.status, headers=headers, content_type="application/json")
+
+
+def _client_gone(_: Request, __: asyncio.CancelledError) -> HTTPResponse:
+    """For the log: nobody reads it."""
+    return raw(b"", status=metrics.CLIENT_GONE)
 
 
 class _MethodError(ApiError):

@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 from sanic import Request
-from sanic.exceptions import RequestTimeout
+from sanic.exceptions import BadURL, RequestTimeout
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
@@ -72,6 +72,15 @@ class Connection(HttpProtocol):
 
 class TimedRequest(Request):
     """Sanic's request, whose body must keep coming: Sanic itself counts reading it to the time of the answer."""
+
+    def __init__(self, url_bytes: bytes, headers: Any, version: str, method: str, *more: Any, **named: Any) -> None:
+        """Sanic makes one without a method to answer what is no request; its URL must not fail a second time."""
+        try:
+            super().__init__(url_bytes, headers, version, method, *more, **named)
+        except BadURL:
+            if method != "NONE":
+                raise
+            super().__init__(b"*", headers, version, method, *more, **named)
 
     async def receive_body(self) -> None:
         """Raise RequestTimeout, and give the rest of the body up, when its sender stops."""

@@ -6,6 +6,7 @@ import time
 import uuid
 
 from sanic import HTTPResponse, Request, Sanic
+from sanic.exceptions import MethodNotAllowed
 from sanic.response import BaseHTTPResponse, empty
 
 from frontend import metrics
@@ -22,7 +23,6 @@ OPEN_FOLDERS = ("/docs",)
 #: Of the answers' headers, those that a script in a browser may read.
 EXPOSED = "x-request-id, retry-after, x-queue-time, x-inference-time, x-total-time, openai-processing-ms, " \
           "x-truncated-tokens, x-vecmill-warning"  # fmt: skip
-METHODS = "GET, POST, OPTIONS"
 #: How long a browser may remember what it asked before, in seconds; Chromium's own bound.
 PREFLIGHT_S = 7200
 #: A client's id that is taken over.
@@ -55,16 +55,26 @@ async def _preflight(request: Request) -> HTTPResponse | None:
     """A browser asks whether a page of another origin may send such a request; it sends no key with that."""
     if request.method != "OPTIONS":
         return None
-    headers = {"Allow": METHODS}
+    methods = _methods(request)
+    headers = {"Allow": methods}
     if "access-control-request-method" in request.headers:
         # Not *, which does not cover Authorization.
         wanted = request.headers.get("access-control-request-headers", "authorization, content-type")
         headers |= {
-            "Access-Control-Allow-Methods": METHODS,
+            "Access-Control-Allow-Methods": methods,
             "Access-Control-Allow-Headers": wanted,
             "Access-Control-Max-Age": str(PREFLIGHT_S),
         }
     return empty(204, headers)
+
+
+def _methods(request: Request) -> str:
+    """What a path can be asked; Sanic's NotFound for one that there is not."""
+    try:
+        request.app.router.get(request.path, request.method, request.headers.get("host"))
+    except MethodNotAllowed as error:
+        return ", ".join(sorted({"OPTIONS", *(error.allowed_methods or ())} - {"HEAD"}))
+    return "OPTIONS"
 
 
 async def _admit(request: Request) -> None:

@@ -87,18 +87,22 @@ def touch_model(model: str) -> None:
 
 
 @contextlib.contextmanager
-def waiting(model: str, endpoint: str) -> Iterator[None]:
-    """While a request waits for the broker. One whose client goes away meanwhile is counted here: nobody answers it."""
+def waiting(request: Request, model: str) -> Iterator[None]:
+    """While a request waits for the broker. One whose client goes away meanwhile is counted here: it may get no answer
+    that could be counted."""
     with _in_flight.labels(model).track_inprogress():
         try:
             yield
         except asyncio.CancelledError:
-            _requests.labels(endpoint, str(CLIENT_GONE), model).inc()
+            _requests.labels(endpoint_of(request), str(CLIENT_GONE), model).inc()
+            request.ctx.counted = True
             raise
 
 
 def count(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
     """A request is answered. What its route has noted of it tells the model, which exists then."""
+    if hasattr(request.ctx, "counted"):
+        return
     noted = request.ctx.log
     endpoint, model = endpoint_of(request), noted.get("model", "")
     _requests.labels(endpoint, str(response.status), model).inc()

@@ -41,7 +41,7 @@ async def create_embeddings(request: Request) -> HTTPResponse:
     if not fitted.inputs:
         body = render_embeddings(wanted, {}, 0, cut={}, bad=fitted.bad)
         return raw(body, content_type=JSON, headers=_headers(None, fitted.warning, started))
-    with metrics.waiting(wanted.model, metrics.endpoint_of(request)):
+    with metrics.waiting(request, wanted.model):
         done = await broker.run(
             wanted.model,
             fitted.kind,

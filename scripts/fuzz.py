@@ -1,0 +1,304 @@
+# ruff: noqa: E501
+"""What `scripts/fuzz` runs: requests that schemathesis makes from the API's description, and bytes that are none.
+
+All the while a neighbour asks for vectors and checks each. Afterwards every process must be the one that was started, no
+job may be open at the broker, and nothing may have been answered with a 500, or not at all. Exit status 1 otherwise.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.clients import body, right  # noqa: E402  after the path is set
+from tests.processes import Cluster, descendants, until  # noqa: E402
+from tests.servers import MODEL, Server, rows  # noqa: E402
+
+#: How long a connection may wait for an end, in seconds; the server's own patience is a second.
+HANG_S = 15.0
+PATIENCE = ("--request-timeout-s", "1", "--send-timeout-s", "1")
+#: Of schemathesis: all but the acceptance of what fits the description, which cannot say what a model takes.
+CHECKS = ("--checks", "all", "--exclude-checks", "positive_data_acceptance")
+
+
+class System(NamedTuple):
+    """A server under test."""
+
+    url: str
+    model: str
+    pids: frozenset[int]
+    #: A request whose answer is known.
+    question: dict[str, Any]
+    close: Any
+
+    @property
+    def port(self) -> int:
+        """Of its URL."""
+        return int(self.url.rpartition(":")[2])
+
+    def is_right(self, answer: httpx.Response, first: httpx.Response) -> bool:
+        """Whether an answer to the question is the right one."""
+        if answer.status_code != 200:
+            return False
+        if self.model == MODEL:
+            return bool(np.abs(rows(answer) - rows(first)).max() <= 1e-5)
+        return right(answer, ("a neighbour", "and another"))
+
+
+def fake(folder: Path) -> System:
+    """Fake workers: fast, and no model is needed."""
+    cluster = Cluster(folder)
+    cluster.broker()
+    cluster.worker()
+    cluster.frontend(*PATIENCE)
+    cluster.until_workers(1)
+    pids = frozenset(program.process.pid for program in cluster.programs)
+    return System(cluster.url, "fake", pids, body("a neighbour", "and another"), cluster.close)
+
+
+def real(folder: Path) -> System:
+    """scripts/serve with the default model."""
+    server = Server(folder, VECMILL_FRONTEND_REQUEST_TIMEOUT_S="1", VECMILL_FRONTEND_SEND_TIMEOUT_S="1")
+    question = {"model": MODEL, "input": ["a neighbour"], "encoding_format": "base64"}
+    return System(server.url, MODEL, frozenset(descendants(server.program.process.pid)), question, server.program.close)
+
+
+# --- a neighbour -----------------------------------------------------------------------------------------------------
+
+
+class Neighbour(threading.Thread):
+    """Asks the same question again and again."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__(daemon=True)
+        self._system = system
+        self._over = threading.Event()
+        self.outcomes: Counter[str] = Counter()
+
+    def run(self) -> None:
+        with httpx.Client(timeout=30) as client:
+            first = client.post(f"{self._system.url}/v1/embeddings", json=self._system.question)
+            while not self._over.wait(0.05):
+                answer = client.post(f"{self._system.url}/v1/embeddings", json=self._system.question)
+                self.outcomes["right" if self._system.is_right(answer, first) else "wrong"] += 1
+
+    def stop(self) -> None:
+        """End it."""
+        self._over.set()
+        self.join()
+
+
+# --- what the description allows, and what it forbids ----------------------------------------------------------------
+
+
+def describe(system: System, folder: Path) -> Path:
+    """The API's description, narrowed to the model that is there and to ids that it has: else all would be 404s."""
+    description = httpx.get(f"{system.url}/openapi.json").json()
+    schemas = description["components"]["schemas"]
+    for name in ("EmbeddingsRequest", "TokenizeRequest"):
+        schemas[name]["properties"]["model"] = {"enum": [system.model]}
+    # Nor deadlines that pass, which are rightly answered with a 504.
+    text = (
+        json.dumps(description)
+        .replace(str(2**31 - 1), "1000")
+        .replace('"minimum": 1, "maximum": 999999999', '"minimum": 60000, "maximum": 999999999')
+    )
+    path = folder / "openapi.json"
+    path.write_text(text)
+    return path
+
+
+def schemathesis(system: System, folder: Path, examples: int, seed: int) -> int:
+    """Run it; its exit status."""
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "run",
+        str(describe(system, folder)),
+        "--url",
+        system.url,
+        *CHECKS,
+    ]
+    command += ["--phases", "coverage,fuzzing", "--max-examples", str(examples), "--seed", str(seed), "--no-color"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stdout[-8000:], done.stderr[-2000:])
+    return done.returncode
+
+
+# --- bytes that are no requests --------------------------------------------------------------------------------------
+
+
+def request(system: System, headers: str = "") -> bytes:
+    """A request as it should be."""
+    content = json.dumps(system.question).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\n{headers}Content-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+def flipped(dice: random.Random, sent: bytes) -> bytes:
+    """Some bytes are others."""
+    changed = bytearray(sent)
+    for _ in range(dice.randint(1, 8)):
+        changed[dice.randrange(len(changed))] = dice.randrange(256)
+    return bytes(changed)
+
+
+def broken(dice: random.Random, system: System) -> tuple[str, bytes]:
+    """Bytes, and what is wrong with them."""
+    good = request(system)
+    content = good.partition(b"\r\n\r\n")[2]
+    chunk = b"%x\r\n%s\r\n" % (len(content), content)
+    chunked = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    kinds = {
+        "cut short": lambda: good[: dice.randrange(len(good))],
+        "flipped bytes": lambda: flipped(dice, good),
+        "random bytes": lambda: dice.randbytes(dice.randint(1, 2000)) + b"\r\n\r\n",
+        "bad length": lambda: good.replace(b"Length: ", b"Length: " + dice.choice([b"-", b"x", b"+", b"9" * 30, b" ", b"0x"])),
+        "two lengths": lambda: good.replace(b"Host: a", b"Host: a\r\nContent-Length: 3"),
+        "length too large": lambda: good.replace(b"Length: ", b"Length: 9"),
+        "chunked": lambda: chunked + chunk + b"0\r\n\r\n",
+        "bad chunks": lambda: chunked + dice.choice([b"zz\r\n", b"-1\r\n", b"\r\n", chunk[:-2], b"5;x\r\nabcde"]) + b"0\r\n\r\n",
+        "length and chunked": lambda: good.replace(b"Host: a", b"Host: a\r\nTransfer-Encoding: chunked"),
+        "pipelined": lambda: good * dice.randint(2, 5),
+        "good and bad": lambda: good + flipped(dice, good),
+        "many headers": lambda: request(system, "x: y\r\n" * dice.randint(100, 1000)),
+        "long header": lambda: request(system, f"x: {'y' * dice.randint(8000, 100_000)}\r\n"),
+        "bad header": lambda: request(system, dice.choice(["x\r\n", ": y\r\n", "x : y\r\n", "x: \0\r\n", " x: y\r\n", "x: \xff\r\n"])),
+        "bad version": lambda: good.replace(b"HTTP/1.1", dice.choice([b"HTTP/9.9", b"HTTP/1.0", b"HTTP/2", b"FTP/1", b""])),
+        "bad method": lambda: good.replace(b"POST", dice.choice([b"GET", b"P\0ST", b"BREW", b"post", b"", b"P" * 9000])),
+        "bad path": lambda: good.replace(b"/v1/embeddings", dice.choice([b"/%ff%00", b"*", b"", b"//", b"/" * 9000, b"/\xff", b"/../x"])),
+        "good": lambda: good,
+    }  # fmt: skip
+    kind = dice.choice(sorted(kinds))
+    return kind, kinds[kind]()
+
+
+def send(system: System, seed: int) -> tuple[str, str]:
+    """One connection: what was wrong with it, and how it ended."""
+    dice = random.Random(seed)
+    kind, sent = broken(dice, system)
+    received = b""
+    try:
+        with socket.create_connection(("127.0.0.1", system.port), timeout=HANG_S) as connection:
+            for part in pieces(dice, sent):
+                connection.sendall(part)
+            if dice.random() < 0.5:
+                connection.shutdown(socket.SHUT_WR)
+            if dice.random() < 0.1:
+                return kind, "left"
+            while part := connection.recv(1 << 20):
+                received += part
+                if received.endswith(b"}") and b"keep-alive" in received:
+                    break
+    except TimeoutError:
+        return kind, "HANGS"
+    except OSError:
+        # Reset, because it was told enough.
+        pass
+    status = received.split(b" ")[1] if received.startswith(b"HTTP/1.1 ") else b"closed"
+    return kind, status.decode()
+
+
+def pieces(dice: random.Random, sent: bytes) -> Iterator[bytes]:
+    """As one, or as several that come one after the other."""
+    cuts = sorted(dice.randrange(len(sent) + 1) for _ in range(dice.choice([0, 0, 1, 3])))
+    for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
+        yield sent[start:end]
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def memory_mb(system: System) -> float:
+    """Resident memory of all its processes."""
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in system.pids)
+    return pages * 4096 / 1e6
+
+
+def statuses(system: System) -> dict[str, Counter[str]]:
+    """How many requests each endpoint has answered with which status."""
+    found: dict[str, Counter[str]] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{system.url}/metrics").text):
+        for sample in family.samples if family.name == "vecmill_requests" else []:
+            found.setdefault(sample.labels["endpoint"], Counter())[sample.labels["status"]] += int(sample.value)
+    return found
+
+
+def run(system: System, folder: Path, options: argparse.Namespace) -> list[str]:
+    """What went wrong."""
+    before = memory_mb(system)
+    neighbour = Neighbour(system)
+    neighbour.start()
+    status = schemathesis(system, folder, options.examples, options.seed)
+    ends: dict[str, Counter[str]] = {}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        seeds = range(options.seed, options.seed + options.connections)
+        for kind, end in pool.map(lambda seed: send(system, seed), seeds):
+            ends.setdefault(kind, Counter())[end] += 1
+    neighbour.stop()
+    until(lambda: httpx.get(f"{system.url}/health").json()["open_jobs"] == 0, 60, "the end of all jobs")
+    after = statuses(system)
+    for title, table in (("endpoint", after), ("connection", ends)):
+        for name, counts in sorted(table.items()):
+            print(f"{title} {name}: " + ", ".join(f"{count} x {end}" for end, count in sorted(counts.items()) if count))
+    print(f"connections: {sum(map(Counter.total, ends.values()))}; requests: {sum(map(Counter.total, after.values()))}; "
+          f"neighbour: {dict(neighbour.outcomes)}; memory: {before:.0f} MB before, {memory_mb(system):.0f} MB after")  # fmt: skip
+    faults = [
+        f"{name}: {end}" for name, counts in [*after.items(), *ends.items()] for end in counts if bad(end, counts)
+    ]
+    faults += ["schemathesis found a fault"] * bool(status)
+    faults += ["the neighbour was wronged"] * (neighbour.outcomes["wrong"] > 0 or not neighbour.outcomes["right"])
+    gone = [pid for pid in system.pids if not Path(f"/proc/{pid}").exists()]
+    return faults + [f"process {pid} is gone" for pid in gone]
+
+
+def bad(end: str, counts: Counter[str]) -> bool:
+    """Whether a request or a connection must not end so."""
+    return bool(counts[end]) and end in ("HANGS", "500", "502")
+
+
+def main() -> None:
+    """Exit status 1 for a fault."""
+    parser = argparse.ArgumentParser(prog="scripts/fuzz", description="Send a server what no client would.")
+    parser.add_argument(
+        "--examples", type=int, default=100, help="of schemathesis, for each operation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--connections", type=int, default=3000, help="with bytes that are no requests (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of both (default: %(default)s)")
+    parser.add_argument("--real", action="store_true", help="serve the default model instead of a fake one")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="vecmill-fuzz-") as name:
+        folder = Path(name)
+        system = (real if options.real else fake)(folder)
+        try:
+            faults = run(system, folder, options)
+        finally:
+            system.close()
+    for fault in faults:
+        print(f"FAULT: {fault}")
+    print(f"{len(faults)} faults")
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()

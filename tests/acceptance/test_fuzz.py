@@ -1,0 +1,12 @@
+"""A small run of scripts/fuzz; .ci/run has a larger one."""
+
+import subprocess
+
+from tests.processes import ROOT
+
+
+def test_nothing_that_is_sent_is_answered_with_a_500_or_not_at_all() -> None:
+    command = [str(ROOT / "scripts/fuzz"), "--examples", "10", "--connections", "300", "--seed", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert done.stdout.endswith("\n0 faults\n")
