@@ -68,11 +68,7 @@ def from_failure(code: ErrorCode, text: str, retry_after_ms: int = 0) -> ApiErro
     return ApiError(status, text, kind=kind, param=param, code=name, retry_after_s=retry_after_ms / 1000)
 
 
-def unknown_model(name: str) -> ApiError:
-    """No worker has ever announced this model; OVMS's wording at the end."""
-    return ApiError(
-        404,
-        f"The model {name!r} does not exist - Mediapipe graph definition with requested name is not found",
-        param="model",
-        code="model_not_found",
-    )
+def unknown_model(name: str, wording: str = "Mediapipe graph definition with requested name is not found") -> ApiError:
+    """No worker has ever announced this model; OVMS's wording for the path at the end."""
+    text = f"The model {name!r} does not exist - {wording}"
+    return ApiError(404, text, param="model", code="model_not_found")

@@ -96,6 +96,8 @@ def _refusal(ids: Sequence[int], model: ModelInfo, options: Option) -> ApiError 
     """Why these token ids cannot be embedded. The worker would say the same."""
     if not ids:
         return ApiError(400, "inner arrays in input should not be empty", param="input")
+    if len(ids) > model.max_tokens and not options & (Option.TRUNCATE_END | Option.TRUNCATE_START):
+        return from_failure(ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {model.max_tokens}")
     vocabulary = model.vocabulary or 2**31
     outside = next((one for one in (min(ids), max(ids)) if not 0 <= one < vocabulary), None)
     if outside is not None:
@@ -103,8 +105,6 @@ def _refusal(ids: Sequence[int], model: ModelInfo, options: Option) -> ApiError 
             f"token id {outside} is not in the model's vocabulary of {vocabulary}; LangChain sends the ids of OpenAI's "
         )
         return from_failure(ErrorCode.INVALID_INPUT, text + "models unless check_embedding_ctx_length=False")
-    if len(ids) > model.max_tokens and not options & (Option.TRUNCATE_END | Option.TRUNCATE_START):
-        return from_failure(ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {model.max_tokens}")
     return None
 
 

@@ -53,6 +53,9 @@ _prompt_tokens = Counter(PREFIX + "prompt_tokens", "Tokens as told in usage", ["
 _truncated = Counter(PREFIX + "truncated_tokens", "Tokens cut off inputs", ["model"], registry=_own)
 _ovms_success = Counter("ovms_requests_success", "Answered requests", _OVMS_LABELS, registry=_own)
 _ovms_fail = Counter("ovms_requests_fail", "Failed requests", _OVMS_LABELS, registry=_own)
+_ovms_current = Gauge(
+    "ovms_current_requests", "Requests that are worked on", _OVMS_LABELS, multiprocess_mode="livesum", registry=_own
+)
 _ovms_time = Histogram(
     "ovms_request_time_us", "Time of answered requests", _OVMS_LABELS, buckets=_OVMS_BUCKETS, registry=_own
 )
@@ -82,7 +85,7 @@ def touch_model(model: str) -> None:
         _inputs.labels(endpoint, model)
     for family in (_in_flight, _prompt_tokens, _truncated):
         family.labels(model)
-    for ovms in (_ovms_success, _ovms_fail, _ovms_time):
+    for ovms in (_ovms_success, _ovms_fail, _ovms_current, _ovms_time):
         ovms.labels(*_ovms(model))
 
 
@@ -90,7 +93,7 @@ def touch_model(model: str) -> None:
 def waiting(request: Request, model: str) -> Iterator[None]:
     """While a request waits for the broker. One whose client goes away meanwhile is counted here: it may get no answer
     that could be counted."""
-    with _in_flight.labels(model).track_inprogress():
+    with _in_flight.labels(model).track_inprogress(), _ovms_current.labels(*_ovms(model)).track_inprogress():
         try:
             yield
         except asyncio.CancelledError:

@@ -91,7 +91,7 @@ async def retrieve_model(request: Request, name: str) -> HTTPResponse:
     name = urllib.parse.unquote(name)
     model = broker.models.get(name)
     if model is None or not model.workers:
-        raise unknown_model(name)
+        raise unknown_model(name, "Model not found")
     return raw(msgspec.json.encode(render_model(model, _STARTED)), content_type=JSON)
 
 

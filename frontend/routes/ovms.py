@@ -88,7 +88,7 @@ async def model_metadata(request: Request, path: str) -> HTTPResponse:
     name = asked["name"] if asked else ""
     state, model = broker.states.get(name), broker.models.get(name)
     if asked is None or state is None or asked["version"] not in (None, "1"):
-        raise unknown_model(name)
+        raise unknown_model(name, "Model with requested name is not found")
     if model is None or (asked["ready"] and state.state != State.AVAILABLE):
         raise ApiError(503, f"the model {name!r} is not ready", kind="server_error", code="not_ready", retry_after_s=5)
     if asked["ready"]:

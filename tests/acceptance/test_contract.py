@@ -23,7 +23,7 @@ def entry(name: str, key: str, line: str) -> str:
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A server of each kind."""
     real = Server(tmp_path_factory.mktemp("real"))
-    fake, locked = (Cluster(tmp_path_factory.mktemp(name)) for name in ("f", "l"))
+    fake, locked, empty = (Cluster(tmp_path_factory.mktemp(name)) for name in ("f", "l", "e"))
     keys = locked.folder / "keys.toml"
     keys.write_text(
         entry("one", "vm-contract", "jobs_in_flight = 10") + entry("root", "vm-contract-admin", "admin = true")
@@ -33,10 +33,13 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         cluster.worker()
         cluster.frontend(*flags)
         until(lambda cluster=cluster: is_ready(cluster), what="a worker")  # type: ignore[misc]
-    yield {"real": real.url, "fake": fake.url, "locked": locked.url}
+    empty.broker()
+    empty.frontend("--broker-grace-s", "0.2")
+    until(lambda: empty.health().get("broker") == "connected", what="the empty server")
+    yield {"real": real.url, "fake": fake.url, "locked": locked.url, "empty": empty.url}
     real.program.close()
-    fake.close()
-    locked.close()
+    for cluster in (fake, locked, empty):
+        cluster.close()
 
 
 def is_ready(cluster: Cluster) -> bool:

@@ -135,6 +135,7 @@ def test_killed_worker_and_what_waits_for_another(cluster: Cluster) -> None:
             samples = scrape(cluster)
             assert value(samples, "vecmill_open_jobs") == 2
             assert value(samples, "vecmill_requests_in_flight", model="fake") == 2
+            assert value(samples, "ovms_current_requests", name="fake") == 2
             assert value(samples, "vecmill_worker_leases") == 2
             worker.signal(signal.SIGKILL)
             await asyncio.to_thread(until, lambda: value(scrape(cluster), "vecmill_workers", model="fake") == 0)

@@ -33,6 +33,8 @@ BAD = [
     (b'{"model": "m", "input": [[1.5]]}', "every element in input array should be either string or int"),
     (b'{"model": "m", "input": [[[1]]]}', "every element in input array should be either string or int"),
     (b'{"model": "m", "input": "a", "x": ' + b"[" * 100 + b"]" * 100 + b"}", "JSON body exceeds maximum nesting depth"),
+    (b'{"model": "m", "input": ' + b"[" * 101 + b"]" * 101 + b"}", "JSON body exceeds maximum nesting depth"),
+    (b'{"model": "m", "input": [' + b"[]," * 100_000 + b"[]]}", "JSON body has more than 100000 arrays and objects"),
     (b'{"model": "m", "input": "a", "dimensions": 0}', "dimensions should be greater than 0"),
     (b'{"model": "m", "input": "a", "dimensions": true}', "dimensions should be an integer"),
     (b'{"model": "m", "input": "a", "truncate": "middle"}', "truncate should be boolean or one of none, start, end"),
@@ -75,6 +77,11 @@ def test_bad_request_is_refused_with_its_reason(body: bytes, message: str) -> No
 def test_inputs_are_taken(value: object, documents: object) -> None:
     request = parse_embeddings(msgspec.json.encode({"model": "m", "input": value}), max_inputs=3)
     assert (request.documents, request.base64) == (documents, False)
+
+
+def test_brackets_in_texts_are_no_nesting() -> None:
+    texts = ["[" * 200_000, '"[{' * 1000, "\\" * 999 + '"[']
+    assert parse_embeddings(msgspec.json.encode({"model": "m", "input": texts}), 3).documents == texts
 
 
 def test_null_is_as_if_absent_and_unknown_fields_are_ignored() -> None:

@@ -82,7 +82,7 @@ MODELS = [
         name="tells prompts"),
     get("/v1/models/fake", server="fake", json={"matryoshka_dimensions": [4], "default_prompt": None},
         name="tells dimensions"),
-    get("/v1/models/other", 404, code="model_not_found", differs="unknown model"),
+    get("/v1/models/other", 404, code="model_not_found", message="Model not found", differs="unknown model"),
     get("/v3/models/a/b/c", 404, code="model_not_found", message="The model 'a/b/c' does not exist"),
     get("/v1/config", check=lambda answer: answer.json() == {REAL: AVAILABLE}),
     get("/v1/config", name="is printed as OVMS prints it", check=lambda answer: answer.text.startswith(
@@ -100,7 +100,7 @@ MODELS = [
     get(f"/v2/models/{REAL}/ready", json={"name": REAL, "ready": True}),
     get(f"/v2/models/{REAL}/versions/1/ready", json={"ready": True}),
     get(f"/v2/models/{REAL}/versions/2", 404),
-    get("/v2/models/other", 404, code="model_not_found"),
+    get("/v2/models/other", 404, code="model_not_found", message="Model with requested name is not found"),
     get("/v2/models/other/ready", 404, code="model_not_found"),
     get("/v2/models//ready", 404),
     get("/health", json={"status": "ready", "broker": "connected", "workers": 1}),
@@ -147,4 +147,19 @@ EDGES = [
         {"model": FAKE, "input": ["a"] * 11}, KEY, "locked", message="its key may have 10 open at once"),
 ]  # fmt: skip
 
-ROWS = [*TOKENIZE, *MODELS, *EDGES]
+#: Of a server that no worker has come to.
+EMPTY = [
+    get("/v2/health/ready", 503, message="Server is not ready", sends={"retry-after": ...}, server="empty"),
+    get("/v2/health/live", json={"live": True}, server="empty"),
+    get("/v1/models", json={"data": []}, server="empty"),
+    get("/v1/config", check=lambda answer: answer.json() == {}, server="empty"),
+    get("/v1/models/fake", 404, server="empty"),
+    get("/health", json={"status": "not ready", "broker": "connected", "workers": 0}, server="empty"),
+    Row("embeddings without a worker", "POST", "/v1/embeddings", 503, {"model": FAKE, "input": "a"}, server="empty",
+        code="no_worker", sends={"retry-after": ...}),
+    Row("tokenize without a worker", "POST", "/v1/tokenize", 503, {"model": FAKE, "text": "a"}, server="empty",
+        code="no_worker", sends={"retry-after": ...}),
+    Row("bad input without a worker", "POST", "/v1/embeddings", 400, {"model": FAKE}, server="empty"),
+]  # fmt: skip
+
+ROWS = [*TOKENIZE, *MODELS, *EDGES, *(row._replace(name=f"no worker: {row.name}") for row in EMPTY)]

@@ -21,7 +21,7 @@ class Row(NamedTuple):
     #: Sent as JSON, unless it is bytes.
     body: Any = None
     headers: Mapping[str, str] = {}
-    #: `real` has the default model, `fake` the fake one, `locked` too, and wants keys.
+    #: `real` has the default model, `fake` the fake one, `locked` too, and wants keys; `empty` has no worker.
     server: str = "real"
     #: Part of the error's message; its param and its code.
     message: str = ""
