@@ -34,8 +34,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _check_structure(body: bytes) -> None:
-    """Refuse a body of too many arrays and objects, or too deep ones, before any of them is made: two million of them in
-    8 MB took seconds, in which no other request was served."""
+    """Refuse a body of too many arrays and objects, or too deep ones, before any of them is made: two million in 8 MB
+    took seconds, in which no other request was served."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
     outside = np.frombuffer(_JSON_STRING.sub(b"", body), np.uint8)
