@@ -1,9 +1,9 @@
 """What is done for every request, whatever its path: its id, its key, CORS, and a line in the log."""
 
 import logging
+import os
 import re
 import time
-import uuid
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import MethodNotAllowed
@@ -21,8 +21,9 @@ access = logging.getLogger("access")
 OPEN_PATHS = ("/v2/health/live", "/v2/health/ready", "/openapi.json")
 OPEN_FOLDERS = ("/docs",)
 #: Of the answers' headers, those that a script in a browser may read.
-EXPOSED = "x-request-id, retry-after, x-queue-time, x-inference-time, x-total-time, openai-processing-ms, " \
-          "x-truncated-tokens, x-vecmill-warning"  # fmt: skip
+EXPOSED = (
+    "x-request-id, retry-after, x-queue-time, x-inference-time, x-total-time, x-truncated-tokens, x-vecmill-warning"
+)
 #: How long a browser may remember what it asked before, in seconds; Chromium's own bound.
 PREFLIGHT_S = 7200
 #: A client's id that is taken over.
@@ -33,17 +34,23 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 
 def install(app: Sanic) -> None:  # type: ignore[type-arg]
     """Hook all of it into an application whose context has `config` and `keys`."""
-    app.register_middleware(_identify, "request", priority=20)
-    app.register_middleware(_preflight, "request", priority=10)
-    app.register_middleware(_admit, "request", priority=0)
+    app.register_middleware(_begin, "request")
     app.register_middleware(_finish, "response")
 
 
-async def _identify(request: Request) -> None:
+async def _begin(request: Request) -> HTTPResponse | None:
+    _identify(request)
+    if request.method == "OPTIONS":
+        return _preflight(request)
+    _admit(request)
+    return None
+
+
+def _identify(request: Request) -> None:
     context = request.ctx
     context.started = time.monotonic()
     given = request.headers.get("x-request-id", "")
-    context.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    context.request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
     trace = request.headers.get("traceparent", "")
     context.traceparent = trace if _TRACEPARENT.fullmatch(trace) else ""
     #: What the log says beside the status: filled in by whoever serves the request.
@@ -51,10 +58,8 @@ async def _identify(request: Request) -> None:
     context.key = None
 
 
-async def _preflight(request: Request) -> HTTPResponse | None:
+def _preflight(request: Request) -> HTTPResponse:
     """A browser asks whether a page of another origin may send such a request; it sends no key with that."""
-    if request.method != "OPTIONS":
-        return None
     methods = _methods(request)
     headers = {"Allow": methods}
     if "access-control-request-method" in request.headers:
@@ -77,7 +82,7 @@ def _methods(request: Request) -> str:
     return "OPTIONS"
 
 
-async def _admit(request: Request) -> None:
+def _admit(request: Request) -> None:
     keys: Keys = request.app.ctx.keys
     if not keys.required or request.path in OPEN_PATHS or request.path.startswith(OPEN_FOLDERS):
         return
@@ -102,7 +107,7 @@ async def _finish(request: Request, response: BaseHTTPResponse) -> None:
     context = request.ctx
     if not hasattr(context, "request_id"):
         # Sanic refuses what is no HTTP before any middleware of ours.
-        await _identify(request)
+        _identify(request)
     response.headers["x-request-id"] = context.request_id
     _share(request, response)
     seconds = time.monotonic() - context.started

@@ -5,13 +5,13 @@ prometheus_client reads when it is imported), so that a scrape that any of them 
 """
 
 import asyncio
-import contextlib
+import functools
 import itertools
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -66,9 +66,48 @@ def endpoint_of(request: Request) -> str:
     return endpoint_of_name(request.route.name) if request.route else _UNKNOWN
 
 
+@functools.lru_cache(1000)
 def endpoint_of_name(route: str) -> str:
     """The name of a route, the same for all prefixes."""
     return _VERSION.sub("", route.rpartition(".")[2])
+
+
+class _OfAnswers(NamedTuple):
+    """The series of the answers of one kind. prometheus_client takes longer to find them than to count."""
+
+    requests: Counter
+    seconds: Histogram
+    inputs: Counter
+
+
+@functools.lru_cache(1000)
+def _of_answers(endpoint: str, status: int, model: str) -> _OfAnswers:
+    of = _requests.labels(endpoint, str(status), model), _request_seconds.labels(endpoint)
+    return _OfAnswers(*of, _inputs.labels(endpoint, model))
+
+
+class _OfModel(NamedTuple):
+    """A model's series."""
+
+    gauges: tuple[Gauge, Gauge]
+    tokens: Counter
+    truncated: Counter
+    success: Counter
+    fail: Counter
+    microseconds: Histogram
+
+
+@functools.lru_cache(1000)
+def _of_model(model: str) -> _OfModel:
+    ovms = ("V3", "REST", "Unary", model, "1")
+    return _OfModel(
+        gauges=(_in_flight.labels(model), _ovms_current.labels(*ovms)),
+        tokens=_prompt_tokens.labels(model),
+        truncated=_truncated.labels(model),
+        success=_ovms_success.labels(*ovms),
+        fail=_ovms_fail.labels(*ovms),
+        microseconds=_ovms_time.labels(*ovms),
+    )
 
 
 def touch(endpoints: Iterable[str]) -> None:
@@ -81,25 +120,29 @@ def touch(endpoints: Iterable[str]) -> None:
 def touch_model(model: str) -> None:
     """Let the series of a model exist."""
     for endpoint in ("embeddings", "tokenize"):
-        _requests.labels(endpoint, "200", model)
-        _inputs.labels(endpoint, model)
-    for family in (_in_flight, _prompt_tokens, _truncated):
-        family.labels(model)
-    for ovms in (_ovms_success, _ovms_fail, _ovms_current, _ovms_time):
-        ovms.labels(*_ovms(model))
+        _of_answers(endpoint, 200, model)
+    _of_model(model)
 
 
-@contextlib.contextmanager
-def waiting(request: Request, model: str) -> Iterator[None]:
+class Waiting:
     """While a request waits for the broker. One whose client goes away meanwhile is counted here: it may get no answer
     that could be counted."""
-    with _in_flight.labels(model).track_inprogress(), _ovms_current.labels(*_ovms(model)).track_inprogress():
-        try:
-            yield
-        except asyncio.CancelledError:
-            _requests.labels(endpoint_of(request), str(CLIENT_GONE), model).inc()
-            request.ctx.counted = True
-            raise
+
+    __slots__ = ("_model", "_request")
+
+    def __init__(self, request: Request, model: str) -> None:
+        self._request, self._model = request, model
+
+    def __enter__(self) -> None:
+        for gauge in _of_model(self._model).gauges:
+            gauge.inc()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for gauge in _of_model(self._model).gauges:
+            gauge.dec()
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            _of_answers(endpoint_of(self._request), CLIENT_GONE, self._model).requests.inc()
+            self._request.ctx.counted = True
 
 
 def count(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
@@ -108,22 +151,21 @@ def count(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
         return
     noted = request.ctx.log
     endpoint, model = endpoint_of(request), noted.get("model", "")
-    _requests.labels(endpoint, str(response.status), model).inc()
-    _request_seconds.labels(endpoint).observe(seconds)
-    answered = response.status == 200
-    if answered and "inputs" in noted:
-        _inputs.labels(endpoint, model).inc(noted["inputs"])
+    series = _of_answers(endpoint, response.status, model)
+    series.requests.inc()
+    series.seconds.observe(seconds)
+    if not model:
+        return
+    mine, answered = _of_model(model), response.status == 200
+    if answered:
+        series.inputs.inc(noted["inputs"])
     if answered and "tokens" in noted:
-        _prompt_tokens.labels(model).inc(noted["tokens"])
-        _truncated.labels(model).inc(noted["truncated"])
-    if model and endpoint == "embeddings":
-        (_ovms_success if answered else _ovms_fail).labels(*_ovms(model)).inc()
+        mine.tokens.inc(noted["tokens"])
+        mine.truncated.inc(noted["truncated"])
+    if endpoint == "embeddings":
+        (mine.success if answered else mine.fail).inc()
         if answered:
-            _ovms_time.labels(*_ovms(model)).observe(seconds * 1e6)
-
-
-def _ovms(model: str) -> tuple[str, ...]:
-    return ("V3", "REST", "Unary", model, "1")
+            mine.microseconds.observe(seconds * 1e6)
 
 
 class _Everything:

@@ -42,7 +42,7 @@ async def tokenize(request: Request) -> HTTPResponse:
     check_max_length(wanted, model)
     texts = [text.encode() for text in wanted.texts]
     until = started + terms.deadline_s
-    with metrics.waiting(request, wanted.model):
+    with metrics.Waiting(request, wanted.model):
         done = await broker.run(wanted.model, Kind.TEXT, texts, terms, until, options=Option.TOKENISE)
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]

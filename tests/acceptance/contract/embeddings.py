@@ -158,7 +158,7 @@ ANSWERS = [
     bad("encoding in capitals", "encoding_format should either base64 or float", "encoding_format", encoding_format="FLOAT"),
     bad("encoding a number", "encoding_format should be string", "encoding_format", encoding_format=1),
     bad("encoding a list", "encoding_format should be string", "encoding_format", encoding_format=["float"]),
-    embed("times", sends={"x-queue-time": ..., "x-inference-time": ..., "x-total-time": ..., "openai-processing-ms": ...}),
+    embed("times", sends={"x-queue-time": ..., "x-inference-time": ..., "x-total-time": ...}),
     embed("request id is the client's", headers={"x-request-id": "my/id"}, sends={"x-request-id": "my/id"}),
     embed("request id of two words is not", headers={"x-request-id": "my id"},
           check=lambda answer: len(answer.headers["x-request-id"]) == 32),
