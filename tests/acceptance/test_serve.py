@@ -293,6 +293,16 @@ def serves(server: Server) -> bool:
     return False
 
 
+def test_key_of_the_environment_is_wanted_and_told_in_the_curl(start: Start) -> None:
+    server = start(API_KEY="vm-secret")
+    assert '-H "Authorization: Bearer $API_KEY"' in server.program.output
+    assert "vm-secret" not in server.program.output
+    assert server.embed(["a"]).status_code == 401
+    body = {"model": MODEL, "input": "a"}
+    headers = {"Authorization": "Bearer vm-secret"}
+    assert httpx.post(f"{server.url}/v1/embeddings", json=body, headers=headers).status_code == 200
+
+
 def test_children_die_with_a_killed_supervisor(start: Start) -> None:
     server = start()
     children = server.children()
