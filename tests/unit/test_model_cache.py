@@ -112,9 +112,22 @@ def change_activation(folder: Path) -> None:
     write_json(folder / "config.json", CONFIG | {"hidden_act": "relu"})
 
 
+def change_default_prompt(folder: Path) -> None:
+    config = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    write_json(folder / "config_sentence_transformers.json", config)
+
+
 @pytest.mark.parametrize(
     "change",
-    [change_weights, change_pooling, change_normalisation, change_length, change_tokenizer, change_activation],
+    [
+        change_weights,
+        change_pooling,
+        change_normalisation,
+        change_length,
+        change_tokenizer,
+        change_activation,
+        change_default_prompt,
+    ],
 )
 def test_whatever_changes_vectors_is_another_revision(
     folder: Path, place: Path, change: Callable[[Path], None]
@@ -133,6 +146,16 @@ def test_names_and_authors_are_not_part_of_the_revision(folder: Path, place: Pat
     write_json(folder / "config.json", CONFIG | by)
     folder.rename(tmp_path / "other")
     assert prepare(tmp_path / "other", place) == (first, False)
+
+
+def test_what_only_says_how_to_use_a_model_is_not_part_of_the_revision(folder: Path, place: Path) -> None:
+    first, _ = prepare(folder, place)
+    write_json(folder / "config.json", CONFIG | {"is_matryoshka": True, "matryoshka_dimensions": [8]})
+    write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: "}})
+    second, converted = prepare(folder, place)
+    assert (second.revision, converted) == (first.revision, False)
+    assert second.matryoshka.dimensions == [8]
+    assert second.prompts.texts == {"query": "query: "}
 
 
 def test_a_conversion_that_fails_leaves_nothing(folder: Path, place: Path) -> None:

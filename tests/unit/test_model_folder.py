@@ -191,6 +191,8 @@ def test_another_family_is_refused_with_what_is_built(folder: Path) -> None:
         ("config.json", b"[]", "not a JSON object"),
         ("config.json", b"\xff", "config.json"),
         ("config.json", b"[" * 100_000, "config.json"),
+        ("config.json", rb'{"model_type": "bert", "note": "\ud800"}', "surrogates not allowed"),
+        ("config_sentence_transformers.json", b"{", "config_sentence_transformers.json"),
         ("config.json", b"{}", "model_type"),
         ("modules.json", b"{}{", "modules.json"),
         ("modules.json", b"[1]", "modules.json"),
@@ -229,11 +231,11 @@ def test_a_cut_off_weights_file_is_told(folder: Path) -> None:
 def prompts(folder: Path, **config: Any) -> Prompts:
     """A folder's prompts with this configuration."""
     write_json(folder / "config_sentence_transformers.json", config)
-    return read_prompts(folder)
+    return read_prompts(read_folder(folder), lambda _: None)
 
 
 def test_folder_has_the_prompts_that_sentence_transformers_would_use(folder: Path) -> None:
-    assert read_prompts(folder) == Prompts()
+    assert read_prompts(read_folder(folder), print) == Prompts()
     assert prompts(folder, __version__={}) == Prompts()
     assert prompts(folder, prompts=None, default_prompt_name=None) == Prompts()
     texts = {"query": "query: ", "document": ""}
@@ -246,7 +248,10 @@ def test_folder_has_the_prompts_that_sentence_transformers_would_use(folder: Pat
     [
         ({"prompts": ["query: "]}, "prompts are not texts by name"),
         ({"prompts": {"query": 1}}, "prompts are not texts by name"),
+        ({"prompts": {"": "query: "}}, "prompts are not texts by name"),
+        ({"prompts": {"a": "\ud800"}}, "surrogates not allowed"),
         ({"prompts": {"a": "b"}, "default_prompt_name": "query"}, "there is no prompt named 'query'"),
+        ({"prompts": {"a": "b"}, "default_prompt_name": ["a"]}, r"there is no prompt named \['a'\]"),
         ({"prompts": {"a": "b" * 4097}}, "more than 4096 characters"),
         ({"prompts": {"a" * 513: "b"}}, "more than"),
         ({"prompts": {str(number): "" for number in range(1001)}}, "more than 1000 prompts"),
@@ -258,11 +263,17 @@ def test_prompts_that_cannot_be_used_are_refused(folder: Path, config: dict[str,
 
 
 def test_prompts_that_are_left_out_of_the_pooling_are_not_offered(folder: Path) -> None:
-    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "pool", "type": "x.Pooling"}]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "pool" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
     assert prompts(folder, prompts={"query": "q: "}) == Prompts()
+    said: list[str] = []
+    read_prompts(read_folder(folder), said.append)
+    assert said == [f"{folder} leaves prompts out of the pooling, which Vecmill does not do: none of them is offered"]
     with pytest.raises(ModelError, match="leaves its default prompt out of the pooling"):
         prompts(folder, prompts={"query": "q: "}, default_prompt_name="query")
-    assert prompts(folder, prompts={"query": ""}, default_prompt_name="query") == Prompts()
+    # An empty prompt has nothing to leave out.
+    assert prompts(folder, prompts={"query": ""}, default_prompt_name="query") == Prompts({"query": ""}, "query")
 
 
 def test_matryoshka_is_what_the_model_declares(folder: Path) -> None:
@@ -272,3 +283,5 @@ def test_matryoshka_is_what_the_model_declares(folder: Path) -> None:
     for wrong in ("64", [0], [True], [1.5]):
         with pytest.raises(ModelError, match="matryoshka_dimensions are not numbers"):
             read_matryoshka(folder, {"matryoshka_dimensions": wrong})
+    with pytest.raises(ModelError, match="is_matryoshka is 'yes'"):
+        read_matryoshka(folder, {"is_matryoshka": "yes"})

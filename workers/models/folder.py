@@ -41,6 +41,8 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
     pooling: str
     #: Whether vectors are scaled to length 1.
     normalize: bool
+    #: Whether the tokens of a prompt are pooled like the others.
+    pools_prompt: bool
     #: Longest input in tokens, special ones included.
     max_tokens: int
 
@@ -62,13 +64,14 @@ def read_folder(path: Path) -> ModelFolder:
     family = config.get("model_type")
     if not isinstance(family, str):
         raise ModelError(f"{path / 'config.json'} names no model_type")
-    pooling, normalize = _modules(path)
+    pooling, normalize, pools_prompt = _modules(path)
     return ModelFolder(
         path=path,
         config=config,
         family=family,
         pooling=pooling,
         normalize=normalize,
+        pools_prompt=pools_prompt,
         max_tokens=_max_tokens(path, config),
     )
 
@@ -90,7 +93,10 @@ def _check_files(path: Path) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
+        # JSON can hold half of a surrogate pair, which could be neither hashed nor sent.
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
 
@@ -103,10 +109,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _modules(path: Path) -> tuple[str, bool]:
-    """Pooling and normalisation by modules.json. Without it: mean and none, as sentence-transformers does."""
+def _modules(path: Path) -> tuple[str, bool, bool]:
+    """By modules.json the pooling, whether it normalises, and whether it pools prompts. Without it: mean, no, and yes,
+    as sentence-transformers does."""
     if not (path / "modules.json").is_file():
-        return "MEAN", False
+        return "MEAN", False, True
     modules = _read_json(path / "modules.json")
     try:
         kinds = {str(module["type"]).rsplit(".", 1)[-1]: path / module["path"] for module in modules}
@@ -117,12 +124,13 @@ def _modules(path: Path) -> tuple[str, bool]:
         raise ModelError(f"{path / 'modules.json'} has a {min(unknown)} module, which Vecmill does not have")
     if "Pooling" not in kinds:
         raise ModelError(f"{path / 'modules.json'} has no Pooling module, so the model makes no sentence embeddings")
-    return _pooling(kinds["Pooling"] / "config.json"), "Normalize" in kinds
+    file = kinds["Pooling"] / "config.json"
+    config = read_object(file)
+    return _pooling(file, config), "Normalize" in kinds, config.get("include_prompt") is not False
 
 
-def _pooling(path: Path) -> str:
+def _pooling(path: Path, config: dict[str, Any]) -> str:
     """The one mode that a Pooling module asks for; mean when it names none, as sentence-transformers does."""
-    config = read_object(path)
     modes = config.get("pooling_mode") or [mode for key, mode in _SWITCHES.items() if config.get(key)] or "mean"
     names = [modes] if isinstance(modes, str) else [str(mode) for mode in modes] if isinstance(modes, list) else []
     if len(names) != 1 or names[0] not in _POOLING:

@@ -24,8 +24,10 @@ CONVERTER = 4
 PRECISION = "f32"
 #: The module that builds each `model_type`; a family is one module here.
 FAMILIES = {"bert": "workers.models.bert"}
-#: Fields of config.json that say who wrote it and how, and change no vector.
-_NOT_SHAPING = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version"})
+#: Fields of config.json that say who wrote it, how, and that vectors may be cut; they change no vector.
+_NOT_SHAPING = frozenset(
+    {"architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype", "transformers_version"}
+)
 
 Report = Callable[[str], None]
 
@@ -60,7 +62,7 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
             f"{path} is a model of the type {folder.family!r}, and Vecmill itself builds only "
             f"{', '.join(FAMILIES)}; {EXPORT_HINT}"
         )
-    prompts = read_prompts(path)
+    prompts = read_prompts(folder, report)
     revision = _revision(folder, prompts)
     made_by = _versions()
     facts = entries.find(cache, revision, made_by)
