@@ -8,14 +8,16 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import msgspec
+import zmq
 
 from broker import protocol as wire
 from workers import logs
 from workers.announcer import announced
 from workers.config import Config, load
+from workers.connection import connecting
 
 if TYPE_CHECKING:
     from workers.engine import Engine
@@ -31,17 +33,22 @@ class Process(NamedTuple):
 
 
 def main() -> None:
-    """Exit status 0 after a drain, 2 for a configuration, model or device that cannot be used."""
+    """Exit status 0 after a drain, 2 for a configuration, model, device, key or address that cannot be used."""
     try:
         config = load(sys.argv[1:], os.environ)
     except msgspec.ValidationError as error:
-        print(f"vecmill worker: configuration: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(f"configuration: {error}")
     logs.set_up(config)
     threading.excepthook = end_process
     # The heartbeat's thread must get its turn soon while others hold the interpreter.
     sys.setswitchinterval(0.001)
     serve(config)
+
+
+def refuse(reason: object) -> NoReturn:
+    """End, as nothing can be served; the reason is one sentence."""
+    print(f"vecmill worker: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 def serve(config: Config) -> None:
@@ -61,14 +68,17 @@ def serve(config: Config) -> None:
     name = config.model_name or model_name(Path(config.model or NAME))
     loading = wire.WorkerLoading(me.uuid, me.host, me.pid, name)
     try:
-        with announced(config, loading, (ModelError, DeviceError)):
+        connection = connecting(config)
+    except (OSError, ValueError, zmq.ZMQError) as error:
+        refuse(error)
+    try:
+        with announced(connection, loading, (ModelError, DeviceError)):
             folder = Path(config.model) if config.model else fetch_default_model(cache, log.info)
             prepared = prepare_model(folder, cache, log.info)
             engine = Engine(prepared, config.device, config.streams, cache)
             engine.warm_up()
     except (ModelError, DeviceError) as error:
-        print(f"vecmill worker: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
     batch_tokens = max(engine.micro_batch_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))
     log.info(
         "%s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d, batches of %d tokens; ready in %.1f s",
