@@ -77,7 +77,11 @@ class Engine:
             return ErrorCode.INVALID_INPUT, "the input has no tokens"
         if ids.min() < 0 or ids.max() >= self._vocabulary:
             outside = ids.min() if ids.min() < 0 else ids.max()
-            return ErrorCode.INVALID_INPUT, f"token id {outside} is not in the model's vocabulary of {self._vocabulary}"
+            text = (
+                f"token id {outside} is not in the model's vocabulary of {self._vocabulary}; "
+                "LangChain sends the ids of OpenAI's models unless check_embedding_ctx_length=False"
+            )
+            return ErrorCode.INVALID_INPUT, text
         return None
 
     def truncate(self, ids: Ids, at_start: bool) -> Ids:

@@ -184,7 +184,7 @@ class Pipeline:
 
     def _undo_normalisation(self, work: Work, rows: Sequence[int], number: int) -> None:
         """Of those rows that the last inference has made and that want it."""
-        raw = work.reading.raw if work.reading else []
+        raw = work.reading.raw if work.reading else set()
         if not raw or (divisors := self._backend.divisors(number)) is None:
             return
         for row, divisor in zip(rows, divisors, strict=True):

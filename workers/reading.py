@@ -16,7 +16,7 @@ class Reading:
     def __init__(self, ids: Sequence[Ids], options: Sequence[int], backend: Backend) -> None:
         self.accepted: list[Ids] = []
         #: Numbers among the accepted of those that want the vector before normalisation.
-        self.raw: list[int] = []
+        self.raw: set[int] = set()
         self.tokenised: dict[int, bytes] = {}
         self.failures: list[wire.JobFailure] = []
         #: Of every job: its tokens, without those that were cut off, and how many those are.
@@ -38,7 +38,7 @@ class Reading:
             self.failures.append(wire.JobFailure(position, *failure))
             return
         if option & Option.RAW:
-            self.raw.append(len(self.accepted))
+            self.raw.add(len(self.accepted))
         self.accepted.append(ids)
 
     def rows(self, vectors: Sequence[memoryview]) -> list[memoryview | bytes]:

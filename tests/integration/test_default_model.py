@@ -9,8 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from broker import protocol as wire
+from broker.errors import ErrorCode
+from broker.protocol import Option
+from tests.peers import HandBroker
+from tests.processes import Program, free_port
 from workers.engine import DeviceError, Engine
 from workers.models import ModelError, PreparedModel, fetch_default_model, prepare_model
 from workers.models.default import NAME, OFFICIAL, WHEELS
+from workers.pipeline import Pipeline, Work
 from workers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +119,143 @@ def test_ids_of_real_texts_in_many_languages(tokenizer: Tokenizer, default_folde
             texts = [json.loads(line)["text"] for line in file]
         expected = [one.ids for one in theirs.encode_batch(texts)]
         assert [ids.tolist() for ids in tokenizer.encode(texts)] == expected
+
+
+# --- options, by the engine and the pipeline -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine(prepared: PreparedModel) -> Engine:
+    return Engine(prepared, "CPU", 0, CACHE)
+
+
+def answered(engine: Engine, jobs: Sequence[tuple[str | list[int], Option]]) -> Work:
+    """Texts and token arrays as one batch through a pipeline."""
+    payloads = [one.encode() if isinstance(one, str) else wire.pack_u32(one) for one, _ in jobs]
+    kinds = bytes(wire.Kind.TEXT if isinstance(one, str) else wire.Kind.TOKENS for one, _ in jobs)
+    options = bytes(option for _, option in jobs)
+    woken = threading.Event()
+    pipeline = Pipeline(engine, woken.set)
+    pipeline.start()
+    lengths = wire.pack_u32(map(len, payloads))
+    pipeline.submit(Work(wire.Batch(1, 1, "m", kinds, lengths, options=options), b"".join(payloads)))
+    assert woken.wait(60)
+    pipeline.stop()
+    work = pipeline.finished.popleft()
+    assert work.reading
+    assert not work.error
+    return work
+
+
+def test_an_input_is_cut_as_hugging_face_cuts_it_and_a_text_and_its_ids_are_cut_alike(
+    engine: Engine, default_folder: Path, golden: list[dict[str, Any]]
+) -> None:
+    from tokenizers import Tokenizer as Theirs
+
+    theirs = Theirs.from_file(str(default_folder / "tokenizer.json"))
+    theirs.no_padding()
+    theirs.no_truncation()
+    row = next(row for row in golden if row["untruncated_tokens"] > row["tokens"])
+    whole = theirs.encode(row["text"]).ids
+    wanted: list[tuple[str | list[int], Option]] = []
+    for option, side in ((Option.TRUNCATE_END, "right"), (Option.TRUNCATE_START, "left")):
+        theirs.enable_truncation(256, direction=side)
+        wanted += [(row["text"], option), (whole, option), (theirs.encode(row["text"]).ids, Option(0))]
+    work = answered(engine, wanted)
+    assert work.reading
+    assert work.reading.tokens == [256] * 6
+    assert work.reading.cut == [len(whole) - 256, len(whole) - 256, 0] * 2
+    assert work.padding == 0
+    end, start = work.vectors[:3], work.vectors[3:]
+    assert np.abs(end - row["vector"]).max() <= 1e-4
+    for three in (end, start):
+        assert np.abs(three - three[0]).max() <= 1e-5
+    assert np.abs(end[0] - start[0]).max() > 1e-3
+
+
+def test_vectors_before_normalisation_are_the_mean_of_the_hidden_states(
+    engine: Engine, default_folder: Path, golden: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    texts = [row["text"] for row in golden[:16]]
+    options = [Option.TRUNCATE_END | (Option.RAW if number % 3 else Option(0)) for number in range(16)]
+    made = answered(engine, list(zip(texts, options, strict=True))).vectors
+    # The same weights in a folder that does not normalise.
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in default_folder.iterdir():
+        if path.name != "modules.json":
+            (plain / path.name).symlink_to(path)
+    raw = Engine(prepare_model(plain, tmp_path / "cache", print), "CPU", 0, tmp_path / "cache")
+    expected = answered(raw, [(text, Option.TRUNCATE_END | Option.RAW) for text in texts]).vectors
+    for number, vector in enumerate(made):
+        if number % 3:
+            np.testing.assert_allclose(vector, expected[number], atol=1e-5)
+            assert abs(np.linalg.norm(vector) - 1) > 0.1
+        else:
+            assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_token_ids_among_vectors(engine: Engine, golden: list[dict[str, Any]]) -> None:
+    long = next(row for row in golden if row["untruncated_tokens"] > row["tokens"])
+    work = answered(
+        engine,
+        [("hello world", Option.TOKENISE), ("hello world", Option(0)), (long["text"], Option.TOKENISE),
+         (long["text"], Option(0)), ([99_999], Option.TOKENISE)],
+    )  # fmt: skip
+    frame, sizes = work.rows()
+    first, vector, second, back = wire.split(frame, wire.unpack_u32(sizes))
+    assert list(wire.unpack_u32(bytes(first))) == [101, 7592, 2088, 102]
+    assert len(vector) == 384 * 4
+    assert len(second) == 4 * long["untruncated_tokens"]
+    assert list(wire.unpack_u32(bytes(back))) == [99_999]
+    assert work.reading
+    assert [failure.position for failure in work.reading.failures] == [3]
+
+
+def test_ids_of_another_model_are_refused_with_what_sends_them(engine: Engine) -> None:
+    work = answered(engine, [([9906, 100257], Option(0))])
+    assert work.reading
+    assert work.reading.failures == [
+        wire.JobFailure(
+            0,
+            ErrorCode.INVALID_INPUT,
+            "token id 100257 is not in the model's vocabulary of 30522; "
+            "LangChain sends the ids of OpenAI's models unless check_embedding_ctx_length=False",
+        )
+    ]
+
+
+def test_a_process_says_what_it_loads_and_then_hello_with_the_models_facts(tmp_path: Path) -> None:
+    broker = HandBroker(f"tcp://127.0.0.1:{(port := free_port())}").bind()
+    command = [sys.executable, "-m", "workers", "--broker", f"tcp://127.0.0.1:{port}", "--cache", str(CACHE)]
+    program = Program("worker", command, tmp_path / "worker.log")
+    try:
+        said: list[wire.Message] = []
+        while not said or isinstance(said[-1], wire.WorkerLoading):
+            received = broker.receive(wire.FROM_WORKER, 60_000)
+            assert received, program.output
+            said.append(received[0])
+    finally:
+        program.close()
+        broker.close()
+    *loading, hello = said
+    assert isinstance(hello, wire.WorkerHello)
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert loading
+    assert all(one == wire.WorkerLoading(hello.uuid, hello.host, hello.pid, name) for one in loading)
+    (model,) = hello.models
+    assert model == wire.ModelInfo(
+        name=name,
+        revision=model.revision,
+        dimension=384,
+        max_tokens=256,
+        vocabulary=30522,
+        pad_id=0,
+        before=[101],
+        after=[102],
+        normalized=True,
+    )
+    assert hello.streams == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(

@@ -225,9 +225,19 @@ def test_normalisation_is_undone_for_those_who_ask() -> None:
 
 
 def test_padding_is_what_micro_batches_run_beside_their_jobs() -> None:
-    assert run(batch("aaaa", "bb", "c")).padding in (1, 3, 5)
+    assert run(batch("aaaa", "bb", "c")).padding == 1  # the first alone, then the others
     assert run(batch("aaaa", "bbbb")).padding == 0
-    assert run(batch("aaaa")).inference_s > 0
+
+
+def test_inference_time_goes_from_the_first_start_to_the_last_end() -> None:
+    """Not the sum: micro-batches run side by side."""
+    work = batch("a", "b", "c")
+    work.expect([[0], [1], [2]], [1, 1, 1])
+    assert not work.done(2.0, 3.0, "")
+    assert not work.done(1.0, 5.0, "")
+    assert work.done(3.0, 4.0, "")
+    assert work.inference_s == 4.0
+    assert run(batch("a")).inference_s > 0
 
 
 # --- truncation ------------------------------------------------------------------------------------------------------

@@ -40,6 +40,13 @@ def test_batch_is_taken_and_its_result_frees_the_slot(session: Session) -> None:
     assert not session.held
 
 
+def test_result_tells_what_was_cut_and_padded_and_how_long_the_rows_are(session: Session) -> None:
+    session.handle(BATCH, 0.0)
+    one, two = wire.pack_u32([1]), wire.pack_u32([2])
+    result = session.result(BATCH, 4, one, [], 10, cut=two, sizes=one, padding=5)
+    assert result == wire.BatchResult(7, 1, 4, one, [], 10, credit=2, seen=1, cut=two, sizes=one, padding=5)
+
+
 def test_error_frees_the_slot_too(session: Session) -> None:
     session.handle(BATCH, 0.0)
     assert session.error(BATCH, ErrorCode.DEVICE, "x") == wire.BatchError(7, 1, ErrorCode.DEVICE, "x", 2, 1)

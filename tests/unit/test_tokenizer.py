@@ -87,27 +87,31 @@ def test_every_character_of_unicode(tmp_path: Path, chinese: bool, lowercase: bo
     assert different(ours, theirs, [" ".join(f"a{chr(point)}b" for point in chunk) for chunk in chunks]) == []
 
 
-def test_truncation_is_the_tokenizers_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_truncation_is_the_tokenizers_own(tmp_path: Path, side: str) -> None:
     folder = write_folder(tmp_path / "tiny")
     text = "abcdefghij hello. a"
     for max_tokens in (3, 4, 9, 14, 15, 16):
         ours, theirs = convert(folder, tokenizer(), max_tokens)
         whole = ours.encode([text])[0]
-        theirs.enable_truncation(max_tokens)
-        assert ours.truncate(whole).tolist() == theirs.encode(text).ids
+        theirs.enable_truncation(max_tokens, direction=side)
+        assert ours.truncate(whole, at_start=side == "left").tolist() == theirs.encode(text).ids
         assert len(whole) == 15
 
 
-def test_special_tokens_on_one_side_only_survive_truncation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_special_tokens_on_one_side_only_survive_truncation(tmp_path: Path, side: str) -> None:
     end_token = {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}
     template = {"type": "TemplateProcessing", "special_tokens": {"[SEP]": end_token}}
     text, end = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}
     folder = write_folder(tmp_path / "tiny")
-    for order in ([text, end, end], [end, text], [text]):
+    for order, before, after in (([text, end, end], 0, 2), ([end, text], 1, 0), ([text], 0, 0)):
         pair = [*order, {"Sequence": {"id": "B", "type_id": 1}}]
         ours, theirs = convert(folder, tokenizer() | {"post_processor": template | {"single": order, "pair": pair}}, 6)
-        theirs.enable_truncation(6)
-        assert ours.truncate(ours.encode(["abcdefghij"])[0]).tolist() == theirs.encode("abcdefghij").ids
+        assert (ours.before.tolist(), ours.after.tolist()) == ([3] * before, [3] * after)
+        theirs.enable_truncation(6, direction=side)
+        whole = ours.encode(["abcdefghij"])[0]
+        assert ours.truncate(whole, at_start=side == "left").tolist() == theirs.encode("abcdefghij").ids
 
 
 def test_a_very_long_text_does_not_pad_its_neighbours(both: tuple[Tokenizer, Any]) -> None:
