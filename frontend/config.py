@@ -43,7 +43,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = "*"
     tls_cert: Annotated[str, Meta(description="PEM file of the certificate chain; empty: no TLS")] = ""
     tls_key: Annotated[str, Meta(description="PEM file of its key")] = ""
-    max_body_bytes: Annotated[int, Meta(gt=0, description="largest request body")] = 8 * 1024 * 1024
+    # Of 16 MiB of text the token ids just fit a frame (see broker/protocol.py).
+    max_body_bytes: Annotated[
+        int, Meta(gt=0, le=16 * 1024 * 1024, description="largest request body, 16 MiB at most")
+    ] = 8 * 1024 * 1024
     max_inputs: Annotated[int, Meta(gt=0, le=65536, description="most inputs in one request")] = 2048
     max_request_tokens: Annotated[int, Meta(gt=0, description="most tokens in one request, all inputs together")] = (
         300_000

@@ -15,7 +15,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     broker: Annotated[str, Meta(description="the broker's endpoint for workers")] = "tcp://127.0.0.1:7411"
     model: Annotated[str, Meta(description="model folder; empty: all-MiniLM-L6-v2, fetched when missing")] = ""
-    model_name: Annotated[str, Meta(description="name to serve the model under; empty: the folder's name")] = ""
+    model_name: Annotated[
+        str, Meta(max_length=512, description="name to serve the model under; empty: the folder's name")
+    ] = ""
     device: Annotated[str, Meta(description="OpenVINO device, such as CPU, GPU, GPU.1 or NPU")] = "CPU"
     streams: Annotated[
         int, Meta(ge=0, description="inferences that run side by side on the device; 0: as OpenVINO finds best")
