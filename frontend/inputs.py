@@ -24,9 +24,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     _check_structure(body)
     try:
         fields = msgspec.json.decode(body)
-    except RecursionError:
-        raise _too_deep() from None
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ApiError(400, f"The file is not valid json - Cannot parse JSON body: {error}") from None
     if not isinstance(fields, dict):
         raise ApiError(400, "JSON body must be an object")
