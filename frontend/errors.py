@@ -38,7 +38,8 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after_s: float = 0.0,
     ) -> None:
-        super().__init__(message)
+        # A method or a path may hold bytes that are no text, which no JSON can hold.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
         self.status = status
         self.kind = kind
         self.param = param

@@ -33,6 +33,8 @@ from tests.servers import MODEL, Server, rows  # noqa: E402
 #: How long a connection may wait for an end, in seconds; the server's own patience is a second.
 HANG_S = 15.0
 PATIENCE = ("--request-timeout-s", "1", "--send-timeout-s", "1")
+#: How no request or connection may end.
+BAD_ENDS = ("HANGS", "500", "502")
 #: Of schemathesis: all but the acceptance of what fits the description, which cannot say what a model takes.
 CHECKS = ("--checks", "all", "--exclude-checks", "positive_data_acceptance")
 
@@ -192,7 +194,15 @@ def broken(dice: random.Random, system: System) -> tuple[str, bytes]:
 
 
 def send(system: System, seed: int) -> tuple[str, str]:
-    """One connection: what was wrong with it, and how it ended."""
+    """One connection: what was wrong with it, and how it ended; printed when it must not end so."""
+    kind, end = exchange(system, seed)
+    if end in BAD_ENDS:
+        print(f"{end} to {kind}: {broken(random.Random(seed), system)[1][:300]!r}")
+    return kind, end
+
+
+def exchange(system: System, seed: int) -> tuple[str, str]:
+    """Send and receive."""
     dice = random.Random(seed)
     kind, sent = broken(dice, system)
     received = b""
@@ -272,7 +282,7 @@ def run(system: System, folder: Path, options: argparse.Namespace) -> list[str]:
 
 def bad(end: str, counts: Counter[str]) -> bool:
     """Whether a request or a connection must not end so."""
-    return bool(counts[end]) and end in ("HANGS", "500", "502")
+    return bool(counts[end]) and end in BAD_ENDS
 
 
 def main() -> None:

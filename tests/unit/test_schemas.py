@@ -181,6 +181,11 @@ def test_every_code_has_a_status(code: ErrorCode) -> None:
     assert error.headers() == {"Retry-After": "1"}
 
 
+def test_message_may_name_bytes_that_are_no_text() -> None:
+    body = ApiError(405, "Method PO\udcf0T").body()
+    assert msgspec.json.decode(body)["error"]["message"] == r"Method PO\udcf0T"
+
+
 def test_missing_key_is_told_how_to_come() -> None:
     assert ApiError(401, "no").headers() == {"WWW-Authenticate": "Bearer"}
 
