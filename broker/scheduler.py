@@ -10,7 +10,6 @@ Whatever a peer sends, `handle` does not raise: what is late, foreign or contrad
 that peer's session. LocalProtocolError means a fault in here.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from broker import views
 from broker.admission import refusal_of
 from broker.answers import fits, share_out
 from broker.blame import Blame
+from broker.dispatch import next_batch, next_dispatch
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.invariants import check
 from broker.ledger import Frontend, Ledger, Request
@@ -140,16 +140,10 @@ class Scheduler:
             for model in self.models.values()
             if model.unserved_since is not None and model.queue
         ]
-        kept = self._kept()
-        dispatches = (
-            self.pool.next_dispatch(name, model.queue.lanes(self.pool.batch_tokens(name)), kept)
-            for name, model in self.models.items()
-            if model.queue
-        )
-        times += [time for time in dispatches if time is not None]
         others = (self.pool, self.ledger, self._blame, self.loading)
         times += [time for other in others if (time := other.next_deadline()) is not None]
-        return min(times, default=None)
+        dispatch = next_dispatch(self.models, self.pool)
+        return min([*times, dispatch] if dispatch is not None else times, default=None)
 
     def check(self) -> None:
         """Raise LocalProtocolError when an invariant is broken; called between doors."""
@@ -397,44 +391,10 @@ class Scheduler:
     def _dispatch(self, now: float) -> None:
         waiting = [(model.queue.oldest(), name) for name, model in self.models.items() if model.queue]
         for _, name in sorted(waiting):
-            while self._dispatch_suspect(name, now) or self._dispatch_next(name, now):
-                pass
+            while chosen := next_batch(self.models, self.pool, name, now):
+                self._lease(*chosen, name, now)
 
-    def _dispatch_suspect(self, name: str, now: float) -> bool:
-        """Send a model's next suspect, if there is one and a worker is free for it."""
-        queue = self.models[name].queue
-        worker = self.pool.choose_for_suspect(name, self._busy()) if queue.suspected else None
-        if worker is None or worker.leases:
-            return False
-        self._lease(worker, name, queue.take_suspect(), now)
-        return True
-
-    def _dispatch_next(self, name: str, now: float) -> bool:
-        """Send a model's next batch, if any may leave and a worker wants it."""
-        queue, kept = self.models[name].queue, self._kept()
-        for lane in queue.lanes(self.pool.batch_tokens(name)):
-            worker = self.pool.choose(name, lane, now, kept)
-            if worker:
-                # Workers that have none share what waits, rather than one taking it all.
-                share = math.ceil(queue.lane_tokens(lane) * self.pool.share(worker, name, lane))
-                self._lease(worker, name, queue.take(lane, min(worker.batch_tokens, share), now), now)
-                return True
-        return False
-
-    def _busy(self) -> set[str]:
-        """Models with jobs that are no suspects."""
-        return {name for name, model in self.models.items() if model.queue.lanes(0)}
-
-    def _kept(self) -> list[Worker]:
-        """Workers that get nothing more until they are idle and take a suspect: one for each model that has any waiting
-        and none running."""
-        waiting = [name for name, model in self.models.items() if model.queue.suspected]
-        suspected = [name for name in waiting if not self.pool.tries_suspect(name)]
-        busy = self._busy() if suspected else set()
-        chosen = (self.pool.choose_for_suspect(name, busy) for name in suspected)
-        return [worker for worker in chosen if worker]
-
-    def _lease(self, worker: Worker, model: str, jobs: list[Job], now: float) -> None:
+    def _lease(self, worker: Worker, jobs: list[Job], model: str, now: float) -> None:
         # A frontend's rows must be adjacent; the rest of the order is for whoever reads a log.
         jobs.sort(key=lambda job: (job.owner, job.request, job.position))
         self._newest_batch = number = self._newest_batch + 1

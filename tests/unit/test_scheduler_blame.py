@@ -7,6 +7,7 @@ import pytest
 
 from broker import protocol as wire
 from broker.blame import BLOCKED_S, MAX_BLOCKED, MAX_REMEMBERED, TRIAL_S, Blame
+from broker.dispatch import kept_for_suspects
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.limits import Limits
 from broker.pool import MAX_SUSPECTS
@@ -242,7 +243,7 @@ def test_suspects_take_one_busy_worker_and_leave_the_others() -> None:
     core.tick(1.0)
     held = core.batches()
     core.lost(b"W9")
-    (kept,) = core.scheduler._kept()
+    (kept,) = kept_for_suspects(core.scheduler.models, core.scheduler.pool)
     for batch in [one for one in held if one[0] == kept.peer]:
         assert core.batches(kept.peer) == []
         core.answer(batch, credit=4)
