@@ -1,6 +1,6 @@
 """The HTTP API as OpenAPI 3.1 has it. Written by hand: what a field means stands in no type. Pure.
 
-A test compares its paths with the application's, and the contract test its statuses with the server's.
+A test compares its paths with the application's, and the contract test what servers take and answer with it.
 """
 
 from collections.abc import Iterable
@@ -17,6 +17,7 @@ _TITLES = {
     401: "An API key is needed",
     403: "The API key is not an operator's",
     404: "There is no such model or path",
+    408: "The rest of the body did not come",
     413: "The body is too large",
     422: "The input ended the worker that ran it, each time",
     429: "This caller's quota is used up",
@@ -54,20 +55,13 @@ def specification() -> Schema:
 
 def _operations() -> Schema:
     """Paths that have no prefix."""
-    model = [_name("name", "A model's name, which may hold slashes, with /ready or /versions/1 behind it if wanted")]
     config, text = _ref("Config"), {"type": "string"}
-    reload = _operation("", "Read the API keys anew", config, [403, 500])
+    reload = _operation("", "Read the API keys anew", config, [403, 408, 413, 500])
     reload["responses"]["201"] = _response(201, config)
-    return {
+    return _kserve() | {
         "/v1/config": {"get": _operation("", "How every known model is doing", config)},
         "/v1/config/reload": {"post": reload},
-        "/v2": {"get": _operation("", "KServe's description of the server", {"type": "object"})},
-        "/v2/health/live": {"get": _open("Whether this process answers", {"type": "object"})},
-        "/v2/health/ready": {"get": _open("Whether an embedding would be answered", {"type": "object"}, [503])},
-        "/v2/models/{name}": {
-            "get": _operation("", "KServe's description of a model", {"type": "object"}, [404, 503], model)
-        },
-        "/health": {"get": _operation("", "The state of everything, for people", {"type": "object"})},
+        "/health": {"get": _operation("", "The state of everything, for people", _ref("Health"))},
         "/metrics": {"get": _operation("", "Metrics for Prometheus", text, content="text/plain")},
         "/openapi.json": {"get": _open("This description", {"type": "object"})},
         "/docs": {"get": _open("This description, for people", text, content="text/html")},
@@ -77,14 +71,22 @@ def _operations() -> Schema:
     }
 
 
+def _kserve() -> Schema:
+    name = [_name("name", "Its id, which may hold slashes")]
+    paths: Schema = {
+        "/v2": {"get": _operation("", "KServe's description of the server", _ref("ServerMetadata"))},
+        "/v2/health/live": {"get": _open("Whether this process answers", _ref("Live"))},
+        "/v2/health/ready": {"get": _open("Whether an embedding would be answered", _ref("Ready"), [503])},
+    }
+    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/1"):
+        metadata = _operation("", "KServe's description of a model", _ref("ModelMetadata"), [404, 503], name)
+        ready = _operation("", "Whether a model can be asked", _ref("ModelReady"), [404, 503], name)
+        paths |= {model: {"get": metadata}, f"{model}/ready": {"get": ready}}
+    return paths
+
+
 def _embeddings(prefix: str) -> Schema:
-    statuses = [400, 404, 413, 422, 429, 500, 503, 504]
-    operation = _operation(prefix, "Turn texts into vectors", _ref("Embeddings"), statuses, [
-        _header("x-vecmill-lane", "Which queue it waits in; by its size if absent", {"enum": ["interactive", "bulk"]}),
-        _header("x-vecmill-deadline-ms", "How long it may take", _integer(1, 999_999_999)),
-        _header("x-request-id", "An id for logs, which the answer has too", {"type": "string"}),
-        _header("traceparent", "W3C Trace Context, for logs", {"type": "string"}),
-    ])  # fmt: skip
+    operation = _job(prefix, "Turn texts into vectors", "EmbeddingsRequest", "Embeddings")
     headers = operation["responses"]["200"]["headers"]
     for name, text in (
         ("x-queue-time", "Longest wait of its inputs in the queue, in ms"),
@@ -94,13 +96,23 @@ def _embeddings(prefix: str) -> Schema:
         ("x-vecmill-warning", "What the caller should know of the vectors"),
     ):
         headers[name] = {"description": text, "schema": {"type": "string"}}
-    return operation | {"requestBody": _body(_ref("EmbeddingsRequest"))}
+    return operation
 
 
 def _tokenize(prefix: str) -> Schema:
-    statuses = [400, 404, 413, 422, 429, 500, 503, 504]
-    operation = _operation(prefix, "Turn texts into token ids", _ref("Tokens"), statuses)
-    return operation | {"requestBody": _body(_ref("TokenizeRequest"))}
+    return _job(prefix, "Turn texts into token ids", "TokenizeRequest", "Tokens")
+
+
+def _job(prefix: str, summary: str, body: str, answer: str) -> Schema:
+    """What workers do."""
+    statuses = [400, 404, 408, 413, 422, 429, 500, 503, 504]
+    operation = _operation(prefix, summary, _ref(answer), statuses, [
+        _header("x-vecmill-lane", "Which queue it waits in; by its size if absent", {"enum": ["interactive", "bulk"]}),
+        _header("x-vecmill-deadline-ms", "How long it may take", _integer(1, 999_999_999)),
+        _header("x-request-id", "An id for logs, which the answer has too", {"type": "string"}),
+        _header("traceparent", "W3C Trace Context, for logs", {"type": "string"}),
+    ])  # fmt: skip
+    return operation | {"requestBody": _body(_ref(body))}
 
 
 def _operation(
@@ -128,6 +140,8 @@ def _response(status: int, schema: Schema, content: str = "application/json") ->
     headers = {"x-request-id": {"description": "The request's id", "schema": {"type": "string"}}}
     if status in (429, 503):
         headers["Retry-After"] = {"description": "When to ask again, in seconds", "schema": {"type": "integer"}}
+    if status == 401:
+        headers["WWW-Authenticate"] = {"description": "How a key is to be sent", "schema": {"const": "Bearer"}}
     return {"description": _TITLES[status], "headers": headers, "content": {content: {"schema": schema}}}
 
 
@@ -161,6 +175,11 @@ def _object(required: Iterable[str], properties: Schema, **more: Any) -> Schema:
     return {"type": "object", "required": list(required), "properties": properties, **more}
 
 
+def _all(properties: Schema) -> Schema:
+    """An object that has all of its fields."""
+    return _object(properties, properties)
+
+
 def _optional(kind: str, text: str, **more: Any) -> Schema:
     """A field that may be null."""
     return {"type": [kind, "null"], "description": text, **more}
@@ -180,10 +199,15 @@ _USAGE = _object(("prompt_tokens", "total_tokens"), {"prompt_tokens": _INTEGER, 
 _ITEM = _object(["object", "embedding", "index"], {
     "object": {"const": "embedding"},
     "embedding": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}, {"type": "null"}]},
-    "index": {"type": "integer"},
-    "truncated_tokens": {"type": "integer"},
-    "error": {"type": "object"},
+    "index": _INTEGER,
+    "truncated_tokens": _INTEGER,
+    "error": _ref("Fault"),
 })  # fmt: skip
+_TENSORS = {"type": "array", "items": _object(["name", "datatype", "shape"], {
+    "name": _TEXT,
+    "datatype": {"enum": ["BYTES", "FP32"]},
+    "shape": {"type": "array", "items": _INTEGER},
+})}  # fmt: skip
 _STATUS = _object(["version", "state", "status"], {
     "version": {"const": "1"},
     "state": {"enum": ["LOADING", "AVAILABLE", "UNLOADING", "END"]},
@@ -192,7 +216,7 @@ _STATUS = _object(["version", "state", "status"], {
 
 _SCHEMAS: Schema = {
     "EmbeddingsRequest": _object(["model", "input"], {
-        "model": {"type": "string"},
+        "model": _TEXT,
         "input": {"description": "A text, texts, the token ids of one document, or of several", **_INPUT},
         "encoding_format": _choice(["float", "base64"], "float by default; base64 is of little-endian float32"),
         "dimensions": _optional("integer", "The vector's first values, scaled to length 1 again", minimum=1),
@@ -206,12 +230,12 @@ _SCHEMAS: Schema = {
     "Embeddings": _object(["object", "data", "model", "usage"], {
         "object": {"const": "list"},
         "data": {"type": "array", "items": _ITEM},
-        "model": {"type": "string"},
+        "model": _TEXT,
         "usage": _USAGE,
-        "truncated_tokens": {"type": "integer"},
+        "truncated_tokens": _INTEGER,
     }),
     "TokenizeRequest": _object(["model", "text"], {
-        "model": {"type": "string"},
+        "model": _TEXT,
         "text": {"anyOf": [{"type": "string"}, _STRINGS]},
         "max_length": _optional("integer", "Longest answer", minimum=1, maximum=8192),
         "pad_to_max_length": _optional("boolean", "Fill the answer up to it"),
@@ -221,17 +245,18 @@ _SCHEMAS: Schema = {
     "Tokens": _object(["tokens"], {
         "tokens": {"type": "array", "items": {"anyOf": [_INTEGER, {"type": "array", "items": _INTEGER}]}},
     }),
-    "Model": _object(["id", "object", "created", "owned_by"], {
-        "id": {"type": "string"},
+    "Model": _all({
+        "id": _TEXT,
         "object": {"const": "model"},
-        "created": {"type": "integer"},
-        "owned_by": {"type": "string"},
-        "dimension": {"type": "integer"},
-        "max_tokens": {"type": "integer"},
-        "revision": {"type": "string"},
-        "prompts": {"type": "object", "additionalProperties": {"type": "string"}},
-        "default_prompt": {"type": ["string", "null"]},
-        "matryoshka_dimensions": {"type": ["array", "null"], "items": {"type": "integer"}},
+        "created": _INTEGER,
+        "owned_by": {"const": "vecmill"},
+        "dimension": {"description": "Values in a vector", **_INTEGER},
+        "max_tokens": {"description": "Longest input, special tokens included", **_INTEGER},
+        "revision": {"description": "Changes with whatever changes its vectors", **_TEXT},
+        "prompts": {"type": "object", "additionalProperties": _TEXT},
+        "default_prompt": {"type": ["string", "null"], "description": "A name among its prompts"},
+        "matryoshka_dimensions": {"type": ["array", "null"], "items": _INTEGER,
+                                  "description": "Dimensions that it declares; null: none, empty: all"},
     }),
     "Models": _object(["object", "data"], {
         "object": {"const": "list"},
@@ -240,10 +265,32 @@ _SCHEMAS: Schema = {
     "Config": {"type": "object", "additionalProperties": _object(
         ["model_version_status"], {"model_version_status": {"type": "array", "items": _STATUS}}
     )},
-    "Error": _object(["error"], {"error": _object(["message", "type", "param", "code"], {
-        "message": {"type": "string"},
-        "type": {"type": "string"},
-        "param": {"type": ["string", "null"]},
+    "ServerMetadata": _all({"name": {"const": "vecmill"}, "version": _TEXT, "extensions": {"type": "array"}}),
+    "Live": _all({"live": {"const": True}}),
+    "Ready": _all({"ready": {"const": True}}),
+    "ModelReady": _all({"name": _TEXT, "ready": {"const": True}}),
+    "ModelMetadata": _all({
+        "name": _TEXT,
+        "versions": {"const": ["1"]},
+        "platform": {"const": "OpenVINO"},
+        "inputs": _TENSORS,
+        "outputs": _TENSORS,
+    }),
+    "Health": _all({
+        "status": {"enum": ["ready", "not ready"]},
+        "broker": {"enum": ["connected", "away"]},
+        "workers": _INTEGER,
+        "models": {"type": "object"},
+        "open_jobs": _INTEGER,
+        "queued_jobs": _INTEGER,
+        "counters": {"type": "object", "additionalProperties": _INTEGER},
+        "worker_list": {"type": "array", "items": {"type": "object"}},
+    }),
+    "Error": _all({"error": _ref("Fault")}),
+    "Fault": _all({
+        "message": _TEXT,
+        "type": {"enum": ["invalid_request_error", "rate_limit_error", "server_error"]},
+        "param": {"type": ["string", "null"], "description": "The field at fault"},
         "code": {"type": ["string", "null"]},
-    })}),
+    }),
 }  # fmt: skip
