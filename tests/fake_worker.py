@@ -34,15 +34,17 @@ DIMENSION = 8
 MAX_TOKENS = 64
 
 
-def model(dimension: int = DIMENSION) -> wire.ModelInfo:
-    """The fake model as its workers announce it."""
+def model(dimension: int = DIMENSION, default_prompt: str = "") -> wire.ModelInfo:
+    """The fake model as its workers announce it; a default prompt is one more of its prompts."""
+    default = {default_prompt: f"{default_prompt}: "} if default_prompt else {}
     return wire.ModelInfo(
         "fake",
         "revision-1",
         dimension,
         MAX_TOKENS,
         vocabulary=200_000,
-        prompts={"query": "query: ", "document": "passage: "},
+        prompts={"query": "query: ", "document": "passage: ", **default},
+        default_prompt=default_prompt,
         matryoshka=True,
         matryoshka_dimensions=[4],
     )
@@ -61,6 +63,7 @@ class Fakery(NamedTuple):
     #: Infer requests; 1 runs one batch after another.
     requests: int = 2
     us_per_token: int = 0
+    default_prompt: str = ""
     #: Where the files are that orders name.
     folder: str = "."
 
@@ -147,7 +150,7 @@ def serve(config: Config, fakery: Fakery) -> None:
         socket.gethostname(),
         os.getpid(),
         "FAKE",
-        [model(fakery.dimension)],
+        [model(fakery.dimension, fakery.default_prompt)],
         batch_tokens=1024,
         tokens_per_s=100_000,
         credit=0,
@@ -160,8 +163,7 @@ def serve(config: Config, fakery: Fakery) -> None:
 def fakery(environ: dict[str, str]) -> Fakery:
     """What the FAKE_* variables say."""
     names = {name.removeprefix("FAKE_").lower(): text for name, text in environ.items() if name.startswith("FAKE_")}
-    numbers = {name: int(text) for name, text in names.items() if name != "folder"}
-    return Fakery(folder=names.get("folder", "."), **numbers)
+    return Fakery(**{name: Fakery.__annotations__[name](text) for name, text in names.items()})
 
 
 if __name__ == "__main__":

@@ -99,11 +99,15 @@ class Cluster:
         binds = ("--frontend-bind", self.endpoints["frontend"], "--worker-bind", self.endpoints["worker"])
         return self._start("broker", *binds, *flags)
 
-    def worker(self, *flags: str, **fakery: int) -> Program:
+    def worker(self, *flags: str, **fakery: int | str) -> Program:
         """Start a fake worker; what its backend is like are fields of `Fakery`."""
         environ = {f"FAKE_{name.upper()}": str(value) for name, value in fakery.items()}
         environ["FAKE_FOLDER"] = str(self.folder)
         return self._start("tests.fake_worker", "--broker", self.endpoints["worker"], *flags, environ=environ)
+
+    def real_worker(self, *flags: str, environ: Mapping[str, str] | None = None) -> Program:
+        """Start a worker with the real engine."""
+        return self._start("workers", "--broker", self.endpoints["worker"], *flags, environ=environ)
 
     def frontend(self, *flags: str, environ: Mapping[str, str] | None = None) -> Program:
         """Start a frontend on the cluster's port."""

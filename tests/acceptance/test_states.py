@@ -2,13 +2,12 @@
 
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.processes import Cluster, Program, until
+from tests.processes import Cluster, until
 
 
 def config(cluster: Cluster) -> dict[str, tuple[str, str, str]]:
@@ -23,14 +22,6 @@ def config(cluster: Cluster) -> dict[str, tuple[str, str, str]]:
     return found
 
 
-def worker(cluster: Cluster, *flags: str, environ: dict[str, str] | None = None) -> Program:
-    """A worker with the real engine."""
-    command = [sys.executable, "-m", "workers", "--broker", cluster.endpoints["worker"], *flags]
-    program = Program("worker", command, cluster.folder / "worker.log", environ)
-    cluster.programs.append(program)
-    return program
-
-
 @pytest.fixture
 def empty(cluster: Cluster) -> Cluster:
     """A cluster without any worker."""
@@ -42,7 +33,7 @@ def empty(cluster: Cluster) -> Cluster:
 
 def test_model_that_cannot_be_loaded_says_why(empty: Cluster, tmp_path: Path) -> None:
     assert config(empty) == {}
-    program = worker(empty, "--model", str(tmp_path / "none"), "--model-name", "broken")
+    program = empty.real_worker("--model", str(tmp_path / "none"), "--model-name", "broken")
     assert program.wait(60) == 2
     until(lambda: "broken" in config(empty), what="the failure")
     sentence = f"the model folder {tmp_path / 'none'} does not exist or is not a folder"
@@ -57,7 +48,7 @@ def test_model_that_cannot_be_loaded_says_why(empty: Cluster, tmp_path: Path) ->
 def test_model_that_is_being_loaded_is_told_until_its_process_ends(empty: Cluster, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         index = {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        program = worker(empty, "--cache", str(tmp_path / "cache"), environ=index)
+        program = empty.real_worker("--cache", str(tmp_path / "cache"), environ=index)
         name = "sentence-transformers/all-MiniLM-L6-v2"
         until(lambda: config(empty) == {name: ("LOADING", "OK", "OK")}, 30, "the loading model")
         answer = httpx.post(f"{empty.url}/v1/embeddings", json={"model": name, "input": "a"})

@@ -55,8 +55,28 @@ TOKENIZE = [
     tokenize("nulls in it", 400, text=[None], message="every element in text array should be either string or int"),
     tokenize("token ids", 400, text=[1, 2], message="text must be string or array of strings"),
     tokenize("an empty inner array", 400, text=[[]], param="text"),
+    tokenize("null", 400, text=None, message="text field is required", param="text"),
+    tokenize("an object", 400, text={}, message="text should be string, array of strings or array of integers"),
+    tokenize("a boolean", 400, text=True, message="text should be string, array of strings or array of integers"),
+    tokenize("arrays of strings", 400, text=[["a"]],
+             message="text must be either array of strings or array of array of integers"),
+    tokenize("2,049 texts", 400, text=["a"] * 2049, message="text array has 2049 elements, at most 2048 are allowed"),
+    tokenize("model a number", 400, model=1, message="model field is not a string", param="model"),
+    tokenize("model null", 400, model=None, message="model field is missing in JSON body", param="model"),
+    tokenize("a wrong lane", 400, headers={"x-vecmill-lane": "fast"}, param="x-vecmill-lane"),
+    Row("tokenize: no JSON", "POST", "/v3/tokenize", 400, b"hello",
+        message="The file is not valid json - Cannot parse JSON body"),
+    Row("tokenize: an array", "POST", "/v3/tokenize", 400, [], message="JSON body must be an object"),
     tokenize("max_length 0", 400, max_length=0, message="max_length should be greater than 0", param="max_length"),
     tokenize("max_length below 0", 400, max_length=-1, message="max_length should be unsigned integer"),
+    tokenize("max_length a float", 400, max_length=2.0, message="max_length should be unsigned integer"),
+    tokenize("max_length a boolean", 400, max_length=True, message="max_length should be unsigned integer"),
+    tokenize("max_length with no room for special tokens", max_length=1,
+             check=lambda answer: len(answer.json()["tokens"]) == 1),
+    tokenize("max_length of OVMS's limit", max_length=8192, json=tokens(101, 7592, 2088, 102)),
+    tokenize("filled up without special tokens", max_length=4, pad_to_max_length=True, add_special_tokens=False,
+             json=tokens(7592, 2088, 0, 0)),
+    tokenize("a NUL in it", text="null\0inside", check=lambda answer: len(answer.json()["tokens"]) == 5),
     tokenize("max_length a string", 400, max_length="5", message="max_length should be unsigned integer"),
     tokenize("max_length above the limit", 400, max_length=8193,
              message="max_length 8193 exceeds the allowed limit of 8192"),
@@ -106,7 +126,11 @@ MODELS = [
     get("/health", json={"status": "ready", "broker": "connected", "workers": 1}),
     get("/metrics", check=lambda answer: "# TYPE vecmill_requests_total counter" in answer.text, differs="metrics"),
     get("/openapi.json", json={"openapi": "3.1.0"}),
-    get("/docs", sends={"content-type": "text/html; charset=utf-8"}),
+    get("/docs", sends={"content-type": "text/html; charset=utf-8", "content-security-policy": ...}),
+    get("/docs/swagger-ui.css", sends={"content-encoding": "gzip"}),
+    get("/v1/models/fake", server="strict", name="tells the default prompt", json={
+        "default_prompt": "topic", "prompts": {"query": "query: ", "document": "passage: ", "topic": "topic: "}}),
+    Row("reload of what is not configured", "POST", "/v1/config/reload", 200, b"not read", server="fake"),
     get("/docs/swagger-ui-bundle.js", sends={"content-encoding": "gzip"}),
 ]  # fmt: skip
 
@@ -139,12 +163,46 @@ EDGES = [
     Row("embeddings with a key", "POST", "/v1/embeddings", 200, {"model": FAKE, "input": "a"}, KEY, "locked"),
     *(get(path, server="locked", name="needs no key") for path in
       ("/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/docs/start.js")),
+    Row("embeddings with a key and any dimensions allowed", "POST", "/v1/embeddings", 200,
+        {"model": FAKE, "input": "a", "dimensions": 3}, KEY, "locked",
+        check=lambda answer: "x-vecmill-warning" not in answer.headers),
+    Row("tokenize without a key", "POST", "/v3/tokenize", 401, {"model": FAKE, "text": "a"}, server="locked"),
+    Row("tokenize with a key", "POST", "/v3/tokenize", 200, {"model": FAKE, "text": "a"}, KEY, "locked",
+        json={"tokens": [97]}),
+    Row("the scheme of a key in lower case", "GET", "/v1/models", 200, headers={"Authorization": "bearer vm-contract"},
+        server="locked"),
+    Row("a key of another scheme", "GET", "/v1/models", 401, headers={"Authorization": "Basic vm-contract"},
+        server="locked"),
+    Row("a bad body without a key tells nothing of it", "POST", "/v1/embeddings", 401, b"hello", server="locked"),
     Row("preflight needs no key", "OPTIONS", "/v1/embeddings", 204, headers=PREFLIGHT, server="locked"),
     Row("reload without a key", "POST", "/v1/config/reload", 401, server="locked", differs="guarded paths"),
     Row("reload with a user's key", "POST", "/v1/config/reload", 403, headers=KEY, server="locked", code="forbidden"),
     Row("reload with an operator's key", "POST", "/v1/config/reload", 200, headers=ADMIN, server="locked"),
     Row("more inputs than a key may have open", "POST", "/v1/embeddings", 400,
         {"model": FAKE, "input": ["a"] * 11}, KEY, "locked", message="its key may have 10 open at once"),
+]  # fmt: skip
+
+#: Of a server where the model `fake` is gone, `broken` could not be loaded, and the default one is being loaded.
+CANNOT = {FAKE: "", "broken": "could not be loaded by any worker", REAL: "is still being loaded"}
+STATES = [
+    get("/v1/config", server="states", check=lambda answer: {
+        name: (one["model_version_status"][0]["state"], one["model_version_status"][0]["status"]["error_code"])
+        for name, one in answer.json().items()
+    } == {FAKE: ("END", "OK"), "broken": ("LOADING", "FAILED_PRECONDITION"), REAL: ("LOADING", "OK")}),
+    get("/v1/config", name="says why it failed", server="states", check=lambda answer: "does not exist or is not a folder"
+        in answer.json()["broken"]["model_version_status"][0]["status"]["error_message"]),
+    get("/v1/models", json={"data": []}, server="states"),
+    get("/v2/health/ready", 503, message="Server is not ready", server="states"),
+    get(f"/v2/models/{FAKE}", json={"name": FAKE, "versions": ["1"]}, server="states"),
+    get("/v2/models/broken", 503, server="states"),
+    get("/v2/models/other/ready", 404, server="states"),
+    *(get(f"/v2/models/{name}/ready", 503, sends={"retry-after": ...}, server="states") for name in CANNOT),
+    *(get(f"/v1/models/{name}", 404, code="model_not_found", server="states") for name in CANNOT),
+    *(Row(f"embeddings of {name}", "POST", "/v1/embeddings", 503, {"model": name, "input": "a"}, server="states",
+          code="no_worker", message=message, sends={"retry-after": ...}) for name, message in CANNOT.items()),
+    *(Row(f"tokenize of {name}", "POST", "/v1/tokenize", 503, {"model": name, "text": "a"}, server="states",
+          code="no_worker", message=message, sends={"retry-after": ...}) for name, message in CANNOT.items()),
+    Row("bad input comes first", "POST", "/v1/embeddings", 400, {"model": FAKE, "input": []}, server="states"),
 ]  # fmt: skip
 
 #: Of a server that no worker has come to.
@@ -162,4 +220,10 @@ EMPTY = [
     Row("bad input without a worker", "POST", "/v1/embeddings", 400, {"model": FAKE}, server="empty"),
 ]  # fmt: skip
 
-ROWS = [*TOKENIZE, *MODELS, *EDGES, *(row._replace(name=f"no worker: {row.name}") for row in EMPTY)]
+ROWS = [
+    *TOKENIZE,
+    *MODELS,
+    *EDGES,
+    *(row._replace(name=f"states: {row.name}") for row in STATES),
+    *(row._replace(name=f"no worker: {row.name}") for row in EMPTY),
+]

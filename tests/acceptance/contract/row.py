@@ -21,7 +21,8 @@ class Row(NamedTuple):
     #: Sent as JSON, unless it is bytes.
     body: Any = None
     headers: Mapping[str, str] = {}
-    #: `real` has the default model, `fake` the fake one, `locked` too, and wants keys; `empty` has no worker.
+    #: `real` has the default model, `fake` the fake one, `locked` too, and wants keys; `strict` has it with a default
+    #: prompt, and allows little; `states` has models that cannot be asked; `empty` knows none.
     server: str = "real"
     #: Part of the error's message; its param and its code.
     message: str = ""
@@ -81,6 +82,11 @@ def embed(name: str, status: int = 200, *, model: Any = REAL, path: str = "/v1/e
 def fake(name: str, status: int = 200, **more: Any) -> Row:
     """As `embed`, of the fake model."""
     return embed(name, status, model=FAKE, server="fake", **more)
+
+
+def strict(name: str, status: int = 200, **more: Any) -> Row:
+    """As `embed`, of the fake model with a default prompt on the server that allows little."""
+    return embed(name, status, model=FAKE, server="strict", **more)
 
 
 def tokenize(name: str, status: int = 200, *, path: str = "/v3/tokenize", **more: Any) -> Row:

@@ -1,0 +1,197 @@
+# ruff: noqa: E501  a row is a line where it can be
+"""POST /v1/embeddings: the answer, and every optional field."""
+
+import base64
+
+import numpy as np
+
+from tests.acceptance.contract.answers import (
+    LONG,
+    bad,
+    data,
+    keys,
+    length,
+    milliseconds,
+    most_digits,
+    of_text,
+    outcome,
+    rows,
+)
+from tests.acceptance.contract.row import REAL, embed, fake, strict
+from tests.fake_worker import vector
+
+HELLO = [101, 7592, 2088, 102]
+
+ANSWERS = [
+    embed("key order", check=lambda answer: keys(answer) == (
+        ["object", "data", "model", "usage"], ["object", "embedding", "index"])),
+    embed("object, model and usage", json={"object": "list", "model": REAL,
+          "usage": {"prompt_tokens": 4, "total_tokens": 4}}, differs="model in the answer"),
+    embed("JSON", sends={"content-type": "application/json"}),
+    embed("special tokens are counted", input=["hello world", "how are you"],
+          json={"usage": {"prompt_tokens": 9, "total_tokens": 9}}),
+    embed("float by default", check=lambda answer: len(data(answer)[0]["embedding"]) == 384),
+    embed("float32 in its shortest text", check=lambda answer: most_digits(answer) <= 9, differs="float text"),
+    embed("float", encoding_format="float", check=lambda answer: isinstance(data(answer)[0]["embedding"], list)),
+    embed("base64 of little-endian float32", encoding_format="base64",
+          check=lambda answer: len(base64.b64decode(data(answer)[0]["embedding"])) == 4 * 384),
+    fake("base64 and float are the same", input="abc", encoding_format="base64", check=lambda answer: np.frombuffer(
+        base64.b64decode(data(answer)[0]["embedding"]), "<f4").tolist() == vector("abc").tolist()),
+    fake("vectors are in the inputs' order", input=["b", "a", "cc"], check=of_text("b", "a", "cc")),
+    bad("unknown encoding", "encoding_format should either base64 or float", "encoding_format", encoding_format="hex"),
+    bad("encoding in capitals", "encoding_format should either base64 or float", "encoding_format", encoding_format="FLOAT"),
+    bad("encoding a number", "encoding_format should be string", "encoding_format", encoding_format=1),
+    bad("encoding a list", "encoding_format should be string", "encoding_format", encoding_format=["float"]),
+    embed("times", check=milliseconds),
+    embed("request id is the client's", headers={"x-request-id": "my/id"}, sends={"x-request-id": "my/id"}),
+    embed("request id of two words is not", headers={"x-request-id": "my id"},
+          check=lambda answer: len(answer.headers["x-request-id"]) == 32),
+    embed("request id of an error", 400, input=..., headers={"x-request-id": "id"}, sends={"x-request-id": "id"}),
+    embed("traceparent", headers={"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}),
+    embed("a broken traceparent is ignored", headers={"traceparent": "00-x"}),
+]  # fmt: skip
+
+DIMENSIONS = [
+    embed("fewer are cut and of length 1", dimensions=64, check=lambda answer: len(data(answer)[0]["embedding"]) == 64
+          and abs(length(answer) - 1) < 1e-6, differs="dimensions"),
+    embed("one", dimensions=1, check=lambda answer: [abs(value) for value in data(answer)[0]["embedding"]] == [1.0]),
+    embed("the model's own need no warning", dimensions=384,
+          check=lambda answer: "x-vecmill-warning" not in answer.headers),
+    embed("fewer than the model declares are warned of", dimensions=64, sends={"x-vecmill-warning": ...}),
+    fake("what the model declares needs no warning", dimensions=4, input="abc",
+         check=lambda answer: data(answer)[0]["embedding"] == vector("abc")[:4].tolist()
+         and "x-vecmill-warning" not in answer.headers),
+    fake("another number is warned of", dimensions=3, sends={"x-vecmill-warning": ...}),
+    fake("fewer of a model that does not normalise are not scaled, with base64", dimensions=4, input="abc",
+         encoding_format="base64", check=lambda answer: np.frombuffer(
+             base64.b64decode(data(answer)[0]["embedding"]), "<f4").tolist() == vector("abc")[:4].tolist()),
+    fake("fewer are scaled if asked for", dimensions=4, input="abc", normalize=True,
+         check=lambda answer: np.allclose(data(answer)[0]["embedding"],
+                                          vector("abc")[:4] / np.linalg.norm(vector("abc")[:4]), atol=1e-6)),
+    fake("fewer of token ids", dimensions=4, input=[97, 98, 99],
+         check=lambda answer: data(answer)[0]["embedding"] == vector("abc")[:4].tolist()),
+    embed("with base64", dimensions=2, encoding_format="base64",
+          check=lambda answer: len(base64.b64decode(data(answer)[0]["embedding"])) == 8),
+    bad("more than the model has", "dimensions is 385, and the model makes vectors of 384", "dimensions", dimensions=385),
+    bad("none", "dimensions should be greater than 0", "dimensions", dimensions=0),
+    bad("fewer than none", "dimensions should be greater than 0", "dimensions", dimensions=-1),
+    bad("a string", "dimensions should be an integer", "dimensions", dimensions="64"),
+    bad("a boolean", "dimensions should be an integer", "dimensions", dimensions=True),
+    bad("a float", "dimensions should be an integer", "dimensions", dimensions=64.0),
+]  # fmt: skip
+
+X70 = "".join(chr(97 + place % 26) for place in range(70))
+TRUNCATE = [
+    embed("true", input=["a", LONG], truncate=True, json={"truncated_tokens": 146}, sends={"x-truncated-tokens": "146"},
+          differs="truncation"),
+    embed("usage is of what is left", input=LONG, truncate="end", json={"usage": {"prompt_tokens": 256, "total_tokens": 256}}),
+    embed("cut items say so", input=["a", LONG], truncate="end",
+          check=lambda answer: [item.get("truncated_tokens") for item in data(answer)] == [None, 146]),
+    embed("key order of a cut item", input=LONG, truncate="end", check=lambda answer: keys(answer) == (
+        ["object", "data", "model", "usage", "truncated_tokens"], ["object", "embedding", "index", "truncated_tokens"])),
+    embed("key order where nothing is cut", truncate="end", check=lambda answer: keys(answer) == (
+        ["object", "data", "model", "usage", "truncated_tokens"], ["object", "embedding", "index"])),
+    embed("special tokens stay", input=[[101, *[7592] * 300, 102], [101, *[7592] * 254, 102]], truncate="end",
+          check=lambda answer: np.allclose(data(answer)[0]["embedding"], data(answer)[1]["embedding"], atol=1e-6)),
+    fake("a prompt is counted and stays", input=X70, truncate="end", prompt_name="query",
+         check=of_text(f"query: {X70}"[:64]), json={"truncated_tokens": 13}),
+    fake("with per_item", input=["a", X70], truncate="end", error_policy="per_item", check=of_text("a", X70[:64]),
+         json={"truncated_tokens": 6}),
+    embed("null", truncate=None, check=lambda answer: "truncated_tokens" not in answer.json()),
+    bad("an empty word", "truncate should be boolean or one of none, start, end", "truncate", truncate=""),
+    bad("a list", "truncate should be boolean or one of none, start, end", "truncate", truncate=["end"]),
+    embed("nothing to cut", truncate=True, json={"truncated_tokens": 0}, sends={"x-truncated-tokens": "0"}),
+    embed("not asked for, not told", check=lambda answer: "truncated_tokens" not in answer.json()
+          and "x-truncated-tokens" not in answer.headers),
+    fake("end", input=X70, truncate="end", check=of_text(X70[:64])),
+    fake("start", input=X70, truncate="start", check=of_text(X70[6:])),
+    fake("token ids", input=[ord(letter) for letter in X70], truncate="start", check=of_text(X70[6:])),
+    bad("none", "Input length 402 longer than allowed 256", input=LONG, truncate="none"),
+    bad("false", "Input length 402 longer than allowed 256", input=LONG, truncate=False),
+    bad("another word", "truncate should be boolean or one of none, start, end", "truncate", truncate="middle"),
+    bad("a number", "truncate should be boolean or one of none, start, end", "truncate", truncate=1),
+]  # fmt: skip
+
+PROMPTS = [
+    fake("by name", input="abc", prompt_name="query", check=of_text("query: abc"), differs="prompts"),
+    fake("of every text", input=["a", "b"], prompt_name="document", check=of_text("passage: a", "passage: b")),
+    fake("is counted", input="abc", prompt_name="query", json={"usage": {"prompt_tokens": 10, "total_tokens": 10}}),
+    fake("none unless asked for", input="abc", check=of_text("abc")),
+    fake("query", input="abc", input_type="query", check=of_text("query: abc")),
+    fake("search_query", input="abc", input_type="search_query", check=of_text("query: abc")),
+    fake("document", input="abc", input_type="document", check=of_text("passage: abc")),
+    fake("search_document", input="abc", input_type="search_document", check=of_text("passage: abc")),
+    fake("passage", input="abc", input_type="passage", check=of_text("passage: abc")),
+    strict("the default", input="abc", check=of_text("topic: abc")),
+    strict("the default is that of null, too", input="abc", prompt_name=None, input_type=None, check=of_text("topic: abc")),
+    strict("the default yields to a name", input="abc", prompt_name="query", check=of_text("query: abc")),
+    strict("the default yields to a type", input="abc", input_type="document", check=of_text("passage: abc")),
+    strict("the default by its name", input="abc", prompt_name="topic", check=of_text("topic: abc")),
+    strict("a type that is a name of the model's", input="abc", input_type="topic", check=of_text("topic: abc")),
+    strict("the default is not for token ids", input=[97, 98], check=of_text("ab")),
+    bad("an empty name", "prompt_name is ''", "prompt_name", prompt_name=""),
+    embed("a type that the model has no prompt for", input_type="query",
+          json={"usage": {"prompt_tokens": 4, "total_tokens": 4}}),
+    fake("unknown name", 400, prompt_name="other", message="but the model has query, document", param="prompt_name"),
+    bad("a name where there are none", "but the model has none", "prompt_name", prompt_name="query"),
+    fake("unknown type", 400, input_type="other", message="must be one of query, search_query", param="input_type"),
+    fake("both", 400, prompt_name="query", input_type="query", message="exclude each other"),
+    fake("with token ids", 400, prompt_name="query", input=[97], message="prompt_name needs texts", param="prompt_name"),
+    fake("type with token ids", 400, input_type="query", input=[97], message="input_type needs texts", param="input_type"),
+    bad("a name that is none", "prompt_name should be string", "prompt_name", prompt_name=7),
+    bad("a type that is none", "input_type should be string", "input_type", input_type=["query"]),
+]  # fmt: skip
+
+NORMALIZE = [
+    embed("as the model makes them", check=lambda answer: abs(length(answer) - 1) < 1e-6),
+    embed("true", normalize=True, check=lambda answer: abs(length(answer) - 1) < 1e-6),
+    embed("false", normalize=False, check=lambda answer: length(answer) > 2, differs="normalize"),
+    embed("false, and fewer dimensions", normalize=False, dimensions=8, check=lambda answer: length(answer) != 1),
+    fake("a model that does not", input="abc", check=of_text("abc")),
+    fake(
+        "a model that does not, true", input="abc", normalize=True, check=lambda answer: abs(length(answer) - 1) < 1e-6
+    ),
+    fake("a model that does not, false", input="abc", normalize=False, check=of_text("abc")),
+    embed("null", normalize=None, check=lambda answer: abs(length(answer) - 1) < 1e-6),
+    bad("a string", "normalize should be boolean", "normalize", normalize="yes"),
+    bad("a number", "normalize should be boolean", "normalize", normalize=1),
+]
+
+PER_ITEM = [
+    fake("a long one", input=["a", "x" * 65, "b"], error_policy="per_item", check=outcome("ok", "context_length_exceeded", "ok"),
+         differs="one bad input"),
+    fake("its message", input=["a", "x" * 65], error_policy="per_item", check=lambda answer: data(answer)[1]["error"] == {
+        "message": "Input length 65 longer than allowed 64", "type": "invalid_request_error", "param": "input",
+        "code": "context_length_exceeded"}),
+    fake("one that the device fails on", input=["a", "raise", "b"], error_policy="per_item",
+         check=outcome("ok", "internal_error", "ok")),
+    fake("bad token arrays", input=[[97], [], [200_000], [97] * 65], error_policy="per_item",
+         check=outcome("ok", None, "invalid_input", "context_length_exceeded")),
+    fake("only bad ones", input=[[], [200_000]], error_policy="per_item", check=outcome(None, "invalid_input"),
+         json={"usage": {"prompt_tokens": 0, "total_tokens": 0}}),
+    fake("key order of a bad one", input=["x" * 65], error_policy="per_item", check=lambda answer: keys(answer) == (
+        ["object", "data", "model", "usage"], ["object", "embedding", "index", "error"])),
+    fake("a deadline is the whole request's", 504, input=["a", "slow 1"], error_policy="per_item",
+         headers={"x-vecmill-deadline-ms": "100"}, code="deadline_exceeded"),
+    fake("a wrong form is the whole request's", 400, input=["a", 1], error_policy="per_item",
+         message="input must be homogeneous"),
+    fake("only good ones", input=["a", "b"], error_policy="per_item", check=outcome("ok", "ok")),
+    fake("base64", input=["a", "x" * 65], error_policy="per_item", encoding_format="base64",
+         check=outcome("ok", "context_length_exceeded")),
+    fake("usage is of the good ones", input=["a", "x" * 65], error_policy="per_item",
+         json={"usage": {"prompt_tokens": 1, "total_tokens": 1}}),
+    fake("fail", 400, input=["a", "x" * 65], error_policy="fail", message="Input length 65 longer than allowed 64"),
+    embed("of an unknown model", 404, model="other", error_policy="per_item", code="model_not_found"),
+    bad("unknown policy", "error_policy should be fail or per_item", "error_policy", error_policy="skip"),
+    bad("policy a boolean", "error_policy should be string", "error_policy", error_policy=True),
+]  # fmt: skip
+
+SECTIONS = {
+    "answer": ANSWERS,
+    "dimensions": DIMENSIONS,
+    "truncate": TRUNCATE,
+    "prompt": PROMPTS,
+    "normalize": NORMALIZE,
+    "error_policy": PER_ITEM,
+}
+ROWS = rows(SECTIONS)

@@ -1,0 +1,80 @@
+"""The servers that the rows are asked of, by the names that rows have for them."""
+
+import contextlib
+import hashlib
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from tests.acceptance.contract.row import REAL
+from tests.processes import Cluster, until
+from tests.servers import Server
+
+#: What the strict server allows.
+STRICT = ("--max-inputs", "3", "--max-request-tokens", "100", "--max-body-bytes", "2000", "--dimensions-policy",
+          "refuse", "--allowed-origins", "https://a.example")  # fmt: skip
+
+
+@contextlib.contextmanager
+def servers(folder: Path) -> Iterator[dict[str, str]]:
+    """Start them all; the URL of each."""
+    names = ("fake", "locked", "strict", "states", "empty")
+    for name in ("real", *names):
+        (folder / name).mkdir()
+    with contextlib.ExitStack() as stack:
+        real = Server(folder / "real")
+        stack.callback(real.program.close)
+        clusters = {name: Cluster(folder / name) for name in names}
+        for cluster in clusters.values():
+            stack.callback(cluster.close)
+            cluster.broker()
+        clusters["fake"].worker()
+        clusters["fake"].frontend()
+        _lock(clusters["locked"])
+        clusters["strict"].worker(default_prompt="topic")
+        clusters["strict"].frontend(*STRICT)
+        for name in ("fake", "locked", "strict"):
+            until(lambda url=clusters[name].url: _is_ready(url), what=f"a worker of {name}")  # type: ignore[misc]
+        for name in ("states", "empty"):
+            clusters[name].frontend("--broker-grace-s", "0.2")
+            cluster = clusters[name]
+            until(lambda cluster=cluster: cluster.health().get("broker") == "connected", what=name)  # type: ignore[misc]
+        _bring_into_states(clusters["states"], stack.enter_context(socket.create_server(("127.0.0.1", 0))))
+        yield {"real": real.url} | {name: cluster.url for name, cluster in clusters.items()}
+
+
+def _lock(cluster: Cluster) -> None:
+    """It wants keys, and allows any dimensions."""
+    keys = cluster.folder / "keys.toml"
+    keys.write_text(
+        _entry("one", "vm-contract", "jobs_in_flight = 10") + _entry("root", "vm-contract-admin", "admin = true")
+    )
+    cluster.worker()
+    cluster.frontend("--api-keys", str(keys), "--dimensions-policy", "allow")
+
+
+def _entry(name: str, key: str, line: str) -> str:
+    return f'[[key]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n{line}\n'
+
+
+def _bring_into_states(cluster: Cluster, silent: socket.socket) -> None:
+    """The fake model is gone, `broken` has failed, and the default model waits for an index that is silent."""
+    gone = cluster.worker()
+    cluster.until_workers(1)
+    gone.signal(signal.SIGTERM)
+    gone.wait()
+    cluster.real_worker("--model", str(cluster.folder / "none"), "--model-name", "broken").wait(60)
+    index = {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+    cluster.real_worker("--cache", str(cluster.folder / "cache"), environ=index)
+    until(lambda: set(httpx.get(f"{cluster.url}/v1/config").json()) == {"fake", "broken", REAL}, 60, "three states")
+
+
+def _is_ready(url: str) -> bool:
+    """Whether a worker is there; needs no key."""
+    try:
+        return httpx.get(f"{url}/v2/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
