@@ -116,6 +116,7 @@ class Metrics:
         self._jobs = Counter("jobs", "Jobs that have ended, by how", ["outcome"])
         self._rejected = Counter("requests_rejected", "Requests refused at the door, by why", ["code"])
         self._evicted = Counter("worker_evictions", "Workers that were taken for dead or faulty, by why", ["reason"])
+        self._left = Counter("workers_left", "Workers that have left by themselves, or have joined again", [])
         self._batch_jobs = Histogram("batch_jobs", "Jobs of a dispatched batch", _WORKER, _JOBS)
         self._batch_tokens = Histogram("batch_tokens", "Tokens of an answered batch", _WORKER, _TOKENS)
         self._inferences = Histogram(
@@ -138,6 +139,7 @@ class Metrics:
             self._rejected.touch((code.lower(),))
         for reason in _REASONS:
             self._evicted.touch((reason,))
+        self._left.touch(())
 
     def joined(self, worker: Worker) -> None:
         """A worker has said hello; one of its name may have left before."""
@@ -155,6 +157,8 @@ class Metrics:
         """A worker is gone, by itself or for one of the reasons that workers are evicted for."""
         if reason in _REASONS:
             self._evicted.add((reason,))
+        else:
+            self._left.add(())
         self._gone.append(worker.name)
         while len(self._gone) > MAX_GONE:
             name = self._gone.popleft()
@@ -197,6 +201,7 @@ class Metrics:
             self._jobs,
             self._rejected,
             self._evicted,
+            self._left,
             *self._of_workers,
         )
         return [*(family.family() for family in own), *gauges(scheduler)]
@@ -242,7 +247,6 @@ def gauges(scheduler: Scheduler) -> list[wire.Family]:
         gauge("worker_streams", "Inferences that run side by side on a worker", by_worker,
               (((n, w.device, w.name), w.streams) for w, n in served)),
         count("workers_joined", "Workers that have joined", "workers_joined"),
-        count("workers_left", "Workers that have left by themselves", "workers_left"),
         count("malformed_messages", "Messages that could not be read", "malformed_messages"),
         count("late_answers", "Results that nobody waited for", "late_answers"),
     ]  # fmt: skip

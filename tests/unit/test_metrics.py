@@ -1,11 +1,13 @@
 """The broker's metrics: what is counted, what exists at zero, what is forgotten."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
+from broker.limits import Limits
 from broker.metrics import MAX_GONE, Histogram
 from tests.core import DIMENSION, EPOCH, Core
 
@@ -129,6 +131,52 @@ def test_ends_of_workers_are_counted_by_why(core: Core) -> None:
     assert values(core, "jobs_requeued")[("m",)] == 3
     assert values(core, "workers_joined") == {(): 2}
     assert values(core, "workers_left") == {(): 1}
+
+
+def fall_silent(core: Core) -> None:
+    for _ in range(2):
+        core.tick(Limits().liveness_s / 2)
+        core.handle(b"F1", wire.FrontendHeartbeat())
+
+
+def hang(core: Core) -> None:
+    for _ in range(int(Limits().lease_s)):
+        core.tick(1.0)
+        core.handle(b"W1", wire.WorkerHeartbeat(2, 1))
+        core.handle(b"F1", wire.FrontendHeartbeat())
+
+
+def answer_in_another_shape(core: Core) -> None:
+    ((_, number, _),) = core.batches()
+    core.handle(b"W1", wire.BatchResult(EPOCH, number, DIMENSION, b"", [], 5, 2, number), b"")
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (fall_silent, "silent"),
+        (hang, "its batch ran too long"),
+        (lambda core: core.lost(b"W1"), "connection lost"),
+        (answer_in_another_shape, "answered a batch in another shape"),
+    ],
+)
+def test_eviction_is_counted_by_its_reason(core: Core, act: Callable[[Core], None], reason: str) -> None:
+    core.submit(1, ["a"], budget_ms=60_000)
+    act(core)
+    counted = values(core, "worker_evictions")
+    assert len(counted) == 4
+    assert {labels: count for labels, count in counted.items() if count} == {(reason,): 1}
+    assert values(core, "workers_left") == {(): 0}
+
+
+def test_workers_that_joined_are_up_or_left_or_were_evicted(core: Core) -> None:
+    core.worker(b"W2")
+    core.worker(b"W3", uuid=b"W2")
+    core.worker(b"W4")
+    core.lost(b"W4")
+    joined, left = values(core, "workers_joined")[()], values(core, "workers_left")[()]
+    evicted, up = sum(values(core, "worker_evictions").values()), values(core, "workers")[("m",)]
+    assert (joined, left, evicted, up) == (4, 1, 1, 2)
 
 
 def test_series_of_workers_that_have_left_are_kept_up_to_a_bound(core: Core) -> None:
