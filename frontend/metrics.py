@@ -10,11 +10,17 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    UnknownMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from sanic import Request
@@ -27,8 +33,6 @@ PREFIX = "vecmill_"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 #: OVMS's, in microseconds.
 _OVMS_BUCKETS = tuple(float(math.floor(10 * 1.8**power)) for power in range(33))
-#: OVMS's labels, and what they are for embeddings.
-_OVMS_LABELS = ["api", "interface", "method", "name", "version"]
 #: What nginx and others call a request whose client has gone.
 CLIENT_GONE = 499
 #: The end of a route's name: which of the prefixes it is for.
@@ -36,6 +40,44 @@ _VERSION = re.compile(r"_v\d.*$")
 #: Labels that no path of ours has.
 _UNKNOWN = "unknown"
 
+
+class _OvmsCounter(NamedTuple):
+    """A count of OVMS's of embeddings requests, by the status that they had."""
+
+    name: str
+    text: str
+    of: Callable[[str], bool]
+    #: Whether it has a label for the model's version.
+    versioned: bool
+
+
+#: What has found no room: a quota is used up, or there is nothing that could serve it.
+_REJECTIONS = ("429", "503")
+_OVMS_COUNTERS = (
+    _OvmsCounter("ovms_requests_success", "Answered requests", lambda status: status == "200", versioned=True),
+    _OvmsCounter(
+        "ovms_requests_fail",
+        "Failed requests",
+        lambda status: status not in ("200", str(CLIENT_GONE)),
+        versioned=True,
+    ),
+    _OvmsCounter(
+        "ovms_requests_accepted",
+        "Requests that were taken up",
+        lambda status: status not in _REJECTIONS,
+        versioned=False,
+    ),
+    _OvmsCounter(
+        "ovms_requests_rejected",
+        "Requests that were not, answered 429 or 503",
+        lambda status: status in _REJECTIONS,
+        versioned=False,
+    ),
+    _OvmsCounter("ovms_responses", "Answers with vectors", lambda status: status == "200", versioned=False),
+)
+
+# A gauge beside each family, of when its series began: several processes cannot tell it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 _own = CollectorRegistry()
 _requests = Counter(PREFIX + "requests", "HTTP requests", ["endpoint", "status", "model"], registry=_own)
 _request_seconds = Histogram(
@@ -51,13 +93,12 @@ _in_flight = Gauge(
 _inputs = Counter(PREFIX + "inputs", "Inputs of answered requests", ["endpoint", "model"], registry=_own)
 _prompt_tokens = Counter(PREFIX + "prompt_tokens", "Tokens as told in usage", ["model"], registry=_own)
 _truncated = Counter(PREFIX + "truncated_tokens", "Tokens cut off inputs", ["model"], registry=_own)
-_ovms_success = Counter("ovms_requests_success", "Answered requests", _OVMS_LABELS, registry=_own)
-_ovms_fail = Counter("ovms_requests_fail", "Failed requests", _OVMS_LABELS, registry=_own)
-_ovms_current = Gauge(
-    "ovms_current_requests", "Requests that are worked on", _OVMS_LABELS, multiprocess_mode="livesum", registry=_own
-)
 _ovms_time = Histogram(
-    "ovms_request_time_us", "Time of answered requests", _OVMS_LABELS, buckets=_OVMS_BUCKETS, registry=_own
+    "ovms_request_time_us",
+    "Time of answered requests",
+    ["interface", "name", "version"],
+    buckets=_OVMS_BUCKETS,
+    registry=_own,
 )
 
 
@@ -89,24 +130,19 @@ def _of_answers(endpoint: str, status: int, model: str) -> _OfAnswers:
 class _OfModel(NamedTuple):
     """A model's series."""
 
-    gauges: tuple[Gauge, Gauge]
+    in_flight: Gauge
     tokens: Counter
     truncated: Counter
-    success: Counter
-    fail: Counter
     microseconds: Histogram
 
 
 @functools.lru_cache(1000)
 def _of_model(model: str) -> _OfModel:
-    ovms = ("V3", "REST", "Unary", model, "1")
     return _OfModel(
-        gauges=(_in_flight.labels(model), _ovms_current.labels(*ovms)),
+        in_flight=_in_flight.labels(model),
         tokens=_prompt_tokens.labels(model),
         truncated=_truncated.labels(model),
-        success=_ovms_success.labels(*ovms),
-        fail=_ovms_fail.labels(*ovms),
-        microseconds=_ovms_time.labels(*ovms),
+        microseconds=_ovms_time.labels("REST", model, "1"),
     )
 
 
@@ -134,12 +170,10 @@ class Waiting:
         self._request, self._model = request, model
 
     def __enter__(self) -> None:
-        for gauge in _of_model(self._model).gauges:
-            gauge.inc()
+        _of_model(self._model).in_flight.inc()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for gauge in _of_model(self._model).gauges:
-            gauge.dec()
+        _of_model(self._model).in_flight.dec()
         if kind is not None and issubclass(kind, asyncio.CancelledError):
             _of_answers(endpoint_of(self._request), CLIENT_GONE, self._model).requests.inc()
             self._request.ctx.counted = True
@@ -162,10 +196,8 @@ def count(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
     if answered and "tokens" in noted:
         mine.tokens.inc(noted["tokens"])
         mine.truncated.inc(noted["truncated"])
-    if endpoint == "embeddings":
-        (mine.success if answered else mine.fail).inc()
-        if answered:
-            mine.microseconds.observe(seconds * 1e6)
+    if answered and endpoint == "embeddings":
+        mine.microseconds.observe(seconds * 1e6)
 
 
 class _Everything:
@@ -176,10 +208,13 @@ class _Everything:
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
+        own = {metric.name: metric for metric in _own.collect()}
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            yield from MultiProcessCollector(CollectorRegistry()).collect()  # type: ignore[no-untyped-call]
-        else:
-            yield from _own.collect()
+            # It tells only families of which a process has a series.
+            summed: Iterable[Metric] = MultiProcessCollector(CollectorRegistry()).collect()  # type: ignore[no-untyped-call]
+            own |= {metric.name: metric for metric in summed}
+        yield from own.values()
+        yield from _aliases_of_own(own)
         up = GaugeMetricFamily(PREFIX + "broker_up", "Whether the broker answers")
         up.add_metric([], 1.0 if self._families else 0.0)
         yield up
@@ -215,6 +250,24 @@ def _cumulative(bounds: list[float], buckets: list[int], scale: float) -> list[t
     """Buckets as Prometheus wants them: each with those below, by its bound, which is scaled."""
     ends = [str(bound * scale) for bound in bounds] + ["+Inf"]
     return list(zip(ends, map(float, itertools.accumulate(buckets)), strict=True))
+
+
+def _aliases_of_own(own: dict[str, Metric]) -> Iterator[Metric]:
+    """OVMS's names for what frontends count (see docs/metrics.md)."""
+    served = [sample for sample in own[PREFIX + "requests"].samples if sample.labels["endpoint"] == "embeddings"]
+    models = dict.fromkeys(sample.labels["model"] for sample in served if sample.labels["model"])
+    for counter in _OVMS_COUNTERS:
+        # Of no type, for a counter's name would end with _total, and OVMS's do not.
+        labels = ["api", "interface", "method", "name"] + ["version"] * counter.versioned
+        family = UnknownMetricFamily(counter.name, counter.text, labels=labels)
+        for model in models:
+            counted = (one.value for one in served if one.labels["model"] == model and counter.of(one.labels["status"]))
+            family.add_metric(["V3", "REST", "Unary", model] + ["1"] * counter.versioned, sum(counted))
+        yield family
+    gauge = GaugeMetricFamily("ovms_current_requests", "Requests that are worked on", labels=["name", "version"])
+    for sample in own[PREFIX + "requests_in_flight"].samples:
+        gauge.add_metric([sample.labels["model"], "1"], sample.value)
+    yield gauge
 
 
 def _aliases(families: dict[str, Family]) -> Iterator[Metric]:

@@ -57,17 +57,32 @@ FROM_THE_START = (
     "# TYPE vecmill_queue_seconds histogram",
     "# TYPE vecmill_inference_seconds histogram",
     "# TYPE vecmill_worker_up gauge",
-    "# TYPE ovms_requests_success_total counter",
+    # As OVMS names them, which a counter of prometheus_client's is not.
+    "# TYPE ovms_requests_success untyped",
+    "# TYPE ovms_requests_accepted untyped",
+    "# TYPE ovms_current_requests gauge",
+    "# TYPE ovms_request_time_us histogram",
+    "# TYPE vecmill_prompt_tokens_total counter",
     "# TYPE ovms_streams gauge",
 )
 
 
-def test_families_are_there_before_any_worker(cluster: Cluster) -> None:
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_families_are_there_before_any_worker(cluster: Cluster, processes: str) -> None:
     cluster.broker()
-    cluster.frontend()
-    until(lambda: cluster.health().get("broker") == "connected", what="the broker")
-    text = httpx.get(f"{cluster.url}/metrics").text
-    assert [line for line in FROM_THE_START if line not in text] == []
+    cluster.frontend("--processes", processes)
+    until(cluster.health, what="a frontend")
+
+    def with_broker() -> list[str]:
+        # Each of several processes has to find the broker by itself.
+        lines = httpx.get(f"{cluster.url}/metrics").text.splitlines()
+        return lines if "vecmill_broker_up 1.0" in lines else []
+
+    lines = until(with_broker, what="the broker")
+    assert [line for line in FROM_THE_START if line not in lines] == []
+    assert not [line for line in lines if "_created" in line]
+    told = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    assert told == {line.split()[2] for line in lines if line.startswith("# HELP")}
 
 
 def test_workers_series_are_there_at_zero(cluster: Cluster) -> None:
@@ -82,7 +97,10 @@ def test_workers_series_are_there_at_zero(cluster: Cluster) -> None:
     assert value(samples, "vecmill_worker_up", model="fake") == 1
     assert value(samples, "vecmill_worker_credits", model="fake") > 0
     assert value(samples, "vecmill_requests_in_flight", model="fake") == 0
-    assert value(samples, "ovms_requests_success_total", name="fake") == 0
+    for name in ("success", "fail", "accepted", "rejected"):
+        assert value(samples, "ovms_requests_" + name, name="fake") == 0
+    assert value(samples, "ovms_responses", name="fake") == 0
+    assert value(samples, "ovms_current_requests", name="fake", version="1") == 0
     assert value(samples, "ovms_streams", name="fake") == 0
 
 
@@ -116,9 +134,14 @@ def test_known_traffic_gives_exact_numbers(cluster: Cluster) -> None:
     assert value(samples, "vecmill_queue_seconds_count", model="fake") == 6
     assert value(samples, "vecmill_batch_jobs_sum") == 6
     assert value(samples, "vecmill_inference_seconds_count") == value(samples, "vecmill_batch_jobs_count")
-    assert value(samples, "ovms_requests_success_total", name="fake", api="V3") == 2
-    assert value(samples, "ovms_requests_fail_total", name="fake") == 1
-    assert value(samples, "ovms_request_time_us_count", name="fake") == 2
+    # OVMS's labels, all of them: a query may group by any.
+    graph = (("api", "V3"), ("interface", "REST"), ("method", "Unary"), ("name", "fake"))
+    assert samples["ovms_requests_success", (*graph, ("version", "1"))] == 2
+    assert samples["ovms_requests_fail", (*graph, ("version", "1"))] == 1
+    assert samples["ovms_requests_accepted", graph] == 3
+    assert samples["ovms_requests_rejected", graph] == 0
+    assert samples["ovms_responses", graph] == 2
+    assert samples["ovms_request_time_us_count", (("interface", "REST"), ("name", "fake"), ("version", "1"))] == 2
     assert value(samples, "ovms_wait_for_infer_req_time_us_count", name="fake") == 6
     seconds = value(samples, "vecmill_inference_seconds_sum")
     assert value(samples, "ovms_inference_time_us_sum", name="fake") == pytest.approx(seconds * 1e6)
@@ -157,6 +180,29 @@ def test_killed_worker_and_what_waits_for_another(cluster: Cluster) -> None:
     assert value(samples, "vecmill_jobs_total", outcome="answered") == 3
 
 
+def test_refusal_at_the_door_is_counted_by_its_code(cluster: Cluster) -> None:
+    cluster.broker("--max-bytes", str(len("wait go" + "next 1")))
+    cluster.worker(requests=1)
+    cluster.frontend()
+    cluster.until_workers(1)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(timeout=30) as client:
+            asker = Asker(cluster, client)
+            held = await asker.occupy()
+            await asyncio.to_thread(embed, cluster, "too many", status=503)
+            asker.release()
+            assert {answer.status_code for answer in await asyncio.gather(*held.values())} == {200}
+
+    asyncio.run(ask())
+    samples = scrape(cluster)
+    rejected = {of[0][1]: number for (name, of), number in samples.items() if name == "vecmill_requests_rejected_total"}
+    assert {code: number for code, number in rejected.items() if number} == {"overloaded": 1}
+    assert value(samples, "vecmill_requests_total", endpoint="embeddings", status="503", model="fake") == 1
+    assert value(samples, "ovms_requests_accepted") == value(samples, "ovms_responses") == 2
+    assert value(samples, "ovms_requests_rejected") == value(samples, "ovms_requests_fail") == 1
+
+
 def test_client_that_goes_away_is_counted_and_no_longer_in_flight(cluster: Cluster) -> None:
     cluster.all()
     with pytest.raises(httpx.ReadTimeout):
@@ -164,6 +210,8 @@ def test_client_that_goes_away_is_counted_and_no_longer_in_flight(cluster: Clust
     until(lambda: value(scrape(cluster), "vecmill_requests_in_flight", model="fake") == 0, what="the end of it")
     samples = scrape(cluster)
     assert value(samples, "vecmill_requests_total", endpoint="embeddings", status="499") == 1
+    assert value(samples, "ovms_requests_accepted") == 1
+    assert value(samples, "ovms_requests_fail") == value(samples, "ovms_responses") == 0
     assert value(samples, "vecmill_jobs_total", outcome="cancelled") == 1
     (cluster.folder / "go").touch()
 
