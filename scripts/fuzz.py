@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.clients import body, right  # noqa: E402  after the path is set
-from tests.processes import Cluster, descendants, until  # noqa: E402
+from tests.processes import Cluster, alive, descendants, until  # noqa: E402
 from tests.servers import MODEL, Server, rows  # noqa: E402
 
 #: How long a connection may wait for an end, in seconds; the server's own patience is a second.
@@ -258,7 +258,7 @@ def memory_mb(system: System) -> float:
 
 def sockets(system: System) -> int:
     """Open sockets of all its processes."""
-    links = [Path(f"/proc/{pid}/fd") for pid in system.pids if Path(f"/proc/{pid}").exists()]
+    links = [Path(f"/proc/{pid}/fd") for pid in system.pids if alive(pid)]
     return sum(one.is_socket() for link in links for one in link.iterdir())
 
 
@@ -296,7 +296,7 @@ def run(system: System, folder: Path, options: argparse.Namespace) -> list[str]:
     ]
     faults += ["schemathesis found a fault"] * bool(status)
     faults += ["the neighbour was wronged"] * (neighbour.outcomes["wrong"] > 0 or not neighbour.outcomes["right"])
-    gone = [pid for pid in system.pids if not Path(f"/proc/{pid}").exists()]
+    gone = [pid for pid in system.pids if not alive(pid)]
     return faults + [f"process {pid} is gone" for pid in gone]
 
 
