@@ -129,16 +129,11 @@ def _share(request: Request, response: BaseHTTPResponse) -> None:
     """Let pages of allowed origins read the answer, errors too."""
     config: Config = request.app.ctx.config
     origin = request.headers.get("origin")
-    if origin is None:
-        return
     allowed = [one.strip() for one in config.allowed_origins.split(",") if one.strip()]
-    if "*" in allowed:
-        response.headers["Access-Control-Allow-Origin"] = "*"
-    elif allowed:
+    if allowed and "*" not in allowed:
+        # For shared caches: also an answer to nobody in particular is not for everybody.
         response.headers["Vary"] = "Origin"
-        if origin not in allowed:
-            return
-        response.headers["Access-Control-Allow-Origin"] = origin
-    else:
+    if origin is None or not (origin in allowed or "*" in allowed):
         return
+    response.headers["Access-Control-Allow-Origin"] = "*" if "*" in allowed else origin
     response.headers["Access-Control-Expose-Headers"] = EXPOSED

@@ -29,9 +29,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     #: Of the key, in hexadecimal digits.
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    #: Its own limits; 0: none.
-    tokens_per_minute: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
-    jobs_in_flight: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+    #: Its own limits; 0 when it has none, which a file says by leaving them out.
+    tokens_per_minute: Annotated[int, Meta(ge=1, le=2**63 - 1)] = 0
+    jobs_in_flight: Annotated[int, Meta(ge=1, lt=2**32)] = 0
     #: Whether it opens what is for operators.
     admin: bool = False
 

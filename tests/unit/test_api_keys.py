@@ -49,6 +49,8 @@ def test_file_says_what_keys_there_are(path: Path) -> None:
         (entry("a", "x", jobs_in_fligth=1), "jobs_in_fligth"),
         (entry("a", "x", jobs_in_flight='"many"'), "jobs_in_flight"),
         (entry("a", "x", jobs_in_flight=-1), "jobs_in_flight"),
+        (entry("a", "x", jobs_in_flight=0), "jobs_in_flight"),
+        (entry("a", "x", tokens_per_minute=0), "tokens_per_minute"),
         (entry("", "x"), "name"),
         ('[[key]]\nname = "a"\nsha256 = "secret"\n', "sha256"),
         ('[[key]]\nname = "a"\n', "sha256"),
