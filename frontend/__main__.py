@@ -12,7 +12,7 @@ from sanic import Sanic
 from frontend import logs
 from frontend.app import DRAIN_S, create_app
 from frontend.config import Config, load
-from frontend.connection import Connection
+from frontend.connection import Connection, limit_unread
 from frontend.keys import Keys, KeysError
 from frontend.processes import REFUSED, share_port
 
@@ -31,6 +31,7 @@ def main() -> None:
         refuse(f"the certificate {config.tls_cert} and its key cannot be used: {error}")
     try:
         listening = listen(config)
+        limit_unread(listening, config.send_timeout_s)
     except OSError as error:
         refuse(f"cannot listen on port {config.port} of {config.host}: {error}")
     if config.processes > 1:

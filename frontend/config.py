@@ -23,7 +23,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keys: Annotated[str, Meta(description="folder with frontend.key_secret and broker.key; empty: no CURVE")] = ""
     deadline_s: Annotated[float, Meta(gt=0, description="how long a request may take, in seconds")] = 60.0
     send_timeout_s: Annotated[
-        float, Meta(gt=0, description="how long a client may leave an answer unread, in seconds")
+        float, Meta(gt=0, le=86400, description="how long a client may take nothing of an answer, in seconds")
     ] = 60.0
     request_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a client may stop in the middle of sending a request, in seconds")

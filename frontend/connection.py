@@ -1,73 +1,98 @@
-"""Connections and requests as Sanic has them, with limits on clients that are slow. Knows no path."""
+"""Connections and requests as Sanic has them, with limits on clients that are slow. Knows no path.
+
+A client that leaves its answer unread is the kernel's to end (see `limit_unread`): it alone sees what has left, whether
+there is TLS above it or not.
+"""
 
 import asyncio
+import math
 import socket
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from sanic import Request
 from sanic.exceptions import BadURL, RequestTimeout
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
-#: struct linger: on, for no time.
-_FORGET = struct.pack("ii", 1, 0)
+#: How often a TLS connection that is to be closed is looked at, in seconds.
+_LOOK_S = 0.05
+
+
+def limit_unread(listening: socket.socket, limit_s: float) -> None:
+    """Let the kernel end each connection of this socket whose client takes nothing of what waits for it for so long."""
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(limit_s * 1000))
+
+
+class _Outgoing(NamedTuple):
+    """What the kernel has done with a connection's bytes: how many the client's has taken, and whether some wait."""
+
+    taken: int
+    waiting: bool
 
 
 class Connection(HttpProtocol):
-    """Sanic's connection, known to its application, and ended when its client is too slow: in sending a request's head,
-    or in reading an answer."""
+    """Sanic's connection, known to its application, ended when its client is too slow in sending a request's head, and
+    closed when the client has its answer."""
 
-    __slots__ = ("_reading_check", "_unread")
+    __slots__ = ("_closing",)
 
     def connection_made(self, transport: Any) -> None:
-        self._reading_check: asyncio.TimerHandle | None = None
-        self._unread = 0
+        self._closing: asyncio.TimerHandle | None = None
         super().connection_made(transport)  # type: ignore[no-untyped-call]
+        # The first request has to begin as soon as any has to go on; Sanic would wait as long as between two.
+        self.keep_alive_timeout = self.request_timeout
         self.app.ctx.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_check()
+        if self._closing:
+            self._closing.cancel()
         self.app.ctx.connections.discard(self)
         super().connection_lost(exc)  # type: ignore[no-untyped-call]
 
     def data_received(self, data: bytes) -> None:
-        """Sanic counts the time of a request's head from its last byte; one byte a minute would be for ever."""
+        """Sanic counts the time of a request's head from its last byte, and so it does with what it throws away of the
+        body of a request that it has answered; one byte a minute would be for ever."""
         before, http = self._time, self.http
         super().data_received(data)
-        if http is not None and http.stage is Stage.REQUEST:
+        if http is None:
+            return
+        thrown_away = http.stage is Stage.IDLE and getattr(http, "request_body", None)
+        if thrown_away or http.stage is Stage.REQUEST:
             self._time = before
+        self.keep_alive_timeout = self.request_timeout if thrown_away else self.app.config.KEEP_ALIVE_TIMEOUT
 
-    def pause_writing(self) -> None:
-        """The client does not read as fast as the answer is written."""
-        super().pause_writing()  # type: ignore[no-untyped-call]
-        self._check_later()
+    def close(self, timeout: float | None = None) -> None:
+        """Close when all that was written has left. Sanic would give it 5 s, however well the client reads, and no time
+        under TLS, whose buffer it does not see."""
+        if self.transport is None or self.transport.is_closing() or self._closing:
+            return
+        if self.transport.get_extra_info("ssl_object"):
+            self._close_when_taken(None)
+            return
+        if self._callback_check_timeouts:
+            self._callback_check_timeouts.cancel()
+        self.transport.close()
 
-    def resume_writing(self) -> None:
-        """It has caught up."""
-        super().resume_writing()  # type: ignore[no-untyped-call]
-        self._end_check()
-
-    def _check_later(self) -> None:
-        self._unread = self._buffered()
-        self._reading_check = self.loop.call_later(self.app.ctx.config.send_timeout_s, self._check_reading)
-
-    def _check_reading(self) -> None:
-        """Abort when it has read nothing since the last look: a close would wait for it."""
-        if self._buffered() >= self._unread and self.transport:
-            # The kernel forgets the rest too, instead of offering it for minutes.
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FORGET)
-            self.abort()  # type: ignore[no-untyped-call]
+    def _close_when_taken(self, before: _Outgoing | None) -> None:
+        """Sanic's close, once nothing has waited and nothing has moved for a turn of the event loop: what is still
+        above the kernel would have moved."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        now = self._outgoing()
+        if now.waiting or now != before:
+            self._closing = self.loop.call_later(_LOOK_S, self._close_when_taken, now)
         else:
-            self._check_later()
+            super().close()
 
-    def _buffered(self) -> int:
-        return self.transport.get_write_buffer_size() if self.transport else 0
-
-    def _end_check(self) -> None:
-        if self._reading_check:
-            self._reading_check.cancel()
-            self._reading_check = None
+    def _outgoing(self) -> _Outgoing:
+        assert self.transport
+        # struct tcp_info of linux/tcp.h: packets without an answer, bytes that were answered, bytes not yet sent.
+        info = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
+        (unanswered,), (taken,), (unsent,) = (
+            struct.unpack_from(kind, info, at) for kind, at in (("=I", 24), ("=Q", 120), ("=I", 144))
+        )
+        return _Outgoing(taken, bool(unanswered or unsent))
 
 
 class TimedRequest(Request):

@@ -1,5 +1,6 @@
 """The edges of the server: keys, quotas, CORS, TLS, request ids, logs, and clients that are too slow. Fake workers."""
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -238,16 +239,44 @@ def test_tls_by_a_certificate_of_ones_own(cluster: Cluster, certificate: tuple[P
 
 # --- slow clients ----------------------------------------------------------------------------------------------------
 
+#: What Sanic would give an answer on a connection that it closes: nothing, so that it shows if anything depends on it.
+HASTE = {"SANIC_GRACEFUL_TCP_CLOSE_TIMEOUT": "0"}
 
-@pytest.fixture
-def hasty(cluster: Cluster) -> Iterator[Cluster]:
+
+@pytest.fixture(params=["plain", "tls"])
+def hasty(cluster: Cluster, certificate: tuple[Path, Path], request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster whose vectors are long and whose patience is short."""
+    cert, key = map(str, certificate)
+    flags = ["--tls-cert", cert, "--tls-key", key] if request.param == "tls" else []
     cluster.broker()
     cluster.worker(dimension=4096)
-    cluster.frontend("--send-timeout-s", "0.5", "--request-timeout-s", "0.5")
-    cluster.until_workers(1)
-    yield cluster
-    assert httpx.post(f"{cluster.url}/v1/embeddings", json=body("a")).status_code == 200
+    cluster.frontend("--send-timeout-s", "0.5", "--request-timeout-s", "0.5", *flags, environ=HASTE)
+    url = cluster.url.replace("http:", "https:") if flags else cluster.url
+    with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=cert)) as client:
+        until(lambda: answers(client, "/v2/health/ready"), what="the cluster")
+        yield cluster
+        assert client.post("/v1/embeddings", json=body("a")).status_code == 200
+
+
+def answers(client: httpx.Client, path: str) -> bool:
+    """Whether a path is well; a new connection each time."""
+    try:
+        return client.get(path, headers={"Connection": "close"}).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def connected(cluster: Cluster, tmp_path: Path, receive_buffer: int = 0) -> socket.socket:
+    """A connection as the fixture wants it, over TLS or not."""
+    connection = socket.socket()
+    if receive_buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(30)
+    connection.connect(("127.0.0.1", cluster.port))
+    if "--tls-cert" not in cluster.programs[-1].process.args:  # type: ignore[operator]
+        return connection
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    return trusted.wrap_socket(connection, server_hostname="127.0.0.1")
 
 
 def request(*texts: str) -> bytes:
@@ -256,51 +285,76 @@ def request(*texts: str) -> bytes:
     return b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
 
 
-def test_client_that_does_not_read_its_answer_is_cut_off(hasty: Cluster) -> None:
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(30)
-        connection.connect(("127.0.0.1", hasty.port))
+def far_end(connection: socket.socket) -> str:
+    """The other end of a connection on this host, as its process has it among its descriptors; empty without one."""
+    port = f":{connection.getsockname()[1]:04X}"
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+    return next((f"socket:[{row[9]}]" for row in rows if row[2].endswith(port) and row[9] != "0"), "")
+
+
+def descriptors(cluster: Cluster) -> set[str]:
+    """What the frontend holds open."""
+    found = set()
+    for link in Path(f"/proc/{cluster.programs[-1].process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(link.readlink()))
+    return found
+
+
+def test_client_that_does_not_read_its_answer_is_cut_off(hasty: Cluster, tmp_path: Path) -> None:
+    with connected(hasty, tmp_path, 4096) as connection:
         # 40 MB of answer, far more than the kernel's buffers take.
         connection.sendall(request(*(str(number) for number in range(2000))))
-        # The jobs are done, and the connection is reset, which shows when it is written to.
-        until(lambda: not established(connection), what="the end of the connection")
+        end = until(lambda: far_end(connection), what="the connection")
+        assert end in descriptors(hasty)
+        until(lambda: end not in descriptors(hasty), what="the end of the connection")
 
 
-def established(connection: socket.socket) -> bool:
-    """Whether the other end still has the connection (TCP_ESTABLISHED of tcp_info)."""
-    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 1
-
-
-def test_client_that_reads_slowly_but_steadily_gets_it_all(hasty: Cluster) -> None:
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        connection.settimeout(30)
-        connection.connect(("127.0.0.1", hasty.port))
+def test_client_that_reads_slowly_but_steadily_gets_it_all(hasty: Cluster, tmp_path: Path) -> None:
+    with connected(hasty, tmp_path, 65536) as connection:
         connection.sendall(request(*(str(number) for number in range(1000))).replace(b"Host: a", b"Connection: close"))
-        received = b""
-        while part := connection.recv(1 << 20):
+        received = bytearray()
+        while part := connection.recv(16384):
             received += part
-    head, _, answer = received.partition(b"\r\n\r\n")
+    head, _, answer = bytes(received).partition(b"\r\n\r\n")
     assert b"200 OK" in head
     assert len(json.loads(answer)["data"]) == 1000
 
 
-def test_client_that_trickles_its_headers_is_cut_off(hasty: Cluster) -> None:
-    with socket.create_connection(("127.0.0.1", hasty.port), timeout=30) as connection:
-        connection.sendall(b"GET /v1/models HTTP/1.1\r\n")
+def test_connection_without_a_request_is_ended(hasty: Cluster, tmp_path: Path) -> None:
+    with connected(hasty, tmp_path) as connection:
+        assert connection.recv(65536) == b""
+
+
+@pytest.mark.parametrize(
+    ("begun", "going_on", "status"),
+    [
+        (b"GET /v1/models HTTP/1.1\r\n", b"x: y\r\n", b"408"),
+        (b"POST /nothing HTTP/1.1\r\nContent-Length: 100000\r\n\r\n", b"x", b"404"),
+    ],
+    ids=["head", "body that nobody wants"],
+)
+def test_client_that_trickles_is_cut_off(
+    hasty: Cluster, tmp_path: Path, begun: bytes, going_on: bytes, status: bytes
+) -> None:
+    answer, ended = b"", False
+    with connected(hasty, tmp_path) as connection:
+        connection.sendall(begun)
         connection.settimeout(0.05)
-        answer = b""
         for _ in range(400):
             try:
-                connection.sendall(b"x: y\r\n")
-                answer += connection.recv(65536)
+                connection.sendall(going_on)
+                part = connection.recv(65536)
             except TimeoutError:
                 continue
             except OSError:
+                part = b""
+            answer += part
+            if not part:
+                ended = True
                 break
-            break
-    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert answer.split()[1] == status
+    assert ended
 
 
 # --- logs ------------------------------------------------------------------------------------------------------------
