@@ -28,7 +28,8 @@ def main() -> None:
     except KeysError as error:
         refuse(str(error))
     except OSError as error:  # of which ssl.SSLError is one
-        refuse(f"the certificate {config.tls_cert} and its key cannot be used: {error}")
+        key = config.tls_key or config.tls_cert
+        refuse(f"the certificate {config.tls_cert} and the key {key} cannot be used: {error}")
     try:
         listening = listen(config)
         limit_unread(listening, config.send_timeout_s)
@@ -53,9 +54,12 @@ def listen(config: Config) -> socket.socket:
 def tls_context(config: Config) -> ssl.SSLContext | None:
     """For the configured certificate, if any. ssl.SSLError and OSError when it cannot be used."""
     if not config.tls_cert:
+        if config.tls_key:
+            raise msgspec.ValidationError("tls_key is given without tls_cert, which would be served in plain text")
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(config.tls_cert, config.tls_key or None)
+    # With a pass phrase that no key has, so that none is asked for at a terminal.
+    context.load_cert_chain(config.tls_cert, config.tls_key or None, password="")
     return context
 
 

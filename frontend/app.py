@@ -10,7 +10,7 @@ from sanic.response import BaseHTTPResponse, raw
 from frontend import edges, metrics
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
-from frontend.connection import Connection, TimedRequest
+from frontend.connection import Connection
 from frontend.errors import ApiError
 from frontend.keys import Keys
 from frontend.routes.docs import docs
@@ -28,7 +28,7 @@ MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     """The application of one frontend process."""
-    app = Sanic("vecmill", configure_logging=False, request_class=TimedRequest)
+    app = Sanic("vecmill", configure_logging=False, request_class=edges.KnownRequest)
     app.config.update(
         REQUEST_MAX_SIZE=config.max_body_bytes,
         # The deadline answers 504 first, or a body that stalls 408; Sanic's own limit only guards against our faults.

@@ -11,6 +11,7 @@ from sanic.response import BaseHTTPResponse, empty
 
 from frontend import metrics
 from frontend.config import Config
+from frontend.connection import TimedRequest
 from frontend.errors import ApiError
 from frontend.keys import Key, Keys, KeysError
 
@@ -38,8 +39,21 @@ def install(app: Sanic) -> None:  # type: ignore[type-arg]
     app.register_middleware(_finish, "response")
 
 
+class KnownRequest(TimedRequest):
+    """A request whose body is read only when its key is known: a stranger's would fill the memory for nothing."""
+
+    async def receive_body(self) -> None:
+        """ApiError 401 instead of the body."""
+        _identify(self)
+        _admit(self)
+        await super().receive_body()
+
+
 async def _begin(request: Request) -> HTTPResponse | None:
     _identify(request)
+    if not request.head:
+        # Sanic's stand-in for what was no request, on its way to be told so.
+        return None
     if request.method == "OPTIONS":
         return _preflight(request)
     _admit(request)
@@ -48,6 +62,8 @@ async def _begin(request: Request) -> HTTPResponse | None:
 
 def _identify(request: Request) -> None:
     context = request.ctx
+    if hasattr(context, "request_id"):
+        return
     context.started = time.monotonic()
     given = request.headers.get("x-request-id", "")
     context.request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
@@ -105,9 +121,8 @@ def require_admin(request: Request) -> None:
 
 async def _finish(request: Request, response: BaseHTTPResponse) -> None:
     context = request.ctx
-    if not hasattr(context, "request_id"):
-        # Sanic refuses what is no HTTP before any middleware of ours.
-        _identify(request)
+    # Sanic refuses some requests before any middleware of ours.
+    _identify(request)
     response.headers["x-request-id"] = context.request_id
     _share(request, response)
     seconds = time.monotonic() - context.started

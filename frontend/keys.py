@@ -66,7 +66,9 @@ class Keys:
         self._by_hash: dict[bytes, Key] = {}
         self._state: tuple[int, ...] | None = None
         self._looked = 0.0
-        self.reload()
+        #: Whether `refresh` has found other keys since the last `reload`.
+        self._refreshed = False
+        self._read()
 
     @property
     def required(self) -> bool:
@@ -88,10 +90,17 @@ class Keys:
         if self._path is None or now < self._looked + LOOK_S:
             return False
         self._looked = now
-        return self._state != self._look() and self.reload()
+        changed = self._state != self._look() and self._read()
+        self._refreshed = self._refreshed or changed
+        return changed
 
     def reload(self) -> bool:
-        """Read the file now; whether its keys are others than before. KeysError leaves them as they were."""
+        """Read the file now; whether its keys are others than at the last call. KeysError leaves them as they were."""
+        changed = self._read() or self._refreshed
+        self._refreshed = False
+        return changed
+
+    def _read(self) -> bool:
         self._state = self._look()
         keys = (read_keys(self._path) if self._path else []) + self._of_environment
         before, self._by_hash = self._by_hash, {self._hash(key.sha256): key for key in keys}
@@ -102,7 +111,8 @@ class Keys:
             found = os.stat(self._path) if self._path else None
         except OSError:
             return None
-        return (found.st_mtime_ns, found.st_ino, found.st_size) if found else None
+        # The time of its last change also tells of a mode that lets it be read now.
+        return (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size) if found else None
 
     def _hash(self, sha256: str) -> bytes:
         return hashlib.blake2b(sha256.encode(), key=self._secret, digest_size=32).digest()

@@ -16,10 +16,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/api-key", description="Make an API key.")
     parser.add_argument("name", help="whose it is: for logs and limits")
     parser.add_argument(
-        "--tokens-per-minute", type=int, default=0, help="tokens it may use in a minute (default: no limit)"
+        "--tokens-per-minute", type=_positive, default=0, help="tokens it may use in a minute (default: no limit)"
     )
     parser.add_argument(
-        "--jobs-in-flight", type=int, default=0, help="inputs it may have open at once (default: no limit)"
+        "--jobs-in-flight", type=_positive, default=0, help="inputs it may have open at once (default: no limit)"
     )
     parser.add_argument("--admin", action="store_true", help="let it use what is for operators")
     parser.add_argument("--file", type=Path, help="add the entry to this file")
@@ -38,6 +38,12 @@ def main() -> None:
         except (KeysError, OSError) as error:
             sys.exit(f"vecmill: {error}")
     print(key)
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("at least 1 is needed; without the flag there is no limit")
+    return int(text)
 
 
 def add(path: Path, entry: str) -> None:

@@ -44,10 +44,10 @@ def locked(cluster: Cluster) -> Cluster:
     return cluster
 
 
-def ready(cluster: Cluster) -> bool:
-    """Whether an embedding would be answered; needs no key."""
+def ready(cluster: Cluster, path: str = "/v2/health/ready") -> bool:
+    """Whether an embedding would be answered, or whatever else a path tells that needs no key."""
     try:
-        return httpx.get(f"{cluster.url}/v2/health/ready").status_code == 200
+        return httpx.get(cluster.url + path).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -91,7 +91,8 @@ def test_reload_is_for_operators_and_takes_new_keys_at_once(locked: Cluster) -> 
     assert unchanged.status_code == 200
     assert unchanged.json() == httpx.get(f"{locked.url}/v1/config", headers=bearer(KEY)).json()
     path.write_text(path.read_text() + entry("new", "vm-new"))
-    assert httpx.post(reload, headers=bearer("of the environment")).status_code in (200, 201)
+    assert httpx.post(reload, headers=bearer("of the environment")).status_code == 201
+    assert httpx.post(reload, headers=bearer("of the environment")).status_code == 200
     assert embed(locked, "a", key="vm-new").status_code == 200
     path.write_text("[[key")
     broken = httpx.post(reload, headers=bearer(ADMIN))
@@ -125,7 +126,8 @@ def test_keys_have_their_own_quotas(locked: Cluster) -> None:
     ("flags", "told"),
     [
         (("--api-keys", "/nowhere/keys.toml"), "/nowhere/keys.toml cannot be used"),
-        (("--tls-cert", "/nowhere/cert.pem"), "the certificate /nowhere/cert.pem and its key cannot be used"),
+        (("--tls-cert", "/nowhere/cert.pem", "--processes", "2"), "the certificate /nowhere/cert.pem and the key"),
+        (("--tls-key", "/nowhere/key.pem"), "tls_key is given without tls_cert"),
     ],
 )
 def test_file_that_cannot_be_used_ends_the_start_with_a_sentence(
@@ -151,17 +153,26 @@ def test_every_answer_has_a_request_id(locked: Cluster) -> None:
     wrong_method = httpx.put(f"{locked.url}/v1/models", headers=bearer(KEY) | {"x-request-id": "id"})
     assert (wrong_method.status_code, wrong_method.headers["x-request-id"]) == (405, "id")
     assert httpx.get(f"{locked.url}/v1/models").headers["x-request-id"]
-    assert b"x-request-id: " in exchange(locked, b"no HTTP\r\n\r\n")
 
 
-def exchange(cluster: Cluster, sent: bytes) -> bytes:
-    """What a connection gets for these bytes, to its end."""
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"no HTTP\r\n\r\n", b"400"),
+        (b"GET /v1/models HTTP/1.1\r\nx: " + b"y" * 100_000 + b"\r\n\r\n", b"431"),
+        (b"GET /v1/models HTTP/1.1\r\nx: ", b"408"),
+        # Without a key nobody waits for the body.
+        (b"POST /v1/embeddings HTTP/1.1\r\nConnection: close\r\nContent-Length: 9\r\n\r\n", b"401"),
+    ],
+)
+def test_what_is_no_whole_request_is_told_so_with_an_id(cluster: Cluster, sent: bytes, status: bytes) -> None:
+    cluster.frontend("--request-timeout-s", "1", environ={"API_KEY": KEY})
+    until(lambda: ready(cluster, "/v2/health/live"), what="the frontend")
     with socket.create_connection(("127.0.0.1", cluster.port), timeout=30) as connection:
         connection.sendall(sent)
-        parts = []
-        while part := connection.recv(65536):
-            parts.append(part)
-    return b"".join(parts)
+        answer = connection.recv(65536)
+    assert answer.split()[1] == status
+    assert b"x-request-id: " in answer
 
 
 def test_browser_of_another_origin_can_send_a_key(locked: Cluster) -> None:
@@ -203,7 +214,10 @@ def test_origins_can_be_named(cluster: Cluster, allowed: str, origin: str, told:
     until(lambda: cluster.health(), what="the frontend")
     answer = httpx.get(f"{cluster.url}/v2/health/live", headers={"Origin": origin})
     assert answer.headers.get("access-control-allow-origin") == told
-    assert ("vary" in answer.headers) == bool(allowed)
+    assert answer.headers.get("vary") == ("Origin" if allowed else None)
+    of_no_page = httpx.get(f"{cluster.url}/v2/health/live").headers
+    assert "access-control-allow-origin" not in of_no_page
+    assert of_no_page.get("vary") == answer.headers.get("vary")
 
 
 @pytest.fixture
@@ -214,6 +228,19 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
     subprocess.run(command, check=True, capture_output=True)
     return cert, key
+
+
+def test_key_with_a_pass_phrase_ends_the_start_and_asks_nobody(
+    cluster: Cluster, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    cert, key = certificate
+    locked = tmp_path / "locked.pem"
+    command = ["openssl", "rsa", "-in", str(key), "-aes128", "-passout", "pass:abcd", "-out", str(locked)]
+    subprocess.run(command, check=True, capture_output=True)
+    program = cluster.frontend("--tls-cert", str(cert), "--tls-key", str(locked))
+    assert program.wait() == 2
+    assert f"the key {locked} cannot be used" in program.output
+    assert program.output.count("\n") == 1
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from frontend.keys import LOOK_S, Key, Keys, KeysError, read_keys
+from tests.processes import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,11 +132,42 @@ def test_broken_file_leaves_the_keys_and_is_told_once(path: Path) -> None:
     assert keys.refresh(400.0)
 
 
+def test_file_that_may_be_read_again_is_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = Keys(str(path), "")
+    path.write_text(entry("three", "new"))
+    written = path.stat().st_ctime_ns
+    with monkeypatch.context() as patch:
+        # As for a file of somebody else: root, who may run this, can read anything.
+        patch.setattr(Path, "read_text", refuse_to_read)
+        with pytest.raises(KeysError):
+            keys.refresh(100.0)
+    # The kernel's clock for this may not have ticked since.
+    until(lambda: allow(path) != written)
+    assert keys.refresh(200.0)
+    assert keys.find("Bearer new")
+
+
+def allow(path: Path) -> int:
+    """Change the file's mode; when it was changed last."""
+    path.chmod(0o640)
+    return path.stat().st_ctime_ns
+
+
+def refuse_to_read(path: Path) -> str:
+    """In the place of reading a file."""
+    raise PermissionError(13, "Permission denied", str(path))
+
+
 def test_reload_tells_whether_anything_is_new(path: Path) -> None:
     keys = Keys(str(path), "")
     assert not keys.reload()
     path.write_text(entry("one", "secret"))
     assert keys.reload()
+    assert not keys.reload()
+    path.write_text(entry("one", "other"))
+    assert keys.refresh(100.0)
+    assert keys.reload()
+    assert not keys.reload()
     assert not Keys("", "x").reload()
 
 
@@ -170,6 +202,14 @@ def test_new_key_without_a_file_prints_its_entry(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(made.stderr)
     assert Keys(str(path), "").find(f"Bearer {made.stdout.strip()}")
+
+
+@pytest.mark.parametrize("flag", ["--tokens-per-minute", "--jobs-in-flight"])
+def test_limit_of_nothing_is_refused(flag: str) -> None:
+    made = make("a", flag, "0")
+    assert made.returncode == 2
+    assert flag in made.stderr
+    assert made.stdout == ""
 
 
 def test_name_that_is_there_leaves_the_file(path: Path) -> None:
