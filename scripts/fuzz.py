@@ -131,6 +131,9 @@ def describe(system: System, folder: Path) -> Path:
     schemas = description["components"]["schemas"]
     for name in ("EmbeddingsRequest", "TokenizeRequest"):
         schemas[name]["properties"]["model"] = {"enum": [system.model]}
+    operations = [one for path in description["paths"].values() for one in path.values()]
+    for parameter in (parameter for one in operations for parameter in one["parameters"] if parameter["in"] == "path"):
+        parameter["schema"] = {"enum": [system.model, "other", "a/b"]}
     text = json.dumps(description).replace(str(2**31 - 1), "1000")
     path = folder / "openapi.json"
     path.write_text(text)
