@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -11,8 +12,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import tiktoken
 from langchain_openai import OpenAIEmbeddings
 
+from tests.processes import ROOT, Cluster, until
 from tests.servers import MODEL, Server, rows
 
 TEXTS = ["hello world", "null\0inside", "für jeden", ""]
@@ -104,35 +107,84 @@ def test_openai_async_client_with_many_requests_at_once(server: Server) -> None:
         assert np.abs(np.frombuffer(one, np.float32) - other).max() <= 1e-5
 
 
+def test_openai_client_raises_its_own_errors_for_keys_and_faults(cluster: Cluster) -> None:
+    file = cluster.folder / "keys.toml"
+    command = [str(ROOT / "scripts/api-key"), "a", "--file", str(file), "--tokens-per-minute", "100"]
+    key = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    cluster.broker()
+    cluster.worker()
+    cluster.frontend("--api-keys", str(file))
+    url = f"{cluster.url}/v1"
+
+    async def wrong() -> None:
+        async with openai.AsyncOpenAI(base_url=url, api_key="wrong", max_retries=0) as client:
+            await client.embeddings.create(model="fake", input="a")
+
+    with openai.OpenAI(base_url=url, api_key=key, max_retries=0) as client:
+        until(lambda: is_listed(client), what="the model")
+        with pytest.raises(openai.AuthenticationError, match="invalid or missing api-key") as unknown:
+            asyncio.run(wrong())
+        assert unknown.value.code == "invalid_api_key"
+        with pytest.raises(openai.PermissionDeniedError):
+            client.post("/config/reload", cast_to=object)
+        with pytest.raises(openai.InternalServerError, match="the device failed on this input"):
+            client.embeddings.create(model="fake", input="raise")
+        # By the estimate fewer than a minute has, and in truth more: the next must wait.
+        assert len(client.embeddings.create(model="fake", input=["x" * 50] * 4).data) == 4
+        with pytest.raises(openai.RateLimitError, match="100 tokens a minute") as much:
+            client.embeddings.create(model="fake", input="x" * 50)
+        assert int(much.value.response.headers["retry-after"]) > 0
+
+
+def is_listed(client: openai.OpenAI) -> bool:
+    """Whether the server is there, and has a model."""
+    try:
+        return bool(client.models.list().data)
+    except openai.APIConnectionError:
+        return False
+
+
 # --- LangChain, LlamaIndex, curl -------------------------------------------------------------------------------------
 
 
-def langchain(server: Server) -> OpenAIEmbeddings:
-    """As the README says."""
-    return OpenAIEmbeddings(
-        model=MODEL,
-        base_url=f"{server.url}/v3",
-        api_key="unused",  # type: ignore[arg-type]
-        check_embedding_ctx_length=False,
-    )
+def langchain(server: Server, **settings: object) -> OpenAIEmbeddings:
+    """Its embeddings of this server."""
+    return OpenAIEmbeddings(model=MODEL, base_url=f"{server.url}/v3", api_key="unused", **settings)  # type: ignore[arg-type]
 
 
 def test_langchain(server: Server) -> None:
-    embeddings = langchain(server)
+    async def ask() -> list[list[float]]:
+        async with httpx.AsyncClient() as http:
+            embeddings = langchain(server, check_embedding_ctx_length=False, http_async_client=http)
+            return await embeddings.aembed_documents(["one", "two"])
+
+    embeddings = langchain(server, check_embedding_ctx_length=False)
     assert bits(embeddings.embed_query("hello world")) == rows(server.embed(["hello world"])).tobytes()
     many = [f"text {number}" for number in range(1200)]
     vectors = np.array(embeddings.embed_documents(many), np.float32)
     assert vectors.shape == (1200, 384)
     assert np.abs(vectors[1199] - rows(server.embed([many[1199]]))[0]).max() <= 1e-5
-    assert len(asyncio.run(embeddings.aembed_documents(["one", "two"]))) == 2
+    assert len(asyncio.run(ask())) == 2
 
 
-def test_token_ids_that_langchain_sends_by_default_are_refused_with_the_switch(server: Server) -> None:
-    """tiktoken's ids of "hello world embeddings" in cl100k_base: it would fetch a file, so they stand here."""
-    body = {"model": MODEL, "input": [[15339, 1917, 71647]], "encoding_format": "base64"}
-    answer = httpx.post(f"{server.url}/v1/embeddings", json=body)
-    assert answer.status_code == 400
-    assert "LangChain sends the ids of OpenAI's models unless check_embedding_ctx_length=False" in answer.text
+def test_langchain_as_it_is_by_default_is_told_the_switch(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tiktoken would fetch the file of cl100k_base: here its ids of one text, which are of two words and a half."""
+    ids = {b"hello": 15339, b" world": 1917, b" embeddings": 71647}
+    letters = {bytes([number]): number for number in range(256)}
+    encoding = tiktoken.Encoding("cl100k_base", pat_str=" ?[a-z]+", mergeable_ranks=letters | ids, special_tokens={})
+    monkeypatch.setattr(tiktoken, "get_encoding", {"cl100k_base": encoding}.__getitem__)
+    switch = "LangChain sends the ids of OpenAI's models unless check_embedding_ctx_length=False"
+    with httpx.Client() as http, pytest.raises(openai.BadRequestError, match=switch):
+        langchain(server, http_client=http).embed_query("hello world embeddings")
+
+
+def test_langchain_with_the_models_own_tokenizer_as_ovms_says(server: Server) -> None:
+    """OVMS's recipe: texts are cut with Hugging Face's tokenizer, and sent as texts."""
+    folder = next((ROOT / ".cache/vecmill").glob("default/**/tokenizer.json")).parent
+    embeddings = langchain(server, tiktoken_enabled=False, tiktoken_model_name=str(folder), embedding_ctx_length=250)
+    assert bits(embeddings.embed_query("hello world")) == rows(server.embed(["hello world"])).tobytes()
+    # Longer than the model takes: its parts' mean.
+    assert len(embeddings.embed_documents(["hello " * 600])[0]) == 384
 
 
 def test_llamaindex(server: Server) -> None:
@@ -140,12 +192,20 @@ def test_llamaindex(server: Server) -> None:
         # Of its own dependencies, at import.
         warnings.simplefilter("ignore")
         from llama_index.embeddings.openai_like import OpenAILikeEmbedding
-    embeddings = OpenAILikeEmbedding(
-        model_name=MODEL, api_base=f"{server.url}/v1", api_key="unused", embed_batch_size=10
-    )
-    assert bits(embeddings.get_query_embedding("hello world")) == rows(server.embed(["hello world"])).tobytes()
-    vectors = embeddings.get_text_embedding_batch([f"text {number}" for number in range(25)])
-    assert np.abs(np.array(vectors, np.float32)[24] - rows(server.embed(["text 24"]))[0]).max() <= 1e-5
+    settings = {"model_name": MODEL, "api_base": f"{server.url}/v1", "api_key": "unused"}
+
+    async def ask() -> list[float]:
+        async with httpx.AsyncClient() as http:
+            embeddings = OpenAILikeEmbedding(dimensions=16, async_http_client=http, **settings)
+            vector: list[float] = await embeddings.aget_text_embedding("text")
+            return vector
+
+    with httpx.Client() as http:
+        embeddings = OpenAILikeEmbedding(embed_batch_size=10, http_client=http, **settings)
+        assert bits(embeddings.get_query_embedding("hello world")) == rows(server.embed(["hello world"])).tobytes()
+        vectors = embeddings.get_text_embedding_batch([f"text {number}" for number in range(25)])
+        assert np.abs(np.array(vectors, np.float32)[24] - rows(server.embed(["text 24"]))[0]).max() <= 1e-5
+    assert len(asyncio.run(ask())) == 16
 
 
 def curl(*arguments: str) -> str:
@@ -163,3 +223,27 @@ def test_curl_with_and_without_a_content_type(server: Server) -> None:
     long = curl(url, "-H", "Expect: 100-continue", "-d", json.dumps({"model": MODEL, "input": ["hello"] * 2000}))
     assert len(json.loads(long)["data"]) == 2000
     assert curl("-o", "/dev/null", "-w", "%{http_code}", "-X", "OPTIONS", url) == "204"
+
+
+# --- the pages -------------------------------------------------------------------------------------------------------
+
+
+def examples(page: str) -> list[str]:
+    """The indented blocks of a page that curl or Python runs against a server."""
+    blocks = [block.removeprefix("    ") for block in (ROOT / page).read_text().replace("\n    ", "\n").split("\n\n")]
+    return [block for block in blocks if block.startswith(("curl ", "from "))]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_examples_of_the_pages_run_as_they_stand(server: Server, page: str) -> None:
+    found = [example.replace("http://127.0.0.1:8000", server.url) for example in examples(page)]
+    assert len(found) >= 2
+    for example in found:
+        if example.startswith("from "):
+            subprocess.run([sys.executable, "-c", example], cwd=ROOT, check=True, timeout=60)
+            continue
+        # Behind the command may stand the answer.
+        command, _, wanted = example.partition("\n{")
+        answer = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, check=True, timeout=60).stdout
+        assert "error" not in json.loads(answer)
+        assert wanted in answer
