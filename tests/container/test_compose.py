@@ -126,6 +126,11 @@ def test_health_checks_pass(stack: Stack) -> None:
         stack.wait(30, f"{role} healthy", is_healthy)
 
 
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"])
+def test_description_of_the_api_is_in_the_image(stack: Stack, path: str) -> None:
+    assert stack.client.get(path).status_code == 200
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_role_has_no_rights_and_sees_only_its_own_secret(stack: Stack, role: str) -> None:
     assert stack.compose("exec", "-T", role, "id", "-u").strip() == "10001"
