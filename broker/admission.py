@@ -134,7 +134,7 @@ def refuse(
     if full:
         return Refusal(ErrorCode.OVERLOADED, "the queue is full", retry)
     if wait_s is not None and wait_s > min(bounds.wait_s, budget_s):
-        return Refusal(ErrorCode.OVERLOADED, f"the queue is {wait_s:.0f} s long", retry)
+        return Refusal(ErrorCode.OVERLOADED, f"the queue is {wait_s:.3g} s long", retry)
     return None
 
 

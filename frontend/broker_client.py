@@ -111,7 +111,7 @@ class BrokerClient:
         now = time.monotonic()
         wait_s = self._door.refuses(model, lane, terms.client, deadline - now, now)
         if wait_s:
-            text = f"the queue is {wait_s:.0f} s long"
+            text = f"the queue is {wait_s:.3g} s long"
             raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
         submission = wire.Submission(
             0,
