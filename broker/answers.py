@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from broker import protocol as wire
+from broker.jobs import Job
 from broker.pool import Lease
 from broker.protocol import Frame
-from broker.queues import Job
 
 
 class Share(NamedTuple):
@@ -46,7 +46,7 @@ def share_out(lease: Lease, result: wire.BatchResult, vectors: memoryview, revis
     served = [position for position in range(len(lease.jobs)) if position not in failed]
     begins = _begins(result, len(served))
     rows = [(lease.jobs[position], position, row) for row, position in enumerate(served)]
-    for owner, group in itertools.groupby(rows, key=lambda one: one[0].owner):
+    for owner, group in itertools.groupby(rows, key=lambda one: one[0].request.owner):
         mine = list(group)
         kept = [one for one in mine if one[0].open]
         if len(kept) == len(mine):
@@ -68,11 +68,11 @@ def _message(kept: Sequence[tuple[Job, int, int]], result: wire.BatchResult, rev
     tokens, cut = wire.unpack_u32(result.tokens), wire.unpack_u32(result.cut)
     sizes = wire.unpack_u32(result.sizes)
     return wire.Answers(
-        requests=wire.pack_u64(job.request for job, _, _ in kept),
+        requests=wire.pack_u64(job.request.number for job, _, _ in kept),
         positions=wire.pack_u32(job.position for job, _, _ in kept),
         tokens=wire.pack_u32(tokens[position] for _, position, _ in kept),
         dimension=result.dimension,
-        queue_us=int(max(job.dispatched - job.arrived for job, _, _ in kept) * 1e6),
+        queue_us=int(max(job.dispatched - job.request.arrived for job, _, _ in kept) * 1e6),
         inference_us=result.inference_us,
         revision=revision,
         cut=wire.pack_u32(cut[position] for _, position, _ in kept) if cut else b"",

@@ -8,10 +8,10 @@ import hashlib
 from collections import deque
 from collections.abc import Sequence
 
+from broker.jobs import Job
 from broker.limits import Limits
 from broker.pool import Lease, Worker
 from broker.protocol import WorkerHello
-from broker.queues import Job
 
 #: How long the verdict on a job waits, in seconds: time for a worker whose connection alone has ended to be back.
 TRIAL_S = 4.0
@@ -19,8 +19,8 @@ TRIAL_S = 4.0
 BLOCKED_S = 600.0
 #: Inputs refused so at most; the oldest are let go.
 MAX_BLOCKED = 10_000
-#: Workers whose last batch is remembered, in case only their connection has ended.
-MAX_REMEMBERED = 1000
+#: Open jobs that are remembered with the worker that they were blamed for, in case only its connection has ended.
+MAX_REMEMBERED = 10_000
 
 
 class Blame:
@@ -39,9 +39,7 @@ class Blame:
         """The worker seems to have died while this batch ran: the open jobs that may run again. Those that have now
         been there too often are on trial."""
         jobs = [job for job in lease.jobs if job.open]
-        self._crashed.setdefault((worker.uuid, worker.incarnation), []).extend(jobs)
-        while len(self._crashed) > MAX_REMEMBERED:
-            del self._crashed[next(iter(self._crashed))]
+        self._remember(worker, jobs)
         free = []
         for job in jobs:
             job.suspect = True
@@ -51,6 +49,14 @@ class Blame:
             else:
                 self._trials.append((now + TRIAL_S, job))
         return free
+
+    def _remember(self, worker: Worker, jobs: list[Job]) -> None:
+        """Remember what a worker was blamed for, and forget what has ended meanwhile and what is too much."""
+        self._crashed.setdefault((worker.uuid, worker.incarnation), []).extend(jobs)
+        still_open = {known: [job for job in blamed if job.open] for known, blamed in self._crashed.items()}
+        self._crashed = {known: blamed for known, blamed in still_open.items() if blamed}
+        while sum(map(len, self._crashed.values())) > MAX_REMEMBERED:
+            del self._crashed[next(iter(self._crashed))]
 
     def verdicts(self, now: float) -> tuple[list[Job], list[Job]]:
         """The jobs whose trial is over: those that are poison, and those that were pardoned meanwhile."""
@@ -76,8 +82,8 @@ class Blame:
         while len(self._blocked) > MAX_BLOCKED:
             del self._blocked[next(iter(self._blocked))]
 
-    def blocked(self, jobs: Sequence[Job], now: float) -> list[Job]:
-        """Which of the jobs are known poison. Costs nothing while none is."""
+    def find_blocked(self, jobs: Sequence[Job], now: float) -> list[Job]:
+        """Return the jobs that are known poison. Costs nothing while none is."""
         while self._blocked and next(iter(self._blocked.values())) <= now:
             del self._blocked[next(iter(self._blocked))]
         return [job for job in jobs if _fingerprint(job) in self._blocked] if self._blocked else []
@@ -97,6 +103,6 @@ class Blame:
 
 
 def _fingerprint(job: Job) -> bytes:
-    digest = hashlib.blake2b(job.payload, digest_size=16, salt=bytes([job.kind]))
-    digest.update(job.model.encode())
+    digest = hashlib.blake2b(job.payload, digest_size=16, salt=bytes([job.request.kind]))
+    digest.update(job.request.model.encode())
     return digest.digest()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from broker.jobs import Job
 from broker.models import Model
 from broker.pool import Pool, Worker
-from broker.queues import Job
 
 Models = Mapping[str, Model]
 
@@ -24,7 +24,7 @@ def next_dispatch(models: Models, pool: Pool) -> float | None:
     """When the next batch may leave if nothing happens before; None: no job waits for the time."""
     kept = kept_for_suspects(models, pool)
     times = (
-        pool.next_dispatch(name, model.queue.lanes(pool.batch_tokens(name)), kept)
+        pool.next_dispatch(name, model.queue.find_lanes(pool.batch_tokens(name)), kept)
         for name, model in models.items()
         if model.queue
     )
@@ -41,18 +41,18 @@ def _suspect(models: Models, pool: Pool, name: str) -> tuple[Worker, list[Job]] 
 
 def _batch(models: Models, pool: Pool, name: str, now: float) -> tuple[Worker, list[Job]] | None:
     queue, kept = models[name].queue, kept_for_suspects(models, pool)
-    for lane in queue.lanes(pool.batch_tokens(name)):
+    for lane in queue.find_lanes(pool.batch_tokens(name)):
         worker = pool.choose(name, lane, now, kept)
         if worker:
             # Workers that have none share what waits, rather than one taking it all.
-            share = math.ceil(queue.lane_tokens(lane) * pool.share(worker, name, lane))
+            share = math.ceil(queue.count_lane_tokens(lane) * pool.share(worker, name, lane))
             return worker, queue.take(lane, min(worker.batch_tokens, share), now)
     return None
 
 
 def _busy(models: Models) -> set[str]:
     """Models with jobs that are no suspects."""
-    return {name for name, model in models.items() if model.queue.lanes(0)}
+    return {name for name, model in models.items() if model.queue.find_lanes(0)}
 
 
 def kept_for_suspects(models: Models, pool: Pool) -> list[Worker]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from broker.errors import LocalProtocolError
+from broker.jobs import Request
+from broker.protocol import Lane
 
 if TYPE_CHECKING:
     from broker.scheduler import Scheduler
@@ -19,26 +22,52 @@ def check(scheduler: Scheduler) -> None:
 
 
 def _check_jobs(scheduler: Scheduler) -> None:
-    waiting = [job for model in scheduler.models.values() for job in model.queue.waiting()]
+    queues = [model.queue for model in scheduler.models.values()]
+    waiting = [(one, position) for queue in queues for one, positions in queue.list_waiting() for position in positions]
     leases = [lease for worker in scheduler.pool.workers.values() for lease in worker.leases.values()]
-    leased = [job for lease in leases for job in lease.jobs if job.open]
+    made = [job for lease in leases for job in lease.jobs if job.open] + scheduler.on_trial()
+    places = Counter([*waiting, *((job.request, job.position) for job in made)])
     requests = [request for frontend in scheduler.ledger.by_uuid.values() for request in frontend.requests.values()]
-    owed = [job for request in requests for job in request.jobs.values()]
-    places = Counter(map(id, [*waiting, *leased, *scheduler.on_trial()]))
-    _require(places == Counter(map(id, owed)), "an open job is not in exactly one place")
-    _require(all(job.open for job in owed), "a closed job is still owed")
-    _require(all(request.jobs for request in requests), "a request with no open job is still open")
-    _require(scheduler.ledger.jobs == len(owed), "the number of open jobs is wrong")
-    _require(scheduler.ledger.tokens == sum(job.tokens for job in owed), "the tokens of open jobs are wrong")
-    _require(scheduler.ledger.client_jobs == Counter(job.client for job in owed), "a client's open jobs are wrong")
-    _require(scheduler.ledger.bytes == sum(job.bytes for job in owed), "the bytes of open jobs are wrong")
+    _require(all(count == 1 for count in places.values()), "an open job is in two places")
+    _require(
+        Counter(request for request, _ in places) == {request: request.open_jobs for request in requests},
+        "an open job is in no place, or a closed one in some",
+    )
+    _require(
+        all(request.jobs.get(job.position) is job for job in made for request in [job.request]), "a job is foreign"
+    )
+    _require(all(request.open_jobs for request in requests), "a request with no open job is still open")
+    _check_counts(scheduler, requests, places)
+
+
+def _check_counts(scheduler: Scheduler, requests: list[Request], places: Iterable[tuple[Request, int]]) -> None:
+    ledger = scheduler.ledger
+    tokens, size, clients = Counter[Request](), Counter[Request](), Counter[str | bytes]()
+    for request, position in places:
+        tokens[request] += request.pricing.count_tokens([request.lengths[position]])[0]
+        size[request] += request.lengths[position]
+        clients[request.client] += 1
+    _require(all(tokens[one] == one.open_tokens for one in requests), "a request's open tokens are wrong")
+    _require(all(size[one] == one.open_bytes for one in requests), "a request's open bytes are wrong")
+    _require(ledger.requests == len(requests), "the number of open requests is wrong")
+    _require(ledger.jobs == sum(one.open_jobs for one in requests), "the number of open jobs is wrong")
+    _require(ledger.tokens == sum(one.open_tokens for one in requests), "the tokens of open jobs are wrong")
+    _require(ledger.bytes == sum(one.open_bytes for one in requests), "the bytes of open jobs are wrong")
+    _require(ledger.client_jobs == clients, "a client's open jobs are wrong")
 
 
 def _check_queues(scheduler: Scheduler) -> None:
     for name, model in scheduler.models.items():
-        queued = model.queue.waiting()
+        queued = [(one, position) for one, positions in model.queue.list_waiting() for position in positions]
+        tokens = sum(request.pricing.count_tokens([request.lengths[position]])[0] for request, position in queued)
         _require(model.queue.jobs == len(queued), "a queue's length is wrong")
-        _require(model.queue.tokens == sum(job.tokens for job in queued), "a queue's tokens are wrong")
+        _require(model.queue.tokens == tokens, "a queue's tokens are wrong")
+        in_lanes = [
+            sum(count(lane) for lane in Lane) for count in (model.queue.count_lane_jobs, model.queue.count_lane_tokens)
+        ]
+        suspects = [job for request, _ in queued for job in request.jobs.values() if job.queued]
+        apart = {job.key: job.tokens for job in suspects}
+        _require(in_lanes == [len(queued) - len(apart), tokens - sum(apart.values())], "what waits in lanes is wrong")
         _require(not (queued and scheduler.pool.idle(name)), "a job waits while a fitting worker is idle")
         served = scheduler.pool.live_model(name) is not None
         _require(served == (model.unserved_since is None), "a model's unserved_since is wrong")

@@ -1,32 +1,20 @@
 """What is owed to whom: the connected frontends, their open requests, and the deadlines. Pure.
 
-A job enters with its request and leaves by `close`, once.
+A request enters with all its jobs. A job leaves by `close`, or with its request by `close_request`, once.
 """
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
 
 from broker.admission import Load
 from broker.errors import LocalProtocolError
+from broker.jobs import Job, Request
 from broker.protocol import FrontendHello
-from broker.queues import Job
 
-#: Ended requests wait for their deadline to come up until there are this many more of them than open jobs.
+#: Ended requests wait for their deadline to come up until there are this many more of them than open ones.
 MAX_ENDED = 1000
-
-
-class Request:
-    """An admitted request: its jobs that have no answer yet."""
-
-    __slots__ = ("deadline", "inputs", "jobs", "number")
-
-    def __init__(self, number: int, deadline: float, jobs: Sequence[Job]) -> None:
-        self.number = number
-        self.deadline = deadline
-        self.inputs = len(jobs)
-        #: Open jobs by position.
-        self.jobs = {job.position: job for job in jobs}
+#: Requests that expire in one call at most, so that the call stays short; the next call goes on.
+MAX_EXPIRED = 100
 
 
 class Frontend:
@@ -54,6 +42,7 @@ class Ledger:
         self.liveness_s = liveness_s
         self.by_peer: dict[bytes, Frontend] = {}
         self.by_uuid: dict[bytes, Frontend] = {}
+        self.requests = 0
         self.jobs = 0
         self.tokens = 0
         self.bytes = 0
@@ -68,7 +57,7 @@ class Ledger:
         return Load(self.jobs, self.tokens, self.bytes)
 
     def join(self, peer: bytes, hello: FrontendHello, now: float) -> None:
-        """A session for a hello, where the process and the connection have none."""
+        """Begin a session for a hello, where the process and the connection have none."""
         self.by_peer[peer] = self.by_uuid[hello.uuid] = Frontend(peer, hello, now)
 
     def leave(self, frontend: Frontend) -> None:
@@ -78,42 +67,58 @@ class Ledger:
         self.by_peer.pop(frontend.peer, None)
         self.by_uuid.pop(frontend.uuid, None)
 
-    def enter(self, frontend: Frontend, number: int, deadline: float, jobs: Sequence[Job]) -> None:
-        """Record an admitted request; it has at least one job."""
-        frontend.requests[number] = Request(number, deadline, jobs)
-        heapq.heappush(self._deadlines, (deadline, frontend.uuid, number))
-        if len(self._deadlines) > 2 * self.jobs + MAX_ENDED:
+    def enter(self, frontend: Frontend, request: Request) -> None:
+        """Record an admitted request; it has at least one input."""
+        frontend.requests[request.number] = request
+        heapq.heappush(self._deadlines, (request.deadline, frontend.uuid, request.number))
+        self.requests += 1
+        if len(self._deadlines) > 2 * self.requests + MAX_ENDED:
             self._rebuild_deadlines()
-        self.jobs += len(jobs)
-        self.tokens += sum(job.tokens for job in jobs)
-        self.bytes += sum(job.bytes for job in jobs)
-        self.client_jobs[jobs[0].client] += len(jobs)
+        request.open_jobs, request.open_tokens, request.open_bytes = request.inputs, request.tokens, request.bytes
+        self._count(request.client, request.open_jobs, request.open_tokens, request.open_bytes)
 
     def close(self, job: Job) -> None:
         """End an open job: it has its answer, or will get none."""
+        request = job.request
         job.open = False
-        job.payload = b""
-        self.jobs -= 1
-        self.tokens -= job.tokens
-        self.bytes -= job.bytes
-        self.client_jobs[job.client] -= 1
-        if not self.client_jobs[job.client]:
-            del self.client_jobs[job.client]
-        frontend = self.by_uuid[job.owner]
-        request = frontend.requests[job.request]
         del request.jobs[job.position]
-        if not request.jobs:
-            del frontend.requests[job.request]
+        request.open_jobs -= 1
+        request.open_tokens -= job.tokens
+        request.open_bytes -= job.bytes
+        self._count(request.client, -1, -job.tokens, -job.bytes)
+        if not request.open_jobs:
+            self._end(request)
 
-    def pop_expired(self, now: float) -> list[tuple[Frontend, Request]]:
-        """The open requests whose deadline has passed, each told once."""
-        expired = []
-        while self._deadlines and self._deadlines[0][0] <= now:
+    def close_request(self, request: Request) -> None:
+        """End all that is open of a request."""
+        for job in request.jobs.values():
+            job.open = False
+        self._count(request.client, -request.open_jobs, -request.open_tokens, -request.open_bytes)
+        request.open_jobs = request.open_tokens = request.open_bytes = 0
+        self._end(request)
+
+    def _end(self, request: Request) -> None:
+        self.requests -= 1
+        del self.by_uuid[request.owner].requests[request.number]
+        request.release()
+
+    def _count(self, client: str | bytes, jobs: int, tokens: int, size: int) -> None:
+        self.jobs += jobs
+        self.tokens += tokens
+        self.bytes += size
+        self.client_jobs[client] += jobs
+        if not self.client_jobs[client]:
+            del self.client_jobs[client]
+
+    def pop_expired(self, now: float) -> list[Request]:
+        """Return open requests whose deadline has passed, each once, and at most `MAX_EXPIRED` in a call."""
+        expired: list[Request] = []
+        while self._deadlines and self._deadlines[0][0] <= now and len(expired) < MAX_EXPIRED:
             deadline, uuid, number = heapq.heappop(self._deadlines)
             frontend = self.by_uuid.get(uuid)
             request = frontend.requests.get(number) if frontend else None
-            if frontend and request and request.deadline == deadline:
-                expired.append((frontend, request))
+            if request and request.deadline == deadline:
+                expired.append(request)
         return expired
 
     def _rebuild_deadlines(self) -> None:

@@ -168,7 +168,7 @@ class Metrics:
     def dispatched(self, worker: Worker, lease: Lease, now: float) -> None:
         """A batch is leased."""
         labels = (lease.model, lease.lane.name.lower())
-        self._waits.observe(labels, (now - job.arrived for job in lease.jobs))
+        self._waits.observe(labels, (now - job.request.arrived for job in lease.jobs))
         self._attempts.add(labels, len(lease.jobs))
         self._batch_jobs.observe(_labels(worker, lease.model, lease.lane), [len(lease.jobs)])
 
@@ -215,7 +215,7 @@ def gauges(scheduler: Scheduler) -> list[wire.Family]:
     """What is there now, and the few numbers that are only counted by name."""
     workers, models = list(scheduler.pool.workers.values()), scheduler.models
     queues = [((name, lane.name.lower()), lane, model.queue) for name, model in models.items() for lane in Lane]
-    suspects = {name: model.queue.jobs - sum(map(model.queue.lane_jobs, Lane)) for name, model in models.items()}
+    suspects = {name: model.queue.jobs - sum(map(model.queue.count_lane_jobs, Lane)) for name, model in models.items()}
     served = [(worker, name) for worker in workers for name in worker.models]
 
     def gauge(name: str, text: str, labels: list[str], samples: Iterable[tuple[Sequence[str], float]]) -> wire.Family:
@@ -226,9 +226,10 @@ def gauges(scheduler: Scheduler) -> list[wire.Family]:
 
     by_worker, by_lane = ["model", "device", "worker"], ["model", "lane"]
     return [
-        gauge("queue_jobs", "Jobs that wait", by_lane, ((of, queue.lane_jobs(lane)) for of, lane, queue in queues)),
+        gauge("queue_jobs", "Jobs that wait", by_lane,
+              ((of, queue.count_lane_jobs(lane)) for of, lane, queue in queues)),
         gauge("queue_tokens", "Tokens that wait", by_lane,
-              ((of, queue.lane_tokens(lane)) for of, lane, queue in queues)),
+              ((of, queue.count_lane_tokens(lane)) for of, lane, queue in queues)),
         gauge("queue_suspects", "Jobs that wait to run alone, because they may have ended a worker", ["model"],
               (((name,), number) for name, number in suspects.items())),
         gauge("expected_wait_seconds", "How long all that is open would take the workers of a model", ["model"],

@@ -1,12 +1,8 @@
 """The models that workers have announced: what they are, what waits for them, how long their texts are. Pure."""
 
-from broker.protocol import Kind, ModelInfo, Option
+from broker.jobs import SPECIAL_TOKENS, Pricing, price
+from broker.protocol import Kind, ModelInfo
 from broker.queues import ModelQueue
-
-#: Tokens of an empty text: those that the tokenizer puts around every text, in most families.
-SPECIAL_TOKENS = 2
-#: So many tokens that are only counted take a worker as long as one that is run through the model.
-CHEAPER = 64
 
 
 class Model:
@@ -20,14 +16,9 @@ class Model:
         #: When its last worker left; None while it has one.
         self.unserved_since: float | None = None
 
-    def tokens(self, kind: Kind, size: int, options: int = 0) -> int:
-        """Tokens of an input of `size` bytes: estimated for text, exact for token ids. No input costs more than the
-        longest that the model takes, for a longer one is refused or cut once it has been counted; one that is only to
-        be tokenised costs little."""
-        tokens = size // 4 if kind == Kind.TOKENS else SPECIAL_TOKENS + int(size * self.tokens_per_byte)
-        if options & Option.TOKENISE:
-            return 1 + tokens // CHEAPER
-        return min(tokens, self.info.max_tokens + 1)
+    def price(self, kind: Kind, options: int = 0) -> Pricing:
+        """Return how the inputs of a request that comes now are counted in tokens."""
+        return price(kind, options, self.tokens_per_byte, self.info.max_tokens)
 
     def learn(self, texts: int, tokens: int, size: int) -> None:
         """Correct the estimate by the exact count of a batch's texts, as far as it can be believed: whoever sends

@@ -6,8 +6,8 @@ from collections.abc import Container, Sequence
 
 import msgspec
 
+from broker.jobs import Job
 from broker.protocol import Lane, ModelInfo, WorkerHello
-from broker.queues import Job
 from broker.speed import Speed
 
 #: A worker's next batch is sent this long before it is expected to need it, the way there and a part of what runs, for
@@ -31,7 +31,7 @@ class Lease:
         self.lane = lane
         self.jobs = jobs
         #: `Option` bits of each job.
-        self.options = bytes(job.options for job in jobs)
+        self.options = bytes(job.request.options for job in jobs)
         #: By the estimate at its dispatch.
         self.tokens = sum(job.tokens for job in jobs)
         #: When it became the worker's oldest batch of its lane, one that runs.

@@ -1,18 +1,23 @@
-"""Jobs that wait, and the order in which they leave: one queue a model.
+"""Inputs that wait, and the order in which they leave: one queue for each model.
 
-Decides which waiting jobs make up the next batch, and nothing else. Suspects go one at a time. Other batches are each
-of one lane, for a worker runs interactive ones before bulk ones. While both lanes have jobs, the interactive one may be
-ahead of its share by no more than a batch; shares go by weight (start-time fair queueing, Goyal, Vin and Cheng 1996),
-and a lane's weight grows with the age of the oldest job of the client whose turn it is, so that none starves. Inside a
-lane, clients take turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). Inside a client, the bucket
-with the oldest job goes first, and jobs of similar length follow it. Pure.
+Decides which waiting inputs make up the next batch, and nothing else. Suspects go one at a time. Other batches are each
+of one lane, because a worker runs interactive ones before bulk ones. While both lanes have inputs, the interactive one
+may be ahead of its share by no more than a batch; shares go by weight (start-time fair queueing, Goyal, Vin and Cheng
+1996), and a lane's weight grows with the age of the oldest input of the client whose turn it is, so that none starves.
+Inside a lane, clients take turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). Inside a client, the
+bucket with the oldest input goes first, and inputs of similar length follow it. Pure.
+
+A request is pushed and discarded as a whole, in a time that does not depend on its inputs. Its inputs are sorted by
+length when its client's turn has come and it is among the client's oldest.
 """
 
 import math
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
 
-from broker.protocol import Frame, Kind, Lane, Origin
+from broker.holdings import Holdings
+from broker.jobs import Job, Request, find_bucket
+from broker.protocol import Lane
 
 #: Shares of the tokens when both lanes have jobs that have just come.
 WEIGHTS = {Lane.INTERACTIVE: 4.0, Lane.BULK: 1.0}
@@ -20,87 +25,14 @@ WEIGHTS = {Lane.INTERACTIVE: 4.0, Lane.BULK: 1.0}
 AGEING_S = 2.0
 #: Tokens a client may take each turn.
 QUANTUM = 512
-#: Lengths in one bucket differ by less than this factor: at most a fifth of a micro-batch of one bucket is padding.
-BUCKET_RATIO = 1.25
-#: Jobs that came at most so many seconds after a client's oldest may overtake it to leave with others of their length.
+#: Inputs that came at most so many seconds after a client's oldest may overtake it to leave with others of their
+#: length.
 OVERTAKE_S = 0.5
 #: A batch's bounds beside its tokens, so that neither it nor its answer outgrows a frame, for vectors of up to 4,096.
 MAX_BATCH_JOBS = 2048
 MAX_BATCH_BYTES = 16 * 1024 * 1024
-#: Of jobs whose frontend does not say where they come from.
-NOWHERE = Origin()
-#: Cancelled jobs stay where they wait until there are this many more of them than of others.
-MAX_CLOSED = 1000
-
-
-class Job:
-    """One input from its admission to its one answer. Data only; the scheduler changes it."""
-
-    __slots__ = (
-        "arrived",
-        "bytes",
-        "client",
-        "crashes",
-        "dispatched",
-        "errors",
-        "kind",
-        "lane",
-        "model",
-        "open",
-        "options",
-        "origin",
-        "owner",
-        "payload",
-        "position",
-        "queued",
-        "request",
-        "suspect",
-        "tokens",
-    )
-
-    def __init__(
-        self,
-        owner: bytes,
-        request: int,
-        position: int,
-        *,
-        model: str,
-        lane: Lane,
-        client: str | bytes,
-        kind: Kind,
-        payload: Frame,
-        tokens: int,
-        arrived: float,
-        options: int = 0,
-        origin: Origin = NOWHERE,
-    ) -> None:
-        #: uuid of the frontend process that is owed the answer.
-        self.owner = owner
-        self.request = request
-        self.position = position
-        self.model = model
-        self.lane = lane
-        #: Whom fairness counts it to.
-        self.client = client
-        self.kind = kind
-        #: `Option` bits.
-        self.options = options
-        self.origin = origin
-        self.payload = payload
-        self.bytes = len(payload)
-        #: Estimated for text, exact for token ids.
-        self.tokens = tokens
-        self.arrived = arrived
-        self.dispatched = arrived
-        #: How many workers died, and how many inferences failed, while it ran.
-        self.crashes = 0
-        self.errors = 0
-        #: It was in a batch that killed or failed its worker: it runs alone, so that the next time names the cause.
-        self.suspect = False
-        #: False once answered, failed or cancelled: whoever still holds it drops it.
-        self.open = True
-        #: Whether its model's queue counts it.
-        self.queued = False
+#: While a client has so many sorted inputs, no further request of its is sorted.
+MAX_SORTED = 2 * MAX_BATCH_JOBS
 
 
 class Room:
@@ -110,164 +42,218 @@ class Room:
         self.tokens = tokens
         self._jobs, self._bytes = MAX_BATCH_JOBS, MAX_BATCH_BYTES
 
-    def fits(self, job: Job) -> bool:
-        """Whether the job may join; the first one always may."""
-        if self._jobs == MAX_BATCH_JOBS:
-            return True
-        return self._jobs > 0 and job.tokens <= self.tokens and job.bytes <= self._bytes
-
-    def fill(self, job: Job) -> None:
-        """The job joins."""
-        self.tokens -= job.tokens
+    def fill(self, tokens: int, size: int) -> bool:
+        """Take an input in and return True, or return False when it does not fit. The first one always fits."""
+        empty = self._jobs == MAX_BATCH_JOBS
+        if not empty and (self._jobs == 0 or tokens > self.tokens or size > self._bytes):
+            return False
+        self.tokens -= tokens
         self._jobs -= 1
-        self._bytes -= job.bytes
+        self._bytes -= size
+        return True
 
 
 class ClientQueue:
-    """One client's jobs in one lane, in buckets of similar length."""
+    """One client's waiting inputs in one lane."""
 
     def __init__(self) -> None:
-        self._buckets: dict[int, deque[Job]] = {}
-        #: Tokens it may still take; below 0 after a job that was larger than its turn.
+        #: Requests whose inputs have not been sorted yet, oldest first.
+        self._unsorted: OrderedDict[Request, None] = OrderedDict()
+        #: Positions of the others' inputs by bucket and request, oldest first.
+        self._buckets: dict[int, OrderedDict[Request, deque[int]]] = {}
+        self._sorted = 0
+        #: Tokens it may still take; below 0 after an input that was larger than its turn.
         self.deficit = 0
 
-    def push(self, job: Job, *, front: bool = False) -> None:
-        """At the end, or back at the head."""
-        bucket = self._buckets.setdefault(int(math.log(max(1, job.tokens), BUCKET_RATIO)), deque())
-        bucket.appendleft(job) if front else bucket.append(job)
+    def __bool__(self) -> bool:
+        return bool(self._unsorted or self._buckets)
 
-    def pop(self, near: int | None, room: Room) -> tuple[Job, int] | None:
-        """The next job and its bucket, if there is room: the oldest, or of those that came soon after it one from the
-        bucket nearest to `near`. There is one."""
-        heads = self._heads()
-        number = min(heads, key=lambda bucket: heads[bucket].arrived)
+    def push(self, request: Request) -> None:
+        """Add a request at the end."""
+        self._unsorted[request] = None
+
+    def push_back(self, job: Job) -> None:
+        """Return a job to the head."""
+        bucket = find_bucket(job.tokens)
+        waiting = self._buckets.setdefault(bucket, OrderedDict())
+        waiting.setdefault(job.request, deque()).appendleft(job.position)
+        waiting.move_to_end(job.request, last=False)
+        job.request.queued_in.add(bucket)
+        self._sorted += 1
+
+    def discard(self, request: Request) -> None:
+        """Forget what waits of a request."""
+        self._unsorted.pop(request, None)
+        for bucket in request.queued_in:
+            self._sorted -= len(self._buckets[bucket][request])
+            self._drop(bucket, request)
+        request.queued_in.clear()
+
+    def take(self, near: int | None, room: Room) -> tuple[list[Job], int]:
+        """Take inputs of one request and bucket, as many as there are turn and room for. The client has some.
+
+        They are the oldest, or of those that came soon after the oldest one from the bucket nearest to `near`. Return
+        their jobs, none when there is no room, and the bucket.
+        """
+        self._sort()
+        heads = {bucket: next(iter(waiting)) for bucket, waiting in self._buckets.items()}
+        bucket = min(heads, key=lambda one: heads[one].arrived)
         if near is not None:
-            last = heads[number].arrived + OVERTAKE_S
-            number = min((one for one in heads if heads[one].arrived <= last), key=lambda bucket: abs(bucket - near))
-        if not room.fits(heads[number]):
-            return None
-        job = self._buckets[number].popleft()
-        job.queued = False
-        return job, number
+            last = heads[bucket].arrived + OVERTAKE_S
+            bucket = min((one for one in heads if heads[one].arrived <= last), key=lambda one: abs(one - near))
+        request = heads[bucket]
+        positions = self._buckets[bucket][request]
+        jobs: list[Job] = []
+        while positions and self.deficit > 0:
+            tokens = request.count_tokens(positions[0])
+            if not room.fill(tokens, request.lengths[positions[0]]):
+                break
+            jobs.append(request.make_job(positions.popleft()))
+            self.deficit -= tokens
+        self._sorted -= len(jobs)
+        if not positions:
+            self._drop(bucket, request)
+            request.queued_in.remove(bucket)
+        return jobs, bucket
 
-    def oldest(self) -> Job | None:
-        """The job that waits longest."""
-        return min(self._heads().values(), key=lambda job: job.arrived, default=None)
+    def find_oldest(self) -> float:
+        """Return when the input arrived that waits longest; infinity when none waits."""
+        oldest = min((next(iter(waiting)).arrived for waiting in self._buckets.values()), default=math.inf)
+        return min(oldest, next(iter(self._unsorted)).arrived) if self._unsorted else oldest
 
-    def jobs(self) -> Iterator[Job]:
-        """All of them."""
-        return (job for bucket in self._buckets.values() for job in bucket if job.queued)
+    def list_waiting(self) -> Iterator[tuple[Request, Iterable[int]]]:
+        """Yield what waits: requests and positions of theirs; a request may come several times."""
+        for request in self._unsorted:
+            yield request, range(request.inputs)
+        for waiting in self._buckets.values():
+            yield from waiting.items()
 
-    def _heads(self) -> dict[int, Job]:
-        for number, bucket in list(self._buckets.items()):
-            while bucket and not bucket[0].queued:
-                bucket.popleft()
-            if not bucket:
-                del self._buckets[number]
-        return {number: bucket[0] for number, bucket in self._buckets.items()}
+    def _sort(self) -> None:
+        """Sort requests that may leave or overtake now, the oldest first, until there are enough to choose from."""
+        until = self.find_oldest() + OVERTAKE_S
+        while self._unsorted and self._sorted < MAX_SORTED:
+            request = next(iter(self._unsorted))
+            if request.arrived > until:
+                return
+            del self._unsorted[request]
+            for bucket, positions in request.sort_inputs().items():
+                self._buckets.setdefault(bucket, OrderedDict())[request] = deque(positions)
+                request.queued_in.add(bucket)
+            self._sorted += request.inputs
+
+    def _drop(self, bucket: int, request: Request) -> None:
+        del self._buckets[bucket][request]
+        if not self._buckets[bucket]:
+            del self._buckets[bucket]
 
 
 class LaneQueue:
     """The clients of one lane, taking turns."""
 
     def __init__(self) -> None:
-        self._clients: dict[str | bytes, ClientQueue] = {}
-        #: Clients with jobs, the one whose turn it is first.
-        self._turns: deque[str | bytes] = deque()
-        #: What waits, as the model's queue counts it, and how many tokens of each client that has any.
-        self.jobs = self.tokens = 0
-        self.client_tokens: Counter[str | bytes] = Counter()
+        #: Clients with inputs, the one whose turn it is first.
+        self._clients: OrderedDict[str | bytes, ClientQueue] = OrderedDict()
+        #: What waits, as the model's queue counts it.
+        self.jobs = 0
+        self.holdings = Holdings()
         #: Tokens that have left, by the lane's weight.
         self.served = 0.0
 
-    def push(self, job: Job, *, front: bool = False) -> None:
-        """Queue a job for its client."""
-        client = self._clients.get(job.client)
+    def find_client(self, name: str | bytes) -> ClientQueue:
+        """Return a client's queue, a new one at the end of the turns if there is none."""
+        client = self._clients.get(name)
         if client is None:
-            client = self._clients[job.client] = ClientQueue()
-            self._turns.append(job.client)
-        client.push(job, front=front)
+            client = self._clients[name] = ClientQueue()
+        return client
 
-    def take(self, room: Room) -> Iterator[Job]:
-        """Jobs for which there is room; the first of a batch always has some."""
+    def discard(self, request: Request) -> None:
+        """Forget what waits of a request."""
+        client = self._clients[request.client]
+        client.discard(request)
+        if not client:
+            del self._clients[request.client]
+
+    def take(self, room: Room) -> Iterator[list[Job]]:
+        """Yield jobs, those of one request at a time, while there is room; for the first of a batch there always is."""
         near: int | None = None
-        while client := self._next_turn():
-            popped = client.pop(near, room)
-            if popped is None:
+        while self._clients:
+            name, client = self._find_next_turn()
+            jobs, near = client.take(near, room)
+            if not jobs:
                 return
-            job, near = popped
-            room.fill(job)
-            client.deficit -= job.tokens
-            if client.deficit <= 0:
-                self._turns.rotate(-1)
-            yield job
+            if not client:
+                del self._clients[name]
+            elif client.deficit <= 0:
+                self._clients.move_to_end(name)
+            yield jobs
 
-    def oldest(self) -> float:
-        """When the job arrived that has waited longest of the client whose turn it is; infinity when none waits."""
-        client = self._next_turn()
-        job = client and client.oldest()
-        return job.arrived if job else math.inf
+    def find_oldest(self) -> float:
+        """Return when the input arrived that waits longest of the client whose turn it is; infinity when none waits."""
+        return self._find_next_turn()[1].find_oldest() if self._clients else math.inf
 
-    def _next_turn(self) -> ClientQueue | None:
-        """The client whose turn it is: with jobs, and with tokens left to take, of which each turn brings some."""
-        while self._turns:
-            client = self._clients[self._turns[0]]
-            if client.oldest() is None:
-                del self._clients[self._turns.popleft()]
-            elif client.deficit > 0:
-                return client
-            elif len(self._turns) == 1:
+    def _find_next_turn(self) -> tuple[str | bytes, ClientQueue]:
+        """Return the client whose turn it is, with tokens left to take; each turn brings some. There is a client."""
+        while True:
+            name, client = next(iter(self._clients.items()))
+            if client.deficit > 0:
+                return name, client
+            if len(self._clients) == 1:
                 client.deficit = QUANTUM
-            else:
-                client.deficit += QUANTUM
-                if client.deficit <= 0:
-                    self._turns.rotate(-1)
-        return None
+                continue
+            client.deficit += QUANTUM
+            if client.deficit <= 0:
+                self._clients.move_to_end(name)
 
-    def waiting(self) -> Iterator[Job]:
-        """All jobs."""
-        return (job for client in self._clients.values() for job in client.jobs())
+    def list_waiting(self) -> Iterator[tuple[Request, Iterable[int]]]:
+        """Yield what waits, as `ClientQueue.list_waiting` does."""
+        for client in self._clients.values():
+            yield from client.list_waiting()
 
 
 class ModelQueue:
-    """The waiting jobs of one model. A job that is no longer open is dropped when its turn comes."""
+    """The waiting inputs of one model."""
 
     def __init__(self) -> None:
         self._lanes = {lane: LaneQueue() for lane in Lane}
+        #: Suspects; those that are no longer queued are dropped when their turn comes.
         self._suspects: deque[Job] = deque()
-        self._closed = 0
         self.jobs = 0
         self.tokens = 0
 
     def __bool__(self) -> bool:
         return self.jobs > 0
 
-    def push(self, job: Job) -> None:
-        """Admit a job at the end."""
-        self._lanes[job.lane].push(job)
-        self._enter(job)
+    def push(self, request: Request) -> None:
+        """Add a request at the end."""
+        self._lanes[request.lane].find_client(request.client).push(request)
+        self._count(request, request.inputs, request.tokens)
 
-    def push_back(self, jobs: Sequence[Job]) -> None:
-        """Return leased jobs to the head, in their old order; suspects wait apart."""
-        for job in reversed(jobs):
+    def push_back(self, jobs: Iterable[Job]) -> None:
+        """Return open jobs to the head, in their old order; suspects wait apart."""
+        for job in sorted(jobs, key=lambda one: (one.request.arrived, *one.key), reverse=True):
+            request = job.request
             if job.suspect:
+                job.queued = True
                 self._suspects.appendleft(job)
+                self.jobs += 1
+                self.tokens += job.tokens
             else:
-                self._lanes[job.lane].push(job, front=True)
-            self._enter(job)
+                self._lanes[request.lane].find_client(request.client).push_back(job)
+                self._count(request, 1, job.tokens)
 
-    def discard(self, job: Job) -> None:
-        """Forget a waiting job; its place is given up when its turn comes, or when too many such wait."""
-        self._leave(job)
-        job.payload = b""
-        self._closed += 1
-        if self._closed > self.jobs + MAX_CLOSED:
-            self._rebuild()
+    def discard(self, request: Request) -> None:
+        """Forget what waits of a request that has ended."""
+        if request.queued_jobs:
+            self._lanes[request.lane].discard(request)
+            self._count(request, -request.queued_jobs, -request.queued_tokens)
+        for job in request.jobs.values():
+            if job.queued:
+                self._leave_suspects(job)
 
-    def lanes(self, ahead: int) -> list[Lane]:
-        """Whose jobs may leave now, the lane that is further behind its share first; suspects go apart.
+    def find_lanes(self, ahead: int) -> list[Lane]:
+        """Return the lanes whose inputs may leave now, the one that is further behind its share first.
 
-        The interactive lane may be `ahead` tokens ahead of its share.
+        The interactive lane may be `ahead` tokens ahead of its share. Suspects go apart.
         """
         waiting = [lane for lane in Lane if self._lanes[lane].jobs]
         first, last = self._lanes[Lane.INTERACTIVE].served, self._lanes[Lane.BULK].served
@@ -283,80 +269,68 @@ class ModelQueue:
         return bool(self._suspects)
 
     def take_suspect(self) -> list[Job]:
-        """The next suspect, alone. There is one."""
+        """Return the next suspect, alone. There is one."""
         job = self._suspects.popleft()
-        self._leave(job)
+        self._leave_suspects(job)
         return [job]
 
     def take(self, lane: Lane, max_tokens: int, now: float) -> list[Job]:
-        """A lane's next batch: up to `max_tokens`, but at least one job. There is one."""
+        """Return a lane's next batch: up to `max_tokens`, but at least one job. There is one."""
         taken = self._lanes[lane]
-        age = max(0.0, now - taken.oldest())
-        batch = list(taken.take(Room(max_tokens)))
-        for job in batch:
-            self._leave(job)
-        taken.served += sum(job.tokens for job in batch) / (WEIGHTS[lane] * (1 + age / AGEING_S))
+        age = max(0.0, now - taken.find_oldest())
+        batch: list[Job] = []
+        tokens_before = self.tokens
+        for jobs in taken.take(Room(max_tokens)):
+            self._count(jobs[0].request, -len(jobs), -sum(job.tokens for job in jobs))
+            batch += jobs
+        taken.served += (tokens_before - self.tokens) / (WEIGHTS[lane] * (1 + age / AGEING_S))
         return batch
 
-    def lane_jobs(self, lane: Lane) -> int:
-        """Jobs that wait in a lane, suspects not counted."""
+    def count_lane_jobs(self, lane: Lane) -> int:
+        """Return how many inputs wait in a lane, suspects not counted."""
         return self._lanes[lane].jobs
 
-    def lane_tokens(self, lane: Lane) -> int:
-        """Tokens that wait in a lane."""
-        return self._lanes[lane].tokens
+    def count_lane_tokens(self, lane: Lane) -> int:
+        """Return how many tokens wait in a lane, suspects not counted."""
+        return self._lanes[lane].holdings.total
 
-    def oldest(self) -> float:
-        """When a job arrived that is about to leave; infinity when none waits."""
+    def find_oldest(self) -> float:
+        """Return when an input arrived that is about to leave; infinity when none waits."""
         if self.suspected:
-            return self._suspects[0].arrived
-        return min((lane.oldest() for lane in self._lanes.values()), default=math.inf)
+            return self._suspects[0].request.arrived
+        return min(lane.find_oldest() for lane in self._lanes.values())
 
-    def tokens_ahead(self, lane: Lane, client: str | bytes, asked: int) -> int:
-        """Tokens that leave before the last of a client's request for so many that comes into the lane now: its own,
-        as many of each other client, for they take turns, and the other lane's share meanwhile."""
-        held = self._lanes[lane].client_tokens
-        own = held[client] + asked
-        before = sum(min(tokens, own) for other, tokens in held.items() if other != client) + held[client]
+    def count_tokens_ahead(self, lane: Lane, client: str | bytes, asked: int) -> int:
+        """Return the tokens that leave before the last of a request for `asked` tokens that comes into the lane now.
+
+        They are the client's own, as many of each other client, because clients take turns, and the other lane's share
+        meanwhile.
+        """
+        before = self._lanes[lane].holdings.count_before(client, asked)
         return min(self.tokens, int(before * sum(WEIGHTS.values()) / WEIGHTS[lane]))
 
-    def waiting(self) -> list[Job]:
-        """All jobs that wait."""
-        suspects = [job for job in self._suspects if job.queued]
-        return [*suspects, *(job for lane in Lane for job in self._lanes[lane].waiting())]
+    def list_waiting(self) -> Iterator[tuple[Request, Iterable[int]]]:
+        """Yield what waits: requests and positions of theirs; a request may come several times."""
+        for job in self._suspects:
+            if job.queued:
+                yield job.request, [job.position]
+        for lane in self._lanes.values():
+            yield from lane.list_waiting()
 
-    def _enter(self, job: Job) -> None:
-        lane = self._lanes[job.lane]
-        if not lane.jobs:
-            # It was empty, and has no claim on the time before.
-            lane.served = max(one.served for one in self._lanes.values())
-        job.queued = True
-        self._count(job, 1)
-
-    def _leave(self, job: Job) -> None:
+    def _leave_suspects(self, job: Job) -> None:
         job.queued = False
-        self._count(job, -1)
+        self.jobs -= 1
+        self.tokens -= job.tokens
 
-    def _count(self, job: Job, by: int) -> None:
-        self.jobs += by
-        self.tokens += by * job.tokens
-        if not job.suspect:
-            lane = self._lanes[job.lane]
-            lane.jobs += by
-            lane.tokens += by * job.tokens
-            lane.client_tokens[job.client] += by * job.tokens
-            if not lane.client_tokens[job.client]:
-                del lane.client_tokens[job.client]
-
-    def _rebuild(self) -> None:
-        """Only the jobs that still wait, and the lanes as far as they have come."""
-        waiting, old = self.waiting(), self._lanes
-        self.__init__()  # type: ignore[misc]
-        for job in waiting:
-            if job.suspect:
-                self._suspects.append(job)
-            else:
-                self._lanes[job.lane].push(job)
-            self._enter(job)
-        for lane in Lane:
-            self._lanes[lane].served = old[lane].served
+    def _count(self, request: Request, jobs: int, tokens: int) -> None:
+        """Count inputs of a request that come or go, suspects apart."""
+        lane = self._lanes[request.lane]
+        if not lane.jobs:
+            # The lane was empty, and has no claim on the time before.
+            lane.served = max(one.served for one in self._lanes.values())
+        self.jobs += jobs
+        self.tokens += tokens
+        request.queued_jobs += jobs
+        request.queued_tokens += tokens
+        lane.jobs += jobs
+        lane.holdings.add(request.client, tokens)

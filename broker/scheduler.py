@@ -18,20 +18,21 @@ import msgspec
 
 from broker import protocol as wire
 from broker import views
-from broker.admission import refusal_of
+from broker.abandonment import Abandonment
+from broker.admission import consider
 from broker.answers import fits, share_out
 from broker.blame import Blame
 from broker.dispatch import next_batch, next_dispatch
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.invariants import check
-from broker.ledger import Frontend, Ledger, Request
+from broker.jobs import Job, Request
+from broker.ledger import Frontend, Ledger
 from broker.limits import Limits
 from broker.loading import Loading
 from broker.metrics import Metrics
 from broker.models import Model
 from broker.pool import Lease, Pool, Worker
 from broker.protocol import Failure, Frame, Message
-from broker.queues import Job
 from broker.quota import Quotas
 from broker.story import Story
 
@@ -59,6 +60,7 @@ class Scheduler:
         self.models: dict[str, Model] = {}
         self.loading = Loading(self.limits.liveness_s)
         self.quotas = Quotas()
+        self.abandonment = Abandonment()
         #: What happened, by name.
         self.counters: Counter[str] = Counter()
         self.metrics = Metrics()
@@ -106,13 +108,16 @@ class Scheduler:
             handler(known, message, now, frames)
         return self._flush(now)
 
-    def tick(self, now: float) -> list[Send]:
-        """The time is `now`; due at the latest at `next_deadline()`."""
+    def tick(self, now: float, *, frontends_read: bool = True) -> list[Send]:
+        """The time is `now`; due at the latest at `next_deadline()`.
+
+        All that workers have sent must have been handled. `frontends_read`: so has all that frontends have sent.
+        """
         for worker in self.pool.silent(now):
             self._evict(worker, ErrorCode.INTERNAL, "silent", now)
         for worker in self.pool.hung(now):
             self._evict(worker, ErrorCode.LEASE_EXPIRED, "its batch ran too long", now)
-        for frontend in self.ledger.silent(now):
+        for frontend in self.ledger.silent(now) if frontends_read else []:
             self._forget(frontend, now)
         for model in self.models.values():
             if model.queue and model.unserved(now, self.limits.worker_grace_s):
@@ -151,7 +156,7 @@ class Scheduler:
 
     def story(self, owner: bytes, request: int, position: int) -> list[str]:
         """What has happened to a job lately, a line each; `owner` is its frontend's uuid."""
-        return self._story.of(owner, request, position)
+        return self._story.tell(owner, request, position)
 
     def on_trial(self) -> list[Job]:
         """Open jobs that wait for a verdict instead of a worker."""
@@ -187,48 +192,26 @@ class Scheduler:
             if submission.request in frontend.requests:
                 self.counters["duplicate_requests"] += 1
                 continue
-            refusal = refusal_of(self, frontend, submission, now)
-            if refusal:
-                self.counters["requests_rejected"] += 1
-                self.metrics.rejected(refusal.code)
-                self._send(frontend.peer, wire.Failures([refusal]))
+            considered = consider(self, frontend, submission, frame, now)
+            if isinstance(considered, Request):
+                self._admit(frontend, considered, submission.client_tokens, now)
             else:
-                self._admit(frontend, submission, frame, now)
+                self.counters["requests_rejected"] += 1
+                self.metrics.rejected(considered.code)
+                self._send(frontend.peer, wire.Failures([considered]))
 
-    def _admit(self, frontend: Frontend, submission: wire.Submission, frame: Frame, now: float) -> None:
-        model = self.models[submission.model]
-        deadline = now + submission.budget_ms / 1000
-        jobs = [
-            Job(
-                frontend.uuid,
-                submission.request,
-                position,
-                model=submission.model,
-                lane=submission.lane,
-                client=submission.client or frontend.uuid,
-                kind=submission.kind,
-                payload=payload,
-                tokens=model.tokens(submission.kind, len(payload), submission.options),
-                arrived=now,
-                options=submission.options,
-                origin=submission.origin,
-            )
-            for position, payload in enumerate(wire.split(frame, wire.unpack_u32(submission.lengths)))
-        ]
-        self.ledger.enter(frontend, submission.request, deadline, jobs)
-        self.quotas.take(jobs[0].client, sum(job.tokens for job in jobs), submission.client_tokens, now)
-        for job in jobs:
-            model.queue.push(job)
-        self.counters["jobs_admitted"] += len(jobs)
-        self._story.note(now, "admitted", submission.lane.name.lower(), jobs)
-        for job in self._blame.blocked(jobs, now):
-            self.counters["jobs_blocked"] += 1
-            self._fail_job(job, ErrorCode.POISON, POISON, now)
+    def _admit(self, frontend: Frontend, request: Request, client_tokens: int, now: float) -> None:
+        self.ledger.enter(frontend, request)
+        self.quotas.take(request.client, request.tokens, client_tokens, now)
+        self.models[request.model].queue.push(request)
+        self.counters["jobs_admitted"] += request.inputs
+        self._story.note_request(now, "admitted", request.lane.name.lower(), request)
 
     def _on_cancel(self, frontend: Frontend, message: wire.Cancel, now: float, _: Any) -> None:
         for number in wire.unpack_u64(message.requests):
             request = frontend.requests.get(number)
             if request:
+                self.abandonment.add(request.client, request.open_jobs, now)
                 self._cancel(request, now)
 
     def _forget(self, frontend: Frontend, now: float) -> None:
@@ -314,7 +297,7 @@ class Scheduler:
         worker.answered_jobs += len(lease.jobs)
         revision = worker.models[lease.model].revision
         for share in share_out(lease, message, memoryview(frames[0]), revision):
-            self._story.note(now, "ended", f"with its vector from batch {lease.batch}", share.jobs)
+            self._story.note_jobs(now, "ended", f"with its vector from batch {lease.batch}", share.jobs)
             frontend = self.ledger.by_uuid[share.owner]
             frontend.sent += len(share.frame)
             self._send(frontend.peer, share.message, [share.frame])
@@ -332,9 +315,9 @@ class Scheduler:
         tokens, cut = wire.unpack_u32(message.tokens), wire.unpack_u32(message.cut) or [0] * len(lease.jobs)
         served = [(at, job) for at, job in enumerate(lease.jobs) if at not in failed]
         for at, job in served:
-            if not job.options & wire.Option.TOKENISE:
-                self.quotas.settle(job.client, job.tokens, tokens[at])
-        texts = [(tokens[at] + cut[at], job.bytes) for at, job in served if job.kind == wire.Kind.TEXT]
+            if not lease.options[at] & wire.Option.TOKENISE:
+                self.quotas.settle(job.request.client, job.tokens, tokens[at])
+        texts = [(tokens[at] + cut[at], job.bytes) for at, job in served if job.request.kind == wire.Kind.TEXT]
         model = self.models[lease.model]
         model.learn(len(texts), sum(count for count, _ in texts), sum(size for _, size in texts))
 
@@ -347,7 +330,7 @@ class Scheduler:
         self.counters["workers_left" if code == ErrorCode.DRAINING else "workers_evicted"] += 1
         blamed = worker.running() if blame else []
         for lease in reversed(worker.leases.values()):
-            self._story.note(now, "returned", f"from batch {lease.batch}: {worker.name} {reason}", lease.jobs)
+            self._story.note_jobs(now, "returned", f"from batch {lease.batch}: {worker.name} {reason}", lease.jobs)
             if lease in blamed:
                 lease.jobs = self._blame.crashed(worker, lease, now)
             self._requeue(lease)
@@ -370,12 +353,12 @@ class Scheduler:
             self._blame.block(job, now)
             self._fail_job(job, ErrorCode.POISON, POISON, now)
         for job in free:
-            self.models[job.model].queue.push_back([job])
+            self.models[job.request.model].queue.push_back([job])
 
     def _fail_batch(self, lease: Lease, code: ErrorCode, text: str, now: float) -> None:
         """A batch failed and its worker lives."""
         self.counters["batches_failed"] += 1
-        self._story.note(now, "failed", f"in batch {lease.batch}: {text}", lease.jobs)
+        self._story.note_jobs(now, "failed", f"in batch {lease.batch}: {text}", lease.jobs)
         for job in self._blame.failed(lease):
             self._fail_job(job, code, text, now)
         self._requeue(lease)
@@ -389,81 +372,91 @@ class Scheduler:
     # --- dispatch ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, now: float) -> None:
-        waiting = [(model.queue.oldest(), name) for name, model in self.models.items() if model.queue]
+        waiting = [(model.queue.find_oldest(), name) for name, model in self.models.items() if model.queue]
         for _, name in sorted(waiting):
             while chosen := next_batch(self.models, self.pool, name, now):
-                self._lease(*chosen, name, now)
+                worker, jobs = chosen
+                if jobs := self._refuse_poison(jobs, now):
+                    self._lease(worker, jobs, name, now)
+
+    def _refuse_poison(self, jobs: list[Job], now: float) -> list[Job]:
+        """Fail the jobs that are known to end their worker, and return the others."""
+        blocked = self._blame.find_blocked(jobs, now)
+        for job in blocked:
+            self.counters["jobs_blocked"] += 1
+            self._fail_job(job, ErrorCode.POISON, POISON, now)
+        return [job for job in jobs if job.open] if blocked else jobs
 
     def _lease(self, worker: Worker, jobs: list[Job], model: str, now: float) -> None:
         # A frontend's rows must be adjacent; the rest of the order is for whoever reads a log.
-        jobs.sort(key=lambda job: (job.owner, job.request, job.position))
+        jobs.sort(key=lambda job: job.key)
         self._newest_batch = number = self._newest_batch + 1
-        lane = jobs[0].lane
+        lane = jobs[0].request.lane
         lease = Lease(number, model, lane, jobs, now)
         worker.lease(lease)
-        self._story.note(now, "dispatched", f"in batch {number} to {worker.name}", jobs)
+        self._story.note_jobs(now, "dispatched", f"in batch {number} to {worker.name}", jobs)
         for job in jobs:
             job.dispatched = now
         self.counters["batches_dispatched"] += 1
         self.counters["jobs_dispatched"] += len(jobs)
         self.metrics.dispatched(worker, lease, now)
-        kinds = bytes(job.kind for job in jobs)
+        kinds = bytes(job.request.kind for job in jobs)
         lengths = wire.pack_u32(job.bytes for job in jobs)
         options = lease.options if any(lease.options) else b""
-        origins = {id(job.origin): job.origin for job in jobs if job.origin.request_id}
-        batch = wire.Batch(self.epoch, number, model, kinds, lengths, lane, options, list(origins.values()))
+        requests = dict.fromkeys(job.request for job in jobs)
+        origins = [request.origin for request in requests if request.origin.request_id]
+        batch = wire.Batch(self.epoch, number, model, kinds, lengths, lane, options, origins)
         self._send(worker.peer, batch, [b"".join(job.payload for job in jobs)])
 
     # --- ends of jobs and requests -----------------------------------------------------------------------------------
 
     def _fail_job(self, job: Job, code: ErrorCode, text: str, now: float) -> None:
         """An open job ends without a vector."""
-        self._story.note(now, "ended", code.name, [job])
+        self._story.note_jobs(now, "ended", code.name, [job])
         self.counters["jobs_failed"] += 1
         self.metrics.ended(code.name.lower())
-        failure = Failure(job.request, job.position, code, text)
-        self._send(self.ledger.by_uuid[job.owner].peer, wire.Failures([failure]))
+        failure = Failure(job.request.number, job.position, code, text)
+        self._send(self.ledger.by_uuid[job.request.owner].peer, wire.Failures([failure]))
         self._close(job)
 
-    def _fail_request(self, frontend: Frontend, request: Request, code: ErrorCode, text: str, now: float) -> None:
+    def _fail_request(self, request: Request, code: ErrorCode, text: str, now: float) -> None:
         """All that is open of a request ends without a vector."""
-        self.counters["jobs_failed"] += len(request.jobs)
-        self.metrics.ended(code.name.lower(), len(request.jobs))
-        self._story.note(now, "ended", code.name, list(request.jobs.values()))
-        self._send(frontend.peer, wire.Failures([Failure(request.number, -1, code, text, 5000)]))
-        for job in list(request.jobs.values()):
-            self._close(job)
+        self.counters["jobs_failed"] += request.open_jobs
+        self.metrics.ended(code.name.lower(), request.open_jobs)
+        self._story.note_request(now, "ended", code.name, request)
+        failure = Failure(request.number, -1, code, text, 5000)
+        self._send(self.ledger.by_uuid[request.owner].peer, wire.Failures([failure]))
+        self._close_request(request)
 
     def _fail_unserved(self, model: Model, now: float) -> None:
         text = f"no worker that serves {model.info.name!r} is connected"
-        for job in model.queue.waiting():
-            if job.open:
-                frontend = self.ledger.by_uuid[job.owner]
-                self._fail_request(frontend, frontend.requests[job.request], ErrorCode.NO_WORKER, text, now)
+        for request in dict.fromkeys(request for request, _ in model.queue.list_waiting()):
+            self._fail_request(request, ErrorCode.NO_WORKER, text, now)
 
     def _fail_begun(self, model: Model, now: float) -> None:
         """Another revision takes over: what has vectors of the old one already must not get any of the new one."""
-        on_trial = [job for job in self.on_trial() if job.model == model.info.name]
-        for job in [*model.queue.waiting(), *on_trial]:
-            frontend = self.ledger.by_uuid[job.owner]
-            request = frontend.requests.get(job.request)
-            if request and len(request.jobs) < request.inputs:
+        waiting = [request for request, _ in model.queue.list_waiting()]
+        on_trial = [job.request for job in self.on_trial() if job.request.model == model.info.name]
+        for request in dict.fromkeys([*waiting, *on_trial]):
+            if request.open_jobs < request.inputs:
                 text = f"the model {model.info.name!r} was replaced while the request ran"
-                self._fail_request(frontend, request, ErrorCode.NO_WORKER, text, now)
+                self._fail_request(request, ErrorCode.NO_WORKER, text, now)
 
     def _cancel(self, request: Request, now: float) -> None:
-        self._story.note(now, "ended", "cancelled", list(request.jobs.values()))
-        self.counters["jobs_cancelled"] += len(request.jobs)
-        self.metrics.ended("cancelled", len(request.jobs))
-        for job in list(request.jobs.values()):
-            self._close(job)
+        self._story.note_request(now, "ended", "cancelled", request)
+        self.counters["jobs_cancelled"] += request.open_jobs
+        self.metrics.ended("cancelled", request.open_jobs)
+        self._close_request(request)
+
+    def _close_request(self, request: Request) -> None:
+        self.models[request.model].queue.discard(request)
+        self.ledger.close_request(request)
 
     def _close(self, job: Job) -> None:
+        """End a job that does not wait in the queue."""
         if not job.open:
-            story = "; ".join(self.story(job.owner, job.request, job.position))
-            raise LocalProtocolError(f"job {job.position} of request {job.request} ends twice: {story}")
-        if job.queued:
-            self.models[job.model].queue.discard(job)
+            story = "; ".join(self.story(*job.key))
+            raise LocalProtocolError(f"job {job.position} of request {job.request.number} ends twice: {story}")
         self.ledger.close(job)
 
     # --- output ------------------------------------------------------------------------------------------------------
@@ -473,9 +466,9 @@ class Scheduler:
 
     def _flush(self, now: float) -> list[Send]:
         """What every door ends with: expire, dispatch, tell frontends of changed models, hand out all messages."""
-        for frontend, request in self.ledger.pop_expired(now):
+        for request in self.ledger.pop_expired(now):
             text = "the request's deadline passed before all of it was answered"
-            self._fail_request(frontend, request, ErrorCode.DEADLINE, text, now)
+            self._fail_request(request, ErrorCode.DEADLINE, text, now)
         self._judge(now)
         self._dispatch(now)
         if self._models_changed:

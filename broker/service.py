@@ -28,8 +28,11 @@ log = logging.getLogger(__name__)
 FRONTEND, WORKER = b"F", b"W"
 #: The folder of keys, and ZAP's domain, of each.
 DOMAINS = {FRONTEND: "frontends", WORKER: "workers"}
-#: Messages taken from one socket before the other gets its turn.
-MAX_DRAIN = 256
+#: How long messages are taken from one socket before the other gets its turn, in seconds. One message more is begun
+#: before it is over, which takes a few milliseconds for the largest that a frontend sends.
+TURN_S = 0.005
+#: What is due so much too late, in seconds, is due because this process did not run: it was stopped, or starved.
+LATE_S = 0.25
 #: How long SIGTERM lets admitted jobs be answered: as long as a batch may run, and a little.
 DRAIN_S = 65.0
 #: How long the last messages may take to leave.
@@ -69,6 +72,8 @@ class Service:
         self._reload_requested = False
         self._drain_until: float | None = None
         self._next_health = 0.0
+        #: Until then no peer is judged, because this process has not run for a while.
+        self._judge_from = 0.0
 
     def run(self) -> None:
         """Serve until drained."""
@@ -98,9 +103,9 @@ class Service:
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def _turn(self, ready: dict[Any, int]) -> None:
-        for role, socket in self._sockets.items():
-            if socket in ready:
-                self._receive(role, socket)
+        for role in (WORKER, FRONTEND):
+            if self._sockets[role] in ready:
+                self._receive(role)
         for monitor, role in self._monitors.items():
             if monitor in ready:
                 self._note_end(role, monitor)
@@ -109,21 +114,38 @@ class Service:
             self._probe(role)
         if self._reload_requested:
             self._reload_keys()
+        self._tick()
         now = time.monotonic()
-        deadline = self.scheduler.next_deadline()
-        if deadline is not None and now >= deadline:
-            self._send(self.scheduler.tick(now))
         if self.config.health_file and now >= self._next_health:
             self._next_health = now + 1.0
             pathlib.Path(self.config.health_file).touch()
 
-    def _receive(self, role: bytes, socket: "zmq.Socket[bytes]") -> None:
+    def _tick(self) -> None:
+        """Let time pass in the scheduler when something is due.
+
+        A peer is judged silent only when all that its side has sent has been read: this turn may have taken long, and
+        the peer's heartbeat may have come meanwhile. Nor is it judged at once when this process did not run for a
+        while, because what came meanwhile is still on its way through libzmq's thread.
+        """
+        now = time.monotonic()
+        deadline = self.scheduler.next_deadline()
+        if deadline is None or now < deadline:
+            return
+        if now >= max(deadline, self._judge_from) + LATE_S:
+            self._judge_from = now + LATE_S
+        if now >= self._judge_from and self._receive(WORKER):
+            frontends_read = self._receive(FRONTEND)
+            self._send(self.scheduler.tick(now, frontends_read=frontends_read))
+
+    def _receive(self, role: bytes) -> bool:
+        """Handle messages of one socket for a while. Return whether there are no more."""
         decoder: Any = wire.FROM_FRONTEND if role == FRONTEND else wire.FROM_WORKER
-        for _ in range(MAX_DRAIN):
+        until = time.monotonic() + TURN_S
+        while time.monotonic() < until:
             try:
-                address, *parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                address, *parts = self._sockets[role].recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return
+                return True
             try:
                 message, frames = wire.decode(decoder, [part.buffer for part in parts])
             except RemoteProtocolError as error:
@@ -136,6 +158,7 @@ class Service:
                     continue
             self._note_result(peer, message)
             self._send(self.scheduler.handle(peer, message, time.monotonic(), frames))
+        return False
 
     def _knows_key(self, peer: bytes, address: zmq.Frame) -> bool:
         """Remember whose connection this is; a key that has been taken off the list is told so and not served."""
@@ -242,7 +265,7 @@ class Service:
             times.append(self._next_health)
         if not times:
             return None
-        return max(0, int((min(times) - time.monotonic()) * 1000) + 1)
+        return max(0, int((max(min(times), self._judge_from) - time.monotonic()) * 1000) + 1)
 
     def _on_signal(self, number: int, _: object) -> None:
         if number == signal.SIGHUP:

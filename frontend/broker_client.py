@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Messages read in one turn of the event loop before other work gets its turn.
 MAX_DRAIN = 64
+#: Submissions in one message at most, so that the broker's other peers never wait long while it reads one.
+MAX_SUBMISSIONS = 64
 #: How much longer than its deadline a request waits for the broker to say that it is over.
 DEADLINE_SLACK_S = 2.0
 #: How long /health waits for the broker's counts.
@@ -185,7 +187,7 @@ class BrokerClient:
             self._cancelled.append(pending.number)
 
     def _submit(self, pending: Sequence[Pending]) -> None:
-        """Everything submitted in one turn of the loop leaves in one message."""
+        """Everything submitted in one turn of the loop leaves together."""
         if not self._outbox:
             self._loop.call_soon(self._flush)
         self._outbox.extend(pending)
@@ -195,9 +197,10 @@ class BrokerClient:
         cancelled, self._cancelled = self._cancelled, []
         if outbox and self.connected:
             now = time.monotonic()
-            submissions = [_with_budget(one, now) for one in outbox if one.number in self._futures]
-            frames = [one.frame for one in outbox if one.number in self._futures]
-            self._send(wire.Submit(submissions), frames)
+            awaited = [one for one in outbox if one.number in self._futures]
+            for at in range(0, len(awaited), MAX_SUBMISSIONS):
+                part = awaited[at : at + MAX_SUBMISSIONS]
+                self._send(wire.Submit([_with_budget(one, now) for one in part]), [one.frame for one in part])
         if cancelled and self.connected:
             self._send(wire.Cancel(wire.pack_u64(cancelled)))
 

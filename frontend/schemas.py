@@ -129,7 +129,8 @@ class Terms(NamedTuple):
     #: None: its size decides.
     lane: Lane | None
     deadline_s: float
-    #: Whom fairness and quota count it to: an API key's name, else a hash of what stands for one; empty without one.
+    #: The client that fairness and quota count the request to: the name of its API key, or a hash of its address and of
+    #: what it sent for a key where the server has no keys.
     client: str
     #: What its key may have open, in jobs, and use, in tokens a minute; 0: no limit of its own.
     client_jobs: int = 0
@@ -137,14 +138,17 @@ class Terms(NamedTuple):
     origin: Origin = Origin()
 
 
-def parse_headers(headers: Mapping[str, str], longest_s: float) -> Terms:
-    """A request's terms; its deadline is what it asks for, at most `longest_s`. ApiError 400 for a bad value."""
+def parse_headers(headers: Mapping[str, str], address: str, longest_s: float) -> Terms:
+    """Return the terms of a request from an address; its deadline is what it asks for, at most `longest_s`.
+
+    Raise ApiError 400 for a bad value.
+    """
     name = headers.get("x-vecmill-lane")
     if name is not None and name.upper() not in Lane.__members__:
         raise ApiError(400, f"x-vecmill-lane is {name!r}, but must be interactive or bulk", param="x-vecmill-lane")
     lane = None if name is None else Lane[name.upper()]
-    key = headers.get("authorization", "")
-    client = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest() if key else ""
+    identity = f"{address} {headers.get('authorization', '')}"
+    client = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     text = headers.get("x-vecmill-deadline-ms")
     if text is None:
         return Terms(lane, longest_s, client)

@@ -7,6 +7,7 @@ import numpy as np
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
+from broker.jobs import Request, price
 from broker.limits import Limits
 from broker.protocol import Kind, Lane, Message, ModelInfo, Option
 from broker.scheduler import Scheduler, Send
@@ -55,6 +56,15 @@ class Core:
         mine = [one for one in self.sent if isinstance(one.message, kind) and peer in (None, one.peer)]
         self.sent = [one for one in self.sent if one not in mine]
         return [(one.peer, one.message, [bytes(frame) for frame in one.frames]) for one in mine]  # type: ignore[misc]
+
+    def waiting(self, model: str = "m") -> list[tuple[int, int]]:
+        """What waits for a model: numbers of requests and positions in them."""
+        waiting = self.scheduler.models[model].queue.list_waiting()
+        return [(request.number, position) for request, positions in waiting for position in positions]
+
+    def frontend_requests(self, peer: bytes = b"F1") -> list[Request]:
+        """The open requests of a frontend."""
+        return list(self.scheduler.ledger.by_peer[peer].requests.values())
 
     # --- peers -------------------------------------------------------------------------------------------------------
 
@@ -161,3 +171,18 @@ def row(text: str, options: int = 0) -> bytes:
 def vector(text: str) -> bytes:
     """The vector that belongs to a text, and to no other in these tests."""
     return np.frombuffer(text.encode().ljust(DIMENSION, b"\0")[:DIMENSION], np.uint8).astype("<f4").tobytes()
+
+
+def make_request(
+    inputs: Sequence[bytes],
+    arrived: float = 0.0,
+    *,
+    client: str = "a",
+    lane: Lane = Lane.BULK,
+    kind: Kind = Kind.TEXT,
+    number: int = 1,
+) -> Request:
+    """Return a request of a frontend b"F" for a model that takes inputs of 10,000 tokens."""
+    lengths = wire.pack_u32(map(len, inputs))
+    asked = wire.Submission(number, "m", lane, client, 60_000, kind, lengths)
+    return Request(b"F", asked, b"".join(inputs), price(kind, 0, 0.3, 10_000), arrived)

@@ -11,7 +11,7 @@ from frontend.schemas import Terms, parse_headers
 def terms_of(request: Request) -> Terms:
     """Its terms; ApiError 400 for a header with a bad value."""
     config: Config = request.app.ctx.config
-    terms = parse_headers(request.headers, config.deadline_s)
+    terms = parse_headers(request.headers, request.ip, config.deadline_s)
     terms = terms._replace(origin=Origin(request.ctx.request_id, request.ctx.traceparent))
     key: Key | None = request.ctx.key
     if key is None:

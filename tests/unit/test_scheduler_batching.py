@@ -216,7 +216,7 @@ def test_words_of_a_hundred_kilobytes_do_not_make_everybody_look_short(core: Cor
         core.submit(request, ["a" * 100_000])
         ((peer, number, _),) = core.batches()
         core.handle(peer, wire.BatchResult(EPOCH, number, DIMENSION, wire.pack_u32([3]), [], 5, 2, number), bytes(16))
-    assert core.scheduler.models["m"].tokens(Kind.TEXT, 1000) > 50
+    assert core.scheduler.models["m"].price(Kind.TEXT).count_tokens([1000])[0] > 50
 
 
 def test_input_costs_no_more_than_the_longest_that_the_model_takes() -> None:
@@ -254,11 +254,11 @@ def test_batch_fits_its_frames_however_much_the_worker_wants() -> None:
 
 
 def test_lengths_are_learned_from_results(core: Core) -> None:
-    before = core.scheduler.models["m"].tokens(Kind.TEXT, 50)
+    (before,) = core.scheduler.models["m"].price(Kind.TEXT).count_tokens([50])
     for request in range(50):
         core.submit(request, ["a" * 98])
         core.answer(*core.batches())
-    assert core.scheduler.models["m"].tokens(Kind.TEXT, 50) > 2 * before
+    assert core.scheduler.models["m"].price(Kind.TEXT).count_tokens([50])[0] > 2 * before
 
 
 def test_frontend_that_does_not_read_its_answers_gets_no_more() -> None:

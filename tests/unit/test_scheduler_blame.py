@@ -12,7 +12,7 @@ from broker.errors import ErrorCode, LocalProtocolError
 from broker.limits import Limits
 from broker.pool import MAX_SUSPECTS
 from broker.protocol import Lane, ModelInfo
-from tests.core import DIMENSION, Core, vector
+from tests.core import DIMENSION, Core, make_request, vector
 
 
 def test_jobs_that_saw_a_worker_die_run_alone_and_the_culprit_is_poison(core: Core) -> None:
@@ -85,37 +85,32 @@ def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
     assert len(core.batches()) == 1
 
 
-def test_remembered_ends_of_workers_are_bounded(core: Core) -> None:
+def test_remembered_ends_of_workers_are_bounded() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=10**6)
+    core.submit(1, ["a"] * 1000)
     blame = Blame(Limits())
-    core.submit(1, ["a"])
     worker = core.scheduler.pool.workers[b"W1"]
     (lease,) = worker.leases.values()
-    for number in range(MAX_REMEMBERED + 10):
+    for number in range(MAX_REMEMBERED // 1000 + 10):
         worker.incarnation = number
         blame.crashed(worker, lease, 0.0)
-    assert len(blame._crashed) == MAX_REMEMBERED
+    assert sum(map(len, blame._crashed.values())) == MAX_REMEMBERED
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    blame.crashed(worker, lease, 0.0)
+    assert blame._crashed == {}
 
 
-def test_blocked_inputs_are_bounded(core: Core) -> None:
-    core.submit(1, [str(number) for number in range(MAX_BLOCKED + 5)])
+def test_blocked_inputs_are_bounded() -> None:
+    texts = [str(number).encode() for number in range(MAX_BLOCKED + 5)]
+    request = make_request(texts)
+    request.sort_inputs()
+    jobs = [request.make_job(position) for position in range(request.inputs)]
     blame = Blame(Limits())
-    jobs = core.scheduler.models["m"].queue.waiting()
-    jobs += [job for lease in core.scheduler.pool.workers[b"W1"].leases.values() for job in lease.jobs]
     for job in jobs:
-        blame.block(job, core.now)
-    assert len(blame.blocked(jobs, core.now)) == MAX_BLOCKED
-
-
-def test_story_tells_what_happened_to_a_job(core: Core) -> None:
-    core.submit(1, ["a"])
-    core.batches()
-    core.lost(b"W1")
-    core.worker(b"W2")
-    core.answer(*core.batches())
-    owner = next(iter(core.scheduler.ledger.by_uuid))
-    words = [line.split()[1] for line in core.scheduler.story(owner, 1, 0)]
-    assert words == ["admitted", "dispatched", "returned", "dispatched", "ended"]
-    assert core.scheduler.story(owner, 2, 0) == []
+        blame.block(job, 1000.0)
+    assert len(blame.find_blocked(jobs, 1000.0)) == MAX_BLOCKED
 
 
 def test_job_that_would_end_twice_is_a_loud_fault_with_its_story(core: Core) -> None:
@@ -135,8 +130,9 @@ def test_only_the_running_batch_is_blamed() -> None:
     core.tick(0.1)
     assert len(core.batches()) == 2
     core.lost(b"W1")
-    waiting = core.scheduler.models["m"].queue.waiting()
-    assert [(job.request, job.crashes) for job in waiting] == [(1, 1), (2, 0)]
+    jobs = [job for request in core.frontend_requests() for job in request.jobs.values()]
+    assert [(job.request.number, job.crashes) for job in jobs] == [(1, 1), (2, 0)]
+    assert core.waiting() == [(1, 0), (2, 0)]
 
 
 def test_of_each_lane_the_running_batch_is_blamed() -> None:
@@ -150,7 +146,7 @@ def test_of_each_lane_the_running_batch_is_blamed() -> None:
     core.lost(b"W1")
     core.worker(b"W2", credit=4)
     assert [texts for _, _, texts in core.batches()] == [["b" * 60]]
-    assert sorted(job.request for job in core.scheduler.on_trial()) == [1, 2]
+    assert sorted(job.request.number for job in core.scheduler.on_trial()) == [1, 2]
 
 
 def test_suspect_runs_beside_nothing_else() -> None:

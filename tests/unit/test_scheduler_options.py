@@ -7,9 +7,9 @@ import pytest
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
+from broker.jobs import CHEAPER
 from broker.limits import Limits
 from broker.loading import FAILED_S, MAX_REMEMBERED
-from broker.models import CHEAPER
 from broker.protocol import Option, State
 from tests.core import DIMENSION, EPOCH, Core, row, vector
 

@@ -33,7 +33,7 @@ def test_requeued_jobs_keep_their_place_at_the_head() -> None:
     core.tick(0.1)
     assert len(core.batches()) == 2
     core.handle(b"W1", wire.WorkerGoodbye())
-    assert [job.request for job in core.scheduler.models["m"].queue.waiting()] == [0, 1, 2, 3]
+    assert core.waiting() == [(0, 0), (1, 0), (2, 0), (3, 0)]
 
 
 def test_draining_worker_gets_nothing_new_and_its_unstarted_batch_goes_elsewhere() -> None:

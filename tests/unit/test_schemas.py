@@ -216,14 +216,15 @@ def test_retry_after_is_what_clients_still_wait_for() -> None:
     ],
 )
 def test_headers_choose_lane_and_deadline(headers: dict[str, str], wanted: tuple[Lane | None, float]) -> None:
-    assert parse_headers(headers, 60.0)[:3] == (*wanted, "")
+    assert parse_headers(headers, "10.0.0.1", 60.0)[:2] == wanted
 
 
-def test_client_is_its_api_key_which_is_not_told() -> None:
-    one, other = (parse_headers({"authorization": f"Bearer {key}"}, 60.0).client for key in ("sk-one", "sk-öther"))
-    assert one != other
-    assert "sk" not in one
-    assert parse_headers({"authorization": "Bearer sk-one"}, 1.0).client == one
+def test_client_is_its_address_and_what_it_sends_for_a_key() -> None:
+    senders = [(address, key) for address in ("10.0.0.1", "10.0.0.2") for key in ("", "sk-one", "sk-öther")]
+    clients = [parse_headers({"authorization": f"Bearer {key}"}, address, 60.0).client for address, key in senders]
+    assert len(set(clients)) == len(senders)
+    assert not any("sk" in client or "10.0" in client for client in clients)
+    assert parse_headers({"authorization": "Bearer sk-one"}, "10.0.0.1", 1.0).client == clients[1]
 
 
 @pytest.mark.parametrize(
@@ -234,4 +235,4 @@ def test_client_is_its_api_key_which_is_not_told() -> None:
 )
 def test_headers_that_say_nothing_are_refused(headers: dict[str, str]) -> None:
     with pytest.raises(ApiError, match="must be"):
-        parse_headers(headers, 60.0)
+        parse_headers(headers, "10.0.0.1", 60.0)

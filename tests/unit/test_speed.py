@@ -2,9 +2,12 @@
 
 import pytest
 
-from broker.admission import UNKNOWN_WAIT_S, Bounds, Load, expected_wait, refuse
+from broker import protocol as wire
+from broker.admission import UNKNOWN_WAIT_S, expected_wait
 from broker.errors import ErrorCode
+from broker.limits import Limits
 from broker.speed import PRIOR_FIXED_S, Speed
+from tests.core import Core
 
 
 def test_worker_is_believed_until_it_is_known() -> None:
@@ -43,35 +46,61 @@ def test_prediction_is_never_negative(seconds: float) -> None:
     assert speed.tokens_per_s > 0
 
 
-BOUNDS = Bounds(jobs=10, tokens=100, bytes=1000, client_jobs=5, wait_s=3.0)
-HELD = Load(1, 1, 1)
-
-
 @pytest.mark.parametrize(
-    ("asked", "client_jobs", "wait_s", "budget_s", "code"),
+    ("texts", "code"),
     [
-        (Load(1, 1, 1), 0, 0.0, 9.0, None),
-        (Load(1, 1, 1), 5, 0.0, 9.0, ErrorCode.QUOTA),
-        (Load(10, 1, 1), 0, 0.0, 9.0, ErrorCode.QUOTA),
-        (Load(5, 100, 1), 0, 0.0, 9.0, ErrorCode.OVERLOADED),
-        (Load(5, 1, 1000), 0, 0.0, 9.0, ErrorCode.OVERLOADED),
-        (Load(1, 1, 1), 0, 3.5, 9.0, ErrorCode.OVERLOADED),
-        (Load(1, 1, 1), 0, 2.5, 2.0, ErrorCode.OVERLOADED),
-        (Load(1, 1, 1), 0, 2.5, 9.0, None),
-        (Load(1, 1, 1), 0, None, 9.0, None),
+        (["a"], None),
+        (["a"] * 5, None),
+        (["a"] * 6, ErrorCode.QUOTA),
+        (["a"] * 11, ErrorCode.INVALID_INPUT),
+        (["a" * 1001], ErrorCode.INVALID_INPUT),
+        (["a" * 1000], ErrorCode.OVERLOADED),
+        (["a" * 70] * 4, None),
+        (["a" * 77] * 4, ErrorCode.OVERLOADED),
+        (["a" * 90] * 4, ErrorCode.INVALID_INPUT),
     ],
 )
-def test_admission(
-    asked: Load, client_jobs: int, wait_s: float | None, budget_s: float, code: ErrorCode | None
-) -> None:
-    refusal = refuse(asked, HELD, client_jobs, BOUNDS, wait_s, budget_s)
-    assert (refusal and refusal.code) == code
+def test_request_is_refused_by_its_inputs_bytes_and_tokens(texts: list[str], code: ErrorCode | None) -> None:
+    core = Core(Limits(max_jobs=10, max_tokens=100, max_bytes=1000, max_client_share=0.5))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["open"], client="another")
+    core.submit(2, texts)
+    assert [one[2] for one in core.failures()] == ([code] if code else [])
 
 
-def test_jobs_above_the_bound_are_refused() -> None:
-    refusal = refuse(Load(2, 1, 1), Load(9, 1, 1), 0, BOUNDS, None, 9.0)
-    assert refusal
-    assert (refusal.code, refusal.retry_after_s) == (ErrorCode.OVERLOADED, UNKNOWN_WAIT_S)
+@pytest.mark.parametrize(("max_wait_s", "budget_ms", "refused"), [(0.5, 9000, True), (9, 500, True), (9, 9000, False)])
+def test_request_is_refused_by_the_wait_that_it_can_expect(max_wait_s: float, budget_ms: int, refused: bool) -> None:
+    core = Core(Limits(max_wait_s=max_wait_s))
+    core.frontend()
+    core.worker(tokens_per_s=100)
+    core.submit(1, ["a" * 200], client="another")
+    core.submit(2, ["b"], budget_ms=budget_ms)
+    texts = [message.failures[0].text for _, message, _ in core.take(wire.Failures)]
+    assert texts == ["the queue is 0.62 s long"] * refused
+
+
+def test_jobs_above_the_bound_are_refused_for_as_long_as_those_that_are_open_take() -> None:
+    core = Core(Limits(max_jobs=2, max_client_share=1))
+    core.frontend()
+    core.worker(tokens_per_s=100)
+    core.submit(1, ["a" * 200, "b"], client="another")
+    core.submit(2, ["c"])
+    ((_, message, _),) = core.take(wire.Failures)
+    (failure,) = message.failures
+    assert (failure.code, failure.text) == (ErrorCode.OVERLOADED, "the queue is full")
+    assert 600 < failure.retry_after_ms < 700
+
+
+def test_retry_after_is_a_second_when_nobody_can_tell() -> None:
+    core = Core(Limits(max_jobs=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.lost(b"W1")
+    core.submit(2, ["b"])
+    ((_, message, _),) = core.take(wire.Failures)
+    assert message.failures[0].retry_after_ms == UNKNOWN_WAIT_S * 1000
 
 
 def test_expected_wait_is_what_is_ahead_by_the_rate() -> None:

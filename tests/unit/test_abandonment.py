@@ -1,0 +1,92 @@
+"""What clients abandon counts against them for a while."""
+
+import pytest
+
+from broker import protocol as wire
+from broker.abandonment import HALF_LIFE_S, MAX_CLIENTS, Abandonment
+from broker.admission import MAX_ABANDONED_SHARE
+from broker.errors import ErrorCode
+from broker.limits import Limits
+from tests.core import Core
+
+
+def test_abandoned_jobs_fade() -> None:
+    abandonment = Abandonment()
+    abandonment.add("a", 100, 10.0)
+    abandonment.add("a", 50, 10.0 + HALF_LIFE_S)
+    assert abandonment.count("a", 10.0 + HALF_LIFE_S) == pytest.approx(100)
+    assert abandonment.count("a", 10.0 + 3 * HALF_LIFE_S) == pytest.approx(25)
+    assert abandonment.count("b", 10.0) == 0
+    wait_s = abandonment.find_wait_s("a", 10, 10.0 + HALF_LIFE_S)
+    assert abandonment.count("a", 10.0 + HALF_LIFE_S + wait_s) == pytest.approx(10)
+    assert abandonment.find_wait_s("b", 10, 10.0) == 0
+
+
+def test_only_so_many_clients_are_remembered_and_the_worst_stay() -> None:
+    abandonment = Abandonment()
+    abandonment.add("worst", 1000, 0.0)
+    for number in range(3 * MAX_CLIENTS):
+        abandonment.add(number, 10, 1.0)
+    assert len(abandonment) <= MAX_CLIENTS
+    assert abandonment.count("worst", 0.0) == 1000
+
+
+@pytest.fixture
+def crowded() -> Core:
+    """One client may have 500 jobs open, because another one has some."""
+    core = Core(Limits(max_jobs=1000))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["open"], client="another", budget_ms=600_000)
+    return core
+
+
+def abandon(core: Core, request: int, inputs: int, client: str = "flood") -> list[tuple[int, int, ErrorCode]]:
+    """Submit a request and leave it. Return why it was refused."""
+    core.submit(request, ["a"] * inputs, client=client)
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([request])))
+    return core.failures()
+
+
+def test_client_that_abandons_large_requests_is_refused_and_others_are_not(crowded: Core) -> None:
+    refused = [abandon(crowded, number, 200) for number in range(2, 12)]
+    assert refused[:2] == [[], []]
+    assert refused[-1] == [(11, -1, ErrorCode.QUOTA)]
+    assert abandon(crowded, 20, 200, client="honest") == []
+
+
+def test_refusal_tells_when_the_client_may_come_back(crowded: Core) -> None:
+    abandon(crowded, 2, 400)
+    crowded.submit(3, ["a"] * 300, client="flood")
+    ((_, message, _),) = crowded.take(wire.Failures)
+    (failure,) = message.failures
+    assert failure.code == ErrorCode.QUOTA
+    assert failure.text == "this client may have 500 inputs open at once, and 400 that it abandoned count too"
+    crowded.now += failure.retry_after_ms / 1000
+    crowded.submit(4, ["a"] * 300, client="flood")
+    assert crowded.failures() == []
+
+
+def test_small_requests_of_a_client_that_abandons_are_still_served(crowded: Core) -> None:
+    for number, inputs in enumerate((400, 100), 2):
+        assert abandon(crowded, number, inputs) == []
+    free = round(500 * (1 - MAX_ABANDONED_SHARE))
+    assert abandon(crowded, 50, free + 1) == [(50, -1, ErrorCode.QUOTA)]
+    crowded.submit(51, ["a"] * free, client="flood")
+    assert crowded.failures() == []
+
+
+def test_client_alone_may_abandon_what_it_likes() -> None:
+    core = Core(Limits(max_jobs=1000))
+    core.frontend()
+    for number in range(20):
+        core.worker()
+        assert abandon(core, number, 900) == []
+
+
+def test_what_a_frontend_held_when_it_ended_is_nobodys_fault(crowded: Core) -> None:
+    crowded.frontend(b"F2")
+    crowded.submit(1, ["a"] * 400, b"F2", client="honest")
+    crowded.lost(b"F2")
+    crowded.submit(2, ["a"] * 400, client="honest")
+    assert crowded.failures() == []
