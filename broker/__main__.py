@@ -20,7 +20,7 @@ def main() -> None:
     except msgspec.ValidationError as error:
         print(f"vecmill broker: configuration: {error}", file=sys.stderr)
         sys.exit(2)
-    logs.set_up(config)
+    logs.set_up("broker", config.log_level, config.log_format)
     logging.getLogger(__name__).info("starting: %s", describe(config))
     try:
         Service(config).run()

@@ -9,7 +9,7 @@ from typing import NoReturn
 import msgspec
 from sanic import Sanic
 
-from frontend import logs
+from broker import logs
 from frontend.app import DRAIN_S, create_app
 from frontend.config import Config, load
 from frontend.connection import Connection, limit_unread
@@ -37,7 +37,7 @@ def main() -> None:
         refuse(f"cannot listen on port {config.port} of {config.host}: {error}")
     if config.processes > 1:
         sys.exit(share_port(config.processes, listening, sys.argv[1:], DRAIN_S + 5))
-    logs.set_up(config)
+    logs.set_up("frontend", config.log_level, config.log_format)
     app = create_app(config, keys)
     app.prepare(sock=listening, single_process=True, motd=False, access_log=False, protocol=Connection, ssl=tls)
     Sanic.serve_single(primary=app)

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from broker import logs
 from broker import protocol as wire
 from broker.errors import ErrorCode
-from workers import logs
 from workers.__main__ import end_process
 from workers.backend import Ids, Vectors
 from workers.config import Config, load
@@ -139,7 +139,7 @@ class FakeBackend:
 
 def serve(config: Config, fakery: Fakery) -> None:
     """Serve the fake model until drained."""
-    logs.set_up(config)
+    logs.set_up("worker", config.log_level, config.log_format)
     threading.excepthook = end_process
     hello = wire.WorkerHello(
         wire.PROTOCOL_MIN,

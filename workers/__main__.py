@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import msgspec
 import zmq
 
+from broker import logs
 from broker import protocol as wire
-from workers import logs
 from workers.announcer import announced
 from workers.config import Config, load
 from workers.connection import connecting
@@ -38,7 +38,7 @@ def main() -> None:
         config = load(sys.argv[1:], os.environ)
     except msgspec.ValidationError as error:
         refuse(f"configuration: {error}")
-    logs.set_up(config)
+    logs.set_up("worker", config.log_level, config.log_format)
     threading.excepthook = end_process
     # The heartbeat's thread must get its turn soon while others hold the interpreter.
     sys.setswitchinterval(0.001)
