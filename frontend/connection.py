@@ -8,6 +8,7 @@ import asyncio
 import math
 import socket
 import struct
+import time
 from typing import Any, NamedTuple
 
 from sanic import Request
@@ -17,6 +18,8 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 
 #: How often a TLS connection that is to be closed is looked at, in seconds.
 _LOOK_S = 0.05
+#: How long what has come of a body may be read in one turn of the event loop, in seconds.
+_TURN_S = 0.01
 
 
 def limit_unread(listening: socket.socket, limit_s: float) -> None:
@@ -112,14 +115,20 @@ class TimedRequest(Request):
         stream: Any = self.stream
         limit_s = self.app.config.REQUEST_TIMEOUT
         clock = asyncio.get_running_loop().time
-        parts = []
+        # Not a list of parts: a body of 8 MB may come in as many of them.
+        body = bytearray()
+        turn_ends = 0.0
         try:
             async with asyncio.timeout(limit_s) as waiting:
                 async for part in stream:
-                    parts.append(part)
-                    waiting.reschedule(clock() + limit_s)
+                    body += part
+                    # Small parts that are here already would keep others from their turn.
+                    if time.monotonic() >= turn_ends:
+                        waiting.reschedule(clock() + limit_s)
+                        await asyncio.sleep(0)
+                        turn_ends = time.monotonic() + _TURN_S
         except TimeoutError:
             # Else Sanic would answer, and wait for the rest.
             stream.keep_alive, stream.request_body = False, None
             raise RequestTimeout from None
-        self.body = b"".join(parts)
+        self.body = bytes(body)
