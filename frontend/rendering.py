@@ -15,6 +15,8 @@ from frontend.schemas import EmbeddingsRequest, TokenizeRequest
 
 #: Rows of float32, [rows, dimension].
 Vectors = npt.NDArray[np.float32]
+#: Token ids of one text.
+Ids = npt.NDArray[np.uint32]
 
 #: Below this length a vector is not scaled to length 1: OVMS's eps, and torch's.
 _SHORTEST = 1e-12
@@ -77,22 +79,22 @@ def render_embeddings(
 
 def render_tokens(wanted: TokenizeRequest, rows: Sequence[memoryview], model: ModelInfo) -> bytes:
     """OVMS's answer: flat for a single text, nested for several. `rows`: u32 ids with special tokens."""
-    tokens = [_tokens(wanted, np.frombuffer(row, "<u4").tolist(), model) for row in rows]
-    return msgspec.json.encode({"tokens": tokens[0] if len(tokens) == 1 else tokens})
+    tokens = [_tokens(wanted, np.frombuffer(row, "<u4"), model) for row in rows]
+    return orjson.dumps({"tokens": tokens[0] if len(tokens) == 1 else tokens}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _tokens(wanted: TokenizeRequest, ids: list[int], model: ModelInfo) -> list[int]:
+def _tokens(wanted: TokenizeRequest, ids: Ids, model: ModelInfo) -> Ids:
     before, after = len(model.before), len(model.after)
     if not wanted.special_tokens:
         ids, before, after = ids[before : len(ids) - after], 0, 0
     if wanted.max_length is not None and len(ids) > wanted.max_length:
         # The special tokens stay, where there is room for them.
         kept = after if wanted.max_length >= before + after else 0
-        ids = ids[: wanted.max_length - kept] + ids[len(ids) - kept :]
+        ids = np.concatenate([ids[: wanted.max_length - kept], ids[len(ids) - kept :]])
     if not wanted.pad:
         return ids
-    padding = [model.pad_id] * ((wanted.max_length or model.max_tokens) - len(ids))
-    return padding + ids if wanted.pad_left else ids + padding
+    padding = np.full(max(0, (wanted.max_length or model.max_tokens) - len(ids)), model.pad_id, np.uint32)
+    return np.concatenate([padding, ids] if wanted.pad_left else [ids, padding])
 
 
 def render_model(model: ModelInfo, created: int) -> dict[str, Any]:
