@@ -25,7 +25,7 @@ from broker import protocol as wire
 from broker.errors import ErrorCode, RemoteProtocolError
 from broker.protocol import Frame, Kind, Lane, Message, ModelInfo, ModelState, State
 from frontend.config import Config
-from frontend.errors import ApiError, from_failure, unknown_model
+from frontend.errors import ApiError, from_failure, quote, unknown_model
 from frontend.pending import Door, Pending, Table
 from frontend.schemas import Terms
 
@@ -172,9 +172,9 @@ class BrokerClient:
             return broker_away()
         state = self.states.get(name)
         if state and state.state in _NOT_YET:
-            return from_failure(ErrorCode.NO_WORKER, f"the model {name!r} {_NOT_YET[state.state]}", 5000)
+            return from_failure(ErrorCode.NO_WORKER, f"the model {quote(name)} {_NOT_YET[state.state]}", 5000)
         if name in self._seen_models or not any(model.workers for model in self.models.values()):
-            return from_failure(ErrorCode.NO_WORKER, f"no worker that serves {name!r} is connected", 5000)
+            return from_failure(ErrorCode.NO_WORKER, f"no worker that serves {quote(name)} is connected", 5000)
         return unknown_model(name)
 
     def _end(self, pending: Pending) -> None:

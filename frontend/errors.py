@@ -8,6 +8,8 @@ from broker.errors import ErrorCode
 
 #: OpenAI's clients give up on a Retry-After above this.
 MAX_RETRY_AFTER_S = 120
+#: How much of a request's value an error repeats, in characters.
+MAX_QUOTED = 100
 
 #: HTTP status, OpenAI's `type` and `code`, and the field at fault, of each code that a job can end with.
 _STATUS = {
@@ -63,6 +65,11 @@ class ApiError(Exception):
         return {"Retry-After": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.retry_after_s))))}
 
 
+def quote(value: str) -> str:
+    """Return what a request has said, in quotes, for an error that names it; of a long one the beginning."""
+    return repr(value) if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]!r}…"
+
+
 def from_failure(code: ErrorCode, text: str, retry_after_ms: int = 0) -> ApiError:
     """What the broker or a worker said of a job, for the client."""
     status, kind, name, param = _STATUS.get(code, _FAULT)
@@ -71,5 +78,5 @@ def from_failure(code: ErrorCode, text: str, retry_after_ms: int = 0) -> ApiErro
 
 def unknown_model(name: str, wording: str = "Mediapipe graph definition with requested name is not found") -> ApiError:
     """No worker has ever announced this model; OVMS's wording for the path at the end."""
-    text = f"The model {name!r} does not exist - {wording}"
+    text = f"The model {quote(name)} does not exist - {wording}"
     return ApiError(404, text, param="model", code="model_not_found")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from broker.errors import ErrorCode
 from broker.protocol import Kind, ModelInfo, Option, pack_u32
-from frontend.errors import ApiError, from_failure
+from frontend.errors import ApiError, from_failure, quote
 from frontend.schemas import MAX_LENGTH_LIMIT, EmbeddingsRequest, TokenizeRequest
 
 #: Names of prompts for each `input_type` that others have: Cohere's and vLLM's, and the names that
@@ -83,12 +83,12 @@ def _prompt(wanted: EmbeddingsRequest, model: ModelInfo) -> str:
     if kind is not None and kind not in model.prompts:
         if kind not in _INPUT_TYPES:
             known = ", ".join(dict.fromkeys([*_INPUT_TYPES, *model.prompts]))
-            text = f"input_type is {kind!r}, but must be one of {known}"
+            text = f"input_type is {quote(kind)}, but must be one of {known}"
             raise ApiError(400, text, param="input_type")
         return next((model.prompts[one] for one in _INPUT_TYPES[kind] if one in model.prompts), "")
     if name is not None and name not in model.prompts:
         has = f"has {', '.join(model.prompts)}" if model.prompts else "has none"
-        raise ApiError(400, f"prompt_name is {name!r}, but the model {has}", param="prompt_name")
+        raise ApiError(400, f"prompt_name is {quote(name)}, but the model {has}", param="prompt_name")
     return model.prompts.get(kind or name or model.default_prompt, "")
 
 

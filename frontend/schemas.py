@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from broker.protocol import Lane, Option, Origin
-from frontend.errors import ApiError
+from frontend.errors import ApiError, quote
 from frontend.inputs import Texts, TokenArrays, boolean, documents, model_name, parse_object, string
 
 #: What `truncate` may be, and what it asks for. TEI's and vLLM's sides; OVMS has a boolean.
@@ -145,7 +145,7 @@ def parse_headers(headers: Mapping[str, str], address: str, longest_s: float) ->
     """
     name = headers.get("x-vecmill-lane")
     if name is not None and name.upper() not in Lane.__members__:
-        raise ApiError(400, f"x-vecmill-lane is {name!r}, but must be interactive or bulk", param="x-vecmill-lane")
+        raise ApiError(400, f"x-vecmill-lane is {quote(name)}, but must be interactive or bulk", param="x-vecmill-lane")
     lane = None if name is None else Lane[name.upper()]
     identity = f"{address} {headers.get('authorization', '')}"
     client = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()

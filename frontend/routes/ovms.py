@@ -14,7 +14,7 @@ from frontend import __version__, metrics
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
 from frontend.edges import require_admin
-from frontend.errors import ApiError, unknown_model
+from frontend.errors import ApiError, quote, unknown_model
 from frontend.fitting import check_max_length
 from frontend.keys import KeysError
 from frontend.rendering import render_config, render_tokens
@@ -90,7 +90,8 @@ async def model_metadata(request: Request, path: str) -> HTTPResponse:
     if asked is None or state is None or asked["version"] not in (None, "1"):
         raise unknown_model(name, "Model with requested name is not found")
     if model is None or (asked["ready"] and state.state != State.AVAILABLE):
-        raise ApiError(503, f"the model {name!r} is not ready", kind="server_error", code="not_ready", retry_after_s=5)
+        text = f"the model {quote(name)} is not ready"
+        raise ApiError(503, text, kind="server_error", code="not_ready", retry_after_s=5)
     if asked["ready"]:
         return raw(msgspec.json.encode({"name": name, "ready": True}), content_type=JSON)
     metadata = {

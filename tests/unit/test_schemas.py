@@ -34,7 +34,14 @@ BAD = [
     (b'{"model": "m", "input": [[[1]]]}', "every element in input array should be either string or int"),
     (b'{"model": "m", "input": "a", "x": ' + b"[" * 100 + b"]" * 100 + b"}", "JSON body exceeds maximum nesting depth"),
     (b'{"model": "m", "input": ' + b"[" * 101 + b"]" * 101 + b"}", "JSON body exceeds maximum nesting depth"),
-    (b'{"model": "m", "input": [' + b"[]," * 100_000 + b"[]]}", "JSON body has more than 100000 arrays and objects"),
+    (b'{"model": "m", "input": [' + b"[]," * 100_000 + b"[]]}", "JSON body has more than 100000 arrays, objects"),
+    (b'{"model": "m", "input": "a"' + b',"x":1' * 100_000 + b"}", "JSON body has more than 100000 arrays, objects"),
+    (b'{"model": "m", "input": "a", "dimensions": 1.5}', "dimensions should be an integer"),
+    (b'{"model": "m", "input": 1.5}', "input should be string, array of strings or array of integers"),
+    (b'{"model": "m", "input": [1, 1e3]}', "every element in input array should be either string or int"),
+    (b'{"model": 1.5, "input": "a"}', "model field is not a string"),
+    (b'{"model": "m", "input": "a", "normalize": 0.5}', "normalize should be boolean"),
+    (b'{"model": "m", "input": "a", "truncate": 0.5}', "truncate should be boolean or one of none, start, end"),
     (b'{"model": "m", "input": "a", "dimensions": 0}', "dimensions should be greater than 0"),
     (b'{"model": "m", "input": "a", "dimensions": true}', "dimensions should be an integer"),
     (b'{"model": "m", "input": "a", "truncate": "middle"}', "truncate should be boolean or one of none, start, end"),
@@ -80,7 +87,7 @@ def test_inputs_are_taken(value: object, documents: object) -> None:
 
 
 def test_brackets_in_texts_are_no_nesting() -> None:
-    texts = ["[" * 200_000, '"[{' * 1000, "\\" * 999 + '"[']
+    texts = ["[" * 200_000, '"[{' * 1000, "\\" * 999 + '"[' + ":" * 200_000]
     assert parse_embeddings(msgspec.json.encode({"model": "m", "input": texts}), 3).documents == texts
 
 
@@ -179,6 +186,11 @@ def test_every_code_has_a_status(code: ErrorCode) -> None:
     error = from_failure(code, "text", 1)
     assert error.status in (400, 404, 422, 429, 500, 503, 504)
     assert error.headers() == {"Retry-After": "1"}
+
+
+def test_long_name_is_told_by_its_beginning() -> None:
+    assert str(unknown_model("x" * 100)).startswith(f"The model '{'x' * 100}' does not exist")
+    assert str(unknown_model("x" * 101)).startswith(f"The model '{'x' * 100}'… does not exist")
 
 
 def test_message_may_name_bytes_that_are_no_text() -> None:

@@ -213,3 +213,18 @@ def test_a_compiled_table_finds_what_it_was_made_of() -> None:
 
     every = map(chr, [*range(1, 0x9100), 0x10FFFF])
     assert {key: value for key in every if (value := find(key.encode()))} == table
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a", "!", " ", "a ", "\n", "[CLS]", "[", "\1", "中", "각", "\ufdfa", "\u0301", "\u0301\u0316", "hello"],
+    ids=ascii,
+)
+def test_text_is_read_in_a_time_that_grows_with_its_length(both: tuple[Tokenizer, Any], piece: str) -> None:
+    ours, _ = both
+    # From short to long: what grows faster fails soon. The slowest of 8 MB takes a tenth of this.
+    for doubled in range(16, 24):
+        text = piece * (2**doubled // len(piece.encode()))
+        started = time.process_time()
+        ours.encode([text])
+        assert time.process_time() - started < 10
