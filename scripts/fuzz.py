@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.clients import body, right  # noqa: E402  after the path is set
+from tests.hostile import BODIES  # noqa: E402
 from tests.processes import Cluster, alive, descendants, until  # noqa: E402
 from tests.servers import MODEL, Server, rows  # noqa: E402
 
@@ -170,6 +171,11 @@ def request(system: System, headers: str = "") -> bytes:
     return head.encode() + content
 
 
+def posted(content: bytes) -> bytes:
+    """A request with this body."""
+    return b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
+
+
 def flipped(dice: random.Random, sent: bytes) -> bytes:
     """Some bytes are others."""
     changed = bytearray(sent)
@@ -199,9 +205,10 @@ def broken(dice: random.Random, system: System) -> tuple[str, bytes]:
         "many headers": lambda: request(system, "x: y\r\n" * dice.randint(100, 1000)),
         "long header": lambda: request(system, f"x: {'y' * dice.randint(8000, 100_000)}\r\n"),
         "bad header": lambda: request(system, dice.choice(["x\r\n", ": y\r\n", "x : y\r\n", "x: \0\r\n", " x: y\r\n", "x: \xff\r\n"])),
+        "costly body": lambda: posted(dice.choice(list(BODIES.values()))(dice.randint(20_000, 1_000_000))),
         "bad version": lambda: good.replace(b"HTTP/1.1", dice.choice([b"HTTP/9.9", b"HTTP/1.0", b"HTTP/2", b"FTP/1", b""])),
-        "bad method": lambda: good.replace(b"POST", dice.choice([b"GET", b"P\0ST", b"BREW", b"post", b"", b"P" * 9000])),
-        "bad path": lambda: good.replace(b"/v1/embeddings", dice.choice([b"/%ff%00", b"*", b"", b"//", b"/" * 9000, b"/\xff", b"/../x"])),
+        "bad method": lambda: good.replace(b"POST", dice.choice([b"GET", b"P\0ST", b"BREW", b"post", b"", b"P" * 9000, b"P\nOST", b"\x1b[2JPOST"])),
+        "bad path": lambda: good.replace(b"/v1/embeddings", dice.choice([b"/%ff%00", b"*", b"", b"//", b"/" * 9000, b"/\xff", b"/../x", b"/" * 5000])),
         "good": lambda: good,
     }  # fmt: skip
     kind = dice.choice(sorted(kinds))
