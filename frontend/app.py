@@ -13,10 +13,12 @@ from frontend.config import Config
 from frontend.connection import Connection
 from frontend.errors import ApiError
 from frontend.keys import Keys
+from frontend.memory import return_freed_memory
 from frontend.routes.docs import docs
 from frontend.routes.openai import openai
 from frontend.routes.operations import operations
 from frontend.routes.ovms import ovms
+from frontend.unread import Unread
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +45,19 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     app.ctx.config, app.ctx.keys = config, keys
     app.ctx.connections = set()
     app.ctx.draining = None
+    app.ctx.unread = Unread(config)
     app.blueprint(openai)
     app.blueprint(operations)
     app.blueprint(ovms)
     app.blueprint(docs)
     app.register_listener(_open_broker, "before_server_start")
+    app.register_listener(_look_after_readers, "before_server_start")
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_close_broker, "after_server_stop")
     app.error_handler.add(Exception, _error)
     app.error_handler.add(asyncio.CancelledError, _client_gone)
+    app.register_middleware(_begin, "request")
+    app.register_middleware(_watch, "response")
     app.register_middleware(_say_goodbye, "response")
     edges.install(app)
     app.register_listener(_touch_metrics, "before_server_start")
@@ -65,6 +71,19 @@ async def _touch_metrics(app: Sanic) -> None:  # type: ignore[type-arg]
 async def _open_broker(app: Sanic) -> None:  # type: ignore[type-arg]
     app.ctx.broker = BrokerClient(app.ctx.config)
     app.ctx.broker.open()
+
+
+async def _look_after_readers(app: Sanic) -> None:  # type: ignore[type-arg]
+    return_freed_memory()
+    app.ctx.looking = asyncio.create_task(app.ctx.unread.look())
+
+
+async def _begin(request: Request) -> None:
+    await request.app.ctx.unread.begin(request)
+
+
+async def _watch(request: Request, _: BaseHTTPResponse) -> None:
+    request.app.ctx.unread.watch(request)
 
 
 async def _drain(app: Sanic) -> None:  # type: ignore[type-arg]
@@ -95,6 +114,7 @@ async def _close_connections(connections: set[Connection]) -> None:
 
 async def _close_broker(app: Sanic) -> None:  # type: ignore[type-arg]
     log.info("drained with %d connections left", len(app.ctx.connections))
+    app.ctx.looking.cancel()
     app.ctx.broker.close()
 
 

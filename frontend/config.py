@@ -25,6 +25,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     send_timeout_s: Annotated[
         float, Meta(gt=0, le=86400, description="how long a client may take nothing of an answer, in seconds")
     ] = 60.0
+    min_read_rate: Annotated[
+        float,
+        Meta(ge=0, description="bytes a second that a client takes of a large answer at least, over --send-timeout-s"),
+    ] = 16384.0
+    max_unread_bytes: Annotated[
+        int, Meta(gt=0, description="most bytes of large answers that clients have not read yet, in each process")
+    ] = 64 * 1024 * 1024
     request_timeout_s: Annotated[
         float, Meta(gt=0, description="how long a client may stop in the middle of sending a request, in seconds")
     ] = 60.0

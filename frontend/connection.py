@@ -1,18 +1,20 @@
 """Connections and requests as Sanic has them, with limits on clients that are slow. Knows no path.
 
-A client that leaves its answer unread is the kernel's to end (see `limit_unread`): it alone sees what has left, whether
-there is TLS above it or not.
+Which clients read their answers too slowly is for `frontend/unread.py` to say, by what the kernel tells of each
+connection: it alone sees what the client has taken, whether there is TLS above it or not.
 """
 
 import asyncio
+import fcntl
 import math
 import socket
 import struct
+import termios
 import time
 from typing import Any, NamedTuple
 
 from sanic import Request
-from sanic.exceptions import BadURL, RequestTimeout
+from sanic.exceptions import BadURL, RequestCancelled, RequestTimeout
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
@@ -20,18 +22,26 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 _LOOK_S = 0.05
 #: How long what has come of a body may be read in one turn of the event loop, in seconds.
 _TURN_S = 0.01
+#: How much later than us the kernel ends a client that takes nothing, so that it is us who count it, in seconds.
+_LATER_S = 5.0
 
 
 def limit_unread(listening: socket.socket, limit_s: float) -> None:
-    """Let the kernel end each connection of this socket whose client takes nothing of what waits for it for so long."""
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(limit_s * 1000))
+    """Let the kernel end each connection of this socket whose client takes nothing of what waits for it for so long.
+
+    This is for what we cannot see: a connection that is closed here and has its last bytes in the kernel.
+    """
+    limit_ms = math.ceil((limit_s + _LATER_S) * 1000)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
 
 
-class _Outgoing(NamedTuple):
-    """What the kernel has done with a connection's bytes: how many the client's has taken, and whether some wait."""
+class Outgoing(NamedTuple):
+    """Where a connection's bytes are: with the client's kernel, which has taken them, on the way to it in ours, or
+    still with us; under TLS the event loop may hold more than it tells."""
 
     taken: int
-    waiting: bool
+    sent: int
+    buffered: int
 
 
 class Connection(HttpProtocol):
@@ -77,25 +87,43 @@ class Connection(HttpProtocol):
             self._callback_check_timeouts.cancel()
         self.transport.close()
 
-    def _close_when_taken(self, before: _Outgoing | None) -> None:
+    def _close_when_taken(self, before: Outgoing | None) -> None:
         """Sanic's close, once nothing has waited and nothing has moved for a turn of the event loop: what is still
         above the kernel would have moved."""
-        if self.transport is None or self.transport.is_closing():
+        now = self.outgoing()
+        if now is None or self.transport is None or self.transport.is_closing():
             return
-        now = self._outgoing()
-        if now.waiting or now != before:
+        if now.sent or now != before:
             self._closing = self.loop.call_later(_LOOK_S, self._close_when_taken, now)
         else:
             super().close()
 
-    def _outgoing(self) -> _Outgoing:
-        assert self.transport
-        # struct tcp_info of linux/tcp.h: packets without an answer, bytes that were answered, bytes not yet sent.
-        info = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
-        (unanswered,), (taken,), (unsent,) = (
-            struct.unpack_from(kind, info, at) for kind, at in (("=I", 24), ("=Q", 120), ("=I", 144))
-        )
-        return _Outgoing(taken, bool(unanswered or unsent))
+    def outgoing(self) -> Outgoing | None:
+        """Where its bytes are; None when the connection has ended."""
+        if self.transport is None or self.conn_info is None or self.conn_info.lost:
+            return None
+        if self.transport.is_closing() and self.transport.get_extra_info("ssl_object"):
+            # TLS is closed when all is taken, and its socket a moment before we hear of it.
+            return None
+        connected = self.transport.get_extra_info("socket")
+        # struct tcp_info of linux/tcp.h: bytes that were answered.
+        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        (taken,) = struct.unpack_from("=Q", info, 120)
+        (sent,) = struct.unpack("=i", fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)))
+        return Outgoing(taken, sent, self.transport.get_write_buffer_size())
+
+    async def until_writable(self) -> None:
+        """Wait until the client has taken nearly all that was written before; CancelledError when it has gone."""
+        await self._can_write.wait()
+        if self.transport is None or self.transport.is_closing():
+            raise RequestCancelled
+
+    def reset(self) -> None:
+        """End the connection, and let the kernel forget what its client has not taken."""
+        if self.transport is not None:
+            linger = struct.pack("ii", 1, 0)
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.transport.abort()
 
 
 class TimedRequest(Request):

@@ -27,6 +27,7 @@ from sanic import Request
 from sanic.response import BaseHTTPResponse
 
 from broker.protocol import Family
+from frontend.readers import Reason
 
 PREFIX = "vecmill_"
 #: From what needs no broker to the longest deadline by default, in seconds.
@@ -100,6 +101,15 @@ _ovms_time = Histogram(
     buckets=_OVMS_BUCKETS,
     registry=_own,
 )
+unread_bytes = Gauge(
+    PREFIX + "unread_bytes",
+    "Bytes of answers that clients have not taken yet",
+    multiprocess_mode="livesum",
+    registry=_own,
+)
+readers_ended = Counter(
+    PREFIX + "readers_ended", "Connections ended because their clients read too slowly", ["reason"], registry=_own
+)
 
 
 def endpoint_of(request: Request) -> str:
@@ -151,6 +161,8 @@ def touch(endpoints: Iterable[str]) -> None:
     for endpoint in [*endpoints, _UNKNOWN]:
         _requests.labels(endpoint, "200" if endpoint != _UNKNOWN else "404", "")
         _request_seconds.labels(endpoint)
+    for reason in Reason:
+        readers_ended.labels(reason.value)
 
 
 def touch_model(model: str) -> None:

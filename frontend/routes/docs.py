@@ -4,13 +4,16 @@ Swagger UI is npm's swagger-ui-dist 5.35.0; its two files are as they come, but 
 loaded from elsewhere, and no script stands in the page, so that the policy below can forbid both.
 """
 
+import time
 from pathlib import Path
 
 import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
+from frontend.config import Config
 from frontend.openapi import specification
+from frontend.unread import Unread, answer
 
 _STATIC = Path(__file__).resolve().parent.parent / "static"
 _POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
@@ -40,17 +43,21 @@ async def start(_: Request) -> HTTPResponse:
 
 
 @docs.get("/docs/swagger-ui-bundle.js")
-async def script(_: Request) -> HTTPResponse:
+async def script(request: Request) -> HTTPResponse | None:
     """Its code."""
-    return _packed("swagger-ui-bundle.js.gz", "text/javascript")
+    return await _packed(request, "swagger-ui-bundle.js.gz", "text/javascript")
 
 
 @docs.get("/docs/swagger-ui.css")
-async def style(_: Request) -> HTTPResponse:
+async def style(request: Request) -> HTTPResponse | None:
     """Its looks."""
-    return _packed("swagger-ui.css.gz", "text/css")
+    return await _packed(request, "swagger-ui.css.gz", "text/css")
 
 
-def _packed(name: str, content_type: str) -> HTTPResponse:
+async def _packed(request: Request, name: str, content_type: str) -> HTTPResponse | None:
     headers = {"Content-Encoding": "gzip", "Cache-Control": "max-age=86400"}
-    return raw((_STATIC / "swagger-ui" / name).read_bytes(), headers=headers, content_type=content_type)
+    config: Config = request.app.ctx.config
+    unread: Unread = request.app.ctx.unread
+    path = _STATIC / "swagger-ui" / name
+    async with unread.room(path.stat().st_size, time.monotonic() + config.deadline_s) as room:
+        return await answer(request, room, path.read_bytes(), headers, content_type)

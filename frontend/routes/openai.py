@@ -7,15 +7,17 @@ import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
+from broker.protocol import ModelInfo
 from frontend import metrics
 from frontend.broker_client import BrokerClient
 from frontend.config import Config
 from frontend.errors import from_failure, unknown_model
-from frontend.fitting import fit
+from frontend.fitting import Fitted, fit
 from frontend.pending import Pending
 from frontend.rendering import render_embeddings, render_model, shape
 from frontend.routes.terms import terms_of
-from frontend.schemas import parse_embeddings
+from frontend.schemas import EmbeddingsRequest, parse_embeddings
+from frontend.unread import Unread, answer
 
 JSON = "application/json"
 #: Where the paths of OpenAI's API begin: as OpenAI has them, and as OVMS does.
@@ -27,42 +29,59 @@ _STARTED = int(time.time())
 openai = Blueprint("openai")
 
 
-async def create_embeddings(request: Request) -> HTTPResponse:
+async def create_embeddings(request: Request) -> HTTPResponse | None:
     """POST /v1/embeddings: one vector for each input, in the inputs' order."""
     started = time.monotonic()
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
+    unread: Unread = request.app.ctx.unread
     wanted = parse_embeddings(request.body, config.max_inputs)
     terms = terms_of(request)
     model = await broker.find_model(wanted.model)
     note = request.ctx.log
     note |= {"model": wanted.model, "inputs": len(wanted.documents)}
     fitted = fit(wanted, model, config.dimensions_policy, config.max_request_tokens)
+    until = started + terms.deadline_s
     if not fitted.inputs:
         body = render_embeddings(wanted, {}, 0, cut={}, bad=fitted.bad)
-        return raw(body, content_type=JSON, headers=_headers(None, fitted.warning, started))
+        async with unread.room(len(body), until, waiting=len(body)) as room:
+            return await answer(request, room, body, _headers(None, fitted.warning, started), JSON)
     with metrics.Waiting(request, wanted.model):
         done = await broker.run(
             wanted.model,
             fitted.kind,
             fitted.inputs,
             terms,
-            started + terms.deadline_s,
+            until,
             options=fitted.options,
             per_item=wanted.per_item,
             max_tokens=config.max_request_tokens,
         )
+    note |= {"tokens": done.tokens, "truncated": sum(done.cut.values()), "job": done.number}
+    row_bytes = sum(len(row) for row in done.rows if row is not None)
+    async with unread.room(_text_bytes(row_bytes, wanted), until, waiting=row_bytes) as room:
+        headers = _headers(done, fitted.warning, started)
+        if wanted.truncate:
+            headers["x-truncated-tokens"] = str(note["truncated"])
+        body = _render(wanted, model, fitted, done)
+        # What it was made of need not wait for the client to read it.
+        del done, fitted, wanted
+        request.body = b""
+        return await answer(request, room, body, headers, JSON)
+
+
+def _render(wanted: EmbeddingsRequest, model: ModelInfo, fitted: Fitted, done: Pending) -> bytes:
     place = fitted.places
     rows = {place[at]: row for at, row in enumerate(done.rows) if row is not None}
     vectors = dict(zip(rows, shape(list(rows.values()), wanted, model), strict=True))
     cut = {place[at]: tokens for at, tokens in done.cut.items()}
     bad = fitted.bad | {place[at]: from_failure(one.code, one.text) for at, one in done.failures.items()}
-    headers = _headers(done, fitted.warning, started)
-    if wanted.truncate:
-        headers["x-truncated-tokens"] = str(sum(cut.values()))
-    note |= {"tokens": done.tokens, "truncated": sum(cut.values()), "job": done.number}
-    body = render_embeddings(wanted, vectors, done.tokens, cut=cut, bad=bad)
-    return raw(body, content_type=JSON, headers=headers)
+    return render_embeddings(wanted, vectors, done.tokens, cut=cut, bad=bad)
+
+
+def _text_bytes(row_bytes: int, wanted: EmbeddingsRequest) -> int:
+    """About how long rows are as text: in base64 4 bytes for 3, else a float32 with some 12 digits, sign and point."""
+    return row_bytes * 4 // 3 if wanted.base64 else row_bytes * 13 // 4
 
 
 def _headers(done: Pending | None, warning: str, started: float) -> dict[str, str]:

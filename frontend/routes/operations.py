@@ -1,12 +1,16 @@
 """Health, for people, load balancers and container engines; the /v2 paths are KServe's."""
 
+import time
+
 import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
 from frontend import metrics
 from frontend.broker_client import BrokerClient
+from frontend.config import Config
 from frontend.errors import ApiError
+from frontend.unread import Unread, answer
 
 JSON = "application/json"
 
@@ -49,13 +53,16 @@ async def health(request: Request) -> HTTPResponse:
 
 
 @operations.get("/metrics", name="metrics")
-async def scrape(request: Request) -> HTTPResponse:
+async def scrape(request: Request) -> HTTPResponse | None:
     """This frontend's metrics and the broker's, for Prometheus."""
+    config: Config = request.app.ctx.config
+    unread: Unread = request.app.ctx.unread
     broker: BrokerClient = request.app.ctx.broker
     for model in broker.models:
         metrics.touch_model(model)
     body, content_type = metrics.exposition(await broker.fresh_families(), request.headers.get("accept", ""))
-    return raw(body, content_type=content_type)
+    async with unread.room(len(body), time.monotonic() + config.deadline_s, waiting=len(body)) as room:
+        return await answer(request, room, body, {}, content_type)
 
 
 def _fields(struct: msgspec.Struct) -> dict[str, object]:

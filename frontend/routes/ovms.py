@@ -21,20 +21,25 @@ from frontend.rendering import render_config, render_tokens
 from frontend.routes.openai import JSON, PREFIXES
 from frontend.routes.terms import terms_of
 from frontend.schemas import parse_tokenize
+from frontend.unread import Unread, answer
 
 log = logging.getLogger(__name__)
 
 #: A model's name, which may hold slashes, its one version, and what is asked of it.
 _MODEL = re.compile(r"(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<ready>/ready)?")
 
+#: A token's id as text, and a comma.
+_TOKEN_BYTES = 7
+
 ovms = Blueprint("ovms")
 
 
-async def tokenize(request: Request) -> HTTPResponse:
+async def tokenize(request: Request) -> HTTPResponse | None:
     """POST /v3/tokenize: token ids of each text."""
     started = time.monotonic()
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
+    unread: Unread = request.app.ctx.unread
     wanted = parse_tokenize(request.body, config.max_inputs)
     terms = terms_of(request)
     model = await broker.find_model(wanted.model)
@@ -46,7 +51,13 @@ async def tokenize(request: Request) -> HTTPResponse:
         done = await broker.run(wanted.model, Kind.TEXT, texts, terms, until, options=Option.TOKENISE)
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]
-    return raw(render_tokens(wanted, rows, model), content_type=JSON)
+    ids = sum(map(len, rows)) // 4
+    async with unread.room(ids * _TOKEN_BYTES, until, waiting=ids * 4) as room:
+        body = render_tokens(wanted, rows, model)
+        # What it was made of need not wait for the client to read it.
+        del done, rows, texts, wanted
+        request.body = b""
+        return await answer(request, room, body, {}, JSON)
 
 
 for version, prefix in PREFIXES.items():

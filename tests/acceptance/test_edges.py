@@ -220,16 +220,6 @@ def test_origins_can_be_named(cluster: Cluster, allowed: str, origin: str, told:
     assert of_no_page.get("vary") == answer.headers.get("vary")
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1, and its key."""
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
-    subprocess.run(command, check=True, capture_output=True)
-    return cert, key
-
-
 def test_key_with_a_pass_phrase_ends_the_start_and_asks_nobody(
     cluster: Cluster, certificate: tuple[Path, Path], tmp_path: Path
 ) -> None:
