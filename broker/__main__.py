@@ -9,6 +9,7 @@ import zmq
 
 from broker import logs
 from broker.config import load
+from broker.curve import KeyFileError
 from broker.gate import GateError
 from broker.service import ConfigError, Service, describe
 
@@ -24,7 +25,7 @@ def main() -> None:
     logging.getLogger(__name__).info("starting: %s", describe(config))
     try:
         Service(config).run()
-    except (ConfigError, GateError, OSError, zmq.ZMQError) as error:
+    except (ConfigError, GateError, KeyFileError, OSError, zmq.ZMQError) as error:
         print(f"vecmill broker: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -7,30 +7,38 @@ right domain; so both are set, and the broker tries a key of nobody's at its own
 import pathlib
 
 import zmq
-import zmq.auth
 import zmq.utils.monitor
 from zmq.auth.thread import ThreadAuthenticator
 
+from broker.curve import read_allow_list, read_pair
+
+#: The roles that have an allow-list; each is the name of a folder of keys, and ZAP's domain.
+ROLES = ("frontends", "workers")
 #: How long the door may take to turn the stranger away.
 SELF_TEST_MS = 3000
 
 
 class GateError(Exception):
-    """The keys cannot be used, or the door stands open; the text is one sentence."""
+    """The door stands open; the text is one sentence."""
 
 
 class Gate:
-    """The ZAP thread, and the allow-lists that it and the broker go by. A role is the name of a folder of keys."""
+    """The ZAP thread, and the allow-lists that it and the broker go by."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", keys: pathlib.Path) -> None:
+        """Read the broker's own keys. Raise KeyFileError if they cannot be used."""
         self._keys = keys
-        self._allowed: dict[str, set[bytes]] = {}
+        self._pair = read_pair(keys / "broker.key_secret")
+        self._allowed: dict[str, frozenset[bytes]] = {}
         self._authenticator = ThreadAuthenticator(context)
 
     def start(self) -> None:
-        """Start the thread and read the lists."""
-        self._authenticator.start()
+        """Read the lists and start the thread. Raise KeyFileError if a list cannot be read."""
         self.reload()
+        for role in ROLES:
+            # The thread asks `callback` and never reads a file itself.
+            self._authenticator.configure_curve_callback(domain=role, credentials_provider=self)
+        self._authenticator.start()
 
     def stop(self) -> None:
         """End the thread."""
@@ -38,22 +46,23 @@ class Gate:
             self._authenticator.stop()
 
     def reload(self) -> None:
-        """Read the lists anew. Connections of keys that are gone stay open: ask `allows` before serving one."""
-        for role in ("frontends", "workers"):
-            folder = self._keys / role
-            try:
-                self._allowed[role] = set(zmq.auth.load_certificates(folder))
-            except OSError as error:
-                raise GateError(f"the keys in {folder} cannot be read: {error}") from None
-            self._authenticator.configure_curve(domain=role, location=folder)
+        """Read all lists anew. Raise KeyFileError, with the lists as before, if one of their files cannot be used.
+
+        Connections of keys that are gone stay open: ask `allows` before serving one.
+        """
+        self._allowed = {role: read_allow_list(self._keys / role) for role in ROLES}
 
     def allows(self, role: str, key: str) -> bool:
-        """Whether the list has this key (z85), which CURVE has shown to be the peer's."""
-        return key.encode() in self._allowed[role]
+        """Return whether the list has this key (Z85), which CURVE has shown to be the peer's."""
+        return self.callback(role, key.encode())
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Return whether a connection is let in; in the ZAP thread, by a name that pyzmq has given."""
+        return key in self._allowed[domain]
 
     def secure(self, socket: "zmq.Socket[bytes]", role: str) -> None:
         """Close a socket to everyone but the role's keys. Before it is bound."""
-        socket.curve_publickey, socket.curve_secretkey = self._pair()
+        socket.curve_publickey, socket.curve_secretkey = self._pair
         socket.curve_server = True
         socket.setsockopt_string(zmq.ZAP_DOMAIN, role)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
@@ -64,7 +73,7 @@ class Gate:
         with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
             stranger.linger = 0
             stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
-            stranger.curve_serverkey, _ = self._pair()
+            stranger.curve_serverkey = self._pair.public
             wanted = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
             monitor = stranger.get_monitor_socket(wanted)
             stranger.connect(endpoint.replace("//[::]:", "//[::1]:"))
@@ -73,13 +82,3 @@ class Gate:
             monitor.close()
         if seen != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             raise GateError(f"the self-test failed: {endpoint} does not turn an unknown key away")
-
-    def _pair(self) -> tuple[bytes, bytes]:
-        """The broker's public and secret key."""
-        try:
-            public, secret = zmq.auth.load_certificate(self._keys / "broker.key_secret")
-        except OSError as error:
-            raise GateError(f"the broker's key in {self._keys} cannot be read: {error}") from None
-        if secret is None:
-            raise GateError(f"{self._keys / 'broker.key_secret'} has no secret key")
-        return public, secret

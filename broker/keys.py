@@ -23,6 +23,8 @@ from typing import Literal, NamedTuple, get_args
 
 import zmq.auth
 
+from broker.curve import KeyFileError, read_pair, read_public_key
+
 Role = Literal["worker", "frontend"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -40,7 +42,7 @@ class Key(NamedTuple):
 
 
 def make_keys(root: Path) -> list[Key]:
-    """Make the keys that are missing and repair what a killed run left. ValueError names a file that is damaged."""
+    """Make the keys that are missing and repair what a killed run left. KeyFileError names a file that is damaged."""
     for folder in (root, *(root / name for name in ("broker", *ROLES))):
         _folder(folder)
     with _locked(root):
@@ -82,24 +84,17 @@ def _pair(secret: Path) -> Key:
             os.chmod(made, 0o600)
             _put(Path(made), secret)
     secret.chmod(0o600)
-    return Key(secret, _public(secret), missing)
-
-
-def _public(path: Path) -> str:
     try:
-        public, secret = zmq.auth.load_certificate(path)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a key: {error}") from None
-    if len(public) != 40 or (path.suffix == SECRET and len(secret or b"") != 40):
-        raise ValueError(f"{path} is damaged; remove it to have another key made")
-    return public.decode()
+        return Key(secret, read_pair(secret).public.decode(), missing)
+    except KeyFileError as error:
+        raise KeyFileError(f"{error}; remove it to have another made") from None
 
 
 def _publish(public: str, path: Path) -> None:
     """Write a public key's file unless it is there and right."""
     _folder(path.parent)
-    with contextlib.suppress(ValueError):
-        if _public(path) == public:
+    with contextlib.suppress(KeyFileError):
+        if read_public_key(path).decode() == public:
             return
     with _making(path.parent) as making:
         text = f'#   ZeroMQ CURVE public certificate\n\nmetadata\ncurve\n    public-key = "{public}"\n'

@@ -17,8 +17,9 @@ import zmq
 from broker import protocol as wire
 from broker import views
 from broker.config import Config
+from broker.curve import KeyFileError
 from broker.errors import ErrorCode, RemoteProtocolError
-from broker.gate import Gate, GateError
+from broker.gate import Gate
 from broker.limits import Limits
 from broker.scheduler import Scheduler, Send
 
@@ -178,7 +179,7 @@ class Service:
             return
         try:
             self._gate.reload()
-        except GateError as error:
+        except KeyFileError as error:
             log.error("the keys are as before: %s", error)
             return
         gone = [peer for peer, key in self._keys.items() if not self._gate.allows(DOMAINS[peer[:1]], key)]

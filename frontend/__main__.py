@@ -4,32 +4,45 @@ import os
 import socket
 import ssl
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
+import zmq
 from sanic import Sanic
 
 from broker import logs
+from broker.curve import KeyFileError, read_dealer_keys
+from broker.files import explain, read_small_file
 from frontend.app import DRAIN_S, create_app
 from frontend.config import Config, load
 from frontend.connection import Connection, limit_unread
 from frontend.keys import Keys, KeysError
 from frontend.processes import REFUSED, share_port
 
+#: Largest file of a certificate's chain, or of a key.
+MAX_PEM_BYTES = 1 << 20
+
+
+class TlsError(Exception):
+    """The certificate or its key cannot be used; the text is one sentence."""
+
 
 def main() -> None:
-    """Exit status 0 after a drain, 2 for a configuration or an address that cannot be used."""
+    """Exit status 0 after a drain, 2 for a configuration, a file or an address that cannot be used."""
     try:
         config = load(sys.argv[1:], os.environ)
         keys = Keys(config.api_keys, os.environ.get("API_KEY", ""))
         tls = tls_context(config)
+        if config.keys:
+            read_dealer_keys(Path(config.keys), "frontend")
+        check_endpoint(config.broker)
     except msgspec.ValidationError as error:
         refuse(f"configuration: {error}")
-    except KeysError as error:
+    except (KeysError, KeyFileError, TlsError) as error:
         refuse(str(error))
-    except OSError as error:  # of which ssl.SSLError is one
-        key = config.tls_key or config.tls_cert
-        refuse(f"the certificate {config.tls_cert} and the key {key} cannot be used: {error}")
+    except zmq.ZMQError as error:
+        refuse(f"cannot connect to the broker at {config.broker}: {error}")
     try:
         listening = listen(config)
         limit_unread(listening, config.send_timeout_s)
@@ -51,15 +64,34 @@ def listen(config: Config) -> socket.socket:
     return socket.create_server((config.host, config.port), family=family, backlog=1024)
 
 
+def check_endpoint(endpoint: str) -> None:
+    """Raise zmq.ZMQError if there can be no broker at the endpoint. Sanic would print a traceback later."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(endpoint)
+
+
 def tls_context(config: Config) -> ssl.SSLContext | None:
-    """For the configured certificate, if any. ssl.SSLError and OSError when it cannot be used."""
+    """Return what the configured certificate needs, if there is one. Raise TlsError if it cannot be used."""
     if not config.tls_cert:
         if config.tls_key:
             raise msgspec.ValidationError("tls_key is given without tls_cert, which would be served in plain text")
         return None
+    key = config.tls_key or config.tls_cert
+    refusal = f"the certificate {config.tls_cert} and the key {key} cannot be used"
+    for path in (config.tls_cert, key):
+        try:
+            # OpenSSL waits at a FIFO, and does not say which of the files it could not read.
+            read_small_file(Path(path), MAX_PEM_BYTES)
+        except (OSError, ValueError) as error:
+            raise TlsError(f"{refusal}: {path}: {explain(error)}") from None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    # With a pass phrase that no key has, so that none is asked for at a terminal.
-    context.load_cert_chain(config.tls_cert, config.tls_key or None, password="")
+    try:
+        # With a pass phrase that no key has, so that none is asked for at a terminal.
+        context.load_cert_chain(config.tls_cert, key, password="")
+    except OSError as error:  # of which ssl.SSLError is one
+        hint = "both must be PEM and belong together, and the key have no pass phrase"
+        raise TlsError(f"{refusal}: {explain(error)}; {hint}") from None
     return context
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import msgspec
 import zmq
-import zmq.auth
 import zmq.utils.monitor
 
 from broker import protocol as wire
+from broker.curve import secure_dealer
 from broker.errors import ErrorCode, RemoteProtocolError
 from broker.protocol import Frame, Kind, Lane, Message, ModelInfo, ModelState, State
 from frontend.config import Config
@@ -220,10 +220,7 @@ class BrokerClient:
         for name, value in wire.DEALER_OPTIONS.items():
             self._socket.setsockopt(getattr(zmq, name), value)
         if self._config.keys:
-            folder = Path(self._config.keys)
-            public, secret = zmq.auth.load_certificate(folder / "frontend.key_secret")
-            self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
-            self._socket.curve_serverkey, _ = zmq.auth.load_certificate(folder / "broker.key")
+            secure_dealer(self._socket, Path(self._config.keys), "frontend")
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
         self._monitor = self._socket.get_monitor_socket(events)
         self._loop.add_reader(self._monitor.fileno(), self._on_monitor)

@@ -9,14 +9,21 @@ import hmac
 import os
 import secrets
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from broker.files import explain, read_small_file
+
 #: How often the file is looked at, at most, in seconds.
 LOOK_S = 1.0
+#: Largest file, some 25,000 keys; it is read between requests.
+MAX_BYTES = 4 << 20
+#: Longest line. For one of many dots tomllib takes memory by the square of their number.
+MAX_LINE = 4096
 
 
 class KeysError(Exception):
@@ -37,21 +44,38 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
-    key: list[Key] = []
+    key: list[Key] | None = None
 
 
 def read_keys(path: Path) -> list[Key]:
-    """The keys of a file; KeysError says what is wrong with it."""
+    """Return the keys of a file. Raise KeysError, which says what is wrong with it.
+
+    A file without any entry is an error, for it may be one that is being written. `key = []` is none: it says that
+    there are no keys.
+    """
     try:
-        keys = msgspec.convert(tomllib.loads(path.read_text()), _File).key
+        text = read_small_file(path, MAX_BYTES).decode("utf-8-sig")
+        keys = _parse(text)
+    except UnicodeDecodeError:
+        raise KeysError(f"{path} cannot be used: it is not UTF-8 text") from None
+    except RecursionError:
+        raise KeysError(f"{path} cannot be used: its values are nested too deeply") from None
     except (OSError, ValueError, msgspec.ValidationError) as error:
         # A parser's message may hold a line of the file, which holds no key.
-        raise KeysError(f"{path} cannot be used: {error}") from None
+        raise KeysError(f"{path} cannot be used: {explain(error)}") from None
+    return keys
+
+
+def _parse(text: str) -> list[Key]:
+    if any(len(line) > MAX_LINE for line in text.splitlines()):
+        raise ValueError(f"it has a line of more than {MAX_LINE} characters")
+    keys = msgspec.convert(tomllib.loads(text), _File).key
+    if keys is None:
+        raise ValueError("it has no [[key]] entry; add one with scripts/api-key, or write `key = []` to let nobody in")
     for what in ("name", "sha256"):
-        values = [getattr(key, what) for key in keys]
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice is not None:
-            raise KeysError(f"{path} cannot be used: two keys have the {what} {twice}")
+        value, times = Counter(getattr(key, what) for key in keys).most_common(1)[0] if keys else ("", 0)
+        if times > 1:
+            raise ValueError(f"two keys have the {what} {value!r}")
     return keys
 
 

@@ -43,14 +43,18 @@ class Child:
         self._say = say
         self._fds = fds
         self._on_end = on_end
+        self._starts = 0
         self._started = 0.0
         self._delay = FIRST_DELAY_S
         self._due = 0.0
 
     @property
     def refused(self) -> bool:
-        """Whether it has ended by itself because what it was asked to do cannot be done."""
-        return self.process is not None and self.process.poll() == REFUSED
+        """Whether its first start has ended because what it was asked to do cannot be done.
+
+        A later one is tried again whatever it ends with: a file that was right may be half written at that moment.
+        """
+        return self._starts == 1 and self.process is not None and self.process.poll() == REFUSED
 
     def keep(self, now: float) -> None:
         """Start it if it does not run and its delay is over."""
@@ -59,10 +63,18 @@ class Child:
         if self.process:
             self._note_end(self.process.returncode, now)
         if now >= self._due:
-            self._started = now
+            self._start(now)
+
+    def _start(self, now: float) -> None:
+        self._started = now
+        self._starts += 1
+        try:
             self.process = subprocess.Popen(
                 self.command, cwd=ROOT, preexec_fn=_die_with_parent, process_group=0, pass_fds=self._fds
             )
+        except (OSError, subprocess.SubprocessError) as error:
+            # No memory, no process left, or the interpreter is being replaced.
+            self._postpone(now, f"cannot be started: {error}")
 
     def terminate(self) -> None:
         """Ask it to drain, if it runs."""
@@ -86,10 +98,13 @@ class Child:
         self.kill()
         if self.process:
             self._on_end(self.process.pid)
+        self.process = None
+        self._postpone(now, f"ended with status {status}")
+
+    def _postpone(self, now: float, why: str) -> None:
         self._delay = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay * 2)
         self._due = now + self._delay
-        self._say(f"{self.name} ended with status {status}; starting it again in {self._delay:.1f} s")
-        self.process = None
+        self._say(f"{self.name} {why}; starting it again in {self._delay:.1f} s")
 
 
 def _die_with_parent() -> None:

@@ -15,6 +15,7 @@ import zmq
 
 from broker import logs
 from broker import protocol as wire
+from broker.curve import KeyFileError
 from workers.announcer import announced
 from workers.config import Config, load
 from workers.connection import connecting
@@ -69,7 +70,7 @@ def serve(config: Config) -> None:
     loading = wire.WorkerLoading(me.uuid, me.host, me.pid, name)
     try:
         connection = connecting(config)
-    except (OSError, ValueError, zmq.ZMQError) as error:
+    except (KeyFileError, zmq.ZMQError) as error:
         refuse(error)
     try:
         with announced(connection, loading, (ModelError, DeviceError)):

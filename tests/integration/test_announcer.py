@@ -77,7 +77,7 @@ def test_without_a_broker_nothing_hangs(endpoint: str) -> None:
     ("flag", "value", "told"),
     [
         ("--broker", "nonsense", "Invalid argument (addr='nonsense')"),
-        ("--keys", "/nonexistent", "Invalid certificate file: /nonexistent/worker.key_secret"),
+        ("--keys", "/nonexistent", "/nonexistent/worker.key_secret cannot be used as a key: No such file or directory"),
     ],
 )
 def test_address_or_key_that_cannot_be_used_is_told_in_a_sentence(flag: str, value: str, told: str) -> None:

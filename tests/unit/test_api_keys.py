@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from frontend.keys import LOOK_S, Key, Keys, KeysError, read_keys
+from tests.damage import DAMAGE
 from tests.processes import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def test_file_says_what_keys_there_are(path: Path) -> None:
         Key(name="one", sha256=digest("secret"), jobs_in_flight=5, tokens_per_minute=7),
         Key(name="two", sha256=digest("other"), admin=True),
     ]
-    path.write_text("")
+    path.write_text("key = []")
     assert read_keys(path) == []
 
 
@@ -56,7 +57,7 @@ def test_file_says_what_keys_there_are(path: Path) -> None:
         ('[[key]]\nname = "a"\nsha256 = "secret"\n', "sha256"),
         ('[[key]]\nname = "a"\n', "sha256"),
         ("[[keys]]\n", "keys"),
-        (entry("a", "x") + entry("a", "y"), "two keys have the name a"),
+        (entry("a", "x") + entry("a", "y"), "two keys have the name 'a'"),
         (entry("a", "x") + entry("b", "x"), "two keys have the sha256"),
     ],
 )
@@ -103,7 +104,7 @@ def test_key_is_needed_when_any_is_configured(path: Path) -> None:
     assert Keys(str(path), "").required
     assert Keys("", "x").required
     assert not Keys("", "").required
-    path.write_text("")
+    path.write_text("key = []")
     assert Keys(str(path), "").required
 
 
@@ -138,7 +139,7 @@ def test_file_that_may_be_read_again_is_read_again(path: Path, monkeypatch: pyte
     written = path.stat().st_ctime_ns
     with monkeypatch.context() as patch:
         # As for a file of somebody else: root, who may run this, can read anything.
-        patch.setattr(Path, "read_text", refuse_to_read)
+        patch.setattr(os, "open", refuse_to_open)
         with pytest.raises(KeysError):
             keys.refresh(100.0)
     # The kernel's clock for this may not have ticked since.
@@ -153,9 +154,73 @@ def allow(path: Path) -> int:
     return path.stat().st_ctime_ns
 
 
-def refuse_to_read(path: Path) -> str:
-    """In the place of reading a file."""
+def refuse_to_open(path: Path, flags: int) -> int:
+    """In the place of opening a file."""
     raise PermissionError(13, "Permission denied", str(path))
+
+
+TWO = entry("one", "secret") + entry("two", "other")
+DAMAGED_TEXTS: dict[str, tuple[bytes, str]] = {
+    "only comments": (b"# nobody yet\n", "it has no [[key]] entry"),
+    "half an entry": (TWO.encode()[:-30], "cannot be used"),
+    "another encoding": (TWO.encode("utf-16"), "it is not UTF-8 text"),
+    "nested arrays": (b"key = " + b"[\n" * 100_000, "nested too deeply"),
+    "dotted keys": (b"a." * 200_000 + b"a = 1", "a line of more than"),
+    "a number of many digits": (b"key = " + b"9" * 4000 + b"\n" + b"[[key]]\n", "cannot be used"),
+    "a table in the place of a list": (b"[key]\nname = 'a'\n", "array"),
+    "a number in the place of a list": (b"key = 1\n", "array"),
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGED_TEXTS, *DAMAGE, "unreadable"])
+def test_damaged_file_is_told_at_start_and_leaves_the_keys_at_a_reload(
+    path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = Keys(str(path), "")
+    told = "cannot be used"
+    if kind in DAMAGED_TEXTS:
+        content, told = DAMAGED_TEXTS[kind]
+        path.write_bytes(content)
+    elif kind == "unreadable":
+        path.touch()
+        monkeypatch.setattr(os, "open", refuse_to_open)
+    else:
+        DAMAGE[kind](path)
+    for read in (lambda: keys.refresh(100.0), keys.reload, lambda: Keys(str(path), "")):
+        with pytest.raises(KeysError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path} cannot be used: ")
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
+    # Told once a change, not at every request.
+    assert not keys.refresh(200.0)
+    assert keys.find("Bearer secret")
+    assert keys.find("Bearer other")
+
+
+def test_a_name_of_two_lines_is_told_in_one(path: Path) -> None:
+    path.write_text((entry("a", "x") + entry("a", "y")).replace('"a"', '"a\\nb"'))
+    with pytest.raises(KeysError, match="two keys have the name 'a") as caught:
+        read_keys(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_with_a_byte_order_mark_and_line_ends_of_windows_is_read(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + TWO.replace("\n", "\r\n").encode())
+    assert [key.name for key in read_keys(path)] == ["one", "two"]
+
+
+def test_list_that_is_said_to_be_empty_lets_nobody_in(path: Path) -> None:
+    keys = Keys(str(path), "")
+    path.write_text("key = []")
+    assert keys.refresh(100.0)
+    assert keys.find("Bearer secret") is None
+    assert keys.required
+
+
+def test_as_many_keys_as_fit_the_file_are_read_soon(path: Path) -> None:
+    path.write_text("".join(entry(str(number), str(number)) for number in range(25_000)))
+    assert len(read_keys(path)) == 25_000
 
 
 def test_reload_tells_whether_anything_is_new(path: Path) -> None:
@@ -216,6 +281,6 @@ def test_name_that_is_there_leaves_the_file(path: Path) -> None:
     before = path.read_text()
     made = make("one", "--file", str(path))
     assert made.returncode == 1
-    assert "two keys have the name one" in made.stderr
+    assert "two keys have the name 'one'" in made.stderr
     assert made.stdout == ""
     assert path.read_text() == before

@@ -109,7 +109,9 @@ def test_a_damaged_public_file_is_written_again_and_a_damaged_secret_is_named(tm
     keys.make_keys(tmp_path)
     check(tmp_path)
     (tmp_path / "worker/worker.key_secret").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"worker\.key_secret cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"worker\.key_secret cannot be used as a key: it has no public key; remove it"
+    ):
         keys.make_keys(tmp_path)
 
 

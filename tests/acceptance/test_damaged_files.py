@@ -1,0 +1,172 @@
+"""Files that are damaged, while processes run and when they start: the log names them, and what ran goes on."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import zmq
+
+from broker.curve import read_pair, read_public_key
+from broker.keys import add_key, make_keys
+from tests.clients import body, right
+from tests.damage import DAMAGE, KEY_DAMAGE, remove
+from tests.peers import Peer
+from tests.processes import ROOT, Cluster, descendants, free_port, until
+from tests.unit.test_api_keys import entry
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """The three folders of keys."""
+    make_keys(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def lets_in(keys: Path, peers: list[Peer]) -> Callable[[str, Path], bool]:
+    """Whether a port of the broker lets in the key of a folder, on a new connection."""
+    server = read_public_key(keys / "worker" / "broker.key")
+
+    def try_key(endpoint: str, secret: Path) -> bool:
+        peer = Peer(endpoint).key(*read_pair(secret), server).connect()
+        peers.append(peer)
+        event = peer.event(zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        return event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+    return try_key
+
+
+def test_damaged_allow_list_at_a_reload_leaves_everything_as_it_was(
+    cluster: Cluster, keys: Path, lets_in: Callable[[str, Path], bool]
+) -> None:
+    endpoints = {role: f"tcp://127.0.0.1:{free_port()}" for role in ("frontend", "worker")}
+    flags = ("--frontend-bind", endpoints["frontend"], "--worker-bind", endpoints["worker"])
+    broker = cluster.broker(*flags, "--keys", str(keys / "broker"))
+    cluster.worker("--broker", endpoints["worker"], "--keys", str(keys / "worker"))
+    cluster.frontend("--broker", endpoints["frontend"], "--keys", str(keys / "frontend"))
+    cluster.until_workers(1)
+    removed = add_key(keys, "worker", "removed")
+    broker.signal(signal.SIGHUP)
+    until(lambda: "keys read anew" in broker.output)
+    # What the next reload that succeeds will do.
+    added = add_key(keys, "worker", "added")
+    (keys / "broker" / "workers" / "removed.key").unlink()
+
+    def hang_up(told: str) -> None:
+        before = broker.output.count(told)
+        broker.signal(signal.SIGHUP)
+        until(lambda: broker.output.count(told) > before or broker.process.poll() is not None, what=told)
+        assert broker.process.poll() is None, broker.output
+
+    for number, (kind, damage) in enumerate(KEY_DAMAGE.items()):
+        damaged = keys / "broker" / ("workers", "frontends")[number % 2] / f"{kind}.key"
+        damage(damaged)
+        hang_up(f"the keys are as before: {damaged} cannot be used as a key")
+        assert lets_in(endpoints["worker"], keys / "worker" / "worker.key_secret")
+        assert lets_in(endpoints["frontend"], keys / "frontend" / "frontend.key_secret")
+        assert lets_in(endpoints["worker"], removed.path)
+        assert not lets_in(endpoints["worker"], added.path)
+        answer = httpx.post(f"{cluster.url}/v1/embeddings", json=body(kind), timeout=30)
+        assert right(answer, (kind,))
+        remove(damaged)
+    assert "Traceback" not in broker.output
+    hang_up("keys read anew")
+    assert lets_in(endpoints["worker"], added.path)
+    assert not lets_in(endpoints["worker"], removed.path)
+    cluster.worker("--broker", endpoints["worker"], "--keys", str(added.path.parent))
+    cluster.until_workers(2)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "kind"),
+    [
+        ("broker/broker.key_secret", "empty"),
+        ("broker/workers/worker.key", "fifo"),
+        ("broker/frontends/frontend.key", "binary"),
+        ("worker/worker.key_secret", "huge"),
+        ("worker/broker.key", "more than 32 bits"),
+        ("frontend/frontend.key_secret", "fifo"),
+        ("frontend/broker.key", "directory"),
+    ],
+)
+def test_damaged_key_at_the_start_is_told_in_a_sentence(keys: Path, damaged: str, kind: str) -> None:
+    KEY_DAMAGE[kind](keys / damaged)
+    role = damaged.partition("/")[0]
+    module = {"worker": "workers"}.get(role, role)
+    flags = ["--port", str(free_port())] if role == "frontend" else []
+    flags += ["--log-level", "warning", "--keys", str(keys / role)]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+    assert done.stderr.startswith(f"vecmill {role}: {keys / damaged} cannot be used as a key: ")
+
+
+def test_damaged_api_keys_leave_the_keys_and_are_told_once_a_change(cluster: Cluster) -> None:
+    path = cluster.folder / "keys.toml"
+    path.write_text(entry("one", "secret"))
+    frontend = cluster.frontend("--api-keys", str(path), environ={"API_KEY": "operator"})
+    until(cluster.health)
+
+    def ask(key: str) -> int:
+        return httpx.get(f"{cluster.url}/v1/config", headers={"Authorization": f"Bearer {key}"}).status_code
+
+    def told() -> int:
+        return frontend.output.count(f"the API keys are as before: {path} cannot be used: ")
+
+    before = told()
+    for damage in DAMAGE.values():
+        damage(path)
+        reload = httpx.post(f"{cluster.url}/v1/config/reload", headers={"Authorization": "Bearer operator"})
+        assert reload.status_code == 500
+        assert (ask("secret"), ask("operator"), ask("wrong")) == (200, 200, 401)
+        assert told() > before
+        before = told()
+        assert frontend.process.poll() is None
+    assert "Traceback" not in frontend.output
+    remove(path)
+    until(lambda: (ask("secret"), told() - before) == (200, 1))
+    path.write_text(entry("two", "another"))
+    until(lambda: ask("another") == 200)
+    assert ask("secret") == 401
+    assert told() - before == 1
+
+
+def test_frontend_that_is_refused_when_it_is_started_again_does_not_end_the_others(cluster: Cluster) -> None:
+    path = cluster.folder / "keys.toml"
+    path.write_text(entry("one", "secret"))
+    parent = cluster.frontend("--processes", "2", "--api-keys", str(path))
+
+    def live() -> bool:
+        try:
+            return httpx.get(f"{cluster.url}/v2/health/live", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(lambda: parent.output.count("Starting worker") == 2)
+    until(live)
+    children = descendants(parent.process.pid)
+    assert len(children) == 2
+    path.write_text("[[key]")
+    subprocess.run(["kill", "-KILL", str(children[0])], check=True)
+    until(lambda: parent.output.count("ended with status 2; starting it again") > 1)
+    assert f"vecmill frontend: {path} cannot be used: " in parent.output
+    assert parent.process.poll() is None
+    assert children[1] in descendants(parent.process.pid)
+    assert live()
+    path.write_text(entry("one", "secret"))
+    until(lambda: parent.output.count("Starting worker") == 3)
+    assert live()
+    parent.signal(signal.SIGTERM)
+    assert parent.wait() == 0
+
+
+def test_frontend_whose_first_start_is_refused_ends_all(cluster: Cluster) -> None:
+    for flags in (("--keys", "/nonexistent"), ("--broker", "nonsense")):
+        parent = cluster.frontend("--processes", "2", *flags)
+        assert parent.wait() == 2
+        assert parent.output.count("\n") == 1
