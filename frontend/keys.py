@@ -53,17 +53,24 @@ def read_keys(path: Path) -> list[Key]:
     A file without any entry is an error, for it may be one that is being written. `key = []` is none: it says that
     there are no keys.
     """
+    text = read_text(path)
     try:
-        text = read_small_file(path, MAX_BYTES).decode("utf-8-sig")
-        keys = _parse(text)
-    except UnicodeDecodeError:
-        raise KeysError(f"{path} cannot be used: it is not UTF-8 text") from None
+        return _parse(text)
     except RecursionError:
         raise KeysError(f"{path} cannot be used: its values are nested too deeply") from None
-    except (OSError, ValueError, msgspec.ValidationError) as error:
+    except (ValueError, msgspec.ValidationError) as error:
         # A parser's message may hold a line of the file, which holds no key.
+        raise KeysError(f"{path} cannot be used: {error}") from None
+
+
+def read_text(path: Path) -> str:
+    """Return what is in a file of keys. Raise KeysError if that is no text, or cannot be read."""
+    try:
+        return read_small_file(path, MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise KeysError(f"{path} cannot be used: it is not UTF-8 text") from None
+    except (OSError, ValueError) as error:
         raise KeysError(f"{path} cannot be used: {explain(error)}") from None
-    return keys
 
 
 def _parse(text: str) -> list[Key]:

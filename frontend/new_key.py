@@ -8,7 +8,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from frontend.keys import KeysError, read_keys
+from frontend.keys import KeysError, read_keys, read_text
 
 
 def main() -> None:
@@ -48,10 +48,10 @@ def _positive(text: str) -> int:
 
 def add(path: Path, entry: str) -> None:
     """Add an entry to a file of keys; KeysError or OSError, and the file as it was, when that gives none."""
-    before = path.read_text() if path.exists() else ""
+    before = read_text(path) if path.exists() else ""
     made = path.with_name(path.name + ".new")
     made.unlink(missing_ok=True)
-    with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(before + entry)
     try:
         read_keys(made)

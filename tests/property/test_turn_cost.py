@@ -21,9 +21,9 @@ from broker.queues import MAX_SORTED
 from broker.scheduler import Scheduler
 from tests.core import DIMENSION, EPOCH, Core
 
-#: Instructions of a call that only admits, refuses or cancels, and of each input that it has to look at, with some room:
-#: measured are 3,000 at most, and 13.
-CALL, INPUT = 6000, 20
+#: Instructions of a call that only admits, refuses or cancels, and of each input that it looks at, with some room:
+#: measured are 2,400 at most, and 19.
+CALL, INPUT = 6000, 25
 #: The same for an input that is sorted into its bucket, and for one that is dispatched; measured are 25 and 250.
 SORTED, DISPATCHED = 40, 400
 
@@ -61,9 +61,7 @@ def make_scheduler(clients: int, requests: int, inputs: int, limits: Limits | No
 def submit(scheduler: Scheduler, number: int, inputs: int, client: str, client_jobs: int = 0) -> None:
     """Submit a request of one-letter texts."""
     lengths = wire.pack_u32([1] * inputs)
-    asked = wire.Submission(
-        number, "m", Lane.BULK, client, 10**9, Kind.TEXT, lengths, client_jobs=client_jobs
-    )
+    asked = wire.Submission(number, "m", Lane.BULK, client, 10**9, Kind.TEXT, lengths, client_jobs=client_jobs)
     scheduler.handle(b"F1", wire.Submit([asked]), 1000.0, [b"a" * inputs])
 
 
@@ -72,9 +70,7 @@ def cancel(scheduler: Scheduler, number: int) -> None:
     scheduler.handle(b"F1", wire.Cancel(wire.pack_u64([number])), 1000.0)
 
 
-@given(
-    clients=st.integers(1, 300), requests=st.integers(1, 300), inputs=st.integers(1, 64), asked=st.integers(1, 2048)
-)
+@given(clients=st.integers(1, 300), requests=st.integers(1, 300), inputs=st.integers(1, 64), asked=st.integers(1, 2048))
 @settings(max_examples=20, deadline=None)
 def test_request_is_admitted_refused_and_cancelled_in_a_time_that_what_is_open_does_not_change(
     clients: int, requests: int, inputs: int, asked: int

@@ -284,3 +284,12 @@ def test_name_that_is_there_leaves_the_file(path: Path) -> None:
     assert "two keys have the name 'one'" in made.stderr
     assert made.stdout == ""
     assert path.read_text() == before
+
+
+@pytest.mark.parametrize("kind", ["binary", "fifo", "directory", "huge"])
+def test_new_key_for_a_damaged_file_leaves_it_and_says_why(path: Path, kind: str) -> None:
+    DAMAGE[kind](path)
+    made = make("new", "--file", str(path))
+    assert (made.returncode, made.stdout, made.stderr.count("\n")) == (1, "", 1)
+    assert made.stderr.startswith(f"vecmill: {path} cannot be used: ")
+    assert [one.name for one in path.parent.iterdir()] == ["keys.toml"]
