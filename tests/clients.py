@@ -2,6 +2,10 @@
 
 import asyncio
 import base64
+import contextlib
+import random
+import socket
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -53,6 +57,30 @@ async def load(
         over.set()
         await asyncio.gather(*asking)
     return statuses
+
+
+async def abandon(port: int, request: bytes, per_second: float) -> None:
+    """Send a request again and again, and go away 50 to 100 ms later, each time on a connection of its own.
+
+    Run until the task is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    dice = random.Random(7)
+
+    async def send() -> None:
+        with contextlib.suppress(OSError), socket.socket() as client:
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", port))
+            await loop.sock_sendall(client, request)
+            await asyncio.sleep(dice.uniform(0.05, 0.1))
+
+    async with asyncio.TaskGroup() as sending:
+        started, sent = time.monotonic(), 0
+        while True:
+            while sent < (time.monotonic() - started) * per_second:
+                sending.create_task(send())
+                sent += 1
+            await asyncio.sleep(0.5 / per_second)
 
 
 async def awaited(condition: Callable[[], object]) -> None:
