@@ -8,6 +8,10 @@ Each folder holds what its owner may see and nothing else, so that it can be mou
 
 Secrets are the truth: one is put in place whole and never replaced, and every public file is written again from the
 secret that it belongs to when the two differ. So a run that was killed leaves nothing that the next does not repair.
+
+A worker or frontend that has the broker's public key but is not on the broker's list has been taken off it, and stays
+off until `--add` names it. One without that key is what a killed run left, and is put on the list. Where there is no
+list at all, nobody has been taken off.
 """
 
 import argparse
@@ -39,23 +43,35 @@ class Key(NamedTuple):
     path: Path
     public: str
     made: bool
+    #: Whether the broker lets it in, or is the broker's.
+    listed: bool = True
 
 
 def make_keys(root: Path) -> list[Key]:
-    """Make the keys that are missing and repair what a killed run left. KeyFileError names a file that is damaged."""
+    """Make the keys that are missing and repair what a killed run left. KeyFileError names a file that is damaged.
+
+    Keys that have been taken off the broker's list stay off.
+    """
     for folder in (root, *(root / name for name in ("broker", *ROLES))):
         _folder(folder)
     with _locked(root):
         for left in list(root.rglob(MAKING)):
-            shutil.rmtree(left)
+            # One may be in another, which is gone.
+            if left.exists():
+                shutil.rmtree(left)
         broker = _pair(root / "broker" / f"broker{SECRET}")
         peers = {root / role / f"{role}{SECRET}" for role in ROLES}
         peers |= {path for role in ROLES for path in root.glob(f"*/{role}{SECRET}")}
-        return [broker, *(_enrol(root, path, broker) for path in sorted(peers))]
+        for role in ROLES:
+            _begin_list(_list(root, role), [path for path in sorted(peers) if path.name == role + SECRET])
+        return [broker, *(_keep(root, path, broker) for path in sorted(peers))]
 
 
 def add_key(root: Path, role: Role, name: str) -> Key:
-    """One more worker or frontend: `name` is its folder beside broker/ and its entry in the broker's list."""
+    """One more worker or frontend: `name` is its folder beside broker/ and its entry in the broker's list.
+
+    One that has been taken off the list is put back.
+    """
     if role not in ROLES:
         raise ValueError(f"{role!r} is not a role: {' or '.join(ROLES)}")
     if name == "broker" or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
@@ -66,11 +82,37 @@ def add_key(root: Path, role: Role, name: str) -> Key:
         return _enrol(root, root / name / f"{role}{SECRET}", broker)
 
 
+def _list(root: Path, role: str) -> Path:
+    """Return the folder of the public keys that the broker lets in as this role."""
+    return root / "broker" / f"{role}s"
+
+
+def _begin_list(folder: Path, secrets: list[Path]) -> None:
+    """Put everybody who has a key on a list that is missing. It is put in place whole: see the module's docstring."""
+    secrets = [secret for secret in secrets if secret.exists()]
+    if folder.exists() or not secrets:
+        return
+    with _making(folder.parent) as making:
+        whole = _folder(making / folder.name)
+        for secret in secrets:
+            _publish(_pair(secret).public, whole / f"{secret.parent.name}{PUBLIC}")
+        _put(whole, folder)
+
+
+def _keep(root: Path, secret: Path, broker: Key) -> Key:
+    """Make a peer's key if it is missing, and repair what is there of it, unless it has been taken off the list."""
+    role, folder = secret.name.removesuffix(SECRET), secret.parent
+    entry = _list(root, role) / f"{folder.name}{PUBLIC}"
+    if secret.exists() and (folder / f"broker{PUBLIC}").exists() and not entry.exists():
+        return _pair(secret)._replace(listed=False)
+    return _enrol(root, secret, broker)
+
+
 def _enrol(root: Path, secret: Path, broker: Key) -> Key:
-    """Make a peer's key if it is missing, tell the broker of it, and tell the peer of the broker."""
+    """Make a peer's key if it is missing, tell the broker of it, and then the peer of the broker."""
     key = _pair(secret)
     role, name = secret.name.removesuffix(SECRET), secret.parent.name
-    _publish(key.public, root / "broker" / f"{role}s" / f"{name}{PUBLIC}")
+    _publish(key.public, _list(root, role) / f"{name}{PUBLIC}")
     _publish(broker.public, secret.parent / f"broker{PUBLIC}")
     return key
 
@@ -149,7 +191,9 @@ def main() -> None:
     """Exit status 1 with one sentence when keys cannot be made."""
     parser = argparse.ArgumentParser(prog="python -m broker.keys", description="Make the CURVE keys that are missing.")
     parser.add_argument("folder", type=Path, help="where the folders broker, worker and frontend are or will be")
-    parser.add_argument("--add", nargs=2, metavar=("ROLE", "NAME"), help="one more worker or frontend, by its name")
+    parser.add_argument(
+        "--add", nargs=2, metavar=("ROLE", "NAME"), help="one more worker or frontend, by its name; or back on the list"
+    )
     options = parser.parse_args()
     try:
         keys = [add_key(options.folder, *options.add)] if options.add else make_keys(options.folder)
@@ -157,6 +201,9 @@ def main() -> None:
         sys.exit(f"vecmill: {error}")
     for key in keys:
         print(f"{'made' if key.made else 'kept'} {key.path}, public key {key.public}")
+        if not key.listed:
+            role, name = key.path.name.removesuffix(SECRET), key.path.parent.name
+            print(f"     it is off the broker's list and stays off; --add {role} {name} would put it back")
 
 
 if __name__ == "__main__":

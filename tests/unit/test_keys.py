@@ -1,6 +1,7 @@
 """CURVE keys: who sees what, and that a set is never mismatched, whatever ended the run that made it."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -137,6 +138,56 @@ def test_another_name_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert public(tmp_path / "garage/broker.key") == public(tmp_path / "broker/broker.key_secret")
 
 
+def listed(root: Path) -> set[str]:
+    """The names on the broker's lists."""
+    return {path.stem for role in keys.ROLES for path in (root / "broker" / f"{role}s").iterdir()}
+
+
+def test_key_that_was_taken_off_the_list_is_put_back_only_by_its_name(tmp_path: Path) -> None:
+    keys.add_key(tmp_path, "worker", "garage")
+    for name in ("workers/garage.key", "workers/worker.key", "frontends/frontend.key"):
+        (tmp_path / "broker" / name).unlink()
+    again = keys.make_keys(tmp_path)
+    assert [key.listed for key in again] == [True, False, False, False]
+    assert not any(key.made for key in again)
+    keys.add_key(tmp_path, "frontend", "second")
+    assert listed(tmp_path) == {"second"}
+    # Also when the broker has another key, which those that are off the list do not know.
+    (tmp_path / "broker/broker.key_secret").unlink()
+    for _ in range(2):
+        keys.make_keys(tmp_path)
+        assert listed(tmp_path) == {"second"}
+    back = keys.add_key(tmp_path, "worker", "garage")
+    assert (back.made, back.listed) == (False, True)
+    assert listed(tmp_path) == {"second", "garage"}
+    assert public(tmp_path / "garage/broker.key") == public(tmp_path / "broker/broker.key_secret")
+    assert public(tmp_path / "broker/workers/garage.key") == public(tmp_path / "garage/worker.key_secret")
+
+
+@pytest.mark.parametrize("fatal", range(1, 12))
+def test_broker_that_lost_its_folder_lets_everybody_in_again(
+    fatal: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/docker.md says of its volume; also when the run that makes it again is killed."""
+    for name in ("garage", "kitchen"):
+        keys.add_key(tmp_path, "worker", name)
+    everybody = listed(tmp_path)
+    shutil.rmtree(tmp_path / "broker")
+    renames = iter(range(1, 100))
+
+    def replace_or_die(self: Path, target: Path) -> None:
+        if next(renames) == fatal:
+            raise Killed
+        os.replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_or_die)
+    with pytest.raises(Killed):
+        keys.make_keys(tmp_path)
+    keys.make_keys(tmp_path)
+    assert listed(tmp_path) == everybody
+    check(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["broker", "", "..", "a/b", "A", "-a"])
 def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is not a name"):
@@ -180,6 +231,14 @@ def test_the_command_prints_no_secret(tmp_path: Path) -> None:
     secret = zmq.auth.load_certificate(tmp_path / "keys/worker/worker.key_secret")[1]
     assert secret is not None
     assert secret.decode() not in done.stdout + done.stderr
+
+
+def test_the_command_tells_of_a_key_that_is_off_the_list(tmp_path: Path) -> None:
+    keys.add_key(tmp_path, "worker", "garage")
+    (tmp_path / "broker/workers/garage.key").unlink()
+    done = subprocess.run([sys.executable, "-m", "broker.keys", tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.count("off the broker's list") == 1
+    assert "--add worker garage would put it back" in done.stdout
 
 
 def test_key_of_an_unknown_role_is_refused(tmp_path: Path) -> None:
