@@ -27,7 +27,12 @@ MAX_LINE = 4096
 
 
 class KeysError(Exception):
-    """The file of keys cannot be used; the text is one sentence for the person who wrote it."""
+    """A file of keys cannot be used; the text is one sentence for the person who wrote it."""
+
+    def __init__(self, what: object, reason: object) -> None:
+        """`what` begins the sentence: the file."""
+        super().__init__(f"{what} cannot be used: {reason}")
+        self.reason = reason
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,10 +62,10 @@ def read_keys(path: Path) -> list[Key]:
     try:
         return _parse(text)
     except RecursionError:
-        raise KeysError(f"{path} cannot be used: its values are nested too deeply") from None
+        raise KeysError(path, "its values are nested too deeply") from None
     except (ValueError, msgspec.ValidationError) as error:
         # A parser's message may hold a line of the file, which holds no key.
-        raise KeysError(f"{path} cannot be used: {error}") from None
+        raise KeysError(path, error) from None
 
 
 def read_text(path: Path) -> str:
@@ -68,9 +73,9 @@ def read_text(path: Path) -> str:
     try:
         return read_small_file(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise KeysError(f"{path} cannot be used: it is not UTF-8 text") from None
+        raise KeysError(path, "it is not UTF-8 text") from None
     except (OSError, ValueError) as error:
-        raise KeysError(f"{path} cannot be used: {explain(error)}") from None
+        raise KeysError(path, explain(error)) from None
 
 
 def _parse(text: str) -> list[Key]:

@@ -8,6 +8,7 @@ import secrets
 import sys
 from pathlib import Path
 
+from broker.files import explain
 from frontend.keys import KeysError, read_keys, read_text
 
 
@@ -35,8 +36,10 @@ def main() -> None:
     else:
         try:
             add(options.file, text)
-        except (KeysError, OSError) as error:
+        except KeysError as error:
             sys.exit(f"vecmill: {error}")
+        except OSError as error:
+            sys.exit(f"vecmill: {options.file} cannot be written: {explain(error)}")
     print(key)
 
 
@@ -51,13 +54,16 @@ def add(path: Path, entry: str) -> None:
     before = read_text(path) if path.exists() else ""
     made = path.with_name(path.name + ".new")
     made.unlink(missing_ok=True)
-    with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(before + entry)
+    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(before + entry)
         read_keys(made)
         if path.exists():
             made.chmod(path.stat().st_mode & 0o777)
         made.rename(path)
+    except KeysError as error:
+        raise KeysError(f"{path} with the new key", error.reason) from None
     finally:
         made.unlink(missing_ok=True)
 

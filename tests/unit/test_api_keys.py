@@ -281,7 +281,7 @@ def test_name_that_is_there_leaves_the_file(path: Path) -> None:
     before = path.read_text()
     made = make("one", "--file", str(path))
     assert made.returncode == 1
-    assert "two keys have the name 'one'" in made.stderr
+    assert made.stderr == f"vecmill: {path} with the new key cannot be used: two keys have the name 'one'\n"
     assert made.stdout == ""
     assert path.read_text() == before
 
@@ -293,3 +293,23 @@ def test_new_key_for_a_damaged_file_leaves_it_and_says_why(path: Path, kind: str
     assert (made.returncode, made.stdout, made.stderr.count("\n")) == (1, "", 1)
     assert made.stderr.startswith(f"vecmill: {path} cannot be used: ")
     assert [one.name for one in path.parent.iterdir()] == ["keys.toml"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"[[key]\n", "with the new key cannot be used: "), (b"# " + b"x" * 4095, "with the new key cannot be used: ")],
+)
+def test_new_key_that_makes_no_good_file_is_told_by_the_files_name(path: Path, content: bytes, told: str) -> None:
+    path.write_bytes(content)
+    made = make("new", "--file", str(path))
+    assert (made.returncode, made.stdout, made.stderr.count("\n")) == (1, "", 1)
+    assert made.stderr.startswith(f"vecmill: {path} {told}")
+    assert path.read_bytes() == content
+    assert [one.name for one in path.parent.iterdir()] == ["keys.toml"]
+
+
+def test_file_that_cannot_be_written_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "keys.toml"
+    made = make("new", "--file", str(path))
+    assert (made.returncode, made.stdout) == (1, "")
+    assert made.stderr == f"vecmill: {path} cannot be written: No such file or directory\n"
