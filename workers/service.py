@@ -4,7 +4,6 @@ import itertools
 import logging
 import math
 import os
-import pathlib
 import signal
 import time
 from typing import Any
@@ -17,6 +16,7 @@ from broker.errors import ErrorCode, RemoteProtocolError
 from broker.protocol import Frame, Message
 from workers.config import Config
 from workers.connection import dealer
+from workers.health import HealthFile
 from workers.pipeline import Pipeline, Work
 from workers.session import Session
 
@@ -43,7 +43,7 @@ class Service:
         self._drain_until: float | None = None
         self._stop_requested = False
         self._last_goodbye = ""
-        self._next_health = 0.0
+        self._health = HealthFile(config.health_file)
         self._next_warning = time.monotonic() + WARN_S
         self._batches = itertools.count(1)
 
@@ -101,9 +101,8 @@ class Service:
         elif now >= self._next_warning:
             self._next_warning = now + WARN_S
             log.warning("no broker at %s welcomes this worker; it keeps trying", self.config.broker)
-        if self.config.health_file and self._session.welcomed and now >= self._next_health:
-            self._next_health = now + 1.0
-            pathlib.Path(self.config.health_file).touch()
+        if self._session.welcomed:
+            self._health.touch(now)
 
     def _on_connection(self, socket: "zmq.Socket[bytes]", monitor: "zmq.Socket[bytes]") -> None:
         """A new connection has a new routing id at the broker, so it starts with a hello."""

@@ -210,3 +210,16 @@ def test_workers_that_come_and_go_all_the_time_lose_nothing(cluster: Cluster) ->
     assert cluster.count("workers_evicted") >= 10
     cluster.until_workers(3)
     until(lambda: cluster.number("open_jobs") == 0)
+
+
+def test_worker_whose_health_file_cannot_be_touched_goes_on(cluster: Cluster) -> None:
+    folder = cluster.folder / "health"
+    cluster.broker()
+    worker = cluster.worker("--health-file", str(folder / "worker"))
+    cluster.frontend()
+    until(lambda: "worker cannot be touched: No such file or directory" in worker.output or worker.process.poll())
+    cluster.until_workers(1)
+    assert right(httpx.post(f"{cluster.url}/v1/embeddings", json=body("a"), timeout=30), ("a",))
+    folder.mkdir()
+    until(lambda: (folder / "worker").exists())
+    assert worker.process.poll() is None
