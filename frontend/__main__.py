@@ -1,6 +1,7 @@
 """`python -m frontend`: read the configuration, listen, run Sanic, in one process or several."""
 
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -30,6 +31,8 @@ class TlsError(Exception):
 
 def main() -> None:
     """Exit status 0 after a drain, 2 for a configuration, a file or an address that cannot be used."""
+    # Until there is a handler, which reads the keys anew.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(sys.argv[1:], os.environ)
         keys = Keys(config.api_keys, os.environ.get("API_KEY", ""))

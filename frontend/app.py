@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
@@ -12,7 +13,7 @@ from frontend.broker_client import BrokerClient
 from frontend.config import Config
 from frontend.connection import Connection
 from frontend.errors import ApiError
-from frontend.keys import Keys
+from frontend.keys import Keys, KeysError
 from frontend.memory import return_freed_memory
 from frontend.routes.docs import docs
 from frontend.routes.openai import openai
@@ -52,6 +53,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     app.blueprint(docs)
     app.register_listener(_open_broker, "before_server_start")
     app.register_listener(_look_after_readers, "before_server_start")
+    app.register_listener(_listen_for_sighup, "before_server_start")
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_close_broker, "after_server_stop")
     app.error_handler.add(Exception, _error)
@@ -84,6 +86,17 @@ async def _begin(request: Request) -> None:
 
 async def _watch(request: Request, _: BaseHTTPResponse) -> None:
     request.app.ctx.unread.watch(request)
+
+
+async def _listen_for_sighup(app: Sanic) -> None:  # type: ignore[type-arg]
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload_keys, app.ctx.keys)
+
+
+def _reload_keys(keys: Keys) -> None:
+    try:
+        log.info("SIGHUP: the API keys %s", "have changed" if keys.reload() else "are the same")
+    except KeysError as error:
+        log.error("the API keys are as before: %s", error)
 
 
 async def _drain(app: Sanic) -> None:  # type: ignore[type-arg]

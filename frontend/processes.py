@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
@@ -81,6 +81,11 @@ class Child:
         if self.process and self.process.poll() is None:
             self.process.terminate()
 
+    def reload(self) -> None:
+        """Ask it by SIGHUP to read its keys anew, if it runs."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGHUP)
+
     def wait(self, until: float) -> None:
         """Wait for its end until then, and kill whatever is left of it."""
         if self.process:
@@ -107,14 +112,22 @@ class Child:
         self._say(f"{self.name} {why}; starting it again in {self._delay:.1f} s")
 
 
+def reload_all(children: Iterable[Child]) -> None:
+    """Pass SIGHUP on to all of them that run."""
+    for child in children:
+        child.reload()
+
+
 def _die_with_parent() -> None:
     """In the child: be ended when the parent ends, even by SIGKILL. A drain is bounded, so SIGTERM will do."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    # Until it has a handler: what it has not read yet, it need not read anew.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def share_port(number: int, listening: socket.socket, arguments: Sequence[str], drain_s: float) -> int:
-    """Run so many frontends on one listening socket until SIGTERM or SIGINT; the exit status.
+    """Run so many frontends on one listening socket until SIGTERM or SIGINT; the exit status. SIGHUP is passed on.
 
     The socket belongs to this process, so that a connection that comes while one of them is started again waits.
     """
@@ -123,11 +136,12 @@ def share_port(number: int, listening: socket.socket, arguments: Sequence[str], 
     # Where they count together: prometheus_client looks for this when it is imported.
     folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vecmill-metrics-")
     children = [
-        Child(f"frontend {one}", command, _warn, [descriptor], on_end=mark_process_dead) for one in range(1, number + 1)
+        Child(f"frontend {one}", command, say, [descriptor], on_end=mark_process_dead) for one in range(1, number + 1)
     ]
     stopping: list[int] = []
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda received, _: stopping.append(received))
+    signal.signal(signal.SIGHUP, lambda *_: reload_all(children))
     # Blocked, so that the loop can wait for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     while not stopping and not any(child.refused for child in children):
@@ -145,5 +159,7 @@ def share_port(number: int, listening: socket.socket, arguments: Sequence[str], 
     return 0 if stopping else REFUSED
 
 
-def _warn(text: str) -> None:
-    print(f"vecmill: {text}", file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """Tell the person at the terminal, if it is still there."""
+    with contextlib.suppress(OSError):
+        print(f"vecmill: {text}", file=sys.stderr, flush=True)

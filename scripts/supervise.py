@@ -1,7 +1,8 @@
 """What `scripts/serve` runs: prepares the model, starts the processes, keeps them running, drains them in order.
 
 It restarts a child that ends by itself, with a delay that doubles up to 10 s; it stops frontends first, then workers,
-then the broker, so that every accepted request is answered. Children die with it, whatever ends it.
+then the broker, so that every accepted request is answered. Children die with it, whatever ends it. SIGHUP is passed on
+to them; only that of a terminal that has been closed ends everything.
 """
 
 import argparse
@@ -21,18 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from frontend.processes import Child  # noqa: E402  after the path is set
+from frontend.processes import Child, reload_all, say  # noqa: E402  after the path is set
 from workers.__main__ import model_name  # noqa: E402
 
 #: How long a role's processes get to drain before they are killed, in seconds.
 DRAIN_S = 70.0
 #: Exit status of what a signal ended before its work was done, as shells have it for Ctrl-C.
 INTERRUPTED = 130
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal."""
-    print(f"vecmill: {text}", file=sys.stderr, flush=True)
 
 
 def positive(text: str) -> int:
@@ -123,6 +119,15 @@ def announce(url: str, model: str, *, key: bool, seconds: float) -> None:
     print(f"curl {url}/v1/embeddings {headers} -d {shlex.quote(body)}\n", flush=True)
 
 
+def has_terminal() -> bool:
+    """Whether this process has a terminal, and nobody has closed it."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def stop(groups: list[list[Child]]) -> None:
     """Frontends, then workers, then the broker."""
     for group in reversed(groups):
@@ -156,8 +161,20 @@ def supervise(options: argparse.Namespace, name: str, groups: list[list[Child]],
 
 def main() -> None:
     """Run until SIGINT or SIGTERM; a second one kills everything at once."""
-    options = arguments()
+    # nohup lets SIGHUP be ignored: it should run on without its terminal.
+    ends_with_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and has_terminal()
+    groups: list[list[Child]] = []
     stopping: list[int] = []
+
+    def on_hangup(number: int, _: object) -> None:
+        if ends_with_terminal and not stopping and not has_terminal():
+            # It may come twice, from the kernel and from the shell.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.raise_signal(signal.SIGTERM)
+        reload_all(child for group in groups for child in group)
+
+    signal.signal(signal.SIGHUP, on_hangup)
+    options = arguments()
 
     def on_signal(number: int, _: object) -> None:
         if stopping:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -35,6 +36,8 @@ class Process(NamedTuple):
 
 def main() -> None:
     """Exit status 0 after a drain, 2 for a configuration, model, device, key or address that cannot be used."""
+    # A worker has nothing to read anew.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(sys.argv[1:], os.environ)
     except msgspec.ValidationError as error:

@@ -110,6 +110,18 @@ def test_only_the_first_start_can_be_refused(tmp_path: Path) -> None:
     good.end()
 
 
+def test_child_without_a_handler_is_not_ended_by_a_reload(tmp_path: Path) -> None:
+    one = Serving(tmp_path / "one")
+    one.child.reload()
+    keep(one, one.serves)
+    assert one.child.process
+    one.child.reload()
+    one.child.terminate()
+    # By the first, if that ends it.
+    assert one.child.process.wait() == -signal.SIGTERM
+    one.child.reload()
+
+
 def test_child_that_cannot_be_started_is_tried_again_later_and_later() -> None:
     said: list[str] = []
     child = Child("child", ["/nonexistent/python"], said.append)
