@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 
 import msgspec
@@ -16,6 +17,8 @@ from broker.service import ConfigError, Service, describe
 
 def main() -> None:
     """Exit status 0 after a drain, 2 for a configuration that is refused."""
+    # Until the service listens for it: a reload ends no process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(sys.argv[1:], os.environ)
     except msgspec.ValidationError as error:

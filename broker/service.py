@@ -20,6 +20,7 @@ from broker.config import Config
 from broker.curve import KeyFileError
 from broker.errors import ErrorCode, RemoteProtocolError
 from broker.gate import Gate
+from broker.health import HealthFile
 from broker.limits import Limits
 from broker.scheduler import Scheduler, Send
 
@@ -72,7 +73,7 @@ class Service:
         self._probes: list[tuple[float, bytes]] = []
         self._reload_requested = False
         self._drain_until: float | None = None
-        self._next_health = 0.0
+        self._health = HealthFile(config.health_file)
         #: Until then no peer is judged, because this process has not run for a while.
         self._judge_from = 0.0
 
@@ -116,10 +117,7 @@ class Service:
         if self._reload_requested:
             self._reload_keys()
         self._tick()
-        now = time.monotonic()
-        if self.config.health_file and now >= self._next_health:
-            self._next_health = now + 1.0
-            pathlib.Path(self.config.health_file).touch()
+        self._health.touch(time.monotonic())
 
     def _tick(self) -> None:
         """Let time pass in the scheduler when something is due.
@@ -263,7 +261,7 @@ class Service:
         times = [time for time in (self.scheduler.next_deadline(), self._drain_until) if time is not None]
         times += [due for due, _ in self._probes]
         if self.config.health_file:
-            times.append(self._next_health)
+            times.append(self._health.due)
         if not times:
             return None
         return max(0, int((max(min(times), self._judge_from) - time.monotonic()) * 1000) + 1)

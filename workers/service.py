@@ -13,10 +13,10 @@ import zmq.utils.monitor
 
 from broker import protocol as wire
 from broker.errors import ErrorCode, RemoteProtocolError
+from broker.health import HealthFile
 from broker.protocol import Frame, Message
 from workers.config import Config
 from workers.connection import dealer
-from workers.health import HealthFile
 from workers.pipeline import Pipeline, Work
 from workers.session import Session
 

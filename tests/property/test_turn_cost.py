@@ -106,12 +106,13 @@ def test_batch_is_dispatched_in_a_time_that_its_jobs_bound(requests: int, inputs
     scheduler.check()
 
 
-@pytest.mark.parametrize("act", ["expire", "cancel", "heartbeat"])
+@pytest.mark.parametrize("act", ["expire", "submit", "cancel", "heartbeat"])
 def test_calls_cost_the_same_however_much_is_open(act: str) -> None:
     def cost(open_requests: int) -> int:
         scheduler = make_scheduler(open_requests, open_requests, 1)
         acts: dict[str, Callable[[], Any]] = {
             "expire": lambda: scheduler.tick(2e6),
+            "submit": lambda: submit(scheduler, 10**7, 1, "new"),
             "cancel": lambda: cancel(scheduler, 0),
             "heartbeat": lambda: scheduler.handle(b"W1", wire.WorkerHeartbeat(0, 1), 1000.2),
         }

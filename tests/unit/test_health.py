@@ -1,11 +1,11 @@
-"""A worker's health file, also where it cannot be touched."""
+"""A health file, also where it cannot be touched."""
 
 import logging
 from pathlib import Path
 
 import pytest
 
-from workers.health import INTERVAL_S, HealthFile
+from broker.health import INTERVAL_S, HealthFile
 
 
 def test_file_is_touched_once_an_interval(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import workers.config
 ROOT = Path(__file__).resolve().parents[2]
 IMPURE = ("zmq", "asyncio", "socket", "threading", "logging", "random", "openvino", "sanic")
 #: What frontend and workers may import of the broker.
-SHARED = {"broker", "broker.protocol", "broker.errors", "broker.curve", "broker.files", "broker.logs"}
+SHARED = {"broker", "broker.protocol", "broker.errors", "broker.curve", "broker.files", "broker.health", "broker.logs"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from broker import protocol as wire
 from broker.errors import ErrorCode
-from broker.ledger import MAX_ENDED
+from broker.ledger import MAX_ENDED, MAX_EXPIRED
 from broker.limits import Limits
 from tests.core import Core, vector
 
@@ -170,6 +170,30 @@ def test_silent_frontend_is_dropped(core: Core) -> None:
     assert core.scheduler.ledger.jobs == 0
     core.handle(b"F1", wire.FrontendHeartbeat())
     assert core.take(wire.Who, b"F1")
+
+
+def test_frontend_is_not_judged_before_what_it_sent_has_been_read(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.now += 3.5
+    core.scheduler.tick(core.now, frontends_read=False)
+    assert core.scheduler.ledger.jobs == 1
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    core.tick()
+    assert core.scheduler.ledger.jobs == 1
+
+
+def test_requests_that_expire_together_are_told_in_several_calls(core: Core) -> None:
+    for number in range(2 * MAX_EXPIRED + 1):
+        core.submit(number, ["a"], budget_ms=500)
+    core.now += 0.5
+    told = []
+    while core.scheduler.ledger.jobs:
+        due = core.scheduler.next_deadline()
+        assert due is not None
+        assert due <= core.now
+        core.tick()
+        told.append(len(core.failures()))
+    assert told == [MAX_EXPIRED, MAX_EXPIRED, 1]
 
 
 def test_frontend_on_a_new_connection_starts_anew_for_what_was_sent_into_the_old_one_is_lost() -> None:

@@ -1,4 +1,4 @@
-"""The file that tells a container's engine, by the time of its last change, that a worker is well."""
+"""The file that tells a container's engine, by the time of its last change, that a process is well."""
 
 import logging
 from pathlib import Path
@@ -15,14 +15,15 @@ class HealthFile:
     def __init__(self, path: str) -> None:
         """`path`: empty for none."""
         self._path = path
-        self._next = 0.0
+        #: When it is next touched.
+        self.due = 0.0
         self._fails = False
 
     def touch(self, now: float) -> None:
         """Touch it if it is time to. A failure is logged once, until it works again."""
-        if not self._path or now < self._next:
+        if not self._path or now < self.due:
             return
-        self._next = now + INTERVAL_S
+        self.due = now + INTERVAL_S
         try:
             Path(self._path).touch()
         except OSError as error:
