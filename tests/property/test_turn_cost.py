@@ -85,7 +85,7 @@ def test_request_is_admitted_refused_and_cancelled_in_a_time_that_what_is_open_d
     assert scheduler.counters["requests_rejected"] == 2
 
 
-@given(requests=st.integers(2, 60), inputs=st.integers(1, 2048), abandoned=st.booleans())
+@given(requests=st.integers(4, 60), inputs=st.integers(64, 2048), abandoned=st.booleans())
 @settings(max_examples=10, deadline=None)
 def test_batch_is_dispatched_in_a_time_that_its_jobs_bound(requests: int, inputs: int, abandoned: bool) -> None:
     scheduler = make_scheduler(1, requests, inputs)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from broker import service
 from broker.config import Config
 from broker.service import FRONTEND, LATE_S, WORKER, Service
 from tests.core import Core
@@ -18,7 +17,7 @@ class Shell(Service):
         self.core = Core()
         self.scheduler = self.core.scheduler
         self.now = 1000.0
-        monkeypatch.setattr(service.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("broker.service.time.monotonic", lambda: self.now)
         #: What each socket does when it is read; whether there is no more to read.
         self.read: dict[bytes, Callable[[], bool]] = {WORKER: lambda: True, FRONTEND: lambda: True}
 
