@@ -47,9 +47,9 @@ def count_instructions(call: Callable[[], Any]) -> int:
     return count
 
 
-def make_scheduler(clients: int, requests: int, inputs: int, limits: Limits | None = None) -> Scheduler:
+def make_scheduler(clients: int, requests: int, inputs: int) -> Scheduler:
     """Return a scheduler with a busy worker and so many open requests, of each client as many."""
-    core = Core(limits or Limits(max_wait_s=1e9))
+    core = Core(Limits(max_wait_s=1e9, max_jobs=10**6, max_client_share=1))
     core.frontend()
     core.worker(batch_tokens=100)
     core.submit(10**6, ["keeps the worker busy"] * 4)
