@@ -97,10 +97,14 @@ class Server:
         """Of scripts/serve."""
         return self._process.pid
 
+    def counters(self) -> dict[str, int]:
+        """Return the broker's counters."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+            return dict(json.load(answer)["counters"])
+
     def batches(self) -> tuple[int, float]:
         """How many batches have been answered, and the milliseconds that they took in all, by the broker's count."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
-            counters = json.load(answer)["counters"]
+        counters = self.counters()
         return counters["batches_answered"], counters["batch_us"] / 1000
 
     def close(self) -> None:
@@ -132,11 +136,11 @@ class Server:
         await asyncio.gather(*(client() for _ in range(clients)))
         return seconds
 
-    def request(self, texts: Sequence[str]) -> bytes:
-        """A POST of these texts."""
+    def request(self, texts: Sequence[str], client: str = "bench") -> bytes:
+        """A POST of these texts by a client of this name."""
         body = json.dumps({"model": self.model, "input": list(texts), "encoding_format": "base64"}).encode()
-        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
-        return head.encode() + body
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {client}\r\n"
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""What `scripts/load` runs: two loads that a server must bear, on the real model, each against its own yardstick.
+"""What `scripts/load` runs: three loads that a server must bear, on the real model, each against its own yardstick.
 
 Flood: bulk clients that send 64 texts a request without pause, alone, and beside one client that sends a short text at
 a time. Overload: an open loop of ten times the requests that the server can answer, with a bound on the wait.
+Abandonment: one client that sends 2,048 inputs a request and goes away 50 to 100 ms later, beside four others.
 """
 
 import argparse
@@ -18,12 +19,17 @@ from typing import NamedTuple
 
 from bench import ROOT, Server
 
+from tests.clients import abandon
+from tests.processes import descendants
+
 #: The broker's bound on the wait during the overload, in seconds.
 MAX_WAIT_S = 2.0
 #: Clients of the peak.
 SATURATING = 16
 #: When the queue has filled, in seconds after the overload's start.
 FILLED_S = 2 * MAX_WAIT_S
+#: Abandoned requests a second: two rates that once stopped the broker.
+ABANDONED_PER_S = (98, 370)
 
 
 def arguments() -> argparse.Namespace:
@@ -36,10 +42,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--per-request", type=int, default=64, help="texts of a request of the overload (default: 64)")
     parser.add_argument("--rounds", type=int, default=3, help="overloads, each between two peaks (default: 3)")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each load (default: %(default)s)")
+    parser.add_argument(
+        "--loads", nargs="+", choices=LOADS, default=LOADS, help="which of the loads to run (default: all)"
+    )
     options = parser.parse_args()
     if options.seconds <= FILLED_S:
         parser.error(f"--seconds must be above {FILLED_S:.0f}: so long the queue takes to fill")
     return options
+
+
+#: The loads by name.
+LOADS = ("flood", "overload", "abandonment")
 
 
 class Client:
@@ -146,6 +159,50 @@ async def overload(server: Server, requests: list[bytes], pace: float, length_s:
     return Overload(statuses, waits, in_time / (length_s - FILLED_S))
 
 
+async def ask_beside_abandonment(
+    server: Server, per_second: float, length_s: float
+) -> tuple[Counter[int], list[float], float]:
+    """Four clients ask for one text at a time while another abandons large requests.
+
+    Return their statuses, the seconds of each answer, and the seconds until the first answer within 0.1 s afterwards.
+    """
+    statuses: Counter[int] = Counter()
+    waits: list[float] = []
+    attack = asyncio.create_task(abandon(server.port, server.request(["a"] * 2048, "attacker"), per_second))
+    until = time.monotonic() + length_s
+
+    async def ask(name: int) -> None:
+        client = await Client(server.port).open()
+        for number in itertools.count():
+            if time.monotonic() >= until:
+                break
+            status, seconds = await client.ask(server.request([f"a short query {number}"], f"client {name}"))
+            statuses[status] += 1
+            waits.append(seconds)
+        client.close()
+
+    await asyncio.gather(*(ask(name) for name in range(4)))
+    attack.cancel()
+    await asyncio.wait([attack])
+    client = await Client(server.port).open()
+    while (await client.ask(server.request(["afterwards"], "client")))[1] > 0.1:
+        pass
+    client.close()
+    return statuses, waits, time.monotonic() - until
+
+
+def processor_seconds(server: Server) -> dict[str, float]:
+    """Return the processor time that each kind of process has used, by its name on the command line."""
+    used: dict[str, float] = {}
+    for pid in descendants(server.pid):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        if "-m" in command:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            name = command[command.index("-m") + 1]
+            used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
 def resident_mb(pid: int) -> int:
     """Memory of a process and its children."""
     total = 0
@@ -216,13 +273,36 @@ def run_overload(texts: list[str], per_request: int, rounds: int, seconds: float
         server.close()
 
 
+def run_abandonment(seconds: float) -> None:
+    """The third load, on a server of its own."""
+    server = Server()
+    try:
+        asyncio.run(ask_beside_abandonment(server, 1, seconds / 4))
+        for per_second in ABANDONED_PER_S:
+            before = processor_seconds(server)
+            statuses, waits, recovered_s = asyncio.run(ask_beside_abandonment(server, per_second, seconds))
+            used = {name: used - before[name] for name, used in processor_seconds(server).items()}
+            shares = ", ".join(f"{name} {each / seconds:.0%}" for name, each in sorted(used.items()))
+            counters = server.counters()
+            print(f"abandonment, {per_second} requests of 2,048 inputs a second: others {dict(statuses)},", end=" ")
+            print(f"{percentile(waits, 0.5):.0f} ms in the median, {percentile(waits, 0.99):.0f} ms at p99")
+            print(f"  a fast answer {recovered_s:.2f} s after its end; processor: {shares};", end=" ")
+            print(f"{counters.get('workers_evicted', 0)} workers evicted, {counters.get('workers_left', 0)} left")
+    finally:
+        server.close()
+
+
 def main() -> None:
-    """Run both loads and print what came of them."""
+    """Run the loads and print what came of them."""
     options = arguments()
     texts = [json.loads(line)["text"] for line in options.texts.read_text().splitlines()]
     texts = [text for text in texts if len(text) < 200]
-    run_flood(texts, options.seconds)
-    run_overload(texts, options.per_request, options.rounds, options.seconds)
+    if "flood" in options.loads:
+        run_flood(texts, options.seconds)
+    if "overload" in options.loads:
+        run_overload(texts, options.per_request, options.rounds, options.seconds)
+    if "abandonment" in options.loads:
+        run_abandonment(options.seconds)
 
 
 if __name__ == "__main__":
