@@ -376,6 +376,8 @@ class Scheduler:
         for _, name in sorted(waiting):
             while chosen := next_batch(self.models, self.pool, name, now):
                 worker, jobs = chosen
+                if not jobs:
+                    raise LocalProtocolError(f"a batch of {name!r} for {worker.name} has no job")
                 if jobs := self._refuse_poison(jobs, now):
                     self._lease(worker, jobs, name, now)
 

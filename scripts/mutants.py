@@ -109,7 +109,7 @@ BUGS = [
     Bug("all deadlines expire at once", "ledger.py", " and len(expired) < MAX_EXPIRED:", ":"),
     Bug("the story is not bounded", "story.py", "while self._size > MAX_BYTES:", "while False:"),
     Bug("ended jobs are remembered with their worker", "blame.py", "{known: [job for job in blamed if job.open] for", "{known: blamed for"),
-    Bug("known poison is dispatched", "scheduler.py", "if jobs := self._refuse_poison(jobs, now):", "if jobs:"),
+    Bug("known poison is dispatched", "scheduler.py", "if jobs := self._refuse_poison(jobs, now):", "if jobs:  # as it is"),
     Bug("a frontend that was not read is forgotten", "scheduler.py", "self.ledger.silent(now) if frontends_read else []:", "self.ledger.silent(now):"),
     Bug("jobs wait for ever for a worker", "scheduler.py", "                self._fail_unserved(model, now)\n", "                pass\n"),
 ]  # fmt: skip

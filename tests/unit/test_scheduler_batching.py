@@ -6,7 +6,7 @@ The pure scheduler: messages and time in, messages out. Every step checks all in
 import pytest
 
 from broker import protocol as wire
-from broker.errors import ErrorCode
+from broker.errors import ErrorCode, LocalProtocolError
 from broker.limits import Limits
 from broker.protocol import Kind, Lane
 from broker.queues import MAX_BATCH_BYTES, MAX_BATCH_JOBS
@@ -286,3 +286,9 @@ def test_frontend_that_does_not_read_its_answers_gets_no_more() -> None:
     core.frontend()
     core.submit(7, ["e"])
     assert core.failures() == []
+
+
+def test_batch_without_a_job_is_a_loud_fault(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core.scheduler.models["m"].queue, "take", lambda *_: [])
+    with pytest.raises(LocalProtocolError, match="has no job"):
+        core.submit(1, ["a"])

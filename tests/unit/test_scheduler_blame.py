@@ -78,10 +78,13 @@ def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
     assert core.failures() == [(2, 1, ErrorCode.POISON)]
     core.answer(*core.batches())
     assert core.answers() == {(2, 0): vector("good")}
+    core.submit(3, ["bad"])
+    assert core.failures() == [(3, 0, ErrorCode.POISON)]
+    assert core.batches() == []
     core.now += BLOCKED_S
     core.frontend()
     core.worker(b"W3")
-    core.submit(3, ["bad"])
+    core.submit(4, ["bad"])
     assert len(core.batches()) == 1
 
 
