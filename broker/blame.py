@@ -15,7 +15,8 @@ from broker.protocol import WorkerHello
 
 #: How long the verdict on a job waits, in seconds: time for a worker whose connection alone has ended to be back.
 TRIAL_S = 4.0
-#: How long an input that was poison is refused at the door, in seconds, so that a client's retry does not kill again.
+#: How long an input that was poison is refused instead of dispatched, in seconds, so that a client's retry does not
+#: kill again.
 BLOCKED_S = 600.0
 #: Inputs refused so at most; the oldest are let go.
 MAX_BLOCKED = 10_000

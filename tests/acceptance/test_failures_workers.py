@@ -93,7 +93,7 @@ async def asked_as_one_batch(
 
 
 def test_input_that_segfaults_ends_two_workers_and_no_third(cluster: Cluster) -> None:
-    """Its 31 neighbours are served, and who sends it again is refused at the door."""
+    """Its 31 neighbours are served, and who sends it again is refused."""
     texts = [*(f"text {number}" for number in range(31)), "segfault"]
 
     async def run() -> tuple[list[httpx.Response], list[Program]]:
