@@ -38,7 +38,7 @@ class Abandonment:
     def find_wait_s(self, client: Hashable, most: float, now: float) -> float:
         """Return the seconds until at most `most` jobs, more than none, count against a client."""
         jobs = self.count(client, now)
-        return HALF_LIFE_S * math.log2(jobs / most) if jobs > most > 0 else 0.0
+        return HALF_LIFE_S * math.log2(jobs / most) if jobs > most else 0.0
 
     def _forget_least(self, now: float) -> None:
         """Keep the half of the clients that has abandoned most."""

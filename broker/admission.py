@@ -24,8 +24,11 @@ MAX_RETRY_AFTER_S = 120.0
 
 #: Retry-After when no rate is known to compute it from.
 UNKNOWN_WAIT_S = 1.0
-#: What a client has abandoned takes up at most this part of what it may have open. So whoever shares a client's name
-#: with a program that abandons its requests is still served.
+#: Abandoned jobs up to this part of what their holder may have open are forgiven: a client whose own time-out was too
+#: short may ask again at once.
+FORGIVEN_SHARE = 0.5
+#: What is not forgiven takes up at most this part. So whoever shares an address or a key with a program that abandons
+#: its requests is still served.
 MAX_ABANDONED_SHARE = 0.9
 
 
@@ -88,21 +91,34 @@ def _refuse_number(scheduler: Scheduler, request: Request, asked: wire.Submissio
     if 0 < asked.client_jobs < request.inputs:
         text = f"the request has {request.inputs} inputs, and its key may have {asked.client_jobs} open at once"
         return Refusal(ErrorCode.INVALID_INPUT, text, 0)
-    jobs = scheduler.ledger.client_jobs[request.client] + request.inputs
-    if 0 < asked.client_jobs < jobs:
+    if 0 < asked.client_jobs < scheduler.ledger.holder_jobs[request.client] + request.inputs:
         return Refusal(ErrorCode.QUOTA, f"this key may have {asked.client_jobs} inputs open at once", None)
-    # A client's part only bounds the client while something is open: alone it may have everything.
-    share = count_client_share(limits) if held.jobs else limits.max_jobs
-    if jobs > share:
-        return Refusal(ErrorCode.QUOTA, f"this client may have {share} inputs open at once", None)
-    abandoned = min(scheduler.abandonment.count(request.client, now), MAX_ABANDONED_SHARE * share)
-    if held.jobs and jobs + abandoned > share:
-        text = f"this client may have {share} inputs open at once, and {abandoned:.0f} that it abandoned count too"
-        wait_s = scheduler.abandonment.find_wait_s(request.client, max(1, share - jobs), now)
-        return Refusal(ErrorCode.QUOTA, text, wait_s)
+    for holder in request.holders:
+        if refusal := _refuse_holder(scheduler, request, asked, holder, now):
+            return refusal
     if held.jobs + request.inputs > limits.max_jobs or held.bytes + request.bytes > limits.max_bytes:
         return Refusal(ErrorCode.OVERLOADED, "the queue is full", None)
     return None
+
+
+def _refuse_holder(
+    scheduler: Scheduler, request: Request, asked: wire.Submission, holder: str | bytes, now: float
+) -> Refusal | None:
+    """Return why a client or an address would have too much open, beside what it has abandoned lately."""
+    others = scheduler.ledger.jobs - scheduler.ledger.holder_jobs[holder]
+    if not others:
+        # Alone it may have everything.
+        return None
+    jobs, share = scheduler.ledger.holder_jobs[holder] + request.inputs, count_client_share(scheduler.limits)
+    if jobs > share:
+        return Refusal(ErrorCode.QUOTA, f"this client may have {share} inputs open at once", None)
+    limit = min(share, asked.client_jobs or share)
+    forgiven = FORGIVEN_SHARE * limit
+    counted = min(int(scheduler.abandonment.count(holder, now) - forgiven), int(MAX_ABANDONED_SHARE * limit))
+    if counted <= 0 or jobs + counted <= limit:
+        return None
+    text = f"this client may have {limit} inputs open at once, and {counted} that it abandoned count too"
+    return Refusal(ErrorCode.QUOTA, text, scheduler.abandonment.find_wait_s(holder, forgiven + limit - jobs, now))
 
 
 def _refuse_tokens(scheduler: Scheduler, request: Request, asked: wire.Submission, now: float) -> Refusal | None:

@@ -42,18 +42,18 @@ def _check_jobs(scheduler: Scheduler) -> None:
 
 def _check_counts(scheduler: Scheduler, requests: list[Request], places: Iterable[tuple[Request, int]]) -> None:
     ledger = scheduler.ledger
-    tokens, size, clients = Counter[Request](), Counter[Request](), Counter[str | bytes]()
+    tokens, size, holders = Counter[Request](), Counter[Request](), Counter[str | bytes]()
     for request, position in places:
         tokens[request] += request.pricing.count_tokens([request.lengths[position]])[0]
         size[request] += request.lengths[position]
-        clients[request.client] += 1
+        holders.update(request.holders)
     _require(all(tokens[one] == one.open_tokens for one in requests), "a request's open tokens are wrong")
     _require(all(size[one] == one.open_bytes for one in requests), "a request's open bytes are wrong")
     _require(ledger.requests == len(requests), "the number of open requests is wrong")
     _require(ledger.jobs == sum(one.open_jobs for one in requests), "the number of open jobs is wrong")
     _require(ledger.tokens == sum(one.open_tokens for one in requests), "the tokens of open jobs are wrong")
     _require(ledger.bytes == sum(one.open_bytes for one in requests), "the bytes of open jobs are wrong")
-    _require(ledger.client_jobs == clients, "a client's open jobs are wrong")
+    _require(ledger.holder_jobs == holders, "a holder's open jobs are wrong")
 
 
 def _check_queues(scheduler: Scheduler) -> None:

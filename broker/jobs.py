@@ -72,6 +72,7 @@ class Request:
         "client",
         "deadline",
         "frame",
+        "holders",
         "inputs",
         "jobs",
         "kind",
@@ -97,8 +98,10 @@ class Request:
         self.number = asked.request
         self.model = asked.model
         self.lane = asked.lane
-        #: The client that fairness counts the request to.
+        #: The client that takes turns with others.
         self.client: str | bytes = asked.client or owner
+        #: All whose part of the queue the request is counted to: the client and, where it is told, its address.
+        self.holders = (self.client, asked.address) if asked.address else (self.client,)
         self.kind = asked.kind
         #: `Option` bits.
         self.options = asked.options

@@ -5,6 +5,7 @@ A request enters with all its jobs. A job leaves by `close`, or with its request
 
 import heapq
 from collections import Counter
+from collections.abc import Iterable
 
 from broker.admission import Load
 from broker.errors import LocalProtocolError
@@ -46,8 +47,8 @@ class Ledger:
         self.jobs = 0
         self.tokens = 0
         self.bytes = 0
-        #: Open jobs of each client that has any.
-        self.client_jobs: Counter[str | bytes] = Counter()
+        #: Open jobs by client and by address (see `Request.holders`).
+        self.holder_jobs: Counter[str | bytes] = Counter()
         #: (deadline, uuid, request); entries of ended requests are dropped when they come up.
         self._deadlines: list[tuple[float, bytes, int]] = []
 
@@ -75,7 +76,7 @@ class Ledger:
         if len(self._deadlines) > 2 * self.requests + MAX_ENDED:
             self._rebuild_deadlines()
         request.open_jobs, request.open_tokens, request.open_bytes = request.inputs, request.tokens, request.bytes
-        self._count(request.client, request.open_jobs, request.open_tokens, request.open_bytes)
+        self._count(request.holders, request.open_jobs, request.open_tokens, request.open_bytes)
 
     def close(self, job: Job) -> None:
         """End an open job: it has its answer, or will get none."""
@@ -85,7 +86,7 @@ class Ledger:
         request.open_jobs -= 1
         request.open_tokens -= job.tokens
         request.open_bytes -= job.bytes
-        self._count(request.client, -1, -job.tokens, -job.bytes)
+        self._count(request.holders, -1, -job.tokens, -job.bytes)
         if not request.open_jobs:
             self._end(request)
 
@@ -93,7 +94,7 @@ class Ledger:
         """End all that is open of a request."""
         for job in request.jobs.values():
             job.open = False
-        self._count(request.client, -request.open_jobs, -request.open_tokens, -request.open_bytes)
+        self._count(request.holders, -request.open_jobs, -request.open_tokens, -request.open_bytes)
         request.open_jobs = request.open_tokens = request.open_bytes = 0
         self._end(request)
 
@@ -102,13 +103,14 @@ class Ledger:
         del self.by_uuid[request.owner].requests[request.number]
         request.release()
 
-    def _count(self, client: str | bytes, jobs: int, tokens: int, size: int) -> None:
+    def _count(self, holders: Iterable[str | bytes], jobs: int, tokens: int, size: int) -> None:
         self.jobs += jobs
         self.tokens += tokens
         self.bytes += size
-        self.client_jobs[client] += jobs
-        if not self.client_jobs[client]:
-            del self.client_jobs[client]
+        for holder in holders:
+            self.holder_jobs[holder] += jobs
+            if not self.holder_jobs[holder]:
+                del self.holder_jobs[holder]
 
     def pop_expired(self, now: float) -> list[Request]:
         """Return open requests whose deadline has passed, each once, and at most `MAX_EXPIRED` in a call."""

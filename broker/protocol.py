@@ -182,7 +182,7 @@ class Submission(msgspec.Struct, array_like=True, gc=False, frozen=True):
     request: U63
     model: Name
     lane: Lane
-    #: Whom fairness counts this request to (an API key's hash); empty: the frontend connection.
+    #: The client that takes turns with others for this request; empty: the frontend connection.
     client: Name
     budget_ms: U32
     kind: Kind
@@ -194,6 +194,8 @@ class Submission(msgspec.Struct, array_like=True, gc=False, frozen=True):
     #: What its client may have open, in jobs, and use, in tokens a minute; 0: as much as any.
     client_jobs: U32 = 0
     client_tokens: U63 = 0
+    #: The address of the client, when many clients may be one: it is bounded as a client is. Empty: not told.
+    address: Name = ""
 
 
 class Submit(Message, tag=2):
@@ -206,12 +208,15 @@ class Submit(Message, tag=2):
 
 
 class Cancel(Message, tag=3):
-    """The clients of these requests have gone."""
+    """Nobody waits for these requests any more."""
 
     requests: U64Column
+    #: Those of them whose client has gone away. The others the frontend has ended by itself.
+    abandoned: U64Column = b""
 
     def frame_sizes(self) -> list[int]:
         unpack_u64(self.requests)
+        unpack_u64(self.abandoned)
         return []
 
 

@@ -15,8 +15,9 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 
+from broker.client_queue import ClientQueue, Room
 from broker.holdings import Holdings
-from broker.jobs import Job, Request, find_bucket
+from broker.jobs import Job, Request
 from broker.protocol import Lane
 
 #: Shares of the tokens when both lanes have jobs that have just come.
@@ -25,126 +26,6 @@ WEIGHTS = {Lane.INTERACTIVE: 4.0, Lane.BULK: 1.0}
 AGEING_S = 2.0
 #: Tokens a client may take each turn.
 QUANTUM = 512
-#: Inputs that came at most so many seconds after a client's oldest may overtake it to leave with others of their
-#: length.
-OVERTAKE_S = 0.5
-#: A batch's bounds beside its tokens, so that neither it nor its answer outgrows a frame, for vectors of up to 4,096.
-MAX_BATCH_JOBS = 2048
-MAX_BATCH_BYTES = 16 * 1024 * 1024
-#: While a client has so many sorted inputs, no further request of its is sorted.
-MAX_SORTED = 2 * MAX_BATCH_JOBS
-
-
-class Room:
-    """What a batch can still take."""
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-        self._jobs, self._bytes = MAX_BATCH_JOBS, MAX_BATCH_BYTES
-
-    def fill(self, tokens: int, size: int) -> bool:
-        """Take an input in and return True, or return False when it does not fit. The first one always fits."""
-        empty = self._jobs == MAX_BATCH_JOBS
-        if not empty and (self._jobs == 0 or tokens > self.tokens or size > self._bytes):
-            return False
-        self.tokens -= tokens
-        self._jobs -= 1
-        self._bytes -= size
-        return True
-
-
-class ClientQueue:
-    """One client's waiting inputs in one lane."""
-
-    def __init__(self) -> None:
-        #: Requests whose inputs have not been sorted yet, oldest first.
-        self._unsorted: OrderedDict[Request, None] = OrderedDict()
-        #: Positions of the others' inputs by bucket and request, oldest first.
-        self._buckets: dict[int, OrderedDict[Request, deque[int]]] = {}
-        self._sorted = 0
-        #: Tokens it may still take; below 0 after an input that was larger than its turn.
-        self.deficit = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._unsorted or self._buckets)
-
-    def push(self, request: Request) -> None:
-        """Add a request at the end."""
-        self._unsorted[request] = None
-
-    def push_back(self, job: Job) -> None:
-        """Return a job to the head."""
-        bucket = find_bucket(job.tokens)
-        waiting = self._buckets.setdefault(bucket, OrderedDict())
-        waiting.setdefault(job.request, deque()).appendleft(job.position)
-        waiting.move_to_end(job.request, last=False)
-        job.request.queued_in.add(bucket)
-        self._sorted += 1
-
-    def discard(self, request: Request) -> None:
-        """Forget what waits of a request."""
-        self._unsorted.pop(request, None)
-        for bucket in request.queued_in:
-            self._sorted -= len(self._buckets[bucket][request])
-            self._drop(bucket, request)
-        request.queued_in.clear()
-
-    def take(self, near: int | None, room: Room) -> tuple[list[Job], int]:
-        """Take inputs of one request and bucket, as many as there are turn and room for. The client has some.
-
-        They are the oldest, or of those that came soon after the oldest one from the bucket nearest to `near`. Return
-        their jobs, none when there is no room, and the bucket.
-        """
-        self._sort()
-        heads = {bucket: next(iter(waiting)) for bucket, waiting in self._buckets.items()}
-        bucket = min(heads, key=lambda one: heads[one].arrived)
-        if near is not None:
-            last = heads[bucket].arrived + OVERTAKE_S
-            bucket = min((one for one in heads if heads[one].arrived <= last), key=lambda one: abs(one - near))
-        request = heads[bucket]
-        positions = self._buckets[bucket][request]
-        jobs: list[Job] = []
-        while positions and self.deficit > 0:
-            tokens = request.count_tokens(positions[0])
-            if not room.fill(tokens, request.lengths[positions[0]]):
-                break
-            jobs.append(request.make_job(positions.popleft()))
-            self.deficit -= tokens
-        self._sorted -= len(jobs)
-        if not positions:
-            self._drop(bucket, request)
-            request.queued_in.remove(bucket)
-        return jobs, bucket
-
-    def find_oldest(self) -> float:
-        """Return when the input arrived that waits longest; infinity when none waits."""
-        oldest = min((next(iter(waiting)).arrived for waiting in self._buckets.values()), default=math.inf)
-        return min(oldest, next(iter(self._unsorted)).arrived) if self._unsorted else oldest
-
-    def list_waiting(self) -> Iterator[tuple[Request, Iterable[int]]]:
-        """Yield what waits: requests and positions of theirs; a request may come several times."""
-        for request in self._unsorted:
-            yield request, range(request.inputs)
-        for waiting in self._buckets.values():
-            yield from waiting.items()
-
-    def _sort(self) -> None:
-        """Sort requests that may leave or overtake now, the oldest first, until there are enough to choose from."""
-        until = self.find_oldest() + OVERTAKE_S
-        while self._unsorted and self._sorted < MAX_SORTED:
-            request = next(iter(self._unsorted))
-            if request.arrived > until:
-                return
-            del self._unsorted[request]
-            for bucket, positions in request.sort_inputs().items():
-                self._buckets.setdefault(bucket, OrderedDict())[request] = deque(positions)
-                request.queued_in.add(bucket)
-            self._sorted += request.inputs
-
-    def _drop(self, bucket: int, request: Request) -> None:
-        del self._buckets[bucket][request]
-        if not self._buckets[bucket]:
-            del self._buckets[bucket]
 
 
 class LaneQueue:
@@ -175,17 +56,13 @@ class LaneQueue:
 
     def take(self, room: Room) -> Iterator[list[Job]]:
         """Yield jobs, those of one request at a time, while there is room; for the first of a batch there always is."""
-        near: int | None = None
-        while self._clients:
+        while self._clients and not room.full:
             name, client = self._find_next_turn()
-            jobs, near = client.take(near, room)
-            if not jobs:
-                return
+            yield from client.take(room)
             if not client:
                 del self._clients[name]
             elif client.deficit <= 0:
                 self._clients.move_to_end(name)
-            yield jobs
 
     def find_oldest(self) -> float:
         """Return when the input arrived that waits longest of the client whose turn it is; infinity when none waits."""

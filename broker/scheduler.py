@@ -10,6 +10,7 @@ Whatever a peer sends, `handle` does not raise: what is late, foreign or contrad
 that peer's session. LocalProtocolError means a fault in here.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from broker.dispatch import next_batch, next_dispatch
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.invariants import check
 from broker.jobs import Job, Request
-from broker.ledger import Frontend, Ledger
+from broker.ledger import MAX_EXPIRED, Frontend, Ledger
 from broker.limits import Limits
 from broker.loading import Loading
 from broker.metrics import Metrics
@@ -208,10 +209,12 @@ class Scheduler:
         self._story.note_request(now, "admitted", request.lane.name.lower(), request)
 
     def _on_cancel(self, frontend: Frontend, message: wire.Cancel, now: float, _: Any) -> None:
+        for number in wire.unpack_u64(message.abandoned):
+            if request := frontend.requests.get(number):
+                for holder in request.holders:
+                    self.abandonment.add(holder, request.open_jobs, now)
         for number in wire.unpack_u64(message.requests):
-            request = frontend.requests.get(number)
-            if request:
-                self.abandonment.add(request.client, request.open_jobs, now)
+            if request := frontend.requests.get(number):
                 self._cancel(request, now)
 
     def _forget(self, frontend: Frontend, now: float) -> None:
@@ -432,7 +435,8 @@ class Scheduler:
 
     def _fail_unserved(self, model: Model, now: float) -> None:
         text = f"no worker that serves {model.info.name!r} is connected"
-        for request in dict.fromkeys(request for request, _ in model.queue.list_waiting()):
+        waiting = dict.fromkeys(request for request, _ in model.queue.list_waiting())
+        for request in itertools.islice(waiting, MAX_EXPIRED):
             self._fail_request(request, ErrorCode.NO_WORKER, text, now)
 
     def _fail_begun(self, model: Model, now: float) -> None:

@@ -57,7 +57,7 @@ class BrokerClient:
         self._door = Door()
         self._futures: dict[int, asyncio.Future[None]] = {}
         self._outbox: list[Pending] = []
-        self._cancelled: list[int] = []
+        self._cancelled: list[Pending] = []
         self._epoch: int | None = None
         #: Bytes of vectors since its welcome.
         self._received = 0
@@ -127,6 +127,7 @@ class BrokerClient:
             terms.origin,
             terms.client_jobs,
             terms.client_tokens,
+            terms.address,
         )
         pending = self._table.add(submission, b"".join(inputs), deadline, per_item=per_item, max_tokens=max_tokens)
         future = self._futures[pending.number] = self._loop.create_future()
@@ -136,6 +137,9 @@ class BrokerClient:
         except TimeoutError:
             text = "the request's deadline passed before it was answered"
             raise from_failure(ErrorCode.DEADLINE, text, 5000) from None
+        except asyncio.CancelledError:
+            pending.abandoned = True
+            raise
         finally:
             self._end(pending)
         self._door.note(pending, time.monotonic())
@@ -184,7 +188,7 @@ class BrokerClient:
         if pending.missing and not pending.told:
             if not self._cancelled:
                 self._loop.call_soon(self._flush)
-            self._cancelled.append(pending.number)
+            self._cancelled.append(pending)
 
     def _submit(self, pending: Sequence[Pending]) -> None:
         """Everything submitted in one turn of the loop leaves together."""
@@ -202,7 +206,8 @@ class BrokerClient:
                 part = awaited[at : at + MAX_SUBMISSIONS]
                 self._send(wire.Submit([_with_budget(one, now) for one in part]), [one.frame for one in part])
         if cancelled and self.connected:
-            self._send(wire.Cancel(wire.pack_u64(cancelled)))
+            abandoned = wire.pack_u64(one.number for one in cancelled if one.abandoned)
+            self._send(wire.Cancel(wire.pack_u64(one.number for one in cancelled), abandoned))
 
     def _wake(self, ended: Sequence[Pending]) -> None:
         for pending in ended:

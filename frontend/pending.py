@@ -25,6 +25,7 @@ class Pending:
     """One request on its way. `failure`, or a row or a failure of each input, ends it."""
 
     __slots__ = (
+        "abandoned",
         "cut",
         "deadline",
         "failure",
@@ -65,6 +66,8 @@ class Pending:
         self.failure: wire.Failure | None = None
         #: Whether the broker itself has ended the whole request.
         self.told = False
+        #: Whether its client has gone away.
+        self.abandoned = False
         #: Longest wait in the queue and longest inference among its batches.
         self.queue_us = self.inference_us = 0
         #: Of the model that made the rows so far.

@@ -129,12 +129,14 @@ class Terms(NamedTuple):
     #: None: its size decides.
     lane: Lane | None
     deadline_s: float
-    #: The client that fairness and quota count the request to: the name of its API key, or a hash of its address and of
-    #: what it sent for a key where the server has no keys.
+    #: The client that takes turns with others: the name of its API key or, where the server has no keys, a hash of its
+    #: address and of what it sent for a key.
     client: str
     #: What its key may have open, in jobs, and use, in tokens a minute; 0: no limit of its own.
     client_jobs: int = 0
     client_tokens: int = 0
+    #: A hash of the address where the server has no keys, because what is sent for a key can be another each time.
+    address: str = ""
     origin: Origin = Origin()
 
 
@@ -147,12 +149,15 @@ def parse_headers(headers: Mapping[str, str], address: str, longest_s: float) ->
     if name is not None and name.upper() not in Lane.__members__:
         raise ApiError(400, f"x-vecmill-lane is {quote(name)}, but must be interactive or bulk", param="x-vecmill-lane")
     lane = None if name is None else Lane[name.upper()]
-    identity = f"{address} {headers.get('authorization', '')}"
-    client = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    client, address = _hash(f"{address} {headers.get('authorization', '')}"), _hash(address)
     text = headers.get("x-vecmill-deadline-ms")
     if text is None:
-        return Terms(lane, longest_s, client)
+        return Terms(lane, longest_s, client, address=address)
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
         message = "x-vecmill-deadline-ms must be a number of milliseconds above 0, of at most 9 digits"
         raise ApiError(400, message, param="x-vecmill-deadline-ms")
-    return Terms(lane, min(longest_s, int(text) / 1000), client)
+    return Terms(lane, min(longest_s, int(text) / 1000), client, address=address)
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()

@@ -18,4 +18,6 @@ def terms_of(request: Request) -> Terms:
         return terms
     # A name cannot be mistaken for the hash of a header.
     client = f"key {key.name}"
-    return terms._replace(client=client, client_jobs=key.jobs_in_flight, client_tokens=key.tokens_per_minute)
+    return terms._replace(
+        client=client, address="", client_jobs=key.jobs_in_flight, client_tokens=key.tokens_per_minute
+    )

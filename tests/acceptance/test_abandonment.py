@@ -58,6 +58,8 @@ async def ask_beside(cluster: Cluster, attacker: str, others: list[str]) -> None
     await asyncio.wait([attack])
     await asyncio.to_thread(until, lambda: read_health(cluster, others[0])["open_jobs"] == 0)
     counters = read_health(cluster, others[0])["counters"]
+    if attacker not in others:
+        assert counters["requests_rejected"] > 0
     assert (counters.get("workers_evicted", 0), counters.get("workers_left", 0)) == (0, 0)
 
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import protocol as wire
+from broker.client_queue import MAX_SORTED
 from broker.limits import Limits
 from broker.protocol import Kind, Lane
-from broker.queues import MAX_SORTED
 from broker.scheduler import Scheduler
 from tests.core import DIMENSION, EPOCH, Core
 

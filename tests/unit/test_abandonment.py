@@ -7,6 +7,7 @@ from broker.abandonment import HALF_LIFE_S, MAX_CLIENTS, Abandonment
 from broker.admission import MAX_ABANDONED_SHARE
 from broker.errors import ErrorCode
 from broker.limits import Limits
+from broker.protocol import Kind, Lane
 from tests.core import Core
 
 
@@ -44,8 +45,20 @@ def crowded() -> Core:
 def abandon(core: Core, request: int, inputs: int, client: str = "flood") -> list[tuple[int, int, ErrorCode]]:
     """Submit a request and leave it. Return why it was refused."""
     core.submit(request, ["a"] * inputs, client=client)
-    core.handle(b"F1", wire.Cancel(wire.pack_u64([request])))
+    leave(core, request)
     return core.failures()
+
+
+def leave(core: Core, request: int) -> None:
+    """Let the client of a request go away."""
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([request]), wire.pack_u64([request])))
+
+
+def submit_from(core: Core, request: int, inputs: int, client: str, address: str) -> None:
+    """Submit a request from an address."""
+    lengths = wire.pack_u32([1] * inputs)
+    asked = wire.Submission(request, "m", Lane.BULK, client, 10_000, Kind.TEXT, lengths, address=address)
+    core.handle(b"F1", wire.Submit([asked]), b"a" * inputs)
 
 
 def test_client_that_abandons_large_requests_is_refused_and_others_are_not(crowded: Core) -> None:
@@ -56,21 +69,34 @@ def test_client_that_abandons_large_requests_is_refused_and_others_are_not(crowd
 
 
 def test_refusal_tells_when_the_client_may_come_back(crowded: Core) -> None:
-    abandon(crowded, 2, 400)
-    crowded.submit(3, ["a"] * 300, client="flood")
+    assert abandon(crowded, 2, 450) == []
+    crowded.submit(3, ["a"] * 400, client="flood")
     ((_, message, _),) = crowded.take(wire.Failures)
     (failure,) = message.failures
     assert failure.code == ErrorCode.QUOTA
-    assert failure.text == "this client may have 500 inputs open at once, and 400 that it abandoned count too"
+    assert failure.text == "this client may have 500 inputs open at once, and 200 that it abandoned count too"
+    assert failure.retry_after_ms > 0
     crowded.now += failure.retry_after_ms / 1000
-    crowded.submit(4, ["a"] * 300, client="flood")
+    crowded.submit(4, ["a"] * 400, client="flood")
+    assert crowded.failures() == []
+
+
+def test_half_of_a_clients_part_is_forgiven_and_so_is_what_has_faded(crowded: Core) -> None:
+    assert abandon(crowded, 2, 250) == []
+    assert abandon(crowded, 3, 500) == []
+    crowded.submit(4, ["a"] * 500, client="flood")
+    assert crowded.failures() == [(4, -1, ErrorCode.QUOTA)]
+    for _ in range(10):
+        crowded.tick(1.0)
+        crowded.handle(b"F1", wire.FrontendHeartbeat())
+        crowded.handle(b"W1", wire.WorkerHeartbeat(2, 10))
+    crowded.submit(5, ["a"] * 500, client="flood")
     assert crowded.failures() == []
 
 
 def test_small_requests_of_a_client_that_abandons_are_still_served(crowded: Core) -> None:
-    for number, inputs in enumerate((400, 100), 2):
-        assert abandon(crowded, number, inputs) == []
     free = round(500 * (1 - MAX_ABANDONED_SHARE))
+    crowded.scheduler.abandonment.add("flood", 5000, crowded.now)
     assert abandon(crowded, 50, free + 1) == [(50, -1, ErrorCode.QUOTA)]
     crowded.submit(51, ["a"] * free, client="flood")
     assert crowded.failures() == []
@@ -81,7 +107,33 @@ def test_client_alone_may_abandon_what_it_likes() -> None:
     core.frontend()
     for number in range(20):
         core.worker()
+        core.submit(1000 + number, ["a"], client="flood")
         assert abandon(core, number, 900) == []
+
+
+def test_keys_own_limit_is_what_its_abandoned_jobs_count_against(crowded: Core) -> None:
+    for number, refused in ((2, []), (3, [(3, -1, ErrorCode.QUOTA)])):
+        crowded.submit(number, ["a"] * 40, client="key", client_jobs=40)
+        assert crowded.failures() == refused
+        leave(crowded, number)
+
+
+def test_address_is_bounded_whatever_its_clients_call_themselves(crowded: Core) -> None:
+    refused = []
+    for number in range(2, 20):
+        submit_from(crowded, number, 200, client=f"flood {number}", address="here")
+        refused += crowded.failures()
+        leave(crowded, number)
+    assert len(refused) > 10
+    submit_from(crowded, 100, 200, client="honest", address="elsewhere")
+    assert crowded.failures() == []
+
+
+def test_what_the_frontend_ended_by_itself_is_not_abandoned(crowded: Core) -> None:
+    for number in range(2, 20):
+        crowded.submit(number, ["a"] * 400, client="honest")
+        crowded.handle(b"F1", wire.Cancel(wire.pack_u64([number])))
+    assert crowded.failures() == []
 
 
 def test_what_a_frontend_held_when_it_ended_is_nobodys_fault(crowded: Core) -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 
+from broker.client_queue import MAX_BATCH_JOBS, MAX_SORTED, OVERTAKE_S
 from broker.jobs import Job, Request
 from broker.protocol import Kind, Lane
-from broker.queues import AGEING_S, MAX_BATCH_JOBS, MAX_SORTED, OVERTAKE_S, QUANTUM, ModelQueue
+from broker.queues import AGEING_S, QUANTUM, ModelQueue
 from tests.core import make_request
 
 

@@ -6,10 +6,10 @@ The pure scheduler: messages and time in, messages out. Every step checks all in
 import pytest
 
 from broker import protocol as wire
+from broker.client_queue import MAX_BATCH_BYTES, MAX_BATCH_JOBS
 from broker.errors import ErrorCode, LocalProtocolError
 from broker.limits import Limits
 from broker.protocol import Kind, Lane
-from broker.queues import MAX_BATCH_BYTES, MAX_BATCH_JOBS
 from tests.core import DIMENSION, EPOCH, Core, vector
 
 

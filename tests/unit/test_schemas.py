@@ -233,8 +233,10 @@ def test_headers_choose_lane_and_deadline(headers: dict[str, str], wanted: tuple
 
 def test_client_is_its_address_and_what_it_sends_for_a_key() -> None:
     senders = [(address, key) for address in ("10.0.0.1", "10.0.0.2") for key in ("", "sk-one", "sk-öther")]
-    clients = [parse_headers({"authorization": f"Bearer {key}"}, address, 60.0).client for address, key in senders]
+    terms = [parse_headers({"authorization": f"Bearer {key}"}, address, 60.0) for address, key in senders]
+    clients = [one.client for one in terms]
     assert len(set(clients)) == len(senders)
+    assert len({one.address for one in terms}) == 2
     assert not any("sk" in client or "10.0" in client for client in clients)
     assert parse_headers({"authorization": "Bearer sk-one"}, "10.0.0.1", 1.0).client == clients[1]
 
