@@ -302,10 +302,12 @@ class Service:
                 self._gate.try_stranger(socket)
 
     def _close(self) -> None:
+        # Before their ends are closed: libzmq would wait for ever to tell a monitor without one that a peer is gone.
+        for socket in self._sockets.values():
+            socket.disable_monitor()
         for monitor in self._monitors:
             monitor.close()
         for socket in self._sockets.values():
-            socket.disable_monitor()
             # LINGER is 0 for ends that do not matter; the last answers of a drain do.
             socket.close(linger=LAST_WORDS_MS)
         if self._gate:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: How long a stopping process lets its open requests finish: their deadline by default, and a little.
 DRAIN_S = 65.0
+#: How often connections that are not read are looked at, in seconds.
+LOOK_S = 0.25
 #: How much of a body that is too large is read and thrown away, so that its sender reads the answer.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
@@ -78,6 +80,16 @@ async def _open_broker(app: Sanic) -> None:  # type: ignore[type-arg]
 async def _look_after_readers(app: Sanic) -> None:  # type: ignore[type-arg]
     return_freed_memory()
     app.ctx.looking = asyncio.create_task(app.ctx.unread.look())
+    app.ctx.watching = asyncio.create_task(_end_left_connections(app.ctx.connections))
+
+
+async def _end_left_connections(connections: set[Connection]) -> None:
+    """End the connections whose client has gone away behind bytes that are not read yet, and so cancel its request."""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        for connection in list(connections):
+            if connection.has_left():
+                connection.abort()  # type: ignore[no-untyped-call]
 
 
 async def _begin(request: Request) -> None:

@@ -20,6 +20,8 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 
 #: How often a TLS connection that is to be closed is looked at, in seconds.
 _LOOK_S = 0.05
+#: The state of a connection whose two sides are open, of linux/tcp_states.h.
+_ESTABLISHED = 1
 #: How long what has come of a body may be read in one turn of the event loop, in seconds.
 _TURN_S = 0.01
 #: How much later than us the kernel ends a client that takes nothing, so that it is us who count it, in seconds.
@@ -112,6 +114,13 @@ class Connection(HttpProtocol):
         (sent,) = struct.unpack("=i", fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)))
         return Outgoing(taken, sent, self.transport.get_write_buffer_size())
 
+    def has_left(self) -> bool:
+        """Return whether the client has closed its side, which goes unseen while this side does not read."""
+        if self.transport is None or self.transport.is_closing() or self.transport.is_reading():
+            return False
+        info = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return bool(info[0] != _ESTABLISHED)
+
     async def until_writable(self) -> None:
         """Wait until the client has taken nearly all that was written before; CancelledError when it has gone."""
         await self._can_write.wait()
@@ -160,3 +169,7 @@ class TimedRequest(Request):
             stream.keep_alive, stream.request_body = False, None
             raise RequestTimeout from None
         self.body = bytes(body)
+        # Sanic stops reading when 64 KiB wait for it, and goes on only for the next request. Until then it would not
+        # see that the client goes away.
+        if transport := stream.protocol.transport:
+            transport.resume_reading()

@@ -1,6 +1,7 @@
 """Answers as they go out. Pure."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,6 +82,13 @@ def render_tokens(wanted: TokenizeRequest, rows: Sequence[memoryview], model: Mo
     """OVMS's answer: flat for a single text, nested for several. `rows`: u32 ids with special tokens."""
     tokens = [_tokens(wanted, np.frombuffer(row, "<u4"), model) for row in rows]
     return orjson.dumps({"tokens": tokens[0] if len(tokens) == 1 else tokens}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def count_token_ids(wanted: TokenizeRequest, rows: Sequence[memoryview], model: ModelInfo) -> int:
+    """Return how many ids the answer has at most, those of the padding included."""
+    shortest = (wanted.max_length or model.max_tokens) if wanted.pad else 0
+    longest = wanted.max_length or math.inf
+    return int(sum(max(min(len(row) // 4, longest), shortest) for row in rows))
 
 
 def _tokens(wanted: TokenizeRequest, ids: Ids, model: ModelInfo) -> Ids:

@@ -26,6 +26,9 @@ PREFIXES = {"v1": "/v1", "v3": "/v3", "v3_v1": "/v3/v1"}
 #: When this process started to list models: OpenAI's objects carry a time of creation.
 _STARTED = int(time.time())
 
+#: About how long an input's error is in an answer.
+_ERROR_BYTES = 250
+
 openai = Blueprint("openai")
 
 
@@ -59,7 +62,8 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
         )
     note |= {"tokens": done.tokens, "truncated": sum(done.cut.values()), "job": done.number}
     row_bytes = sum(len(row) for row in done.rows if row is not None)
-    async with unread.room(_text_bytes(row_bytes, wanted), until, waiting=row_bytes) as room:
+    text_bytes = _text_bytes(row_bytes, wanted) + _ERROR_BYTES * (len(fitted.bad) + len(done.failures))
+    async with unread.room(text_bytes, until, waiting=row_bytes) as room:
         headers = _headers(done, fitted.warning, started)
         if wanted.truncate:
             headers["x-truncated-tokens"] = str(note["truncated"])

@@ -17,7 +17,7 @@ from frontend.edges import require_admin
 from frontend.errors import ApiError, quote, unknown_model
 from frontend.fitting import check_max_length
 from frontend.keys import KeysError
-from frontend.rendering import render_config, render_tokens
+from frontend.rendering import count_token_ids, render_config, render_tokens
 from frontend.routes.openai import JSON, PREFIXES
 from frontend.routes.terms import terms_of
 from frontend.schemas import parse_tokenize
@@ -52,7 +52,7 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]
     ids = sum(map(len, rows)) // 4
-    async with unread.room(ids * _TOKEN_BYTES, until, waiting=ids * 4) as room:
+    async with unread.room(count_token_ids(wanted, rows, model) * _TOKEN_BYTES, until, waiting=ids * 4) as room:
         body = render_tokens(wanted, rows, model)
         # What it was made of need not wait for the client to read it.
         del done, rows, texts, wanted

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,17 @@ def test_abandoned_requests_starve_nobody_with_keys(cluster: Cluster, tmp_path: 
         cluster.worker(us_per_token=300)
     cluster.frontend("--api-keys", str(keys), environ={"API_KEY": ""})
     asyncio.run(ask_beside(cluster, "attacker", names))
+
+
+@pytest.mark.parametrize("size", [70_000, 100_000, 120_000])
+@pytest.mark.parametrize("behind", [b"", b"x" * 100_000], ids=["alone", "with more behind it"])
+def test_client_that_leaves_is_seen_whatever_it_sent(cluster: Cluster, size: int, behind: bytes) -> None:
+    """Its jobs would never end by themselves."""
+    cluster.all()
+    content = json.dumps(body("wait for-ever", *["a" * 60] * (size // 63))).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", cluster.port)) as client:
+        client.sendall(head + content + behind)
+        until(lambda: cluster.number("open_jobs") > 0)
+    until(lambda: cluster.number("open_jobs") == 0)
+    assert cluster.count("jobs_cancelled") > 0

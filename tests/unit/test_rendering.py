@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.protocol import ModelInfo, ModelState, State, pack_u32
 from frontend.errors import ApiError
-from frontend.rendering import render_config, render_embeddings, render_model, render_tokens, shape
+from frontend.rendering import count_token_ids, render_config, render_embeddings, render_model, render_tokens, shape
 from frontend.schemas import EmbeddingsRequest, parse_embeddings, parse_tokenize
 
 MODEL = ModelInfo("m", "r", 2, 5, normalized=True)
@@ -143,6 +143,7 @@ def test_token_ids_are_cut_and_filled_up(fields: dict[str, Any], tokens: list[in
     rows = [memoryview(pack_u32([1, 7, 8, 9, 2]))]
     one = parse_tokenize(msgspec.json.encode({"model": "m", "text": ["a"], **fields}), 3)
     assert msgspec.json.decode(render_tokens(one, rows, model)) == {"tokens": tokens}
+    assert len(tokens) <= count_token_ids(one, rows, model) <= max(len(tokens), len(rows[0]) // 4)
     assert msgspec.json.decode(render_tokens(one, rows * 2, model)) == {"tokens": [tokens, tokens]}
 
 

@@ -1,6 +1,7 @@
 """When the broker's shell lets time pass, which is when peers may be judged silent."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -77,3 +78,26 @@ def test_nobody_is_judged_right_after_the_process_did_not_run(shell: Shell) -> N
     shell.now += LATE_S
     shell._tick()
     assert not shell.scheduler.pool.workers
+
+
+class Recorded:
+    """A socket, or a monitor of one, that notes what becomes of it."""
+
+    def __init__(self, events: list[str]) -> None:
+        self._events = events
+
+    def disable_monitor(self) -> None:
+        self._events.append("monitoring ends")
+
+    def close(self, linger: int | None = None) -> None:
+        self._events.append("socket closes" if linger else "monitor closes")
+
+
+def test_monitoring_ends_before_a_monitor_closes(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else libzmq waits for ever when a peer leaves in between, and the broker with it."""
+    events: list[str] = []
+    sockets: dict[Any, Any] = {role: Recorded(events) for role in (FRONTEND, WORKER)}
+    monkeypatch.setattr(shell, "_sockets", sockets)
+    monkeypatch.setattr(shell, "_monitors", {Recorded(events): role for role in sockets})
+    shell._close()
+    assert events == ["monitoring ends"] * 2 + ["monitor closes"] * 2 + ["socket closes"] * 2
