@@ -83,11 +83,13 @@ class Raw:
 class Server:
     """A running scripts/serve."""
 
-    def __init__(self) -> None:
+    def __init__(self, *flags: str, key: str = "") -> None:
+        """Start it with these flags; `key` is a client that may read its counters, where it has keys."""
+        self._key = key
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        command = [str(ROOT / "scripts" / "serve"), "--port", str(self.port)]
+        command = [str(ROOT / "scripts" / "serve"), "--port", str(self.port), *flags]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
         self.model = json.loads(self._process.stdout.readline().split("-d '")[1].rstrip()[:-1])["model"]
@@ -99,7 +101,8 @@ class Server:
 
     def counters(self) -> dict[str, int]:
         """Return the broker's counters."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+        url, headers = f"http://127.0.0.1:{self.port}/health", {"Authorization": f"Bearer {self._key}"}
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as answer:
             return dict(json.load(answer)["counters"])
 
     def batches(self) -> tuple[int, float]:

@@ -7,11 +7,13 @@ Abandonment: one client that sends 2,048 inputs a request and goes away 50 to 10
 
 import argparse
 import asyncio
+import hashlib
 import itertools
 import json
 import math
 import os
 import statistics
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -30,6 +32,8 @@ SATURATING = 16
 FILLED_S = 2 * MAX_WAIT_S
 #: Abandoned requests a second: two rates that once stopped the broker.
 ABANDONED_PER_S = (98, 370)
+#: What the one client and the others send for a key.
+ATTACKER, CLIENTS = "attacker", ("one", "two", "three", "four")
 
 
 def arguments() -> argparse.Namespace:
@@ -168,7 +172,7 @@ async def ask_beside_abandonment(
     """
     statuses: Counter[int] = Counter()
     waits: list[float] = []
-    attack = asyncio.create_task(abandon(server.port, server.request(["a"] * 2048, "attacker"), per_second))
+    attack = asyncio.create_task(abandon(server.port, server.request(["a"] * 2048, ATTACKER), per_second))
     until = time.monotonic() + length_s
 
     async def ask(name: int) -> None:
@@ -176,16 +180,16 @@ async def ask_beside_abandonment(
         for number in itertools.count():
             if time.monotonic() >= until:
                 break
-            status, seconds = await client.ask(server.request([f"a short query {number}"], f"client {name}"))
+            status, seconds = await client.ask(server.request([f"a short query {number}"], CLIENTS[name]))
             statuses[status] += 1
             waits.append(seconds)
         client.close()
 
-    await asyncio.gather(*(ask(name) for name in range(4)))
+    await asyncio.gather(*map(ask, range(len(CLIENTS))))
     attack.cancel()
     await asyncio.wait([attack])
     client = await Client(server.port).open()
-    while (await client.ask(server.request(["afterwards"], "client")))[1] > 0.1:
+    while (await client.ask(server.request(["afterwards"], CLIENTS[0])))[1] > 0.1:
         pass
     client.close()
     return statuses, waits, time.monotonic() - until
@@ -273,9 +277,16 @@ def run_overload(texts: list[str], per_request: int, rounds: int, seconds: float
         server.close()
 
 
-def run_abandonment(seconds: float) -> None:
-    """The third load, on a server of its own."""
-    server = Server()
+def write_keys(path: Path) -> None:
+    """Write a file of API keys; that of the one client may have one large request open."""
+    limits = dict.fromkeys(CLIENTS, "") | {ATTACKER: "jobs_in_flight = 2048"}
+    hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in limits}
+    path.write_text("".join(f'[[key]]\nname = "{one}"\nsha256 = "{hashes[one]}"\n{limits[one]}\n' for one in limits))
+
+
+def run_abandonment(seconds: float, *flags: str) -> None:
+    """The third load, on a server of its own with these flags."""
+    server = Server(*flags, key=CLIENTS[0])
     try:
         asyncio.run(ask_beside_abandonment(server, 1, seconds / 4))
         for per_second in ABANDONED_PER_S:
@@ -284,10 +295,13 @@ def run_abandonment(seconds: float) -> None:
             used = {name: used - before[name] for name, used in processor_seconds(server).items()}
             shares = ", ".join(f"{name} {each / seconds:.0%}" for name, each in sorted(used.items()))
             counters = server.counters()
-            print(f"abandonment, {per_second} requests of 2,048 inputs a second: others {dict(statuses)},", end=" ")
-            print(f"{percentile(waits, 0.5):.0f} ms in the median, {percentile(waits, 0.99):.0f} ms at p99")
-            print(f"  a fast answer {recovered_s:.2f} s after its end; processor: {shares};", end=" ")
+            print(
+                f"abandonment, {'with' if flags else 'without'} keys, {per_second} requests of 2,048 inputs a second:"
+            )
+            print(f"  others {dict(statuses)}, {percentile(waits, 0.5):.0f} ms in the median,", end=" ")
+            print(f"{percentile(waits, 0.99):.0f} ms at p99; a fast answer {recovered_s:.2f} s after its end;", end=" ")
             print(f"{counters.get('workers_evicted', 0)} workers evicted, {counters.get('workers_left', 0)} left")
+            print(f"  processor: {shares}; memory {resident_mb(server.pid)} MB")
     finally:
         server.close()
 
@@ -303,6 +317,10 @@ def main() -> None:
         run_overload(texts, options.per_request, options.rounds, options.seconds)
     if "abandonment" in options.loads:
         run_abandonment(options.seconds)
+        with tempfile.TemporaryDirectory(prefix="vecmill-load-") as folder:
+            keys = Path(folder) / "keys.toml"
+            write_keys(keys)
+            run_abandonment(options.seconds, "--api-keys", str(keys))
 
 
 if __name__ == "__main__":
