@@ -7,9 +7,9 @@ does not stop it. Its abandoned jobs therefore count as open until they have fad
 import math
 from collections.abc import Hashable
 
-#: Seconds in which what a client has abandoned counts half as much: a client that repeats a request after a time-out
-#: of its own is not held up for long.
-HALF_LIFE_S = 5.0
+#: Seconds in which what a client has abandoned comes to count half as much. With 30 s a client that abandons requests
+#: without end is let in for a few per cent of what a worker can do; with 5 s it kept a worker busy by itself.
+HALF_LIFE_S = 30.0
 #: Clients remembered at most; those that have abandoned least are forgotten first.
 MAX_CLIENTS = 10_000
 

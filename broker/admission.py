@@ -24,12 +24,12 @@ MAX_RETRY_AFTER_S = 120.0
 
 #: Retry-After when no rate is known to compute it from.
 UNKNOWN_WAIT_S = 1.0
-#: Abandoned jobs up to this part of what their holder may have open are forgiven: a client whose own time-out was too
-#: short may ask again at once.
-FORGIVEN_SHARE = 0.5
+#: Abandoned jobs are forgiven up to this many times what their holder may have open: a client whose own time-out was
+#: too short may ask for the same again at once.
+FORGIVEN_SHARE = 1.0
 #: What is not forgiven takes up at most this part. So whoever shares an address or a key with a program that abandons
 #: its requests is still served.
-MAX_ABANDONED_SHARE = 0.9
+MAX_ABANDONED_SHARE = 0.97
 
 
 class Refusal(NamedTuple):
