@@ -5,15 +5,16 @@ import ctypes
 
 #: mallopt's numbers, of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: From this size on a block of memory is the system's again as soon as it is freed.
+#: Blocks of this size and above go back to the system as soon as they are freed.
 _LARGE = 1024 * 1024
 
 
 def return_freed_memory() -> None:
     """Give large blocks back to the system when they are freed.
 
-    By itself glibc raises the size from which it does so to that of the largest block freed so far, up to 32 MiB; from
-    then on answers of many megabytes lie in its heap, whose holes stay with the process. Setting it ends the raising.
+    By default glibc raises the size from which it does so to that of the largest block freed so far, up to 32 MiB. Then
+    answers of many megabytes lie in its heap, and holes in the heap stay with the process. Once the size is set, glibc
+    no longer raises it.
     """
     # Other C libraries have no mallopt.
     with contextlib.suppress(AttributeError):
