@@ -101,7 +101,7 @@ class Connection(HttpProtocol):
             super().close()
 
     def outgoing(self) -> Outgoing | None:
-        """Where its bytes are; None when the connection has ended."""
+        """Return where the connection's bytes are, or None if it has ended."""
         if self.transport is None or self.conn_info is None or self.conn_info.lost:
             return None
         if self.transport.is_closing() and self.transport.get_extra_info("ssl_object"):
@@ -122,7 +122,7 @@ class Connection(HttpProtocol):
         return bool(info[0] != _ESTABLISHED)
 
     async def until_writable(self) -> None:
-        """Wait until the client has taken nearly all that was written before; CancelledError when it has gone."""
+        """Wait until the client has taken nearly all that was written before. Raise RequestCancelled if it has gone."""
         await self._can_write.wait()
         if self.transport is None or self.transport.is_closing():
             raise RequestCancelled
