@@ -131,8 +131,10 @@ class Connection(HttpProtocol):
         """End the connection, and let the kernel forget what its client has not taken."""
         if self.transport is not None:
             linger = struct.pack("ii", 1, 0)
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.transport.abort()
+            try:
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            finally:
+                self.transport.abort()
 
 
 class TimedRequest(Request):

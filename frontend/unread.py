@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from sanic import HTTPResponse, Request
 from sanic.response import raw
@@ -35,12 +35,14 @@ TELL_S = 10.0
 class Room:
     """An answer's share of the memory. Before its text is made, `size` is an estimate."""
 
-    __slots__ = ("given", "size", "waiting")
+    __slots__ = ("given", "size", "unwritten", "waiting")
 
     def __init__(self, waiting: int, size: int) -> None:
         #: Bytes that it holds while it waits.
         self.waiting = waiting
         self.size = size
+        #: Bytes of the text that have not been written to the connection yet.
+        self.unwritten = size
         self.given: asyncio.Future[None] | None = None
 
 
@@ -56,6 +58,8 @@ class Unread:
         self._rooms: set[Room] = set()
         self._queue: list[Room] = []
         self._ended: Counter[Reason] = Counter()
+        #: What happened when a connection could not be looked at or ended, until the log tells it.
+        self._failure: Exception | None = None
         self._told_at = -math.inf
 
     async def look(self) -> None:
@@ -74,7 +78,7 @@ class Unread:
             await _connection(request).until_writable()
 
     def watch(self, request: Request) -> None:
-        """Something is written in answer to this request."""
+        """Look after the connection of this request from now on: an answer is about to be written to it."""
         if request.stream:
             self._watched.setdefault(_connection(request))
 
@@ -82,8 +86,11 @@ class Unread:
 
     @contextlib.asynccontextmanager
     async def room(self, size: int, until: float, *, waiting: int = 0) -> AsyncIterator[Room]:
-        """Room for an answer of about this size. `waiting`: bytes that it holds until then. ApiError 503 when too much
-        waits already, 504 when there is no room in time."""
+        """Wait until there is room for an answer of about this size, and keep it until the context ends.
+
+        `waiting`: bytes that the answer holds while it waits. Raise ApiError: 503 if too much waits already, 504 if
+        there is no room before `until`.
+        """
         room = Room(waiting, size)
         try:
             if size > PIECE:
@@ -111,30 +118,29 @@ class Unread:
                 self._queue.remove(room)
 
     def _give(self) -> None:
-        """Give room to whose turn it is: to any when nothing else has room."""
-        held = self._held()
-        while self._queue and (not self._rooms or held + self._queue[0].size <= self._max):
+        """Give room to the answers whose turn it is. When no other has room, the first gets it whatever its size."""
+        while self._queue and (not self._rooms or self._size(self._rooms) + self._queue[0].size <= self._max):
             room = self._queue.pop(0)
             assert room.given
             if not room.given.done():
                 room.given.set_result(None)
                 self._rooms.add(room)
-                held += room.size
 
-    def _held(self) -> int:
-        return sum(room.size for room in self._rooms)
+    def _size(self, rooms: Iterable[Room]) -> int:
+        """Return the size of these rooms. One larger than the maximum comes alone, and counts as the maximum."""
+        return sum(min(room.size, self._max) for room in rooms)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
     async def send(self, request: Request, room: Room, body: bytes, headers: dict[str, str], content_type: str) -> None:
         """Write an answer as its client takes it. Sanic would hold all of it a second time, with the head before it."""
         connection = _connection(request)
-        # After a look whether it is still there, for Sanic fails on an answer of which it has written only the head.
+        # Raises if the client has gone: Sanic fails on an answer of which it has written only the head.
         await connection.until_writable()
         length = {"content-length": str(len(body))}
         head = HTTPResponse(headers=headers | length, content_type=content_type)
         response = await request.respond(head)
-        room.size = len(body)
+        room.size = room.unwritten = len(body)
         self._watched[connection] = room
         # How long it takes is for the readers' limits to say, not for the limit on making an answer.
         limit_s, connection.response_timeout = connection.response_timeout, math.inf
@@ -142,6 +148,7 @@ class Unread:
             for at in range(0, len(body), PIECE):
                 # A copy: what is written and not taken yet would keep all of the body.
                 await response.send(body[at : at + PIECE])
+                room.unwritten = max(0, len(body) - at - PIECE)
                 # The event loop writes at its end, and knows only then if the client takes no more.
                 await asyncio.sleep(0)
         finally:
@@ -152,37 +159,78 @@ class Unread:
     # --- clients -----------------------------------------------------------------------------------------------------
 
     def _look(self, now: float) -> None:
-        for connection, room in list(self._watched.items()):
-            outgoing = connection.outgoing()
-            if outgoing is None or not (room or outgoing.sent or outgoing.buffered):
-                del self._watched[connection]
-                self._readers.forget(connection)
-                continue
-            unread = room.size if room else outgoing.buffered + outgoing.sent
-            self._readers.note(connection, now, taken=outgoing.taken, sent=outgoing.sent, unread=unread)
+        for connection in list(self._watched):
+            try:
+                self._note(connection, now)
+            except Exception as error:
+                # The kernel still ends its client if that takes nothing, and the others keep all their limits.
+                self._failure = error
         for connection, reason in self._readers.too_slow(now).items():
             self._end(connection, reason)
-        unread = self._readers.unread()
-        wanted = min(self._max, sum(room.size for room in self._queue)) + max(unread, self._held())
-        for connection in self._readers.slowest(now, wanted - self._max):
-            self._end(connection, Reason.PRESSED)
-        metrics.unread_bytes.set(self._readers.unread())
+        self._press(now)
+        metrics.unread_bytes.set(self._readers.held(self._watched))
         self._tell(now)
 
+    def _note(self, connection: Connection, now: float) -> None:
+        """Note what a client has taken, or forget it when it has all or has gone."""
+        outgoing, room = connection.outgoing(), self._watched[connection]
+        if outgoing is None or not (room or outgoing.sent or outgoing.buffered):
+            self._forget(connection)
+            return
+        rest = outgoing.sent + outgoing.buffered
+        held = rest
+        if room:
+            held, rest = room.size, rest + room.unwritten
+        self._readers.note(connection, now, taken=outgoing.taken, sent=outgoing.sent, held=held, rest=rest)
+
+    def _press(self, now: float) -> None:
+        """End slow clients whose bytes are needed.
+
+        Answers that are being written have rooms: their clients are pressed when another answer waits for room. What
+        is left of answers that are written to the end has none: their clients are pressed when it exceeds the maximum.
+        """
+        with_room = {connection for connection, room in self._watched.items() if room}
+        without = self._watched.keys() - with_room
+        chosen = self._readers.slowest(now, self._readers.held(without) - self._max, without)
+        if self._queue:
+            wanted = min(self._max, self._size(self._queue))
+            chosen += self._readers.slowest(now, self._size(self._rooms) + wanted - self._max, with_room)
+        for connection in chosen:
+            self._end(connection, Reason.PRESSED)
+
     def _end(self, connection: Connection, reason: Reason) -> None:
-        """End a connection. Its room is free when its request has noticed, in the event loop's next turn."""
-        self._watched.pop(connection, None)
-        self._readers.forget(connection)
-        connection.reset()
+        """End a connection. One that cannot be ended is tried again at the next look."""
+        try:
+            connection.reset()
+        except Exception as error:
+            self._failure = error
+            return
+        self._forget(connection)
         metrics.readers_ended.labels(reason.value).inc()
         self._ended[reason] += 1
 
+    def _forget(self, connection: Connection) -> None:
+        """Forget a connection that has ended, or whose client has everything.
+
+        Its room counts as free at once, so that no other client is ended for the same bytes. Its request ends in the
+        event loop's next turn, and gives the room to the next answer.
+        """
+        room = self._watched.pop(connection)
+        self._readers.forget(connection)
+        if room:
+            self._rooms.discard(room)
+
     def _tell(self, now: float) -> None:
-        if self._ended and now >= self._told_at + TELL_S:
+        if now < self._told_at + TELL_S or not (self._ended or self._failure):
+            return
+        if self._ended:
             counts = ", ".join(f"{reason} {number}" for reason, number in sorted(self._ended.items()))
             log.warning("ended connections whose clients do not read their answers: %s", counts)
             self._ended.clear()
-            self._told_at = now
+        if self._failure:
+            log.error("cannot look after a client that reads slowly", exc_info=self._failure)
+            self._failure = None
+        self._told_at = now
 
 
 def _connection(request: Request) -> Connection:
@@ -194,7 +242,7 @@ def _connection(request: Request) -> Connection:
 async def answer(
     request: Request, room: Room, body: bytes, headers: dict[str, str], content_type: str
 ) -> HTTPResponse | None:
-    """The answer, for Sanic to write when it is small; None when it is written."""
+    """Return a small answer for Sanic to write. Write a large one, and return None."""
     if len(body) <= PIECE:
         return raw(body, headers=headers, content_type=content_type)
     await request.app.ctx.unread.send(request, room, body, headers, content_type)

@@ -122,6 +122,26 @@ def test_reader_above_the_rate_gets_its_whole_answer(demanding: Cluster, tmp_pat
     assert right(httpx.Response(200, content=answer), TEXTS[:1000], 4096)
 
 
+def test_answer_larger_than_all_room_reaches_a_client_that_is_alone(cluster: Cluster, tmp_path: Path) -> None:
+    """Some 30 MB where all answers together have 8: its client needs more than 10 s for it, and nobody waits."""
+    cluster.broker()
+    cluster.worker(dimension=4096)
+    cluster.frontend("--max-unread-bytes", str(8 * MB))
+    cluster.until_workers(1)
+    received = bytearray()
+    with connected(cluster, tmp_path, 65536) as connection, httpx.Client(base_url=cluster.url) as other:
+        connection.sendall(request(*TEXTS[:600]).replace(b"Host: a", b"Connection: close"))
+        begun = time.monotonic()
+        while part := connection.recv(65536):
+            received += part
+            # About 1 MB/s at first.
+            if time.monotonic() - begun < 4:
+                time.sleep(0.05)
+        assert ended(other, "pressed") == 0
+    _, _, answer = bytes(received).partition(b"\r\n\r\n")
+    assert right(httpx.Response(200, content=answer), TEXTS[:600], 4096)
+
+
 def test_connection_has_one_unread_answer_however_much_it_asks(demanding: Cluster, tmp_path: Path) -> None:
     served = 'vecmill_requests_total{endpoint="embeddings",model="fake",status="200"}'
     with connected(demanding, tmp_path, 4096) as connection, client_of(demanding, tmp_path) as other:

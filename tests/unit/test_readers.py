@@ -8,6 +8,8 @@ from frontend.readers import NOTES, PRESSED_AFTER_S, PRESSED_FINISH_S, SMALL, Li
 
 MB = 1_000_000
 STEP_S = 0.25
+#: The names of all clients below.
+ALL = {"still", "slow", "less slow", "fast", "old", "young", "new", "reads", "stops", "gone"}
 LIMITS = Limits(timeout_s=60, min_rate=16_000)
 
 #: How much a client has taken after so many seconds.
@@ -20,14 +22,14 @@ def readers() -> Readers[str]:
 
 
 def play(
-    readers: Readers[str], until_s: float, clients: dict[str, Taking], unread: int = 10 * MB
+    readers: Readers[str], until_s: float, clients: dict[str, Taking], held: int = 10 * MB, rest: int = 10 * MB
 ) -> dict[str, tuple[Reason, float]]:
     """Look at clients from 0 on; who is ended, why, and when."""
     ended: dict[str, tuple[Reason, float]] = {}
     for step in range(int(until_s / STEP_S) + 1):
         now = step * STEP_S
         for name in clients.keys() - ended.keys():
-            readers.note(name, now, taken=int(clients[name](now)), sent=1000, unread=unread)
+            readers.note(name, now, taken=int(clients[name](now)), sent=1000, held=held, rest=rest)
         for name, reason in readers.too_slow(now).items():
             ended[name] = (reason, now)
             readers.forget(name)
@@ -51,7 +53,7 @@ def test_who_stops_is_ended_a_time_out_later(readers: Readers[str]) -> None:
 
 
 def test_standstill_counts_for_small_answers_too(readers: Readers[str]) -> None:
-    assert play(readers, 70, {"still": lambda _: 0}, unread=1) == {"still": (Reason.STALLED, 60)}
+    assert play(readers, 70, {"still": lambda _: 0}, held=1, rest=1) == {"still": (Reason.STALLED, 60)}
 
 
 def test_who_takes_a_little_now_and_then_is_ended(readers: Readers[str]) -> None:
@@ -79,7 +81,7 @@ def test_pauses_below_the_time_out_are_nothing(readers: Readers[str]) -> None:
 
 def test_rate_is_not_asked_of_small_answers(readers: Readers[str]) -> None:
     """A few hundred bytes on a long way: whenever one looks, some have not been answered."""
-    assert play(readers, 600, {"far": steadily(300)}, unread=SMALL) == {}
+    assert play(readers, 600, {"far": steadily(300)}, held=SMALL, rest=SMALL) == {}
 
 
 def test_no_rate_can_be_asked() -> None:
@@ -90,11 +92,11 @@ def test_no_rate_can_be_asked() -> None:
 def test_who_has_taken_all_that_was_sent_begins_anew(readers: Readers[str]) -> None:
     """Then it waits for us, however long that takes."""
     play(readers, 59, {"reads": lambda _: 0})
-    readers.note("reads", 59, taken=5, sent=0, unread=10 * MB)
-    assert readers.unread() == 0
-    readers.note("reads", 61, taken=5, sent=1000, unread=10 * MB)
+    readers.note("reads", 59, taken=5, sent=0, held=10 * MB, rest=10 * MB)
+    assert readers.held(ALL) == 0
+    readers.note("reads", 61, taken=5, sent=1000, held=10 * MB, rest=10 * MB)
     assert readers.too_slow(100) == {}
-    assert readers.slowest(61.5, 100 * MB) == []
+    assert readers.slowest(61.5, 100 * MB, ALL) == []
 
 
 # --- room is needed --------------------------------------------------------------------------------------------------
@@ -103,45 +105,64 @@ def test_who_has_taken_all_that_was_sent_begins_anew(readers: Readers[str]) -> N
 def test_slowest_goes_first_and_only_until_there_is_room(readers: Readers[str]) -> None:
     slow = {"still": lambda _: 0, "slow": steadily(10_000), "less slow": steadily(20_000)}
     play(readers, 5, slow)
-    assert readers.unread() == 30 * MB
-    assert readers.slowest(5, 0) == []
-    assert readers.slowest(5, 1) == ["still"]
-    assert readers.slowest(5, 10 * MB + 1) == ["still", "slow"]
-    assert readers.slowest(5, 100 * MB) == ["still", "slow", "less slow"]
+    assert readers.held(ALL) == 30 * MB
+    assert readers.slowest(5, 0, ALL) == []
+    assert readers.slowest(5, 1, ALL) == ["still"]
+    assert readers.slowest(5, 10 * MB + 1, ALL) == ["still", "slow"]
+    assert readers.slowest(5, 100 * MB, ALL) == ["still", "slow", "less slow"]
 
 
 def test_of_equally_slow_ones_the_oldest_goes_first(readers: Readers[str]) -> None:
     play(readers, 2, {"old": lambda _: 0})
     for now in (2.0, 4.0):
-        readers.note("young", now, taken=0, sent=1, unread=MB)
-        readers.note("old", now, taken=0, sent=1, unread=MB)
-    assert readers.slowest(4, 2 * MB) == ["old", "young"]
+        readers.note("young", now, taken=0, sent=1, held=MB, rest=MB)
+        readers.note("old", now, taken=0, sent=1, held=MB, rest=MB)
+    assert readers.slowest(4, 2 * MB, ALL) == ["old", "young"]
 
 
 def test_who_is_about_to_have_it_all_stays(readers: Readers[str]) -> None:
     enough = 10 * MB / PRESSED_FINISH_S
     play(readers, 5, {"fast": steadily(enough * 1.1), "slow": steadily(enough * 0.9)})
-    assert readers.slowest(5, 100 * MB) == ["slow"]
+    assert readers.slowest(5, 100 * MB, ALL) == ["slow"]
+
+
+@pytest.mark.parametrize(("rest", "ended"), [(4 * MB, ["still"]), (6 * MB, ["still", "reads"])])
+def test_speed_is_judged_by_the_rest_and_room_by_the_whole(readers: Readers[str], rest: int, ended: list[str]) -> None:
+    """One takes half a megabyte a second of an answer of 10 MB."""
+    play(readers, 5, {"still": lambda _: 0, "reads": steadily(MB / 2)}, held=10 * MB, rest=rest)
+    assert readers.slowest(5, 10 * MB, ALL) == ["still"]
+    assert readers.slowest(5, 20 * MB, ALL) == ended
+
+
+def test_rate_is_asked_of_who_holds_much_until_it_has_all(readers: Readers[str]) -> None:
+    """Else an answer's last bytes could keep its room for hours."""
+    assert play(readers, 61, {"trickles": in_bursts(1, 25)}, rest=1) == {"trickles": (Reason.SLOW, 60)}
+
+
+def test_only_those_that_are_asked_for_count(readers: Readers[str]) -> None:
+    play(readers, 5, {"still": lambda _: 0, "slow": steadily(1000)})
+    assert readers.held({"slow"}) == 10 * MB
+    assert readers.slowest(5, 100 * MB, {"slow"}) == ["slow"]
 
 
 def test_who_has_just_begun_stays(readers: Readers[str]) -> None:
     play(readers, PRESSED_AFTER_S - STEP_S, {"new": lambda _: 0})
-    assert readers.slowest(PRESSED_AFTER_S - STEP_S, MB) == []
-    assert readers.slowest(PRESSED_AFTER_S, MB) == ["new"]
+    assert readers.slowest(PRESSED_AFTER_S - STEP_S, MB, ALL) == []
+    assert readers.slowest(PRESSED_AFTER_S, MB, ALL) == ["new"]
 
 
 def test_what_kernels_took_at_the_start_does_not_make_a_fast_reader(readers: Readers[str]) -> None:
     play(readers, 2, {"still": lambda now: 3 * MB * (now > 0)})
-    assert readers.slowest(2, MB) == ["still"]
+    assert readers.slowest(2, MB, ALL) == ["still"]
 
 
 def test_who_was_fast_and_stands_still_now_is_slow(readers: Readers[str]) -> None:
     play(readers, 20, {"stops": lambda now: 5 * MB * min(now, 18), "slow": steadily(1000)})
-    assert readers.slowest(20, MB) == ["stops"]
+    assert readers.slowest(20, MB, ALL) == ["stops"]
 
 
 def test_clients_that_have_gone_are_forgotten(readers: Readers[str]) -> None:
     play(readers, 2, {"gone": lambda _: 0})
     readers.forget("gone")
     readers.forget("gone")
-    assert (readers.unread(), readers.slowest(2, MB), readers.too_slow(100)) == (0, [], {})
+    assert (readers.held(ALL), readers.slowest(2, MB, ALL), readers.too_slow(100)) == (0, [], {})
