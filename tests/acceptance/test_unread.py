@@ -17,8 +17,9 @@ from tests.clients import body, right
 from tests.processes import Cluster, Program, until
 
 MB = 1_000_000
-#: How far a frontend's memory may rise above what it is at its start.
-MOST_MORE = 150 * MB
+#: How far a frontend's memory may rise above what it is at its start, and how far above it may stay. Measured: 85 MB
+#: and 10; without `frontend/memory.py`, 50 to 86 MB stay.
+MOST_MORE, MOST_KEPT = 150 * MB, 30 * MB
 #: 2,048 texts are what a request may have at most.
 TEXTS = tuple(str(number) for number in range(2048))
 
@@ -88,7 +89,7 @@ def test_memory_is_bounded_when_nobody_reads_and_others_are_served(cluster: Clus
         assert ended(honest, "pressed") > 0
     with httpx.Client(base_url=cluster.url) as client:
         until(lambda: metric(client, "vecmill_unread_bytes") == 0, what="the end of all that was unread")
-    assert memory(frontend, "VmRSS") - idle < MOST_MORE
+    until(lambda: memory(frontend, "VmRSS") - idle < MOST_KEPT, what="the memory to come back")
     assert "ended connections whose clients do not read their answers: pressed" in frontend.output
 
 
