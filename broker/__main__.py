@@ -8,11 +8,11 @@ import sys
 import msgspec
 import zmq
 
-from broker import logs
-from broker.config import load
-from broker.curve import KeyFileError
-from broker.gate import GateError
-from broker.service import ConfigError, Service, describe
+from broker.shared import logs
+from broker.shell.config import load
+from broker.shell.gate import GateError
+from broker.shell.service import ConfigError, Service, describe
+from broker.wire.curve import KeyFileError
 
 
 def main() -> None:

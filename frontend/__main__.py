@@ -12,14 +12,14 @@ import msgspec
 import zmq
 from sanic import Sanic
 
-from broker import logs
-from broker.curve import KeyFileError, read_dealer_keys
-from broker.files import explain, read_small_file
-from frontend.app import DRAIN_S, create_app
+from broker.shared import logs
+from broker.shared.files import explain, read_small_file
+from broker.wire.curve import KeyFileError, read_dealer_keys
 from frontend.config import Config, load
-from frontend.connection import Connection, limit_unread
-from frontend.keys import Keys, KeysError
 from frontend.processes import REFUSED, share_port
+from frontend.rest.app import DRAIN_S, create_app
+from frontend.rest.connection import Connection, limit_unread
+from frontend.rest.keys import Keys, KeysError
 
 #: Largest file of a certificate's chain, or of a key.
 MAX_PEM_BYTES = 1 << 20

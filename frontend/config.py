@@ -50,7 +50,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = "*"
     tls_cert: Annotated[str, Meta(description="PEM file of the certificate chain; empty: no TLS")] = ""
     tls_key: Annotated[str, Meta(description="PEM file of its key, which has no pass phrase")] = ""
-    # Of 16 MiB of text the token ids just fit a frame (see broker/protocol.py).
+    # Of 16 MiB of text the token ids just fit a frame (see broker/wire/protocol.py).
     max_body_bytes: Annotated[
         int, Meta(gt=0, le=16 * 1024 * 1024, description="largest request body, 16 MiB at most")
     ] = 8 * 1024 * 1024

@@ -8,8 +8,8 @@ import secrets
 import sys
 from pathlib import Path
 
-from broker.files import explain
-from frontend.keys import KeysError, read_keys, read_text
+from broker.shared.files import explain
+from frontend.rest.keys import KeysError, read_keys, read_text
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class Raw:
     """OpenVINO without a server."""
 
     def __init__(self) -> None:
-        from workers.engine import Engine
+        from workers.engine.engine import Engine
         from workers.models.default import fetch_default_model
         from workers.models.prepare import prepare_model
 
@@ -51,7 +51,7 @@ class Raw:
 
     def batched(self, texts: Sequence[str]) -> None:
         """All texts, in micro-batches of similar length."""
-        from workers.pipeline import cut
+        from workers.engine.pipeline import cut
 
         ids = self.engine.tokenise(texts)
         self._run([[ids[row] for row in rows] for rows in cut(list(map(len, ids)), self.engine.micro_batch_tokens, 1)])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from chaos_system import DEADLINE_S, SLACK_S, System
 
-from tests.fake_worker import vector
+from tests.harness.fake_worker import vector
 
 #: What some of the chaotic requests ask for instead; a frozen worker alone can make one of these a 504.
 SHORT_S = 1.0, 5.0

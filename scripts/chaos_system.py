@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from frontend.processes import Child  # noqa: E402  after the path is set
-from tests.processes import alive, descendants, free_port  # noqa: E402
+from tests.harness.processes import alive, descendants, free_port  # noqa: E402
 
 #: How long a request may take, as the frontends are told, and how much later its answer counts as a hang, in seconds.
 DEADLINE_S, SLACK_S = 30.0, 10.0
@@ -147,7 +147,9 @@ class System:
             return Member(name, list(command), folder / f"{name.replace(' ', '-')}.log", tally, dice)
 
         self.broker = member("broker", "broker", "--frontend-bind", frontends, "--worker-bind", wire)
-        self.workers = [member(f"worker {one}", "tests.fake_worker", "--broker", wire) for one in range(1, workers + 1)]
+        self.workers = [
+            member(f"worker {one}", "tests.harness.fake_worker", "--broker", wire) for one in range(1, workers + 1)
+        ]
         flags = ("--broker", frontends, "--port", str(self.port), "--processes", "2", "--deadline-s", str(DEADLINE_S))
         self.frontend = member("frontend", "frontend", *flags)
         #: Ports of clients whose connection went down with a killed frontend process.

@@ -27,10 +27,10 @@ from prometheus_client.parser import text_string_to_metric_families
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.clients import body, right  # noqa: E402  after the path is set
-from tests.hostile import BODIES  # noqa: E402
-from tests.processes import Cluster, alive, descendants, until  # noqa: E402
-from tests.servers import MODEL, Server, rows  # noqa: E402
+from tests.harness.clients import body, right  # noqa: E402  after the path is set
+from tests.harness.hostile import BODIES  # noqa: E402
+from tests.harness.processes import Cluster, alive, descendants, until  # noqa: E402
+from tests.harness.servers import MODEL, Server, rows  # noqa: E402
 
 #: How long a connection may wait for an end, in seconds; the server's own patience is a second.
 HANG_S = 15.0

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from bench import ROOT, Server
 
-from tests.clients import abandon
-from tests.processes import descendants
+from tests.harness.clients import abandon
+from tests.harness.processes import descendants
 
 #: The broker's bound on the wait during the overload, in seconds.
 MAX_WAIT_S = 2.0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers import Peer
-from tests.processes import Cluster
+from tests.harness.peers import Peer
+from tests.harness.processes import Cluster
 
 
 @pytest.fixture(scope="session")

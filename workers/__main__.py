@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import msgspec
 import zmq
 
-from broker import logs
-from broker import protocol as wire
-from broker.curve import KeyFileError
-from workers.announcer import announced
+from broker.shared import logs
+from broker.wire import protocol as wire
+from broker.wire.curve import KeyFileError
 from workers.config import Config, load
-from workers.connection import connecting
+from workers.session.announcer import announced
+from workers.session.connection import connecting
 
 if TYPE_CHECKING:
-    from workers.engine import Engine
+    from workers.engine.engine import Engine
     from workers.models import PreparedModel
 
 
@@ -58,12 +58,12 @@ def refuse(reason: object) -> NoReturn:
 def serve(config: Config) -> None:
     """Prepare the model, then serve until drained."""
     # These import OpenVINO: a wrong flag should not wait a second to be told.
-    from workers.engine import DeviceError, Engine
+    from workers.engine.engine import DeviceError, Engine
+    from workers.engine.pipeline import Pipeline
     from workers.models import ModelError, fetch_default_model, prepare_model
     from workers.models.default import NAME
-    from workers.pipeline import Pipeline
-    from workers.service import Service
-    from workers.session import SLOTS, Session
+    from workers.session.service import Service
+    from workers.session.session import SLOTS, Session
 
     log = logging.getLogger(__name__)
     cache = Path(config.cache).expanduser()

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tests.acceptance.test_edges import bearer, entry
-from tests.clients import abandon, body, right
-from tests.processes import Cluster, until
+from tests.harness.clients import abandon, body, right
+from tests.harness.processes import Cluster, until
 
 #: Requests of 2,048 inputs a second: one and a half times as many as once stopped the broker.
 PER_SECOND = 100

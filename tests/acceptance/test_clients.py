@@ -15,8 +15,8 @@ import pytest
 import tiktoken
 from langchain_openai import OpenAIEmbeddings
 
-from tests.processes import ROOT, Cluster, until
-from tests.servers import MODEL, Server, rows
+from tests.harness.processes import ROOT, Cluster, until
+from tests.harness.servers import MODEL, Server, rows
 
 TEXTS = ["hello world", "null\0inside", "für jeden", ""]
 

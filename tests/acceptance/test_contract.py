@@ -8,7 +8,7 @@ from tests.acceptance.contract import inputs, options, others
 from tests.acceptance.contract.described import agree
 from tests.acceptance.contract.row import Row
 from tests.acceptance.contract.servers import servers
-from tests.processes import ROOT
+from tests.harness.processes import ROOT
 
 ROWS: list[Row] = [*inputs.ROWS, *options.ROWS, *others.ROWS]
 

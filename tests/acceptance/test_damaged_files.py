@@ -10,13 +10,13 @@ import httpx
 import pytest
 import zmq
 
-from broker.curve import read_pair, read_public_key
-from broker.keys import add_key, make_keys
-from tests.clients import body, right
-from tests.damage import DAMAGE, KEY_DAMAGE, remove
-from tests.peers import Peer
-from tests.processes import ROOT, Cluster, descendants, free_port, until
-from tests.unit.test_api_keys import entry
+from broker.shell.keys import add_key, make_keys
+from broker.wire.curve import read_pair, read_public_key
+from tests.harness.clients import body, right
+from tests.harness.damage import DAMAGE, KEY_DAMAGE, remove
+from tests.harness.peers import Peer
+from tests.harness.processes import ROOT, Cluster, descendants, free_port, until
+from tests.unit.frontend.test_api_keys import entry
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients import body
-from tests.fake_worker import MAX_TOKENS
-from tests.processes import Cluster, until
+from tests.harness.clients import body
+from tests.harness.fake_worker import MAX_TOKENS
+from tests.harness.processes import Cluster, until
 
 KEY, OTHER, ADMIN = "vm-key", "vm-other", "vm-admin"
 

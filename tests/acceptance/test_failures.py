@@ -7,8 +7,8 @@ import signal
 import httpx
 import pytest
 
-from tests.clients import awaited, body, load, right
-from tests.processes import Cluster, alive, descendants, until
+from tests.harness.clients import awaited, body, load, right
+from tests.harness.processes import Cluster, alive, descendants, until
 
 
 def test_killed_workers_batch_is_answered_by_another(cluster: Cluster) -> None:

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 import httpx
 import pytest
 
-from broker.pool import MAX_HELD
-from tests.clients import Asker, awaited, body, load, right
-from tests.processes import Cluster, Program, free_port, until
+from broker.core.pool import MAX_HELD
+from tests.harness.clients import Asker, awaited, body, load, right
+from tests.harness.processes import Cluster, Program, free_port, until
 
 
 def second_frontend(cluster: Cluster) -> tuple[Program, str]:

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from tests.clients import Asker, awaited, body, load, right
-from tests.processes import Cluster, Program, until
+from tests.harness.clients import Asker, awaited, body, load, right
+from tests.harness.processes import Cluster, Program, until
 
 
 def holder(cluster: Cluster, workers: list[Program], batches: int) -> Program:

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from tests.processes import ROOT
+from tests.harness.processes import ROOT
 
 
 def test_nothing_that_is_sent_is_answered_with_a_500_or_not_at_all() -> None:

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from broker.logs import INDENT
-from tests.hostile import BODIES, LONGEST
-from tests.processes import Cluster, Program, until
+from broker.shared.logs import INDENT
+from tests.harness.hostile import BODIES, LONGEST
+from tests.harness.processes import Cluster, Program, until
 
 LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ frontend: ")
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.clients import Asker, body
-from tests.processes import Cluster, alive, descendants, until
+from tests.harness.clients import Asker, body
+from tests.harness.processes import Cluster, alive, descendants, until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

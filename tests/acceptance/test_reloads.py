@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import ROOT, Cluster, alive, descendants, free_port, until
-from tests.servers import MODEL, Server
-from tests.unit.test_api_keys import entry
+from tests.harness.processes import ROOT, Cluster, alive, descendants, free_port, until
+from tests.harness.servers import MODEL, Server
+from tests.unit.frontend.test_api_keys import entry
 
 
 def live(cluster: Cluster) -> bool:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.processes import ROOT, Program, alive, descendants, free_port, until
-from tests.servers import MODEL, Server, rows
+from tests.harness.processes import ROOT, Program, alive, descendants, free_port, until
+from tests.harness.servers import MODEL, Server, rows
 
 #: Spearman of cosine on the STS-B dev set with sentence-transformers 6.2.0 and torch 2.13.0 on CPU in float32 from the
 #: same weights: util.cos_sim of model.encode(...) against the scores, scipy.stats.spearmanr. (test set: 0.8203)

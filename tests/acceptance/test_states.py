@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import Cluster, until
+from tests.harness.processes import Cluster, until
 
 
 def config(cluster: Cluster) -> dict[str, tuple[str, str, str]]:

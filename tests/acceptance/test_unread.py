@@ -13,12 +13,12 @@ import httpx
 import pytest
 
 from tests.acceptance.test_edges import answers, connected, request
-from tests.clients import body, right
-from tests.processes import Cluster, Program, until
+from tests.harness.clients import body, right
+from tests.harness.processes import Cluster, Program, until
 
 MB = 1_000_000
 #: How far a frontend's memory may rise above what it is at its start, and how far above it may stay. Measured: 85 MB
-#: and 10; without `frontend/memory.py`, 50 to 86 MB stay.
+#: and 10; without `frontend/rest/memory.py`, 50 to 86 MB stay.
 MOST_MORE, MOST_KEPT = 150 * MB, 30 * MB
 #: 2,048 texts are what a request may have at most.
 TEXTS = tuple(str(number) for number in range(2048))

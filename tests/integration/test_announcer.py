@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from broker import protocol as wire
-from tests.peers import HandBroker
-from tests.processes import ROOT, free_port
-from workers import announcer
-from workers.announcer import announced
+from broker.wire import protocol as wire
+from tests.harness.peers import HandBroker
+from tests.harness.processes import ROOT, free_port
 from workers.config import Config
-from workers.connection import connecting
+from workers.session import announcer
+from workers.session.announcer import announced
+from workers.session.connection import connecting
 
 LOADING = wire.WorkerLoading(b"0123456789abcdef", "host", 1, "model")
 

@@ -19,16 +19,16 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from broker import protocol as wire
-from broker.errors import ErrorCode
-from broker.protocol import Option
-from tests.peers import HandBroker
-from tests.processes import Program, free_port
-from workers.engine import DeviceError, Engine
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode
+from broker.wire.protocol import Option
+from tests.harness.peers import HandBroker
+from tests.harness.processes import Program, free_port
+from workers.engine.engine import DeviceError, Engine
+from workers.engine.pipeline import Pipeline, Work
+from workers.engine.tokenizer import Tokenizer
 from workers.models import ModelError, PreparedModel, fetch_default_model, prepare_model
 from workers.models.default import NAME, OFFICIAL, WHEELS
-from workers.pipeline import Pipeline, Work
-from workers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "vecmill"

@@ -11,15 +11,15 @@ import httpx
 import numpy as np
 import pytest
 
-from broker import protocol as wire
-from frontend.broker_client import BrokerClient
+from broker.wire import protocol as wire
+from frontend.api.schemas import Terms
 from frontend.config import Config
-from frontend.pending import Pending
-from frontend.schemas import Terms
-from tests.clients import body, right
-from tests.fake_worker import vector
-from tests.peers import HandBroker, HandFrontend, Peer
-from tests.processes import Cluster, until
+from frontend.session.broker_client import BrokerClient
+from frontend.session.pending import Pending
+from tests.harness.clients import body, right
+from tests.harness.fake_worker import vector
+from tests.harness.peers import HandBroker, HandFrontend, Peer
+from tests.harness.processes import Cluster, until
 
 HOUR_MS = 3_600_000
 TERMS = Terms(None, 60, "")

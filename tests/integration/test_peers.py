@@ -9,12 +9,12 @@ import httpx
 import msgspec
 import pytest
 
-from broker import protocol as wire
-from broker.errors import ErrorCode
-from tests.clients import body, right
-from tests.fake_worker import model, vector
-from tests.peers import HandFrontend, HandWorker, Peer, submit
-from tests.processes import Cluster, until
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode
+from tests.harness.clients import body, right
+from tests.harness.fake_worker import model, vector
+from tests.harness.peers import HandFrontend, HandWorker, Peer, submit
+from tests.harness.processes import Cluster, until
 
 Post = Callable[..., "Future[httpx.Response]"]
 

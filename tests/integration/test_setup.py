@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.harness.processes import ROOT
 
 
 @pytest.mark.parametrize("left", ["half of pip", "no python"])

@@ -10,12 +10,12 @@ import pytest
 import zmq
 import zmq.auth
 
-from broker import protocol as wire
-from broker.gate import Gate, GateError
-from broker.keys import add_key, make_keys
-from tests.fake_worker import vector
-from tests.peers import HELLOS, UUID, Peer
-from tests.processes import Cluster, free_port, until
+from broker.shell.gate import Gate, GateError
+from broker.shell.keys import add_key, make_keys
+from broker.wire import protocol as wire
+from tests.harness.fake_worker import vector
+from tests.harness.peers import HELLOS, UUID, Peer
+from tests.harness.processes import Cluster, free_port, until
 
 # --- CURVE -----------------------------------------------------------------------------------------------------------
 

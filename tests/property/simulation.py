@@ -1,9 +1,8 @@
 """The whole system in memory: one broker core, workers and frontends, a virtual clock, and faults drawn from a seed.
 
-Real are the scheduler, the workers' sessions, the frontends' tables, and the codec. Played are the sockets, the engine,
-and the shell of the frontend (`frontend/broker_client.py`, whose logic is repeated here in the same words). Nothing
-sleeps: an event heap moves the clock. Here are the clock, the connections, the broker and the workers; the frontends,
-the faults and the judge are in `test_simulation.py`, whose `Simulation(seed).run()` replays a run exactly.
+Real are the scheduler, the sessions of workers and frontends, and the codec. Played are the sockets and the engine.
+Nothing sleeps: an event heap moves the clock. Here are the clock, the connections, the broker and the workers; the
+frontends, the faults and the judge are in `test_simulation.py`, whose `Simulation(seed).run()` replays a run exactly.
 """
 
 import functools
@@ -15,13 +14,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from broker import protocol as wire
-from broker import views
-from broker.errors import ErrorCode
-from broker.limits import Limits
-from broker.protocol import Frame, Message
-from broker.scheduler import Scheduler, Send
-from workers.session import Session
+from broker.core import views
+from broker.core.limits import Limits
+from broker.core.scheduler import Scheduler, Send
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode
+from broker.wire.protocol import Frame, Message
+from workers.session.session import Session
 
 LIMITS = Limits(lease_s=5.0, worker_grace_s=6.0, max_jobs=300, max_client_share=0.7)
 MODEL = "m"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from broker import protocol as wire
-from broker.limits import Limits
-from broker.protocol import Lane, ModelInfo
-from tests.core import DIMENSION, Core
+from broker.core.limits import Limits
+from broker.wire import protocol as wire
+from broker.wire.protocol import Lane, ModelInfo
+from tests.harness.core import DIMENSION, Core
 
 SEEDS = 300
 #: A job that is in two dying workers is refused; here nothing is.

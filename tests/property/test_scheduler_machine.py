@@ -1,8 +1,8 @@
 """The scheduler among peers that lie, repeat themselves, fall silent and vanish, while time jumps.
 
-hypothesis draws the configuration and the steps; every step checks all invariants (tests/core.py), and this machine the
-history: each admitted job is answered exactly once, with its own vector, to the frontend that asked. The test counts
-what happened in all examples, for a machine that wanders where nothing happens would show nothing.
+hypothesis draws the configuration and the steps; every step checks all invariants (tests/harness/core.py), and this
+machine the history: each admitted job is answered exactly once, with its own vector, to the frontend that asked. The
+test counts what happened in all examples, because a machine that wanders where nothing happens would show nothing.
 """
 
 import os
@@ -21,11 +21,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from broker import protocol as wire
-from broker.errors import ErrorCode
-from broker.limits import Limits
-from broker.protocol import Kind, Lane, Option
-from tests.core import DIMENSION, EPOCH, Core, row
+from broker.core.limits import Limits
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode
+from broker.wire.protocol import Kind, Lane, Option
+from tests.harness.core import DIMENSION, EPOCH, Core, row
 
 EXAMPLES = 1000 if os.environ.get("CI") else 200
 FRONTENDS = (b"F0", b"F1", b"F2")

@@ -3,17 +3,21 @@ that lives ends once, with its own vectors in order or with a failure that has a
 anything. See `simulation.py`.
 """
 
+import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
-from broker import protocol as wire
-from broker.errors import ErrorCode
-from broker.protocol import Frame, Kind, Lane
-from frontend.pending import REPLACED, Pending, Table
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode
+from broker.wire.protocol import Frame, Kind, Lane
+from frontend.api.errors import ApiError
+from frontend.session.pending import REPLACED, Pending
+from frontend.session.session import Session, Step
 from tests.property.simulation import LIMITS, MODEL, POISON, RAISES, End, Worker, World, vector
 
 SEEDS = 120 if os.environ.get("CI") else 60
@@ -41,7 +45,7 @@ class Ask:
 
     def __init__(self, frontend: "Frontend", texts: list[str], deadline: float) -> None:
         self.frontend, self.texts, self.deadline = frontend, texts, deadline
-        self.known_by = frontend.sim.now + BROKER_GRACE_S
+        self.asked_at = frontend.sim.now
         self.pending: Pending | None = None
         self.ended = ""
 
@@ -54,24 +58,22 @@ class Ask:
 
 
 class Frontend(End):
-    """The logic of `frontend/broker_client.py` around the real table."""
+    """The real session, and clients that wait as `BrokerClient` lets them."""
 
     role, decoder = b"F", wire.TO_FRONTEND
 
     def __init__(self, sim: "Simulation") -> None:
         super().__init__(sim)
         self.judge = sim
-        self.models: set[str] = set()
-        self._table = Table()
+        hello = wire.FrontendHello(1, 1, "", self.uuid, self.number, "host", self.number)
+        self.session = Session(hello, BROKER_GRACE_S, sim.now)
+        #: When the model was last known.
+        self.last_known = sim.now
         self._asks: dict[int, Ask] = {}
         self._waiting: list[Ask] = []
-        self._outbox: list[Pending] = []
-        self._cancelled: list[int] = []
-        self._epoch: int | None = None
-        self._heartbeat_s, self._liveness_s = 0.25, 3.5
-        self._last_heard = self._welcomed_at = self.last_known = sim.now
         self._flush_soon = False
-        sim.after(self._heartbeat_s, self._on_timer)
+        self._submitted: set[int] = set()
+        sim.at(self.session.next_deadline(), self._on_timer)
 
     def ask(self, ask: Ask) -> None:
         """A client's call."""
@@ -81,19 +83,24 @@ class Frontend(End):
     def _look(self) -> None:
         """Submit what waited for its model to be known, and end what waited for too long."""
         for ask in list(self._waiting):
-            until = self._welcomed_at + BROKER_GRACE_S if self._epoch is not None else ask.known_by
-            if MODEL in self.models:
+            try:
+                found = self.session.find_model(MODEL, ask.asked_at, self.sim.now)
+            except ApiError:
+                self.judge.failed(ask, wire.Failure(0, -1, ErrorCode.NO_WORKER, ALONE))
+                continue
+            if isinstance(found, wire.ModelInfo):
                 self._waiting.remove(ask)
                 self._add(ask)
-            elif self.sim.now >= until:
-                self.judge.failed(ask, wire.Failure(0, -1, ErrorCode.NO_WORKER, ALONE))
+            else:
+                self.sim.at(found, lambda: self.awake(self._look))
 
     def _add(self, ask: Ask) -> None:
         lane, inputs = self.sim.random.choice(list(Lane)), [text.encode() for text in ask.texts]
         submission = wire.Submission(0, MODEL, lane, "", 0, Kind.TEXT, wire.pack_u32(map(len, inputs)))
-        ask.pending = self._table.add(submission, b"".join(inputs), ask.deadline)
+        ask.pending = self.session.submit(
+            submission, b"".join(inputs), ask.deadline, per_item=False, max_tokens=math.inf
+        )
         self._asks[ask.pending.number] = ask
-        self._outbox.append(ask.pending)
         self._soon()
         self.sim.at(max(self.sim.now, ask.deadline + DEADLINE_SLACK_S), lambda: self.awake(lambda: self._time_out(ask)))
 
@@ -104,95 +111,57 @@ class Frontend(End):
     def finish(self, ask: Ask) -> None:
         """Nobody waits for it any more."""
         self._waiting = [one for one in self._waiting if one is not ask]
-        if (pending := ask.pending) is None:
-            return
-        self._table.remove(pending)
-        del self._asks[pending.number]
-        if pending.missing and not pending.told:
-            self._cancelled.append(pending.number)
+        if ask.pending:
+            del self._asks[ask.pending.number]
+            self.session.finish(ask.pending)
             self._soon()
 
     def _soon(self) -> None:
-        if not self._flush_soon:
+        if self.session.has_outgoing and not self._flush_soon:
             self._flush_soon = True
             self.sim.after(0.0, lambda: self.awake(self._flush))
 
     def _flush(self) -> None:
         self._flush_soon = False
-        outbox, self._outbox = [one for one in self._outbox if one.number in self._asks and not one.ended], []
-        cancelled, self._cancelled = self._cancelled, []
-        if outbox and self._epoch is not None:
-            self.send(wire.Submit([self._with_budget(one) for one in outbox]), [one.frame for one in outbox])
-        if cancelled and self._epoch is not None:
-            self.send(wire.Cancel(wire.pack_u64(cancelled)))
-
-    def _with_budget(self, pending: Pending) -> wire.Submission:
-        one, budget_ms = pending.submission, max(0, int((pending.deadline - self.sim.now) * 1000))
-        return wire.Submission(one.request, one.model, one.lane, one.client, budget_ms, one.kind, one.lengths)
-
-    def _wake(self, ended: Sequence[Pending]) -> None:
-        for pending in ended:
-            if pending.failure:
-                self.judge.failed(self._asks[pending.number], pending.failure)
-            else:
-                self.judge.answered(self._asks[pending.number], pending)
+        self._advance(lambda: self.session.flush(self.sim.now))
 
     def connected(self) -> None:
-        self.send(wire.FrontendHello(1, 1, "", self.uuid, self.number, "host", self.number))
+        self._advance(self.session.connect)
 
     def disconnected(self) -> None:
-        if self._epoch is not None:
-            self._last_heard = self.sim.now
-        self._epoch = None
-        self._forget_models()
-        self._look()
-
-    def _forget_models(self) -> None:
-        if MODEL in self.models:
-            self.last_known = self.sim.now
-        self.models = set()
-
-    def _on_timer(self) -> None:
-        now = self.sim.now
-        if self._epoch is not None and now >= self._last_heard + self._liveness_s:
-            self.disconnected()
-        if self._epoch is not None:
-            self.send(wire.FrontendHeartbeat())
-        else:
-            self.connected()
-        away_since = self._last_heard if self._epoch is None else self._welcomed_at
-        if now >= away_since + BROKER_GRACE_S:
-            gone = [one for one in self._table.unanswered() if one.model not in self.models]
-            self._wake(self._table.failed(wire.Failure(one.number, -1, ErrorCode.NO_WORKER, ALONE) for one in gone))
-        self._look()
-        self.sim.after(self._heartbeat_s, lambda: self.awake(self._on_timer))
+        self._advance(lambda: self.session.disconnect(self.sim.now))
 
     def handle(self, message: Any, frames: Sequence[Frame]) -> None:
-        self._last_heard = self.sim.now
-        match message:
-            case wire.Answers():
-                self._wake(self._table.answered(message, frames[0]))
-            case wire.Failures():
-                self._wake(self._table.failed(message.failures))
-            case wire.Models():
-                self._on_models(message)
-            case wire.Welcome():
-                self._epoch, self._welcomed_at = message.epoch, self.sim.now
-                self._forget_models()
-                self._heartbeat_s, self._liveness_s = message.heartbeat_ms / 1000, message.liveness_ms / 1000
-            case wire.Who():
-                self.disconnected()
-                self.connected()
-            case wire.Goodbye():
-                self.disconnected()
+        self._advance(lambda: self.session.handle(message, frames, self.sim.now))
 
-    def _on_models(self, message: wire.Models) -> None:
-        before, self.models = self.models, {model.name for model in message.models}
-        again = [one for one in self._table.unanswered() if one.model in self.models - before]
-        self.sim.seen["sent again"] += len(again)
-        self._outbox.extend(again)
-        self._soon()
+    def _on_timer(self) -> None:
+        self.awake(lambda: self._advance(lambda: self.session.due(self.sim.now), alone=True))
+        if self.alive:
+            self.sim.at(max(self.session.next_deadline(), self.sim.now + 0.001), self._on_timer)
+
+    def _advance(self, call: Callable[[], Step], *, alone: bool = False) -> None:
+        """Make a call of the session, and do what it asks for, as `BrokerClient` does.
+
+        `alone`: what fails now, the session fails by itself, without the broker.
+        """
+        if MODEL in self.session.models:
+            self.last_known = self.sim.now
+        step = call()
+        for message, frames in step.sends:
+            for submission in getattr(message, "submissions", []):
+                self.sim.seen["sent again"] += submission.request in self._submitted
+                self._submitted.add(submission.request)
+            self.send(message, frames)
+        for pending in step.ended:
+            ask = self._asks[pending.number]
+            if pending.failure and alone:
+                self.judge.failed(ask, msgspec.structs.replace(pending.failure, text=ALONE))
+            elif pending.failure:
+                self.judge.failed(ask, pending.failure)
+            else:
+                self.judge.answered(ask, pending)
         self._look()
+        self._soon()
 
 
 class Simulation(World):

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker import protocol as wire
-from broker.client_queue import MAX_SORTED
-from broker.limits import Limits
-from broker.protocol import Kind, Lane
-from broker.scheduler import Scheduler
-from tests.core import DIMENSION, EPOCH, Core
+from broker.core.client_queue import MAX_SORTED
+from broker.core.limits import Limits
+from broker.core.scheduler import Scheduler
+from broker.wire import protocol as wire
+from broker.wire.protocol import Kind, Lane
+from tests.harness.core import DIMENSION, EPOCH, Core
 
 #: Instructions of a call that only admits, refuses or cancels, and of each input that it looks at, with some room:
 #: measured are 2,400 at most, and 19.

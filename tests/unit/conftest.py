@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.core import Core
+from tests.harness.core import Core
 
 
 @pytest.fixture

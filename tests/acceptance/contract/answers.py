@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from tests.acceptance.contract.row import Row, embed
-from tests.fake_worker import vector
+from tests.harness.fake_worker import vector
 
 LONG = "hello " * 400
 

@@ -1,4 +1,4 @@
-"""Whether the API's description (frontend/openapi.py) and what a server takes and answers agree."""
+"""Whether the API's description (frontend/api/openapi.py) and what a server takes and answers agree."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 from openapi_schema_validator import OAS31Validator
 
-from frontend.openapi import specification
+from frontend.api.openapi import specification
 from tests.acceptance.contract.row import Row
 
 SPECIFICATION = specification()

@@ -3,7 +3,7 @@
 
 from tests.acceptance.contract.answers import LONG, bad, data, number, of_text, rows
 from tests.acceptance.contract.row import FAKE, REAL, embed, fake, strict
-from tests.fake_worker import vector
+from tests.harness.fake_worker import vector
 
 HELLO = [101, 7592, 2088, 102]
 ELEMENTS = "every element in input array should be either string or int"

@@ -18,7 +18,7 @@ from tests.acceptance.contract.answers import (
     rows,
 )
 from tests.acceptance.contract.row import REAL, embed, fake, strict
-from tests.fake_worker import vector
+from tests.harness.fake_worker import vector
 
 HELLO = [101, 7592, 2088, 102]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-#: The fake model is served by tests/fake_worker.py: its token ids are the characters of a text.
+#: The fake model is served by tests/harness/fake_worker.py: its token ids are the characters of a text.
 REAL, FAKE = "sentence-transformers/all-MiniLM-L6-v2", "fake"
 Check = Callable[[httpx.Response], bool]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 
 from tests.acceptance.contract.row import REAL
-from tests.processes import Cluster, until
-from tests.servers import Server
+from tests.harness.processes import Cluster, until
+from tests.harness.servers import Server
 
 #: What the strict server allows.
 STRICT = ("--max-inputs", "3", "--max-request-tokens", "100", "--max-body-bytes", "2000", "--dimensions-policy",

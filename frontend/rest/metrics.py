@@ -1,0 +1,313 @@
+"""GET /metrics: what this frontend has served, and what the broker tells, as Prometheus has it.
+
+Several frontend processes on one port count into files of a common folder (PROMETHEUS_MULTIPROC_DIR, which
+prometheus_client reads when it is imported), so that a scrape that any of them answers gives the sums.
+"""
+
+import asyncio
+import functools
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    UnknownMetricFamily,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+from sanic import Request
+from sanic.response import BaseHTTPResponse
+
+from broker.wire.protocol import Family
+from frontend.rest.readers import Reason
+
+PREFIX = "vecmill_"
+#: From what needs no broker to the longest deadline by default, in seconds.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+#: OVMS's, in microseconds.
+_OVMS_BUCKETS = tuple(float(math.floor(10 * 1.8**power)) for power in range(33))
+#: What nginx and others call a request whose client has gone.
+CLIENT_GONE = 499
+#: The end of a route's name: which of the prefixes it is for.
+_VERSION = re.compile(r"_v\d.*$")
+#: Labels that no path of ours has.
+_UNKNOWN = "unknown"
+
+
+class _OvmsCounter(NamedTuple):
+    """A count of OVMS's of embeddings requests, by the status that they had."""
+
+    name: str
+    text: str
+    of: Callable[[str], bool]
+    #: Whether it has a label for the model's version.
+    versioned: bool
+
+
+#: What has found no room: a quota is used up, or there is nothing that could serve it.
+_REJECTIONS = ("429", "503")
+_OVMS_COUNTERS = (
+    _OvmsCounter("ovms_requests_success", "Answered requests", lambda status: status == "200", versioned=True),
+    _OvmsCounter(
+        "ovms_requests_fail",
+        "Failed requests",
+        lambda status: status not in ("200", str(CLIENT_GONE)),
+        versioned=True,
+    ),
+    _OvmsCounter(
+        "ovms_requests_accepted",
+        "Requests that were taken up",
+        lambda status: status not in _REJECTIONS,
+        versioned=False,
+    ),
+    _OvmsCounter(
+        "ovms_requests_rejected",
+        "Requests that were not, answered 429 or 503",
+        lambda status: status in _REJECTIONS,
+        versioned=False,
+    ),
+    _OvmsCounter("ovms_responses", "Answers with vectors", lambda status: status == "200", versioned=False),
+)
+
+# A gauge beside each family, of when its series began: several processes cannot tell it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+_own = CollectorRegistry()
+_requests = Counter(PREFIX + "requests", "HTTP requests", ["endpoint", "status", "model"], registry=_own)
+_request_seconds = Histogram(
+    PREFIX + "request_seconds", "From a request's head to its answer", ["endpoint"], buckets=_SECONDS, registry=_own
+)
+_in_flight = Gauge(
+    PREFIX + "requests_in_flight",
+    "Requests that wait for the broker",
+    ["model"],
+    multiprocess_mode="livesum",
+    registry=_own,
+)
+_inputs = Counter(PREFIX + "inputs", "Inputs of answered requests", ["endpoint", "model"], registry=_own)
+_prompt_tokens = Counter(PREFIX + "prompt_tokens", "Tokens as told in usage", ["model"], registry=_own)
+_truncated = Counter(PREFIX + "truncated_tokens", "Tokens cut off inputs", ["model"], registry=_own)
+_ovms_time = Histogram(
+    "ovms_request_time_us",
+    "Time of answered requests",
+    ["interface", "name", "version"],
+    buckets=_OVMS_BUCKETS,
+    registry=_own,
+)
+unread_bytes = Gauge(
+    PREFIX + "unread_bytes",
+    "Bytes of answers that clients have not taken yet",
+    multiprocess_mode="livesum",
+    registry=_own,
+)
+readers_ended = Counter(
+    PREFIX + "readers_ended", "Connections ended because their clients read too slowly", ["reason"], registry=_own
+)
+
+
+def endpoint_of(request: Request) -> str:
+    """A label for a request's path."""
+    return endpoint_of_name(request.route.name) if request.route else _UNKNOWN
+
+
+@functools.lru_cache(1000)
+def endpoint_of_name(route: str) -> str:
+    """The name of a route, the same for all prefixes."""
+    return _VERSION.sub("", route.rpartition(".")[2])
+
+
+class _OfAnswers(NamedTuple):
+    """The series of the answers of one kind. prometheus_client takes longer to find them than to count."""
+
+    requests: Counter
+    seconds: Histogram
+    inputs: Counter
+
+
+@functools.lru_cache(1000)
+def _of_answers(endpoint: str, status: int, model: str) -> _OfAnswers:
+    of = _requests.labels(endpoint, str(status), model), _request_seconds.labels(endpoint)
+    return _OfAnswers(*of, _inputs.labels(endpoint, model))
+
+
+class _OfModel(NamedTuple):
+    """A model's series."""
+
+    in_flight: Gauge
+    tokens: Counter
+    truncated: Counter
+    microseconds: Histogram
+
+
+@functools.lru_cache(1000)
+def _of_model(model: str) -> _OfModel:
+    return _OfModel(
+        in_flight=_in_flight.labels(model),
+        tokens=_prompt_tokens.labels(model),
+        truncated=_truncated.labels(model),
+        microseconds=_ovms_time.labels("REST", model, "1"),
+    )
+
+
+def touch(endpoints: Iterable[str]) -> None:
+    """Let the series of these endpoints exist."""
+    for endpoint in [*endpoints, _UNKNOWN]:
+        _requests.labels(endpoint, "200" if endpoint != _UNKNOWN else "404", "")
+        _request_seconds.labels(endpoint)
+    for reason in Reason:
+        readers_ended.labels(reason.value)
+
+
+def touch_model(model: str) -> None:
+    """Let the series of a model exist."""
+    for endpoint in ("embeddings", "tokenize"):
+        _of_answers(endpoint, 200, model)
+    _of_model(model)
+
+
+class Waiting:
+    """While a request waits for the broker. One whose client goes away meanwhile is counted here: it may get no answer
+    that could be counted."""
+
+    __slots__ = ("_model", "_request")
+
+    def __init__(self, request: Request, model: str) -> None:
+        self._request, self._model = request, model
+
+    def __enter__(self) -> None:
+        _of_model(self._model).in_flight.inc()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        _of_model(self._model).in_flight.dec()
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            _of_answers(endpoint_of(self._request), CLIENT_GONE, self._model).requests.inc()
+            self._request.ctx.counted = True
+
+
+def count(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
+    """A request is answered. What its route has noted of it tells the model, which exists then."""
+    if hasattr(request.ctx, "counted"):
+        return
+    noted = request.ctx.log
+    endpoint, model = endpoint_of(request), noted.get("model", "")
+    series = _of_answers(endpoint, response.status, model)
+    series.requests.inc()
+    series.seconds.observe(seconds)
+    if not model:
+        return
+    mine, answered = _of_model(model), response.status == 200
+    if answered:
+        series.inputs.inc(noted["inputs"])
+    if answered and "tokens" in noted:
+        mine.tokens.inc(noted["tokens"])
+        mine.truncated.inc(noted["truncated"])
+    if answered and endpoint == "embeddings":
+        mine.microseconds.observe(seconds * 1e6)
+
+
+class _Everything:
+    """This frontend's families, or those of all processes on the port, and the broker's."""
+
+    def __init__(self, families: list[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        own = {metric.name: metric for metric in _own.collect()}
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            # It tells only families of which a process has a series.
+            summed: Iterable[Metric] = MultiProcessCollector(CollectorRegistry()).collect()  # type: ignore[no-untyped-call]
+            own |= {metric.name: metric for metric in summed}
+        yield from own.values()
+        yield from _aliases_of_own(own)
+        up = GaugeMetricFamily(PREFIX + "broker_up", "Whether the broker answers")
+        up.add_metric([], 1.0 if self._families else 0.0)
+        yield up
+        yield from map(_metric, self._families)
+        yield from _aliases({family.name: family for family in self._families})
+
+
+def exposition(families: list[Family], accept: str) -> tuple[bytes, str]:
+    """The body of /metrics and its content type, as the scraper accepts it. `families`: the broker's, none when it is
+    away."""
+    encode, content_type = choose_encoder(accept)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Everything(families))
+    return encode(registry), content_type
+
+
+def _metric(family: Family) -> Metric:
+    name = PREFIX + family.name
+    if family.kind == "histogram":
+        histogram = HistogramMetricFamily(name, family.text, labels=family.labels)
+        for sample in family.samples:
+            buckets = _cumulative(family.bounds, sample.buckets, 1.0)
+            histogram.add_metric(sample.labels, buckets, sample.value)
+        return histogram
+    kind: Any = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    metric: Metric = kind(name, family.text, labels=family.labels)
+    for sample in family.samples:
+        metric.add_metric(sample.labels, sample.value)  # type: ignore[attr-defined]
+    return metric
+
+
+def _cumulative(bounds: list[float], buckets: list[int], scale: float) -> list[tuple[str, float]]:
+    """Buckets as Prometheus wants them: each with those below, by its bound, which is scaled."""
+    ends = [str(bound * scale) for bound in bounds] + ["+Inf"]
+    return list(zip(ends, map(float, itertools.accumulate(buckets)), strict=True))
+
+
+def _aliases_of_own(own: dict[str, Metric]) -> Iterator[Metric]:
+    """OVMS's names for what frontends count (see docs/metrics.md)."""
+    served = [sample for sample in own[PREFIX + "requests"].samples if sample.labels["endpoint"] == "embeddings"]
+    models = dict.fromkeys(sample.labels["model"] for sample in served if sample.labels["model"])
+    for counter in _OVMS_COUNTERS:
+        # Of no type, for a counter's name would end with _total, and OVMS's do not.
+        labels = ["api", "interface", "method", "name"] + ["version"] * counter.versioned
+        family = UnknownMetricFamily(counter.name, counter.text, labels=labels)
+        for model in models:
+            counted = (one.value for one in served if one.labels["model"] == model and counter.of(one.labels["status"]))
+            family.add_metric(["V3", "REST", "Unary", model] + ["1"] * counter.versioned, sum(counted))
+        yield family
+    gauge = GaugeMetricFamily("ovms_current_requests", "Requests that are worked on", labels=["name", "version"])
+    for sample in own[PREFIX + "requests_in_flight"].samples:
+        gauge.add_metric([sample.labels["model"], "1"], sample.value)
+    yield gauge
+
+
+def _aliases(families: dict[str, Family]) -> Iterator[Metric]:
+    """OVMS's names for what the broker tells (see docs/metrics.md)."""
+    for name, alias, text in (
+        ("queue_seconds", "ovms_wait_for_infer_req_time_us", "Wait of a job in the queue"),
+        ("inference_seconds", "ovms_inference_time_us", "Inference of a batch"),
+    ):
+        if family := families.get(name):
+            yield _microseconds(family, alias, text)
+    if streams := families.get("worker_streams"):
+        gauge = GaugeMetricFamily("ovms_streams", "Inferences that run side by side", labels=["name", "version"])
+        totals: dict[str, float] = {}
+        for sample in streams.samples:
+            totals[sample.labels[0]] = totals.get(sample.labels[0], 0.0) + sample.value
+        for model, total in totals.items():
+            gauge.add_metric([model, "1"], total)
+        yield gauge
+
+
+def _microseconds(family: Family, alias: str, text: str) -> Metric:
+    """A histogram of seconds, over all but the model, in microseconds."""
+    metric = HistogramMetricFamily(alias, text, labels=["name", "version"])
+    totals: dict[str, tuple[list[int], float]] = {}
+    for sample in family.samples:
+        buckets, total = totals.get(sample.labels[0], ([0] * len(sample.buckets), 0.0))
+        summed = [one + other for one, other in zip(buckets, sample.buckets, strict=True)]
+        totals[sample.labels[0]] = (summed, total + sample.value)
+    for model, (buckets, total) in totals.items():
+        metric.add_metric([model, "1"], _cumulative(family.bounds, buckets, 1e6), total * 1e6)
+    return metric

@@ -1,0 +1,188 @@
+"""A scheduler between peers that tests play by hand: every call is followed by a check of all invariants."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from broker.core.jobs import Request, price
+from broker.core.limits import Limits
+from broker.core.scheduler import Scheduler, Send
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode
+from broker.wire.protocol import Kind, Lane, Message, ModelInfo, Option
+
+EPOCH = 7
+DIMENSION = 4
+M = TypeVar("M", bound=Message)
+
+
+class Core:
+    """The scheduler, its clock, and all it has sent that no test has looked at yet."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.scheduler = Scheduler(EPOCH, limits)
+        self.now = 1000.0
+        self.sent: list[Send] = []
+        #: `Option` bits of the jobs of each batch.
+        self._options: dict[int, bytes] = {}
+
+    def handle(self, peer: bytes, message: Message, *frames: bytes) -> None:
+        """A message comes in, by way of the codec."""
+        decoder: Any = wire.FROM_FRONTEND if peer.startswith(b"F") else wire.FROM_WORKER
+        decoded, payload = wire.decode(decoder, wire.encode(message, frames))
+        self._out(self.scheduler.handle(peer, decoded, self.now, payload))
+
+    def tick(self, after: float = 0.0) -> None:
+        """Time passes, in one jump."""
+        self.now += after
+        self._out(self.scheduler.tick(self.now))
+
+    def lost(self, peer: bytes) -> None:
+        """A connection ends."""
+        self._out(self.scheduler.lost(peer, self.now))
+
+    def _out(self, sends: list[Send]) -> None:
+        for peer, message, frames in sends:
+            decoder: Any = wire.TO_FRONTEND if peer.startswith(b"F") else wire.TO_WORKER
+            wire.decode(decoder, wire.encode(message, frames))
+            if isinstance(message, wire.Batch):
+                self._options[message.batch] = message.options or bytes(len(message.kinds))
+        self.sent += sends
+        self.scheduler.check()
+
+    def take(self, kind: type[M], peer: bytes | None = None) -> list[tuple[bytes, M, list[bytes]]]:
+        """What was sent of a kind, which is then forgotten."""
+        mine = [one for one in self.sent if isinstance(one.message, kind) and peer in (None, one.peer)]
+        self.sent = [one for one in self.sent if one not in mine]
+        return [(one.peer, one.message, [bytes(frame) for frame in one.frames]) for one in mine]  # type: ignore[misc]
+
+    def waiting(self, model: str = "m") -> list[tuple[int, int]]:
+        """What waits for a model: numbers of requests and positions in them."""
+        waiting = self.scheduler.models[model].queue.list_waiting()
+        return [(request.number, position) for request, positions in waiting for position in positions]
+
+    def frontend_requests(self, peer: bytes = b"F1") -> list[Request]:
+        """The open requests of a frontend."""
+        return list(self.scheduler.ledger.by_peer[peer].requests.values())
+
+    # --- peers -------------------------------------------------------------------------------------------------------
+
+    def frontend(self, peer: bytes = b"F1", uuid: bytes | None = None) -> bytes:
+        """A frontend says hello."""
+        self.handle(peer, wire.FrontendHello(1, 1, "test", (uuid or peer).ljust(16, b"."), 1, "host", 1))
+        return peer
+
+    def worker(
+        self,
+        peer: bytes = b"W1",
+        *,
+        model: str = "m",
+        revision: str = "r",
+        credit: int = 2,
+        batch_tokens: int = 1000,
+        tokens_per_s: int = 10_000,
+        uuid: bytes | None = None,
+    ) -> bytes:
+        """A worker says hello."""
+        info = ModelInfo(model, revision, DIMENSION, 100)
+        uuid = (uuid or peer).ljust(16, b".")
+        self.handle(
+            peer, wire.WorkerHello(1, 1, "test", uuid, 1, "host", 1, "CPU", [info], batch_tokens, tokens_per_s, credit)
+        )
+        return peer
+
+    def submit(
+        self,
+        request: int,
+        texts: Sequence[str],
+        peer: bytes = b"F1",
+        *,
+        model: str = "m",
+        budget_ms: int = 10_000,
+        lane: Lane = Lane.INTERACTIVE,
+        client: str = "",
+        options: int = 0,
+        client_jobs: int = 0,
+        client_tokens: int = 0,
+    ) -> None:
+        """A frontend submits a request, whose id tells its number."""
+        payloads = [text.encode() for text in texts]
+        lengths = wire.pack_u32(map(len, payloads))
+        origin = wire.Origin(f"request {request}")
+        submission = wire.Submission(
+            request, model, lane, client, budget_ms, Kind.TEXT, lengths, options, origin, client_jobs, client_tokens
+        )
+        self.handle(peer, wire.Submit([submission]), b"".join(payloads))
+
+    def batches(self, peer: bytes | None = None) -> list[tuple[bytes, int, list[str]]]:
+        """The batches sent since the last look: worker, number, texts."""
+        found = []
+        for to, batch, frames in self.take(wire.Batch, peer):
+            texts = [str(part, "utf-8") for part in wire.split(frames[0], wire.unpack_u32(batch.lengths))]
+            found.append((to, batch.batch, texts))
+        return found
+
+    def answer(
+        self,
+        batch: tuple[bytes, int, list[str]],
+        *,
+        failures: Sequence[wire.JobFailure] = (),
+        credit: int = 2,
+        epoch: int = EPOCH,
+    ) -> None:
+        """A worker answers a batch with rows that tell their texts."""
+        peer, number, texts = batch
+        failed = {failure.position for failure in failures}
+        options = self._options[number]
+        rows = [row(text, options[at]) for at, text in enumerate(texts) if at not in failed]
+        tokens = wire.pack_u32(len(text) + 2 for text in texts)
+        sizes = wire.pack_u32(map(len, rows)) if any(one & Option.TOKENISE for one in options) else b""
+        result = wire.BatchResult(epoch, number, DIMENSION, tokens, list(failures), 5, credit, number, sizes=sizes)
+        self.handle(peer, result, b"".join(rows))
+
+    def fail(self, batch: tuple[bytes, int, list[str]]) -> None:
+        """A worker's device fails on a batch."""
+        peer, number, _ = batch
+        self.handle(peer, wire.BatchError(EPOCH, number, ErrorCode.DEVICE, "failed", 2, number))
+
+    def answers(self, peer: bytes = b"F1") -> dict[tuple[int, int], bytes]:
+        """The rows sent to a frontend since the last look, by request and position; none comes twice."""
+        found: dict[tuple[int, int], bytes] = {}
+        for _, message, frames in self.take(wire.Answers, peer):
+            columns = list(zip(wire.unpack_u64(message.requests), wire.unpack_u32(message.positions), strict=True))
+            sizes = wire.unpack_u32(message.sizes) or [message.dimension * 4] * len(columns)
+            for key, part in zip(columns, wire.split(frames[0], sizes), strict=True):
+                assert key not in found
+                found[key] = bytes(part)
+        return found
+
+    def failures(self, peer: bytes = b"F1") -> list[tuple[int, int, ErrorCode]]:
+        """The failures sent to a frontend since the last look: request, position, code."""
+        messages = self.take(wire.Failures, peer)
+        return [(one.request, one.position, one.code) for _, message, _ in messages for one in message.failures]
+
+
+def row(text: str, options: int = 0) -> bytes:
+    """What a text is answered with: a vector, or its token ids between two special ones."""
+    return wire.pack_u32([0, *map(ord, text), 0]) if options & Option.TOKENISE else vector(text)
+
+
+def vector(text: str) -> bytes:
+    """The vector that belongs to a text, and to no other in these tests."""
+    return np.frombuffer(text.encode().ljust(DIMENSION, b"\0")[:DIMENSION], np.uint8).astype("<f4").tobytes()
+
+
+def make_request(
+    inputs: Sequence[bytes],
+    arrived: float = 0.0,
+    *,
+    client: str = "a",
+    lane: Lane = Lane.BULK,
+    kind: Kind = Kind.TEXT,
+    number: int = 1,
+) -> Request:
+    """Return a request of a frontend b"F" for a model that takes inputs of 10,000 tokens."""
+    lengths = wire.pack_u32(map(len, inputs))
+    asked = wire.Submission(number, "m", lane, client, 60_000, kind, lengths)
+    return Request(b"F", asked, b"".join(inputs), price(kind, 0, 0.3, 10_000), arrived)

@@ -1,0 +1,170 @@
+"""A worker process with the real service and a backend of arithmetic: fast, deterministic, and bad on command.
+
+`python -m tests.harness.fake_worker` takes a worker's flags and, for its backend, FAKE_* variables. Some texts are
+orders: "crash" and "segfault" end the process, "break" ends a thread of the pipeline, "raise" raises, "nan" and "short"
+give bad vectors, "hang" never returns, "slow SECONDS" takes its time, "wait NAME" waits for a file of that name, and
+"once NAME ORDER" is the order for the first worker that meets it, and a text like any other from then on.
+"""
+
+import ctypes
+import hashlib
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from broker.shared import logs
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode
+from workers.__main__ import end_process
+from workers.config import Config, load
+from workers.engine.backend import Ids, Vectors
+from workers.engine.pipeline import Pipeline
+from workers.session.service import Service
+from workers.session.session import SLOTS, Session
+
+DIMENSION = 8
+MAX_TOKENS = 64
+
+
+def model(dimension: int = DIMENSION, default_prompt: str = "") -> wire.ModelInfo:
+    """The fake model as its workers announce it; a default prompt is one more of its prompts."""
+    default = {default_prompt: f"{default_prompt}: "} if default_prompt else {}
+    return wire.ModelInfo(
+        "fake",
+        "revision-1",
+        dimension,
+        MAX_TOKENS,
+        vocabulary=200_000,
+        prompts={"query": "query: ", "document": "passage: ", **default},
+        default_prompt=default_prompt,
+        matryoshka=True,
+        matryoshka_dimensions=[4],
+    )
+
+
+def vector(text: str, dimension: int = DIMENSION) -> Vectors:
+    """The vector that belongs to a text, and to no other."""
+    digest = hashlib.shake_128(text.encode()).digest(dimension * 2)
+    return np.frombuffer(digest, "<u2").astype(np.float32)
+
+
+class Fakery(NamedTuple):
+    """What the backend is like: FAKE_DIMENSION and so on."""
+
+    dimension: int = DIMENSION
+    #: Infer requests; 1 runs one batch after another.
+    requests: int = 2
+    us_per_token: int = 0
+    default_prompt: str = ""
+    #: Where the files are that orders name.
+    folder: str = "."
+
+
+class FakeBackend:
+    """A `Backend` whose token ids are the characters of a text."""
+
+    micro_batch_tokens = 256
+
+    def __init__(self, fakery: Fakery = Fakery()) -> None:  # noqa: B008  a constant
+        self.dimension = fakery.dimension
+        self.requests = fakery.requests
+        self._us_per_token = fakery.us_per_token
+        self._folder = Path(fakery.folder)
+        self._broken = False
+        #: Each infer request's output, which its next inference overwrites.
+        self._outputs = [np.empty((0, self.dimension), np.float32)] * self.requests
+
+    def tokenise(self, texts: Sequence[str]) -> list[Ids]:
+        return [np.array([ord(letter) for letter in text] or [0], np.int64) for text in texts]
+
+    def refusal(self, ids: Ids) -> tuple[ErrorCode, str] | None:
+        if len(ids) > MAX_TOKENS:
+            return ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {MAX_TOKENS}"
+        return None
+
+    def truncate(self, ids: Ids, at_start: bool) -> Ids:
+        return ids[-MAX_TOKENS:] if at_start else ids[:MAX_TOKENS]
+
+    def divisors(self, request: int) -> Vectors | None:
+        return None
+
+    def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
+        texts = ["".join(map(chr, one)) for one in ids]
+        orders = [text.split() for text in texts]
+        for order in orders:
+            self._obey(order)
+        time.sleep(self._us_per_token * sum(map(len, ids)) / 1e6)
+        if len(self._outputs[request]) < len(texts):
+            self._outputs[request] = np.empty((len(texts), self.dimension), np.float32)
+        output = self._outputs[request][: len(texts)]
+        output[:] = [vector(text, self.dimension) for text in texts]
+        if ["nan"] in orders:
+            output[orders.index(["nan"]), -1] = np.nan
+        return output[:-1] if ["short"] in orders else output
+
+    def check(self, request: int) -> None:
+        if self._broken:
+            raise RuntimeError("the device is broken")
+
+    def _obey(self, order: list[str]) -> None:
+        match order:
+            case ["crash"]:
+                os._exit(139)
+            case ["segfault"]:
+                ctypes.string_at(0)
+            case ["raise"]:
+                raise RuntimeError("told to")
+            case ["break"]:
+                self._broken = True
+                raise RuntimeError("told to break")
+            case ["hang"]:
+                time.sleep(3600)
+            case ["slow", seconds]:
+                time.sleep(float(seconds))
+            case ["wait", name]:
+                while not (self._folder / name).exists():
+                    time.sleep(0.01)
+            case ["once", name, *rest] if not (self._folder / name).exists():
+                (self._folder / name).touch()
+                self._obey(rest)
+
+
+def serve(config: Config, fakery: Fakery) -> None:
+    """Serve the fake model until drained."""
+    logs.set_up("worker", config.log_level, config.log_format)
+    threading.excepthook = end_process
+    hello = wire.WorkerHello(
+        wire.PROTOCOL_MIN,
+        wire.PROTOCOL_MAX,
+        "test",
+        uuid.uuid4().bytes,
+        time.time_ns(),
+        socket.gethostname(),
+        os.getpid(),
+        "FAKE",
+        [model(fakery.dimension, fakery.default_prompt)],
+        batch_tokens=1024,
+        tokens_per_s=100_000,
+        credit=0,
+    )
+    wakeup = os.eventfd(0, os.EFD_NONBLOCK)
+    pipeline = Pipeline(FakeBackend(fakery), lambda: os.eventfd_write(wakeup, 1))
+    Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
+
+
+def fakery(environ: dict[str, str]) -> Fakery:
+    """What the FAKE_* variables say."""
+    names = {name.removeprefix("FAKE_").lower(): text for name, text in environ.items() if name.startswith("FAKE_")}
+    return Fakery(**{name: Fakery.__annotations__[name](text) for name, text in names.items()})
+
+
+if __name__ == "__main__":
+    serve(load(sys.argv[1:], {}), fakery(dict(os.environ)))

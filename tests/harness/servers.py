@@ -1,0 +1,47 @@
+"""scripts/serve with the real default model, for tests."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+from tests.harness.processes import ROOT, Program, descendants, free_port, until
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+Array = npt.NDArray[np.float32]
+
+
+class Server:
+    """A running scripts/serve."""
+
+    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = ["env", *(f"{name}={value}" for name, value in environment.items()), str(ROOT / "scripts/serve")]
+        self.program = Program("serve", [*command, "--port", str(self.port), *flags], folder / "serve.log")
+        until(lambda: f"curl {self.url}" in self.program.output or self._ended(), 120, "scripts/serve")
+
+    def _ended(self) -> bool:
+        assert self.program.process.poll() is None, self.program.output
+        return False
+
+    def children(self) -> list[int]:
+        """Its processes, and theirs."""
+        return descendants(self.program.process.pid)
+
+    def embed(self, texts: Sequence[str], **fields: object) -> httpx.Response:
+        """POST /v1/embeddings."""
+        body = {"model": MODEL, "input": list(texts), "encoding_format": "base64", **fields}
+        return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=60)
+
+
+def rows(answer: httpx.Response) -> Array:
+    """The vectors of an answer, [inputs, dimension]."""
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert [one["index"] for one in data] == list(range(len(data)))
+    vectors = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in data]
+    return np.stack(vectors)

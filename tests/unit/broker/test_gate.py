@@ -1,0 +1,156 @@
+"""CURVE key files in any state: told with their name at the start, and no change at a reload."""
+
+import os
+from pathlib import Path
+
+import pytest
+import zmq
+
+from broker.shell.gate import ROLES, Gate
+from broker.shell.keys import Role, add_key, make_keys
+from broker.wire.curve import KeyFileError, Pair, read_dealer_keys, read_pair, read_public_key
+from tests.harness.damage import KEY_DAMAGE, remove
+from workers.config import Config
+from workers.session.connection import connecting
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """The broker's, a worker's and a frontend's folder of keys."""
+    make_keys(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def gate(keys: Path) -> Gate:
+    """A gate that has read its lists. Its thread does not run."""
+    # A folder of a name that is a pattern to glob.
+    pattern = keys / "[a-b]*"
+    (keys / "broker").rename(pattern)
+    gate = Gate(zmq.Context.instance(), pattern)
+    gate.reload()
+    return gate
+
+
+def public(path: Path) -> str:
+    """The public key of a file."""
+    return read_public_key(path).decode()
+
+
+def write_key(path: Path, public: str, secret: str = "") -> None:
+    """Write a key's file."""
+    path.write_text(f'curve\n    public-key = "{public}"\n' + (f'    secret-key = "{secret}"\n' if secret else ""))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("kind", KEY_DAMAGE)
+def test_damaged_file_of_a_list_leaves_all_lists_as_they_were(keys: Path, gate: Gate, role: str, kind: str) -> None:
+    lists = keys / "[a-b]*"
+    old = {one: public(lists / one / f"{one[:-1]}.key") for one in ROLES}
+    damaged = lists / role / "new.key"
+    KEY_DAMAGE[kind](damaged)
+    added = zmq.curve_keypair()[0].decode()
+    for one in ROLES:
+        write_key(lists / one / "added.key", added)
+        (lists / one / f"{one[:-1]}.key").unlink()
+    with pytest.raises(KeyFileError) as caught:
+        gate.reload()
+    assert str(caught.value).startswith(f"{damaged} cannot be used as a key: ")
+    assert "\n" not in str(caught.value)
+    assert all(gate.allows(one, old[one]) and not gate.allows(one, added) for one in ROLES)
+    with pytest.raises(KeyFileError):
+        Gate(zmq.Context.instance(), lists).start()
+    remove(damaged)
+    gate.reload()
+    assert not any(gate.allows(one, old[one]) for one in ROLES)
+    assert all(gate.allows(one, added) for one in ROLES)
+
+
+def test_list_that_is_gone_or_no_folder_leaves_all_as_they_were(keys: Path, gate: Gate) -> None:
+    lists = keys / "[a-b]*"
+    old = public(lists / "workers" / "worker.key")
+    remove(lists / "workers")
+    for _ in range(2):
+        with pytest.raises(KeyFileError, match=r"the folder of keys .*workers cannot be read: No"):
+            gate.reload()
+        assert gate.allows("workers", old)
+        (lists / "workers").write_text("")
+
+
+def test_file_that_may_not_be_read_leaves_all_as_they_were(
+    keys: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = public(keys / "[a-b]*" / "workers" / "worker.key")
+
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # Root, who may run this, can read anything.
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(KeyFileError, match=r"frontend\.key cannot be used as a key: Permission denied"):
+        gate.reload()
+    assert gate.allows("workers", old)
+
+
+def test_files_that_are_no_keys_by_their_name_do_not_matter(keys: Path, gate: Gate) -> None:
+    for name in (".new.key", "new.key~", "README", "new.key_secret"):
+        (keys / "[a-b]*" / "workers" / name).write_text("")
+    gate.reload()
+
+
+def test_two_files_may_name_one_key_and_a_file_may_come_from_windows(keys: Path, gate: Gate) -> None:
+    lists = keys / "[a-b]*" / "workers"
+    key = public(lists / "worker.key")
+    (lists / "again.key").write_bytes((lists / "worker.key").read_bytes().replace(b"\n", b"\r\n"))
+    gate.reload()
+    (lists / "worker.key").unlink()
+    gate.reload()
+    assert gate.allows("workers", key)
+
+
+@pytest.mark.parametrize("kind", [*KEY_DAMAGE, "no secret", "another's secret", "missing"])
+def test_damaged_pair_is_told_with_its_name(keys: Path, kind: str) -> None:
+    own, other = read_pair(keys / "worker" / "worker.key_secret"), zmq.curve_keypair()[1].decode()
+    for path in (keys / "broker" / "broker.key_secret", keys / "worker" / "worker.key_secret"):
+        match kind:
+            case "missing":
+                path.unlink()
+            case "no secret":
+                write_key(path, own.public.decode())
+            case "another's secret":
+                write_key(path, own.public.decode(), other)
+            case _:
+                KEY_DAMAGE[kind](path)
+    with pytest.raises(KeyFileError, match=r"broker/broker\.key_secret cannot be used as a key: "):
+        Gate(zmq.Context.instance(), keys / "broker")
+    with pytest.raises(KeyFileError, match=r"worker/worker\.key_secret cannot be used as a key: "):
+        read_dealer_keys(keys / "worker", "worker")
+    if kind in ("missing", "loop of links", "dangling link"):
+        assert all(key.made for key in make_keys(keys) if key.path.name != "frontend.key_secret")
+        return
+    with pytest.raises(ValueError, match=r"broker/broker\.key_secret cannot be used as a key: .*; remove it"):
+        make_keys(keys)
+
+
+@pytest.mark.parametrize("role", ["worker", "frontend"])
+@pytest.mark.parametrize("kind", KEY_DAMAGE)
+def test_damaged_key_of_the_broker_is_told_with_its_name(keys: Path, role: Role, kind: str) -> None:
+    KEY_DAMAGE[kind](keys / role / "broker.key")
+    with pytest.raises(KeyFileError, match=rf"{role}/broker\.key cannot be used as a key: "):
+        read_dealer_keys(keys / role, role)
+
+
+def test_worker_connects_again_with_the_keys_that_it_has_read(keys: Path) -> None:
+    config = Config(keys=str(keys / "worker"), broker="tcp://127.0.0.1:1")
+    for _ in range(2):
+        socket = connecting(config)
+        socket.close(linger=0)
+        socket.context.term()
+        for path in (keys / "worker").iterdir():
+            KEY_DAMAGE["empty"](path)
+
+
+def test_pair_is_read_as_it_was_made(keys: Path) -> None:
+    key = add_key(keys, "worker", "second")
+    assert read_pair(key.path).public.decode() == key.public
+    assert isinstance(read_pair(key.path), Pair)

@@ -1,0 +1,83 @@
+"""What a line of the log looks like, whatever is in it."""
+
+import io
+import json
+import logging
+import unicodedata
+
+import pytest
+
+from broker.shared.logs import INDENT, formatter
+
+#: C0, DEL and C1; separators of lines; what turns the direction of writing; half a character; what cannot be seen.
+ODD = [*map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))]
+ODD += ["\u061c", "\u200e", "\u200f", "\ud800", "\udcff", "\ufeff", "\U000e0041"]
+FORGED = "".join(ODD) + "\n2026-01-01 00:00:00,000 CRITICAL broker: forged\n\x1b[2Jforged"
+
+
+class BrokenError(Exception):
+    """With a text from outside."""
+
+
+@pytest.fixture(params=["text", "json"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """A format."""
+    return str(request.param)
+
+
+def logged(kind: str, message: str, *args: object, **more: object) -> str:
+    """What a logger writes, with a traceback whose exceptions hold a forged line."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(formatter("test", kind))
+    log = logging.Logger("anybody's")
+    log.addHandler(handler)
+    try:
+        try:
+            raise BrokenError(FORGED)
+        except BrokenError as cause:
+            raise ValueError(FORGED) from cause
+    except ValueError:
+        log.exception(message, *args, stack_info=True, extra=more)
+    return written.getvalue()
+
+
+def texts(value: object) -> list[str]:
+    """All texts in a value of JSON, names of fields too."""
+    match value:
+        case str():
+            return [value]
+        case dict():
+            return [text for pair in value.items() for one in pair for text in texts(one)]
+        case list():
+            return [text for one in value for text in texts(one)]
+    return []
+
+
+def test_no_field_of_a_record_forges_a_line(kind: str) -> None:
+    extra = {"one": FORGED, "many": [FORGED, {FORGED: (FORGED, {FORGED})}], "other": BrokenError(FORGED), "number": 1}
+    written = logged(kind, "message %s " + FORGED, FORGED, **extra)
+    assert {one for one in written if unicodedata.category(one)[0] == "C"} == {"\n"}
+    assert "forged" in written
+    first, *rest = written.removesuffix("\n").split("\n")
+    if kind == "text":
+        assert first.index("ERROR test: message ") == len("2026-01-01 00:00:00,000 ")
+        assert rest
+        assert all(line.startswith(INDENT) for line in rest)
+        assert f"{INDENT}Traceback (most recent call last):" in rest
+        return
+    assert not rest
+    record = json.loads(first)
+    for name in ("exc_info", "stack_info"):
+        lines = record.pop(name).split("\n")
+        assert len(lines) > 2
+        assert all(line.startswith(INDENT) and line.isprintable() for line in lines)
+    assert all(text.isprintable() for text in texts(record))
+    assert record["many"][0] == record["one"]
+    assert record["number"] == 1
+
+
+def test_what_can_be_read_stays_as_it_is(kind: str) -> None:
+    text = 'größer \\ "中" 😀 \' \\n'
+    written = logged(kind, "%s", text)
+    assert text in (written if kind == "text" else json.loads(written)["message"])

@@ -1,0 +1,128 @@
+"""The codec: what comes out is what went in, and whatever else comes in is one kind of error."""
+
+import contextlib
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode, RemoteProtocolError
+from broker.wire.protocol import Kind, Lane, Message
+
+UUID = b"0123456789abcdef"
+DECODERS: list[Any] = [wire.FROM_FRONTEND, wire.FROM_WORKER, wire.TO_FRONTEND, wire.TO_WORKER]
+U64 = wire.pack_u64([1])
+MODEL = wire.ModelInfo("m", "r", 2, 256, 1)
+SUBMISSION = wire.Submission(5, "m", Lane.BULK, "key", 1000, Kind.TEXT, wire.pack_u32([1, 2]))
+
+MESSAGES: list[tuple[Any, Message, list[bytes]]] = [
+    (wire.FROM_FRONTEND, wire.FrontendHello(1, 1, "b", UUID, 3, "h", 4), []),
+    (wire.FROM_FRONTEND, wire.Submit([SUBMISSION, SUBMISSION]), [b"abc", b"def"]),
+    (wire.FROM_FRONTEND, wire.Cancel(wire.pack_u64([1, 2**40])), []),
+    (wire.FROM_FRONTEND, wire.FrontendHeartbeat(), []),
+    (wire.FROM_FRONTEND, wire.FrontendGoodbye(), []),
+    (wire.TO_FRONTEND, wire.Welcome(1, 2**63 - 1, 1000, 3500, 20_000), []),
+    (wire.TO_FRONTEND, wire.Who(), []),
+    (wire.TO_FRONTEND, wire.Goodbye(ErrorCode.PROTOCOL, "text"), []),
+    (wire.TO_FRONTEND, wire.Models([MODEL]), []),
+    (wire.TO_FRONTEND, wire.Answers(U64, wire.pack_u32([0]), wire.pack_u32([7]), 2, 10, 20, "r"), [b"12345678"]),
+    (wire.TO_FRONTEND, wire.Failures([wire.Failure(1, -1, ErrorCode.DEADLINE, "late", 5)]), []),
+    (wire.TO_FRONTEND, wire.Stats({"a": 1}, [wire.WorkerStats("w", "CPU", ["m"], 0, 1, 2)], 3, 4), []),
+    (wire.FROM_WORKER, wire.WorkerHello(1, 1, "b", UUID, 3, "h", 4, "CPU", [MODEL], 100, 1000, 2), []),
+    (wire.FROM_WORKER, wire.WorkerHeartbeat(1, 9), []),
+    (
+        wire.FROM_WORKER,
+        wire.BatchResult(1, 2, 1, wire.pack_u32([3, 4]), [wire.JobFailure(1, ErrorCode.TOO_LONG, "x")], 5, 1, 2),
+        [b"1234"],
+    ),
+    (wire.FROM_WORKER, wire.BatchError(1, 2, ErrorCode.DEVICE, "x", 1, 2), []),
+    (wire.FROM_WORKER, wire.WorkerDrain(wire.pack_u64([3])), []),
+    (wire.FROM_WORKER, wire.WorkerGoodbye(), []),
+    (wire.TO_WORKER, wire.Heartbeat(), []),
+    (wire.TO_WORKER, wire.Batch(1, 2, "m", bytes([0, 1]), wire.pack_u32([1, 4])), [b"a1234"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("decoder", "message", "frames"), MESSAGES, ids=lambda one: type(one).__name__)
+def test_message_survives_the_wire(decoder: Any, message: Message, frames: list[bytes]) -> None:
+    assert wire.decode(decoder, wire.encode(message, frames)) == (message, frames)
+
+
+@pytest.mark.parametrize(("decoder", "message", "frames"), MESSAGES, ids=lambda one: type(one).__name__)
+def test_frame_too_few_too_many_or_of_another_size_is_refused(
+    decoder: Any, message: Message, frames: list[bytes]
+) -> None:
+    wrong = [[*frames, b"more"]] + ([frames[:-1], [*frames[:-1], frames[-1] + b"x"]] if frames else [])
+    for payload in wrong:
+        with pytest.raises(RemoteProtocolError):
+            wire.decode(decoder, wire.encode(message, payload))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Cancel(b"1234567"),
+        wire.WorkerDrain(b"1"),
+        wire.Answers(wire.pack_u64([1]), b"", b"", 1, 0, 0, "r"),
+        wire.BatchResult(1, 1, 1, b"123", [], 0, 0, 0),
+        wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [wire.JobFailure(1, ErrorCode.TOO_LONG, "")], 0, 0, 0),
+        wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [wire.JobFailure(0, ErrorCode.TOO_LONG, "")] * 2, 0, 0, 0),
+        wire.Batch(1, 1, "m", b"", wire.pack_u32([1])),
+        wire.Batch(1, 1, "m", b"\0", wire.pack_u32([1]), options=b"\0\0"),
+        wire.Answers(
+            wire.pack_u64([1]), wire.pack_u32([1]), wire.pack_u32([1]), 1, 0, 0, "r", cut=wire.pack_u32([1, 2])
+        ),
+        wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [], 0, 0, 0, cut=wire.pack_u32([1, 2])),
+        wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [], 0, 0, 0, sizes=wire.pack_u32([1, 2])),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_header_that_contradicts_itself_is_refused(message: Message) -> None:
+    (decoder,) = [decoder for decoder, known, _ in MESSAGES if type(known) is type(message)]
+    with pytest.raises(RemoteProtocolError):
+        wire.decode(decoder, wire.encode(message))
+
+
+def test_peer_cannot_say_what_is_not_its_to_say() -> None:
+    with pytest.raises(RemoteProtocolError):
+        wire.decode(wire.FROM_FRONTEND, wire.encode(wire.WorkerGoodbye()))
+
+
+def test_fields_appended_by_a_newer_peer_are_ignored() -> None:
+    header = msgspec.msgpack.encode([33, 1, 9, "new"])
+    assert wire.decode(wire.FROM_WORKER, [header])[0] == wire.WorkerHeartbeat(1, 9)
+
+
+@pytest.mark.parametrize("frames", [[], [b""], [b"\xc1"], [b"\xff" * 40], [b"\x91" * 100_000]])
+def test_known_bad_frames_are_one_kind_of_error(frames: list[bytes]) -> None:
+    for decoder in DECODERS:
+        with pytest.raises(RemoteProtocolError):
+            wire.decode(decoder, frames)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(MESSAGES), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8))
+def test_mutated_messages_decode_or_raise_the_one_error(
+    known: tuple[Any, Message, list[bytes]], changes: list[tuple[int, int]]
+) -> None:
+    decoder, message, frames = known
+    header, *payload = map(bytearray, wire.encode(message, frames))
+    for place, value in changes:
+        header[place % len(header)] = value
+    with contextlib.suppress(RemoteProtocolError):
+        wire.decode(decoder, [bytes(header), *map(bytes, payload)])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.binary(max_size=60), max_size=4))
+def test_random_frames_decode_or_raise_the_one_error(frames: list[bytes]) -> None:
+    for decoder in DECODERS:
+        with contextlib.suppress(RemoteProtocolError):
+            wire.decode(decoder, frames)
+
+
+def test_split_gives_back_the_parts() -> None:
+    assert [bytes(part) for part in wire.split(b"aabccc", [2, 0, 1, 3])] == [b"aa", b"", b"b", b"ccc"]

@@ -1,0 +1,314 @@
+"""Which jobs are suspected of a worker's end or a failed batch, and what becomes of them.
+
+The pure scheduler: messages and time in, messages out. Every step checks all invariants (see tests/harness/core.py).
+"""
+
+import pytest
+
+from broker.core.blame import BLOCKED_S, MAX_BLOCKED, MAX_REMEMBERED, TRIAL_S, Blame
+from broker.core.dispatch import kept_for_suspects
+from broker.core.limits import Limits
+from broker.core.pool import MAX_SUSPECTS
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode, LocalProtocolError
+from broker.wire.protocol import Lane, ModelInfo
+from tests.harness.core import DIMENSION, Core, make_request, vector
+
+
+def test_jobs_that_saw_a_worker_die_run_alone_and_the_culprit_is_poison(core: Core) -> None:
+    core.submit(1, ["good", "bad", "fine"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2", credit=1)
+    (good,) = core.batches()
+    assert good[2] == ["good"]
+    core.answer(good, credit=1)
+    (bad,) = core.batches()
+    assert bad[2] == ["bad"]
+    core.lost(b"W2")
+    core.worker(b"W3")
+    core.answer(*core.batches())
+    assert core.failures() == []
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.failures() == [(1, 1, ErrorCode.POISON)]
+    assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
+
+
+def test_worker_that_is_back_in_time_acquits_the_job_on_trial() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2", uuid=b"W1")
+    assert core.batches() == []
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_job_on_trial_can_be_cancelled() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.lost(b"W1")
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.failures() == []
+    assert core.scheduler.ledger.jobs == 0
+
+
+def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["bad"])
+    core.batches()
+    core.lost(b"W1")
+    core.now += TRIAL_S
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.failures() == [(1, 0, ErrorCode.POISON)]
+    core.worker(b"W2")
+    core.submit(2, ["good", "bad"])
+    assert core.failures() == [(2, 1, ErrorCode.POISON)]
+    core.answer(*core.batches())
+    assert core.answers() == {(2, 0): vector("good")}
+    core.submit(3, ["bad"])
+    assert core.failures() == [(3, 0, ErrorCode.POISON)]
+    assert core.batches() == []
+    core.now += BLOCKED_S
+    core.frontend()
+    core.worker(b"W3")
+    core.submit(4, ["bad"])
+    assert len(core.batches()) == 1
+
+
+def test_remembered_ends_of_workers_are_bounded() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=10**6)
+    core.submit(1, ["a"] * 1000)
+    blame = Blame(Limits())
+    worker = core.scheduler.pool.workers[b"W1"]
+    (lease,) = worker.leases.values()
+    for number in range(MAX_REMEMBERED // 1000 + 10):
+        worker.incarnation = number
+        blame.crashed(worker, lease, 0.0)
+    assert sum(map(len, blame._crashed.values())) == MAX_REMEMBERED
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    blame.crashed(worker, lease, 0.0)
+    assert blame._crashed == {}
+
+
+def test_blocked_inputs_are_bounded() -> None:
+    texts = [str(number).encode() for number in range(MAX_BLOCKED + 5)]
+    request = make_request(texts)
+    request.sort_inputs()
+    jobs = [request.make_job(position) for position in range(request.inputs)]
+    blame = Blame(Limits())
+    for job in jobs:
+        blame.block(job, 1000.0)
+    assert len(blame.find_blocked(jobs, 1000.0)) == MAX_BLOCKED
+
+
+def test_job_that_would_end_twice_is_a_loud_fault_with_its_story(core: Core) -> None:
+    core.submit(1, ["a"])
+    ((_, lease),) = core.scheduler.pool.workers[b"W1"].leases.items()
+    core.answer(*core.batches())
+    with pytest.raises(LocalProtocolError, match=r"ends twice: .* admitted .* dispatched .* ended"):
+        core.scheduler._close(lease.jobs[0])
+
+
+def test_only_the_running_batch_is_blamed() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=10)
+    core.submit(1, ["running"])
+    core.submit(2, ["x" * 30])
+    core.tick(0.1)
+    assert len(core.batches()) == 2
+    core.lost(b"W1")
+    jobs = [job for request in core.frontend_requests() for job in request.jobs.values()]
+    assert [(job.request.number, job.crashes) for job in jobs] == [(1, 1), (2, 0)]
+    assert core.waiting() == [(1, 0), (2, 0)]
+
+
+def test_of_each_lane_the_running_batch_is_blamed() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker(credit=4, batch_tokens=20)
+    core.submit(1, ["a" * 60, "b" * 60], lane=Lane.BULK)
+    core.tick(0.003)
+    core.submit(2, ["c"])
+    assert [texts for _, _, texts in core.batches()] == [["a" * 60], ["b" * 60], ["c"]]
+    core.lost(b"W1")
+    core.worker(b"W2", credit=4)
+    assert [texts for _, _, texts in core.batches()] == [["b" * 60]]
+    assert sorted(job.request.number for job in core.scheduler.on_trial()) == [1, 2]
+
+
+def test_suspect_runs_beside_nothing_else() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=4)
+    core.submit(1, ["a"], lane=Lane.BULK)
+    core.submit(2, ["b"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W1", credit=4)
+    core.submit(3, ["c"])
+    ran = []
+    for _ in range(2):
+        (alone,) = core.batches()
+        ran += alone[2]
+        core.tick(0.5)
+        assert core.batches() == []
+        core.answer(alone, credit=4)
+    assert sorted(ran) == ["a", "b"]
+    assert [texts for _, _, texts in core.batches()] == [["c"]]
+
+
+def test_suspect_waits_until_a_worker_is_idle() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(credit=4)
+    core.submit(1, ["a"])
+    core.worker(b"W2", credit=4)
+    core.submit(2, ["b"], lane=Lane.BULK)
+    (_, busy) = core.batches()
+    assert busy[0] == b"W2"
+    core.lost(b"W1")
+    assert core.batches() == []
+    core.answer(busy, credit=4)
+    assert [texts for _, _, texts in core.batches()] == [["a"]]
+
+
+def many_suspects(core: Core, number: int) -> None:
+    """A batch of so many jobs was in a worker that died."""
+    core.worker(b"W9", credit=4, batch_tokens=10**6)
+    core.submit(1, [f"s{one}" for one in range(number)], budget_ms=1_000_000)
+    core.batches()
+    core.lost(b"W9")
+
+
+def served(core: Core, batches: int) -> list[str]:
+    """The first text of each of the next batches, each answered before the next is looked for."""
+    first: list[str] = []
+    while len(first) < batches:
+        for batch in core.batches():
+            first.append(batch[2][0])
+            core.now += 0.001
+            core.answer(batch, credit=4)
+    return first
+
+
+def test_suspects_leave_time_for_others() -> None:
+    core = Core(Limits(liveness_s=1000))
+    core.frontend()
+    many_suspects(core, 100)
+    core.submit(2, ["other"], budget_ms=1_000_000)
+    core.worker(credit=4)
+    first = served(core, 100)
+    assert "other" in first[: MAX_SUSPECTS + 2]
+
+
+def test_one_models_suspects_and_anothers_jobs_share_a_worker() -> None:
+    core = Core(Limits(liveness_s=1000))
+    core.frontend()
+    many_suspects(core, 30)
+    models = [ModelInfo("m", "r", DIMENSION, 100), ModelInfo("n", "r", DIMENSION, 100)]
+    core.handle(b"W1", wire.WorkerHello(1, 1, "", b"1" * 16, 1, "h", 1, "CPU", models, 10, 1000, 4))
+    core.submit(2, ["n" * 30] * 60, model="n", lane=Lane.BULK, budget_ms=1_000_000)
+    first = served(core, 60)
+    suspects = [text for text in first if text.startswith("s")]
+    assert len(suspects) == 30
+    assert first[: MAX_SUSPECTS + 3].count("n" * 30) >= 1
+
+
+def test_suspects_take_one_busy_worker_and_leave_the_others() -> None:
+    core = Core(Limits(liveness_s=1000))
+    core.frontend()
+    core.worker(b"W9", credit=1)
+    core.submit(1, ["s1", "s2"], budget_ms=1_000_000)
+    core.batches()
+    for peer in (b"W1", b"W2"):
+        core.worker(peer, credit=4, batch_tokens=10)
+    core.submit(2, ["x" * 30] * 100, lane=Lane.BULK, budget_ms=1_000_000)
+    core.tick(1.0)
+    held = core.batches()
+    core.lost(b"W9")
+    (kept,) = kept_for_suspects(core.scheduler.models, core.scheduler.pool)
+    for batch in [one for one in held if one[0] == kept.peer]:
+        assert core.batches(kept.peer) == []
+        core.answer(batch, credit=4)
+    assert [texts for _, _, texts in core.batches(kept.peer)] == [["s1"]]
+    other = next(one for one in held if one[0] != kept.peer)
+    core.answer(other, credit=4)
+    core.tick(1.0)
+    assert {(peer, texts[0][0]) for peer, _, texts in core.batches()} == {(other[0], "x")}
+
+
+def test_leaving_worker_blames_nobody(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    core.batches()
+    core.handle(b"W1", wire.WorkerGoodbye())
+    core.worker(b"W2")
+    assert core.batches() == [(b"W2", 2, ["a", "b"])]
+
+
+def test_worker_that_is_killed_while_it_drains_blames_nobody() -> None:
+    core = Core(Limits(max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.handle(b"W1", wire.WorkerDrain(b""))
+    core.lost(b"W1")
+    assert core.scheduler.counters["workers_evicted"] == 1
+    core.worker(b"W2")
+    assert [texts for _, _, texts in core.batches()] == [["a"]]
+
+
+def test_batch_that_hangs_a_draining_worker_is_blamed() -> None:
+    core = Core(Limits(max_crashes=1, lease_s=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.handle(b"W1", wire.WorkerDrain(b""))
+    core.tick(1.0)
+    assert len(core.scheduler.on_trial()) == 1
+
+
+def test_connection_that_ends_twice_under_a_living_worker_makes_nobody_poison(core: Core) -> None:
+    core.submit(1, ["a"])
+    for connection in (b"W2", b"W3", b"W4"):
+        core.batches()
+        core.lost(next(iter(core.scheduler.pool.workers)))
+        core.worker(connection, uuid=b"W1")
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_failed_batch_runs_again_job_by_job_and_only_the_culprit_fails(core: Core) -> None:
+    core.submit(1, ["good", "bad", "fine"])
+    core.fail(*core.batches())
+    for _ in range(3):
+        (batch,) = core.batches()
+        assert len(batch[2]) == 1
+        core.fail(batch) if batch[2] == ["bad"] else core.answer(batch)
+    assert core.failures() == [(1, 1, ErrorCode.DEVICE)]
+    assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
+    assert core.batches() == []
+
+
+def test_job_that_fails_once_gets_another_try(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.fail(*core.batches())
+    core.answer(*core.batches())
+    assert core.answers() == {(1, 0): vector("a")}

@@ -1,0 +1,330 @@
+"""Workers that leave, die, fall silent, hang and come back, and peers of every kind.
+
+The pure scheduler: messages and time in, messages out. Every step checks all invariants (see tests/harness/core.py).
+"""
+
+import pytest
+
+from broker.core.limits import Limits
+from broker.core.scheduler import FORGET_MODEL_S
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode, LocalProtocolError
+from broker.wire.protocol import Lane, ModelInfo
+from tests.harness.core import DIMENSION, Core, vector
+
+
+def test_dead_workers_batch_goes_to_another(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.batches()
+    core.worker(b"W2")
+    core.lost(b"W1")
+    (batch,) = core.batches()
+    assert batch[0] == b"W2"
+    core.answer(batch)
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_requeued_jobs_keep_their_place_at_the_head() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=10)
+    for request in range(4):
+        core.submit(request, ["x" * 30])
+    core.tick(0.1)
+    assert len(core.batches()) == 2
+    core.handle(b"W1", wire.WorkerGoodbye())
+    assert core.waiting() == [(0, 0), (1, 0), (2, 0), (3, 0)]
+
+
+def test_draining_worker_gets_nothing_new_and_its_unstarted_batch_goes_elsewhere() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=10)
+    core.submit(1, ["x" * 30])
+    core.submit(2, ["y" * 30])
+    core.tick(0.1)
+    running, unstarted = core.batches()
+    core.handle(b"W1", wire.WorkerDrain(wire.pack_u64([unstarted[1]])))
+    core.submit(3, ["z"])
+    assert core.batches() == []
+    core.answer(running)
+    core.worker(b"W2")
+    assert core.batches() == [(b"W2", 3, ["y" * 30, "z"])]
+
+
+def test_draining_worker_that_gives_back_what_it_never_had_changes_nothing(core: Core) -> None:
+    core.submit(1, ["a"])
+    (batch,) = core.batches()
+    core.handle(b"W1", wire.WorkerDrain(wire.pack_u64([batch[1] + 1])))
+    core.answer(batch)
+    assert core.answers() == {(1, 0): vector("a")}
+
+
+def test_refusal_of_a_job_that_is_no_longer_open_is_not_told(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    (batch,) = core.batches()
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.answer(batch, failures=[wire.JobFailure(0, ErrorCode.TOO_LONG, "long")])
+    assert (core.answers(), core.failures()) == ({}, [])
+
+
+def test_silent_worker_is_evicted(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.batches()
+    core.now += 3.0
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    core.tick(0.5)
+    assert core.take(wire.Goodbye, b"W1")
+    core.worker(b"W2")
+    assert core.batches() == [(b"W2", 2, ["a"])]
+
+
+def test_heartbeats_keep_a_worker_until_its_lease_ends() -> None:
+    core = Core(Limits(lease_s=10, liveness_s=3))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"], budget_ms=60_000)
+    core.batches()
+    for _ in range(9):
+        core.tick(1)
+        core.handle(b"W1", wire.WorkerHeartbeat(1, 1))
+        core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.take(wire.Goodbye) == []
+    core.tick(1)
+    ((_, goodbye, _),) = core.take(wire.Goodbye)
+    assert goodbye.code == ErrorCode.LEASE_EXPIRED
+
+
+@pytest.mark.parametrize("stuck", list(Lane))
+def test_batch_that_hangs_beside_another_lanes_batches_is_found(stuck: Lane) -> None:
+    core = Core(Limits(lease_s=10, liveness_s=1000))
+    core.frontend()
+    core.worker(credit=4)
+    core.submit(1, ["stuck"], lane=stuck)
+    core.batches()
+    (other,) = [lane for lane in Lane if lane != stuck]
+    for request in range(2, 12):
+        core.submit(request, ["a"], lane=other)
+        core.tick(0.9)
+        core.answer(*core.batches(), credit=3)
+    core.submit(99, ["a"], lane=other)
+    core.tick(1.1)
+    assert [message.code for _, message, _ in core.take(wire.Goodbye)] == [ErrorCode.LEASE_EXPIRED]
+
+
+def test_lease_of_a_stuck_batch_is_not_renewed_by_other_batches_answers() -> None:
+    core = Core(Limits(lease_s=10, liveness_s=1000))
+    core.frontend()
+    core.worker(batch_tokens=5)
+    core.submit(1, ["stuck"], budget_ms=10**6)
+    stuck = core.batches()
+    for request in range(2, 12):
+        core.submit(request, ["x" * 20], budget_ms=10**6)
+        core.tick(0.9)
+        for batch in core.batches():
+            core.answer(batch)
+    assert core.take(wire.Goodbye) == []
+    core.tick(1.1)
+    assert [goodbye.code for _, goodbye, _ in core.take(wire.Goodbye)] == [ErrorCode.LEASE_EXPIRED]
+    assert stuck
+
+
+def test_result_of_another_shape_is_not_served_and_its_jobs_are_tried_elsewhere(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    ((peer, number, _),) = core.batches()
+    core.answer((peer, number, ["a"]))
+    assert core.answers() == {}
+    assert core.take(wire.Goodbye, b"W1")
+    core.worker(b"W2")
+    core.answer(*core.batches())
+    core.answer(*core.batches())
+    assert len(core.answers()) == 2
+
+
+@pytest.mark.parametrize("epoch", [7, 8])
+def test_late_answers_are_counted_and_ignored(core: Core, epoch: int) -> None:
+    core.submit(1, ["a"])
+    (batch,) = core.batches()
+    if epoch == 7:
+        core.answer(batch)
+        assert len(core.answers()) == 1
+    core.answer(batch, epoch=epoch)
+    core.handle(b"W1", wire.BatchError(epoch, 99, ErrorCode.DEVICE, "", 2, 1))
+    assert core.answers() == {}
+    assert core.failures() == []
+    assert core.scheduler.counters["late_answers"] == 2
+
+
+def test_worker_that_says_hello_again_on_its_connection_keeps_serving(core: Core) -> None:
+    core.submit(1, ["a"])
+    (first,) = core.batches()
+    core.worker()
+    (again,) = core.batches()
+    core.answer(first)
+    assert core.answers() == {}
+    core.answer(again)
+    assert core.answers() == {(1, 0): vector("a")}
+    assert core.take(wire.Goodbye) == []
+
+
+def test_worker_on_a_new_connection_replaces_its_old_one(core: Core) -> None:
+    core.worker(b"W2", uuid=b"W1")
+    assert list(core.scheduler.pool.workers) == [b"W2"]
+    assert core.take(wire.Goodbye, b"W1")
+
+
+def test_jobs_wait_for_a_worker_to_come_back(core: Core) -> None:
+    core.lost(b"W1")
+    core.submit(1, ["a"], budget_ms=60_000)
+    core.worker(b"W2")
+    assert core.batches() == [(b"W2", 1, ["a"])]
+
+
+def test_without_a_worker_for_longer_than_the_grace_requests_fail() -> None:
+    core = Core(Limits(worker_grace_s=2))
+    core.frontend()
+    core.worker()
+    core.lost(b"W1")
+    core.submit(1, ["a", "b"], budget_ms=60_000)
+    assert core.scheduler.next_deadline() == core.now + 2
+    core.tick(2)
+    assert core.failures() == [(1, -1, ErrorCode.NO_WORKER)]
+    core.submit(2, ["c"])
+    assert core.failures() == [(2, -1, ErrorCode.NO_WORKER)]
+
+
+def test_without_a_grace_a_served_model_is_served() -> None:
+    core = Core(Limits(worker_grace_s=0))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    (batch,) = core.batches()
+    core.answer(batch)
+    assert core.answers() == {(1, 0): vector("a")}
+    core.lost(b"W1")
+    core.submit(2, ["a"])
+    assert core.failures() == [(2, -1, ErrorCode.NO_WORKER)]
+
+
+def test_client_may_always_have_one_input() -> None:
+    core = Core(Limits(max_jobs=3, max_client_share=0.3))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.frontend(b"F2")
+    core.submit(1, ["b"], b"F2")
+    core.submit(2, ["c"], b"F2")
+    assert core.failures(b"F2") == [(2, -1, ErrorCode.QUOTA)]
+
+
+def test_frontend_is_told_of_models_as_they_come_and_go() -> None:
+    core = Core()
+    core.frontend()
+    core.worker()
+    core.worker(b"W2")
+    core.lost(b"W1")
+    core.lost(b"W2")
+    seen = [[model.workers for model in message.models] for _, message, _ in core.take(wire.Models, b"F1")]
+    assert seen == [[], [1], [2], [1], [0]]
+
+
+def test_second_revision_of_a_model_is_refused_while_the_first_is_served(core: Core) -> None:
+    core.worker(b"W2", revision="other")
+    ((_, goodbye, _),) = core.take(wire.Goodbye, b"W2")
+    assert goodbye.code == ErrorCode.REVISION_CONFLICT
+    core.lost(b"W1")
+    core.worker(b"W2", revision="other")
+    assert core.scheduler.models["m"].info == ModelInfo("m", "other", DIMENSION, 100)
+
+
+def test_request_never_has_vectors_of_two_revisions() -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=5)
+    core.submit(1, ["a", "b" * 90])
+    core.submit(2, ["c"])
+    core.answer(*core.batches())
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2", revision="new")
+    assert core.failures() == [(1, -1, ErrorCode.NO_WORKER)]
+    core.answer(*core.batches())
+    assert (2, 0) in core.answers()
+
+
+def test_draining_worker_does_not_count_as_serving(core: Core) -> None:
+    core.take(wire.Models)
+    core.handle(b"W1", wire.WorkerDrain(b""))
+    ((_, models, _),) = core.take(wire.Models, b"F1")
+    assert [model.workers for model in models.models] == [0]
+    core.worker(b"W2", revision="other")
+    ((_, goodbye, _),) = core.take(wire.Goodbye, b"W2")
+    assert goodbye.code == ErrorCode.REVISION_CONFLICT
+
+
+def test_models_that_nobody_serves_are_forgotten_in_the_end(core: Core) -> None:
+    core.lost(b"W1")
+    core.tick(FORGET_MODEL_S)
+    assert core.scheduler.models == {}
+
+
+def test_worker_of_two_models_serves_both() -> None:
+    core = Core()
+    core.frontend()
+    models = [ModelInfo("a", "r", DIMENSION, 100), ModelInfo("b", "r", DIMENSION, 100)]
+    core.handle(b"W1", wire.WorkerHello(1, 1, "test", b"." * 16, 1, "host", 1, "CPU", models, 10, 1000, 1))
+    for request in range(6):
+        core.now += 0.001
+        core.submit(request, ["x" * 20], model="ab"[request % 2])
+    served = []
+    for _ in range(6):
+        ((peer, batch, frames),) = core.take(wire.Batch)
+        served.append(batch.model)
+        core.answer((peer, batch.batch, [str(bytes(frames[0]), "utf-8")]), credit=1)
+    assert served == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize("versions", [(0, 0), (2, 9)])
+def test_peer_without_a_common_protocol_version_is_refused(core: Core, versions: tuple[int, int]) -> None:
+    core.handle(b"F9", wire.FrontendHello(*versions, "test", b"." * 16, 1, "host", 1))
+    core.handle(b"W9", wire.WorkerHello(*versions, "test", b"." * 16, 1, "host", 1, "CPU", [], 1, 1, 1))
+    codes = [(peer, goodbye.code) for peer, goodbye, _ in core.take(wire.Goodbye)]
+    assert codes == [(b"F9", ErrorCode.PROTOCOL), (b"W9", ErrorCode.PROTOCOL)]
+    assert b"W9" not in core.scheduler.pool.workers
+
+
+def test_stranger_is_asked_who_it_is_and_leaves_no_state(core: Core) -> None:
+    core.handle(b"W9", wire.WorkerHeartbeat(2, 0))
+    core.submit(1, ["a"], b"F9")
+    assert [peer for peer, _, _ in core.take(wire.Who)] == [b"W9", b"F9"]
+    assert core.scheduler.ledger.jobs == 0
+
+
+def test_heartbeats_are_answered(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.answer(*core.batches())
+    core.handle(b"W1", wire.WorkerHeartbeat(2, 1))
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert core.take(wire.Heartbeat, b"W1")
+    ((_, stats, _),) = core.take(wire.Stats, b"F1")
+    assert stats.counters["jobs_answered"] == 1
+    assert [(one.name, one.answered_jobs) for one in stats.workers] == [("host/1", 1)]
+
+
+def test_goodbye_of_a_frontend_cancels_what_it_is_owed(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.handle(b"F1", wire.FrontendGoodbye())
+    assert core.scheduler.ledger.jobs == 0
+    assert core.scheduler.counters["jobs_cancelled"] == 1
+
+
+def test_frontend_that_leaves_with_open_requests_is_a_loud_fault(core: Core) -> None:
+    core.submit(1, ["a"])
+    with pytest.raises(LocalProtocolError, match="open requests"):
+        core.scheduler.ledger.leave(core.scheduler.ledger.by_peer[b"F1"])
+
+
+def test_broken_invariant_is_loud(core: Core) -> None:
+    core.scheduler.ledger.jobs += 1
+    with pytest.raises(LocalProtocolError, match="number of open jobs"):
+        core.scheduler.check()

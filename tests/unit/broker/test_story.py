@@ -1,0 +1,64 @@
+"""What is remembered of jobs."""
+
+import tracemalloc
+
+from broker.core.story import MAX_BYTES, Story
+from broker.wire import protocol as wire
+from tests.harness.core import Core, make_request
+
+
+def test_story_tells_what_happened_to_a_job(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2")
+    core.answer(*core.batches())
+    owner = next(iter(core.scheduler.ledger.by_uuid))
+    words = [line.split()[1] for line in core.scheduler.story(owner, 1, 0)]
+    assert words == ["admitted", "dispatched", "returned", "dispatched", "ended"]
+    assert core.scheduler.story(owner, 2, 0) == []
+
+
+def test_story_of_a_job_is_not_that_of_its_neighbours() -> None:
+    request, other = make_request([b"a", b"b"]), make_request([b"c"], number=2)
+    request.sort_inputs()
+    other.sort_inputs()
+    story = Story()
+    story.note_request(1.0, "admitted", "bulk", request)
+    story.note_jobs(2.0, "dispatched", "in batch 1", [request.make_job(1), other.make_job(0)])
+    assert story.tell(b"F", 1, 0) == ["1.000 admitted bulk"]
+    assert story.tell(b"F", 1, 1) == ["1.000 admitted bulk", "2.000 dispatched in batch 1"]
+    assert story.tell(b"F", 2, 0) == ["2.000 dispatched in batch 1"]
+    assert story.tell(b"G", 1, 0) == []
+
+
+def test_memory_is_bounded_however_many_large_requests_are_abandoned(core: Core) -> None:
+    core.submit(1, ["keeps the worker busy"])
+    lengths, frame = wire.pack_u32([6] * 2048), b"secret" * 2048
+    tracemalloc.start()
+    try:
+        for number in range(2, 1200):
+            asked = wire.Submission(number, "m", wire.Lane.BULK, "", 60_000, wire.Kind.TEXT, lengths)
+            core.scheduler.handle(b"F1", wire.Submit([asked]), core.now, [frame])
+            core.scheduler.handle(b"F1", wire.Cancel(wire.pack_u64([number])), core.now)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 2 * MAX_BYTES
+    assert core.scheduler.counters["jobs_cancelled"] > 1_000_000
+
+
+def test_memory_is_bounded_however_large_the_batches_are() -> None:
+    request = make_request([b"a"] * 2048)
+    request.sort_inputs()
+    jobs = [request.make_job(position) for position in range(request.inputs)]
+    story = Story()
+    tracemalloc.start()
+    try:
+        for number in range(5000):
+            story.note_jobs(0.0, "dispatched", f"in batch {number}", jobs)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 2 * MAX_BYTES
+    assert story.tell(b"F", 1, 2047)[-1] == "0.000 dispatched in batch 4999"

@@ -1,0 +1,252 @@
+"""Requests, as far as they are checked without a model."""
+
+import msgspec
+import pytest
+
+from broker.wire.errors import ErrorCode
+from broker.wire.protocol import Lane, Option
+from frontend.api.errors import ApiError, from_failure, unknown_model
+from frontend.api.schemas import parse_embeddings, parse_headers, parse_tokenize
+
+BAD = [
+    (b"", "Cannot parse JSON body"),
+    (b"{", "Cannot parse JSON body"),
+    (b'{"model": "m", "input": "\xff"}', "Cannot parse JSON body"),
+    (b'{"model": "m", "input": "\\ud800"}', "Cannot parse JSON body"),
+    (b'{"a":' * 5000 + b"1" + b"}" * 5000, "JSON body exceeds maximum nesting depth"),
+    (b"[1]", "JSON body must be an object"),
+    (b'{"input": "a"}', "model field is missing in JSON body"),
+    (b'{"model": 1, "input": "a"}', "model field is not a string"),
+    (b'{"model": "m"}', "input field is required"),
+    (b'{"model": "m", "input": null}', "input field is required"),
+    (b'{"model": "m", "input": []}', "input array should not be empty"),
+    (b'{"model": "m", "input": 1}', "input should be string, array of strings or array of integers"),
+    (b'{"model": "m", "input": {"a": 1}}', "input should be string, array of strings or array of integers"),
+    (b'{"model": "m", "input": ["a", 1]}', "input must be homogeneous"),
+    (b'{"model": "m", "input": [[1], "a"]}', "input must be homogeneous"),
+    (b'{"model": "m", "input": [1.5]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": [true]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": [null]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": [["a"]]}', "input must be either array of strings or array of array of integers"),
+    (b'{"model": "m", "input": [["a"], [1]]}', "input must be homogeneous"),
+    (b'{"model": "m", "input": [["a", 1]]}', "input must be homogeneous"),
+    (b'{"model": "m", "input": [[1.5]]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": [[[1]]]}', "every element in input array should be either string or int"),
+    (b'{"model": "m", "input": "a", "x": ' + b"[" * 100 + b"]" * 100 + b"}", "JSON body exceeds maximum nesting depth"),
+    (b'{"model": "m", "input": ' + b"[" * 101 + b"]" * 101 + b"}", "JSON body exceeds maximum nesting depth"),
+    (b'{"model": "m", "input": [' + b"[]," * 100_000 + b"[]]}", "JSON body has more than 100000 arrays, objects"),
+    (b'{"model": "m", "input": "a"' + b',"x":1' * 100_000 + b"}", "JSON body has more than 100000 arrays, objects"),
+    (b'{"model": "m", "input": "a", "dimensions": 1.5}', "dimensions should be an integer"),
+    (b'{"model": "m", "input": 1.5}', "input should be string, array of strings or array of integers"),
+    (b'{"model": "m", "input": [1, 1e3]}', "every element in input array should be either string or int"),
+    (b'{"model": 1.5, "input": "a"}', "model field is not a string"),
+    (b'{"model": "m", "input": "a", "normalize": 0.5}', "normalize should be boolean"),
+    (b'{"model": "m", "input": "a", "truncate": 0.5}', "truncate should be boolean or one of none, start, end"),
+    (b'{"model": "m", "input": "a", "dimensions": 0}', "dimensions should be greater than 0"),
+    (b'{"model": "m", "input": "a", "dimensions": true}', "dimensions should be an integer"),
+    (b'{"model": "m", "input": "a", "truncate": "middle"}', "truncate should be boolean or one of none, start, end"),
+    (b'{"model": "m", "input": "a", "truncate": 1}', "truncate should be boolean or one of none, start, end"),
+    (b'{"model": "m", "input": "a", "normalize": "yes"}', "normalize should be boolean"),
+    (b'{"model": "m", "input": "a", "prompt_name": 1}', "prompt_name should be string"),
+    (b'{"model": "m", "input": "a", "input_type": []}', "input_type should be string"),
+    (b'{"model": "m", "input": "a", "input_type": "query", "prompt_name": "q"}', "exclude each other"),
+    (b'{"model": "m", "input": "a", "error_policy": "skip"}', "error_policy should be fail or per_item"),
+    (b'{"model": "m", "input": "a", "dimensions": "384"}', "dimensions should be an integer"),
+    (rb'{"model": "m", "input": "\ud800 alone"}', "Cannot parse JSON body"),
+    (b'{"model": "m", "input": "\xff"}', "Cannot parse JSON body"),
+    (b'{"model": "m", "input": "a", "encoding_format": 1}', "encoding_format should be string"),
+    (b'{"model": "m", "input": "a", "encoding_format": "hex"}', "encoding_format should either base64 or float"),
+    (b'{"model": "m", "input": ["a", "b", "c", "d"]}', "input array has 4 elements, at most 3 are allowed"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), BAD, ids=range(len(BAD)))
+def test_bad_request_is_refused_with_its_reason(body: bytes, message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_embeddings(body, max_inputs=3)
+    assert caught.value.status == 400
+    assert message in str(caught.value)
+    assert set(msgspec.json.decode(caught.value.body())["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("value", "documents"),
+    [
+        ("text", ["text"]),
+        ("", [""]),
+        ("null\0inside", ["null\0inside"]),
+        (["a", "é"], ["a", "é"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+        ([[1], []], [[1], []]),
+    ],
+)
+def test_inputs_are_taken(value: object, documents: object) -> None:
+    request = parse_embeddings(msgspec.json.encode({"model": "m", "input": value}), max_inputs=3)
+    assert (request.documents, request.base64) == (documents, False)
+
+
+def test_brackets_in_texts_are_no_nesting() -> None:
+    texts = ["[" * 200_000, '"[{' * 1000, "\\" * 999 + '"[' + ":" * 200_000]
+    assert parse_embeddings(msgspec.json.encode({"model": "m", "input": texts}), 3).documents == texts
+
+
+def test_null_is_as_if_absent_and_unknown_fields_are_ignored() -> None:
+    names = (
+        "encoding_format",
+        "user",
+        "dimensions",
+        "truncate",
+        "prompt_name",
+        "input_type",
+        "normalize",
+        "error_policy",
+    )
+    plain = {"model": "m", "input": "a"}
+    body = msgspec.json.encode(plain | dict.fromkeys(names) | {"new": {"x": [1]}, "stream": True})
+    assert parse_embeddings(body, 3) == parse_embeddings(msgspec.json.encode(plain), 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "option"),
+    [
+        (False, Option(0)),
+        ("none", Option(0)),
+        (True, Option.TRUNCATE_END),
+        ("end", Option.TRUNCATE_END),
+        ("start", Option.TRUNCATE_START),
+    ],
+)
+def test_truncation_is_chosen_by_side_or_by_a_boolean(value: object, option: Option) -> None:
+    body = msgspec.json.encode({"model": "m", "input": "a", "truncate": value})
+    assert parse_embeddings(body, 3).truncate == option
+
+
+# --- tokenize --------------------------------------------------------------------------------------------------------
+
+BAD_TOKENIZE = [
+    ({}, "model field is missing in JSON body"),
+    ({"model": "m"}, "text field is required"),
+    ({"model": "m", "text": []}, "text array should not be empty"),
+    ({"model": "m", "text": 1}, "text should be string, array of strings or array of integers"),
+    ({"model": "m", "text": ["a", 1]}, "text must be homogeneous"),
+    ({"model": "m", "text": [None]}, "every element in text array should be either string or int"),
+    ({"model": "m", "text": [1]}, "text must be string or array of strings"),
+    ({"model": "m", "text": [[1]]}, "text must be string or array of strings"),
+    ({"model": "m", "text": list("abcd")}, "text array has 4 elements, at most 3 are allowed"),
+    ({"model": "m", "text": "a", "max_length": -1}, "max_length should be unsigned integer"),
+    ({"model": "m", "text": "a", "max_length": "5"}, "max_length should be unsigned integer"),
+    ({"model": "m", "text": "a", "max_length": True}, "max_length should be unsigned integer"),
+    ({"model": "m", "text": "a", "max_length": 0}, "max_length should be greater than 0"),
+    ({"model": "m", "text": "a", "pad_to_max_length": 1}, "pad_to_max_length should be boolean"),
+    ({"model": "m", "text": "a", "add_special_tokens": "no"}, "add_special_tokens should be boolean"),
+    ({"model": "m", "text": "a", "padding_side": 1}, "padding_side should be string, either left or right"),
+    ({"model": "m", "text": "a", "padding_side": "up"}, "padding_side should be either left or right"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_TOKENIZE, ids=range(len(BAD_TOKENIZE)))
+def test_bad_tokenize_is_refused_in_ovms_words(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_tokenize(msgspec.json.encode(fields), max_inputs=3)
+    assert (caught.value.status, str(caught.value)) == (400, message)
+
+
+def test_tokenize_has_ovms_defaults_and_options() -> None:
+    plain = parse_tokenize(b'{"model": "m", "text": "a", "max_length": null}', 3)
+    assert (plain.texts, plain.max_length, plain.pad, plain.pad_left, plain.special_tokens) == (
+        ["a"],
+        None,
+        False,
+        False,
+        True,
+    )
+    body = {"model": "m", "text": ["a", "b"], "max_length": 9, "pad_to_max_length": True, "padding_side": "left"}
+    other = parse_tokenize(msgspec.json.encode(body | {"add_special_tokens": False}), 3)
+    assert (other.texts, other.max_length, other.pad, other.pad_left, other.special_tokens) == (
+        ["a", "b"],
+        9,
+        True,
+        True,
+        False,
+    )
+
+
+# --- headers, errors -------------------------------------------------------------------------------------------------
+
+
+def test_unknown_model_is_named_in_ovms_words() -> None:
+    error = unknown_model("x")
+    assert (error.status, error.param, error.code, error.headers()) == (404, "model", "model_not_found", {})
+    assert str(error) == "The model 'x' does not exist - Mediapipe graph definition with requested name is not found"
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_every_code_has_a_status(code: ErrorCode) -> None:
+    error = from_failure(code, "text", 1)
+    assert error.status in (400, 404, 422, 429, 500, 503, 504)
+    assert error.headers() == {"Retry-After": "1"}
+
+
+def test_long_name_is_told_by_its_beginning() -> None:
+    assert str(unknown_model("x" * 100)).startswith(f"The model '{'x' * 100}' does not exist")
+    assert str(unknown_model("x" * 101)).startswith(f"The model '{'x' * 100}'… does not exist")
+
+
+def test_message_may_name_bytes_that_are_no_text() -> None:
+    body = ApiError(405, "Method PO\udcf0T").body()
+    assert msgspec.json.decode(body)["error"]["message"] == r"Method PO\udcf0T"
+
+
+def test_missing_key_is_told_how_to_come() -> None:
+    assert ApiError(401, "no").headers() == {"WWW-Authenticate": "Bearer"}
+
+
+def test_param_is_named_only_when_that_field_is_at_fault() -> None:
+    at_fault = {code: from_failure(code, "").param for code in ErrorCode}
+    assert {code: param for code, param in at_fault.items() if param} == {
+        ErrorCode.INVALID_INPUT: "input",
+        ErrorCode.TOO_LONG: "input",
+        ErrorCode.TOO_MANY_TOKENS: "input",
+        ErrorCode.POISON: "input",
+        ErrorCode.UNKNOWN_MODEL: "model",
+        ErrorCode.NO_WORKER: "model",
+    }
+
+
+def test_retry_after_is_what_clients_still_wait_for() -> None:
+    assert from_failure(ErrorCode.OVERLOADED, "", 10**7).headers() == {"Retry-After": "120"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({}, (None, 60.0)),
+        ({"x-vecmill-lane": "Bulk"}, (Lane.BULK, 60.0)),
+        ({"x-vecmill-lane": "interactive", "x-vecmill-deadline-ms": "1500"}, (Lane.INTERACTIVE, 1.5)),
+        ({"x-vecmill-deadline-ms": "999999999"}, (None, 60.0)),
+    ],
+)
+def test_headers_choose_lane_and_deadline(headers: dict[str, str], wanted: tuple[Lane | None, float]) -> None:
+    assert parse_headers(headers, "10.0.0.1", 60.0)[:2] == wanted
+
+
+def test_client_is_its_address_and_what_it_sends_for_a_key() -> None:
+    senders = [(address, key) for address in ("10.0.0.1", "10.0.0.2") for key in ("", "sk-one", "sk-öther")]
+    terms = [parse_headers({"authorization": f"Bearer {key}"}, address, 60.0) for address, key in senders]
+    clients = [one.client for one in terms]
+    assert len(set(clients)) == len(senders)
+    assert len({one.address for one in terms}) == 2
+    assert not any("sk" in client or "10.0" in client for client in clients)
+    assert parse_headers({"authorization": "Bearer sk-one"}, "10.0.0.1", 1.0).client == clients[1]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-vecmill-lane": "fast"}, {"x-vecmill-lane": ""}]
+    + [{"x-vecmill-deadline-ms": text} for text in ("", "0", "-1", "1.5", "soon", "\u0663", "9" * 5000, "1" + "0" * 9)]
+    + [{"x-vecmill-deadline-ms": text} for text in ("0" * 11 + "1" + "9" * 5000, "0" * 5000)],
+)
+def test_headers_that_say_nothing_are_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(ApiError, match="must be"):
+        parse_headers(headers, "10.0.0.1", 60.0)
