@@ -114,13 +114,15 @@ def test_too_much_that_waits_is_503() -> None:
     played(story)
 
 
-def test_client_that_goes_away_gives_its_place_and_its_room_back() -> None:
+@pytest.mark.parametrize("waiting_first", [True, False])
+def test_client_that_goes_away_gives_its_place_and_its_room_back(waiting_first: bool) -> None:
     async def story(unread: Unread) -> None:
         first, gone, last = (Answer(unread, 8 * MB) for _ in range(3))
         await turns()
-        for one in (gone, first):
+        for one in (gone, first) if waiting_first else (first, gone):
             one.task.cancel()
         await turns()
+        assert gone.task.cancelled()
         assert last.entered.is_set()
         last.leave.set()
         await last.task
@@ -249,10 +251,30 @@ def test_nobody_is_ended_for_room_while_nobody_waits(size: int) -> None:
 
 def test_nobody_is_ended_because_answers_became_larger_than_was_thought() -> None:
     async def story(_: Unread, clock: Clock) -> None:
-        clients = Client(MB / 2), Client(MB / 2)
-        await asyncio.gather(*(clock.answer(client, 6 * MB, estimate=4 * MB) for client in clients))
+        # Each has room before it has taken what was written before, and so before the other's answer is known.
+        clients = [Client(MB / 2, written=IN_KERNEL) for _ in range(2)]
+        for client in clients:
+            await clock.answer(client, 6 * MB, estimate=4 * MB)
         await clock.go(14)
-        assert [client.taken for client in clients] == [6 * MB, 6 * MB]
+        assert [client.taken for client in clients] == [IN_KERNEL + 6 * MB] * 2
+
+    looked_at(story)
+
+
+def test_waiting_answer_gets_room_when_another_is_smaller_than_was_thought() -> None:
+    """At once: nobody may leave for a minute, and nobody is ended, for there is room."""
+
+    async def story(unread: Unread, clock: Clock) -> None:
+        client = Client(MB, written=IN_KERNEL)
+        await clock.answer(client, 4 * MB, estimate=6 * MB)
+        waiting = Answer(unread, 4 * MB)
+        await turns()
+        assert not waiting.entered.is_set()
+        # It has what was written before, and its answer begins.
+        client.take(1)
+        await turns()
+        assert waiting.entered.is_set()
+        await leave(waiting)
 
     looked_at(story)
 
