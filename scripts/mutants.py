@@ -20,6 +20,7 @@ SCHEDULER = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/unit
 TESTS = [
     *SCHEDULER,
     *(f"tests/unit/broker/test_{name}.py" for name in ("abandonment", "holdings", "queues", "quota", "speed", "story")),
+    "tests/unit/frontend/test_session.py",
     "tests/property",
 ]
 

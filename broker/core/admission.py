@@ -93,26 +93,27 @@ def _refuse_number(scheduler: Scheduler, request: Request, asked: wire.Submissio
         return Refusal(ErrorCode.INVALID_INPUT, text, 0)
     if 0 < asked.client_jobs < scheduler.ledger.holder_jobs[request.client] + request.inputs:
         return Refusal(ErrorCode.QUOTA, f"this key may have {asked.client_jobs} inputs open at once", None)
+    share = count_client_share(limits)
+    # A request that comes when nothing is open may have everything; else there is room left for those who come next.
+    if held.jobs and scheduler.ledger.holder_jobs[request.client] + request.inputs > share:
+        return Refusal(ErrorCode.QUOTA, f"this client may have {share} inputs open at once", None)
     for holder in request.holders:
-        if refusal := _refuse_holder(scheduler, request, asked, holder, now):
+        if refusal := _refuse_abandonment(scheduler, request, holder, min(share, asked.client_jobs or share), now):
             return refusal
     if held.jobs + request.inputs > limits.max_jobs or held.bytes + request.bytes > limits.max_bytes:
         return Refusal(ErrorCode.OVERLOADED, "the queue is full", None)
     return None
 
 
-def _refuse_holder(
-    scheduler: Scheduler, request: Request, asked: wire.Submission, holder: str | bytes, now: float
+def _refuse_abandonment(
+    scheduler: Scheduler, request: Request, holder: str | bytes, limit: int, now: float
 ) -> Refusal | None:
-    """Return why a client or an address would have too much open, beside what it has abandoned lately."""
-    others = scheduler.ledger.jobs - scheduler.ledger.holder_jobs[holder]
-    if not others:
-        # Alone it may have everything.
+    """Return why a client or an address that may have `limit` jobs open has abandoned too many lately."""
+    held = scheduler.ledger.holder_jobs[holder]
+    if held == scheduler.ledger.jobs:
+        # Nobody else is there to whom its abandoned requests could do harm.
         return None
-    jobs, share = scheduler.ledger.holder_jobs[holder] + request.inputs, count_client_share(scheduler.limits)
-    if jobs > share:
-        return Refusal(ErrorCode.QUOTA, f"this client may have {share} inputs open at once", None)
-    limit = min(share, asked.client_jobs or share)
+    jobs = held + request.inputs
     forgiven = FORGIVEN_SHARE * limit
     counted = min(int(scheduler.abandonment.count(holder, now) - forgiven), int(MAX_ABANDONED_SHARE * limit))
     if counted <= 0 or jobs + counted <= limit:

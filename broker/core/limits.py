@@ -19,7 +19,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int = 1 << 30
     #: Bytes of vectors that a frontend may have unread when it submits more.
     max_unread_bytes: int = 1 << 28
-    #: The part of `max_jobs` that one client may have open while others have anything open.
+    #: The part of `max_jobs` that one client may have open while anything is open.
     max_client_share: float = 0.5
     #: A request that would wait longer than this, or than its deadline, is refused at the door.
     max_wait_s: float = 30.0

@@ -28,7 +28,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(gt=0, description="most bytes of answers that a frontend may have unread when it submits more")
     ] = 1 << 28
     max_client_share: Annotated[
-        float, Meta(gt=0, le=1, description="part of max_jobs that one client may have open while others have some")
+        float, Meta(gt=0, le=1, description="part of max_jobs that one client may have open")
     ] = 0.5
     max_wait_s: Annotated[
         float, Meta(gt=0, description="longest wait that a request may expect when it is admitted, in seconds")

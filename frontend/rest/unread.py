@@ -109,7 +109,9 @@ class Unread:
         self._queue.append(room)
         self._give()
         try:
-            await asyncio.wait_for(room.given, until - time.monotonic())
+            # Not wait_for: a client that leaves in the turn in which its answer gets room would not be noticed.
+            async with asyncio.timeout(until - time.monotonic()):
+                await room.given
         except TimeoutError:
             text = "the request's deadline passed while other clients did not read their answers"
             raise from_failure(ErrorCode.DEADLINE, text, 1000) from None
@@ -142,6 +144,8 @@ class Unread:
         response = await request.respond(head)
         room.size = room.unwritten = len(body)
         self._watched[connection] = room
+        # What the estimate was too high by may be enough for the next.
+        self._give()
         # How long it takes is for the readers' limits to say, not for the limit on making an answer.
         limit_s, connection.response_timeout = connection.response_timeout, math.inf
         try:

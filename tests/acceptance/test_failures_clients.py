@@ -149,7 +149,7 @@ async def _close(writer: asyncio.StreamWriter) -> None:
 
 
 def test_storm_of_clients_that_give_up_leaves_nothing(cluster: Cluster) -> None:
-    cluster.all(us_per_token=20)
+    cluster.all(us_per_token=100)
     statuses = asyncio.run(Storm(cluster.port, seed=20).rage(1000))
     assert len(statuses) == 500
     assert set(statuses) == {200}

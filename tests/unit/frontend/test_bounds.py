@@ -56,11 +56,31 @@ def test_token_ids_of_the_longest_text_are_told_in_time() -> None:
 # --- bodies in many parts --------------------------------------------------------------------------------------------
 
 
+class Transport:
+    """A connection that Sanic has stopped reading."""
+
+    reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class Stream:
+    """A body that comes in parts."""
+
+    def __init__(self, parts: AsyncIterator[bytes]) -> None:
+        self._parts = parts
+        self.protocol = SimpleNamespace(transport=Transport())
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._parts
+
+
 def receiving(parts: AsyncIterator[bytes]) -> TimedRequest:
     """A request whose body comes in these parts."""
     request = TimedRequest.__new__(TimedRequest)
     request.app = SimpleNamespace(config=SimpleNamespace(REQUEST_TIMEOUT=30.0))  # type: ignore[assignment]
-    request.stream = parts  # type: ignore[assignment]
+    request.stream = Stream(parts)  # type: ignore[assignment]
     return request
 
 
@@ -77,6 +97,7 @@ def test_body_in_tiny_parts_takes_the_memory_of_its_bytes() -> None:
     finally:
         tracemalloc.stop()
     assert len(request.body) == 400_000
+    assert request.stream.protocol.transport.reading  # type: ignore[union-attr]
     assert peak < 4 * len(request.body)
 
 
