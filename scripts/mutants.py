@@ -101,7 +101,7 @@ BUGS = [
     Bug("refused inputs teach speed", "scheduler.py", "if position not in failed and not lease.options[position] & wire.Option.TOKENISE", "if not lease.options[position] & wire.Option.TOKENISE"),
     Bug("an input may cost any number of tokens", "jobs.py", "if (tokens := special + int(length * ratio)) < longest else longest", "if (tokens := special + int(length * ratio)) or True else longest"),
     Bug("jobs of a rare length are overtaken for ever", "client_queue.py", "for bucket, request in heads.items() if request.arrived <= last)", "for bucket, request in heads.items())"),
-    Bug("one client may have everything", "admission.py", "    if jobs > share:", "    if False:"),
+    Bug("one client may have everything", "admission.py", "if held.jobs and scheduler.ledger.holder_jobs[request.client] + request.inputs > share:", "if False:"),
     Bug("a repeated submission runs twice", "scheduler.py", "if submission.request in frontend.requests:", "if False:"),
     Bug("a new connection keeps the old session", "scheduler.py", "                self._forget(old, now)\n", "                pass\n"),
     Bug("frontends are not told of models", "scheduler.py", "        if self._models_changed:", "        if False:"),
