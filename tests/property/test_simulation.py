@@ -88,11 +88,10 @@ class Frontend(End):
             except ApiError:
                 self.judge.failed(ask, wire.Failure(0, -1, ErrorCode.NO_WORKER, ALONE))
                 continue
+            # Else it is looked for again after each message and heartbeat.
             if isinstance(found, wire.ModelInfo):
                 self._waiting.remove(ask)
                 self._add(ask)
-            else:
-                self.sim.at(found, lambda: self.awake(self._look))
 
     def _add(self, ask: Ask) -> None:
         lane, inputs = self.sim.random.choice(list(Lane)), [text.encode() for text in ask.texts]
