@@ -76,6 +76,16 @@ def test_inputs_of_similar_length_overtake_only_those_that_came_soon_before_them
     assert take_requests(waiting, 300, 1.0) == [late]
 
 
+def test_inputs_that_came_back_are_not_overtaken_by_later_ones_of_similar_length() -> None:
+    long, short, late = ask(100, arrived=0.0), ask(30, arrived=0.0), ask(100, 100, arrived=1.0)
+    waiting = queue(long, short)
+    jobs = take(waiting, 100) + take(waiting, 30)
+    waiting.push(late)
+    assert take_requests(waiting, 100, 1.0) == [late]
+    waiting.push_back(jobs)
+    assert take_requests(waiting, 1000, 1.0) == [long, short, late]
+
+
 def test_first_input_is_taken_whatever_its_size() -> None:
     waiting = queue(ask(1000))
     assert len(take(waiting, 10, 0.0)) == 1
