@@ -7,8 +7,8 @@ does not stop it. Its abandoned jobs therefore count as open until they have fad
 import math
 from collections.abc import Hashable
 
-#: Seconds in which what a client has abandoned comes to count half as much. With 30 s a client that abandons requests
-#: without end is let in for a few per cent of what a worker can do; with 5 s it kept a worker busy by itself.
+#: Half-life of an abandoned job's weight, in seconds. With 30 s a client that keeps abandoning large requests gets one
+#: admitted about once a second; with 5 s the admitted ones kept a worker busy.
 HALF_LIFE_S = 30.0
 #: Clients remembered at most; those that have abandoned least are forgotten first.
 MAX_CLIENTS = 10_000
@@ -18,7 +18,7 @@ class Abandonment:
     """Abandoned jobs of each client."""
 
     def __init__(self) -> None:
-        #: Jobs, and the time at which they were so many.
+        #: For each client, a number of jobs and the time at which that number held.
         self._jobs: dict[Hashable, tuple[float, float]] = {}
 
     def __len__(self) -> int:

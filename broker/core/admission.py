@@ -1,7 +1,7 @@
-"""Who is let in: bounds in jobs, tokens and bytes, each client's part of them, and the wait that a request can expect.
+"""Admission control: bounds on open jobs, tokens and bytes, each client's share of them, and the expected wait.
 
-A request is admitted or refused as a whole. What can be decided from the number of its inputs and bytes is decided
-first, because counting its tokens takes a look at each input. Pure.
+A request is admitted or refused as a whole. The checks that need only the number of inputs and bytes come first,
+because counting tokens reads the length of each input. Pure.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_ABANDONED_SHARE = 0.97
 
 
 class Refusal(NamedTuple):
-    """Why a request is not let in, and when it may be; None: when what is ahead of it has run."""
+    """Why a request is refused, and when to retry; None means once the queue ahead of it has run."""
 
     code: ErrorCode
     text: str
@@ -84,7 +84,7 @@ def _refuse_unservable(scheduler: Scheduler, frontend: Frontend, asked: wire.Sub
 
 
 def _refuse_number(scheduler: Scheduler, request: Request, asked: wire.Submission, now: float) -> Refusal | None:
-    """Return why a request has too many inputs or bytes, for its client or beside what is open."""
+    """Return a refusal if the request's inputs or bytes exceed its client's share or the room that is left."""
     limits, held = scheduler.limits, scheduler.ledger.load
     if request.inputs > limits.max_jobs or request.bytes > limits.max_bytes:
         return _refuse_too_large()
@@ -111,7 +111,7 @@ def _refuse_abandonment(
     """Return why a client or an address that may have `limit` jobs open has abandoned too many lately."""
     held = scheduler.ledger.holder_jobs[holder]
     if held == scheduler.ledger.jobs:
-        # Nobody else is there to whom its abandoned requests could do harm.
+        # Only this holder has anything open, so its abandoned requests harm nobody else.
         return None
     jobs = held + request.inputs
     forgiven = FORGIVEN_SHARE * limit
@@ -123,7 +123,7 @@ def _refuse_abandonment(
 
 
 def _refuse_tokens(scheduler: Scheduler, request: Request, asked: wire.Submission, now: float) -> Refusal | None:
-    """Return why a request has too many tokens, for its key, beside what is open, or for the time that it has."""
+    """Return a refusal if the request's tokens exceed its key's quota, the room that is left, or its deadline."""
     limits, held = scheduler.limits, scheduler.ledger.load
     if request.tokens > limits.max_tokens:
         return _refuse_too_large()
@@ -149,7 +149,7 @@ def count_client_share(limits: Limits) -> int:
 
 
 def _expect_wait(scheduler: Scheduler, request: Request, tokens: int) -> float | None:
-    """Return the seconds until the last of so many tokens of a request would run; None when nobody can tell."""
+    """Return the seconds until the last of `tokens` of a request would run; None if no worker serves the model."""
     queue, pool = scheduler.models[request.model].queue, scheduler.pool
     ahead = queue.count_tokens_ahead(request.lane, request.client, tokens)
     ahead += pool.leased_tokens(request.model, request.lane)
@@ -157,5 +157,5 @@ def _expect_wait(scheduler: Scheduler, request: Request, tokens: int) -> float |
 
 
 def expected_wait(tokens_ahead: int, tokens_per_s: float) -> float | None:
-    """Return the seconds until a job runs that so many tokens are ahead of; None when nothing serves the model."""
+    """Return the seconds that workers need for the tokens ahead of a job; None if no worker serves the model."""
     return tokens_ahead / tokens_per_s if tokens_per_s > 0 else None

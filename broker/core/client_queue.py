@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 
 from broker.core.jobs import Job, Request, find_bucket
 
-#: Inputs that came at most so many seconds after a client's oldest may overtake it to leave with others of their
-#: length.
+#: An input may overtake its client's oldest one, to leave with others of its length, if it came at most this many
+#: seconds later.
 OVERTAKE_S = 0.5
 #: A batch's bounds beside its tokens, so that neither it nor its answer outgrows a frame, for vectors of up to 4,096.
 MAX_BATCH_JOBS = 2048

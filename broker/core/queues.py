@@ -4,11 +4,8 @@ Decides which waiting inputs make up the next batch, and nothing else. Suspects 
 of one lane, because a worker runs interactive ones before bulk ones. While both lanes have inputs, the interactive one
 may be ahead of its share by no more than a batch; shares go by weight (start-time fair queueing, Goyal, Vin and Cheng
 1996), and a lane's weight grows with the age of the oldest input of the client whose turn it is, so that none starves.
-Inside a lane, clients take turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). Inside a client, the
-bucket with the oldest input goes first, and inputs of similar length follow it. Pure.
-
-A request is pushed and discarded as a whole, in a time that does not depend on its inputs. Its inputs are sorted by
-length when its client's turn has come and it is among the client's oldest.
+Inside a lane, clients take turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). The order inside a
+client is `client_queue.py`'s. Pure.
 """
 
 import math
