@@ -1,6 +1,7 @@
 """The Sanic application: settings, the broker's link over its life, and errors as OpenAI objects."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 
@@ -88,8 +89,10 @@ async def _end_left_connections(connections: set[Connection]) -> None:
     while True:
         await asyncio.sleep(LOOK_S)
         for connection in list(connections):
-            if connection.has_left():
-                connection.abort()  # type: ignore[no-untyped-call]
+            # A socket that fails is about to be closed anyway, and must not end the watch over the others.
+            with contextlib.suppress(OSError):
+                if connection.has_left():
+                    connection.abort()  # type: ignore[no-untyped-call]
 
 
 async def _begin(request: Request) -> None:
