@@ -14,6 +14,7 @@ import zmq
 from zmq.utils import z85
 
 from broker.shared.files import explain, read_small_file
+from broker.wire.protocol import DEALER_OPTIONS
 
 #: Largest file of a key; `broker.keys` makes files of 300 to 500 bytes.
 MAX_BYTES = 64 * 1024
@@ -69,11 +70,21 @@ def read_dealer_keys(folder: Path, role: Literal["frontend", "worker"]) -> Deale
     return DealerKeys(read_pair(folder / f"{role}.key_secret"), read_public_key(folder / "broker.key"))
 
 
-def secure_dealer(socket: "zmq.Socket[bytes]", folder: Path, role: Literal["frontend", "worker"]) -> None:
-    """Make a socket speak CURVE to the broker, before it connects. Raise KeyFileError."""
-    keys = read_dealer_keys(folder, role)
-    socket.curve_publickey, socket.curve_secretkey = keys.own
-    socket.curve_serverkey = keys.broker
+def open_dealer(
+    context: "zmq.Context[zmq.Socket[bytes]]", keys: str, role: Literal["frontend", "worker"]
+) -> "zmq.Socket[bytes]":
+    """Return a DEALER with the wire's options, not connected yet. It speaks CURVE if `keys` names a folder.
+
+    Raise KeyFileError when a key file cannot be used.
+    """
+    socket = context.socket(zmq.DEALER)
+    for name, value in DEALER_OPTIONS.items():
+        socket.setsockopt(getattr(zmq, name), value)
+    if keys:
+        found = read_dealer_keys(Path(keys), role)
+        socket.curve_publickey, socket.curve_secretkey = found.own
+        socket.curve_serverkey = found.broker
+    return socket
 
 
 def _read(path: Path) -> bytes:

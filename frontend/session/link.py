@@ -7,13 +7,12 @@ and any call on the socket eats the edge, so reading always drains, and every se
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import zmq
 import zmq.utils.monitor
 
 from broker.wire import protocol as wire
-from broker.wire.curve import secure_dealer
+from broker.wire.curve import open_dealer
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.protocol import Frame, Message
 from frontend.config import Config
@@ -43,11 +42,7 @@ class Link:
         """Connect, without waiting for the broker. Call it on the running loop."""
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        for name, value in wire.DEALER_OPTIONS.items():
-            self._socket.setsockopt(getattr(zmq, name), value)
-        if self._config.keys:
-            secure_dealer(self._socket, Path(self._config.keys), "frontend")
+        self._socket = open_dealer(self._context, self._config.keys, "frontend")
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
         self._monitor = self._socket.get_monitor_socket(events)
         self._loop.add_reader(self._monitor.fileno(), self._read_monitor)

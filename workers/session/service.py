@@ -13,11 +13,11 @@ import zmq.utils.monitor
 
 from broker.shared.health import HealthFile
 from broker.wire import protocol as wire
+from broker.wire.curve import open_dealer
 from broker.wire.errors import ErrorCode, RemoteProtocolError
 from broker.wire.protocol import Frame, Message
 from workers.config import Config
 from workers.engine.pipeline import Pipeline, Work
-from workers.session.connection import dealer
 from workers.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Service:
         """Serve until drained."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        socket = dealer(self._context, self.config)
+        socket = open_dealer(self._context, self.config.keys, "worker")
         # Before the connection, for the first hello waits for this event.
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         socket.connect(self.config.broker)

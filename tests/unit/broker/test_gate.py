@@ -8,7 +8,7 @@ import zmq
 
 from broker.shell.gate import ROLES, Gate
 from broker.shell.keys import Role, add_key, make_keys
-from broker.wire.curve import KeyFileError, Pair, read_dealer_keys, read_pair, read_public_key
+from broker.wire.curve import KeyFileError, Pair, open_dealer, read_dealer_keys, read_pair, read_public_key
 from tests.harness.damage import KEY_DAMAGE, remove
 from workers.config import Config
 from workers.session.connection import connecting
@@ -154,3 +154,13 @@ def test_pair_is_read_as_it_was_made(keys: Path) -> None:
     key = add_key(keys, "worker", "second")
     assert read_pair(key.path).public.decode() == key.public
     assert isinstance(read_pair(key.path), Pair)
+
+
+def test_dealer_has_the_wires_options_and_its_keys_where_there_are_any(tmp_path: Path) -> None:
+    make_keys(tmp_path)
+    with zmq.Context() as context:
+        with open_dealer(context, "", "worker") as plain:
+            assert (plain.getsockopt(zmq.IMMEDIATE), plain.getsockopt(zmq.LINGER)) == (1, 0)
+            assert plain.getsockopt(zmq.MECHANISM) == zmq.NULL
+        with open_dealer(context, str(tmp_path / "frontend"), "frontend") as secured:
+            assert secured.getsockopt(zmq.MECHANISM) == zmq.CURVE
