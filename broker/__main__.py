@@ -10,7 +10,7 @@ import zmq
 
 from broker.shared import logs
 from broker.shell.config import load
-from broker.shell.gate import GateError
+from broker.shell.curve_auth import GateError
 from broker.shell.service import ConfigError, Service, describe
 from broker.wire.curve import KeyFileError
 

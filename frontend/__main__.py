@@ -17,9 +17,9 @@ from broker.shared.files import explain, read_small_file
 from broker.wire.curve import KeyFileError, read_dealer_keys
 from frontend.config import Config, load
 from frontend.processes import REFUSED, share_port
+from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.app import DRAIN_S, create_app
-from frontend.rest.connection import Connection, limit_unread
-from frontend.rest.keys import Keys, KeysError
+from frontend.rest.http_protocol import Connection, limit_unread
 
 #: Largest file of a certificate's chain, or of a key.
 MAX_PEM_BYTES = 1 << 20

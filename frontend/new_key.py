@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from broker.shared.files import explain
-from frontend.rest.keys import KeysError, read_keys, read_text
+from frontend.rest.api_keys import KeysError, read_keys, read_text
 
 
 def main() -> None:

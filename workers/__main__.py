@@ -18,8 +18,8 @@ from broker.shared import logs
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
-from workers.session.announcer import announced
 from workers.session.connection import connecting
+from workers.session.loading_notice import announced
 
 if TYPE_CHECKING:
     from workers.engine.engine import Engine

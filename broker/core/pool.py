@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 import msgspec
 
 from broker.core.jobs import Job
-from broker.core.speed import Speed
+from broker.core.throughput import Speed
 from broker.wire.protocol import Lane, ModelInfo, WorkerHello
 
 #: A worker's next batch is sent this long before it is expected to need it, the way there and a part of what runs, for

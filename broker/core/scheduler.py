@@ -17,22 +17,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from broker.core import views
+from broker.core import outgoing
 from broker.core.abandonment import Abandonment
 from broker.core.admission import consider
-from broker.core.answers import fits, share_out
 from broker.core.blame import Blame
 from broker.core.dispatch import next_batch, next_dispatch
 from broker.core.invariants import check
+from broker.core.job_history import Story
 from broker.core.jobs import Job, Request
 from broker.core.ledger import MAX_EXPIRED, Frontend, Ledger
 from broker.core.limits import Limits
-from broker.core.loading import Loading
 from broker.core.metrics import Metrics
+from broker.core.model_loading import Loading
 from broker.core.models import Model
 from broker.core.pool import Lease, Pool, Worker
 from broker.core.quota import Quotas
-from broker.core.story import Story
+from broker.core.result_split import fits, share_out
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError
 from broker.wire.protocol import Failure, Frame, Message
@@ -178,12 +178,12 @@ class Scheduler:
             self.ledger.join(peer, hello, now)
         frontend = self.ledger.by_peer[peer]
         frontend.last_heard, frontend.sent, frontend.received = now, 0, -1
-        self._send(peer, views.welcome(self, hello=0))
-        self._send(peer, views.catalogue(self))
+        self._send(peer, outgoing.welcome(self, hello=0))
+        self._send(peer, outgoing.catalogue(self))
 
     def _on_frontend_heartbeat(self, frontend: Frontend, message: wire.FrontendHeartbeat, *_: Any) -> None:
         frontend.received = message.received
-        self._send(frontend.peer, views.stats(self, metrics=message.metrics))
+        self._send(frontend.peer, outgoing.stats(self, metrics=message.metrics))
 
     def _on_frontend_goodbye(self, frontend: Frontend, _: Any, now: float, __: Any) -> None:
         self._forget(frontend, now)
@@ -248,7 +248,7 @@ class Scheduler:
             model.info = msgspec.structs.replace(info, workers=0)
             model.unserved_since = None
         self._models_changed = True
-        self._send(peer, views.welcome(self, hello.number))
+        self._send(peer, outgoing.welcome(self, hello.number))
 
     def _on_worker_heartbeat(self, worker: Worker, message: wire.WorkerHeartbeat, *_: Any) -> None:
         worker.grant(message.credit, message.seen)
@@ -480,6 +480,6 @@ class Scheduler:
         if self._models_changed:
             self._models_changed = False
             for peer in self.ledger.by_peer:
-                self._send(peer, views.catalogue(self))
+                self._send(peer, outgoing.catalogue(self))
         out, self._out = self._out, []
         return out

@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 import msgspec
 import zmq
 
-from broker.core import views
+from broker.core import outgoing
 from broker.core.limits import Limits
 from broker.core.scheduler import Scheduler, Send
 from broker.shared.health import HealthFile
 from broker.shell.config import Config
-from broker.shell.gate import Gate
+from broker.shell.curve_auth import Gate
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from broker.wire.errors import ErrorCode, RemoteProtocolError
@@ -207,7 +207,7 @@ class Service:
     def _probe(self, role: bytes) -> None:
         """Find the peers whose connection has ended. The event does not say whose: a send to each tells."""
         peers = self.scheduler.ledger.by_peer if role == FRONTEND else self.scheduler.pool.workers
-        sign = views.catalogue(self.scheduler) if role == FRONTEND else wire.Heartbeat()
+        sign = outgoing.catalogue(self.scheduler) if role == FRONTEND else wire.Heartbeat()
         self._send([Send(peer, sign) for peer in list(peers)])
         known = self.scheduler.ledger.by_peer.keys() | self.scheduler.pool.workers.keys()
         self._keys = {peer: key for peer, key in self._keys.items() if peer in known}

@@ -11,15 +11,15 @@ from sanic.response import BaseHTTPResponse, raw
 
 from frontend.api.errors import ApiError
 from frontend.config import Config
-from frontend.rest import edges, metrics
-from frontend.rest.connection import Connection
-from frontend.rest.keys import Keys, KeysError
+from frontend.rest import metrics, middleware
+from frontend.rest.api_keys import Keys, KeysError
+from frontend.rest.http_protocol import Connection
 from frontend.rest.memory import return_freed_memory
 from frontend.rest.routes.docs import docs
 from frontend.rest.routes.openai import openai
 from frontend.rest.routes.operations import operations
 from frontend.rest.routes.ovms import ovms
-from frontend.rest.unread import Unread
+from frontend.rest.unread_answers import Unread
 from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     """The application of one frontend process."""
-    app = Sanic("vecmill", configure_logging=False, request_class=edges.KnownRequest)
+    app = Sanic("vecmill", configure_logging=False, request_class=middleware.KnownRequest)
     app.config.update(
         REQUEST_MAX_SIZE=config.max_body_bytes,
         # The deadline answers 504 first, or a body that stalls 408; Sanic's own limit only guards against our faults.
@@ -64,7 +64,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     app.register_middleware(_begin, "request")
     app.register_middleware(_watch, "response")
     app.register_middleware(_say_goodbye, "response")
-    edges.install(app)
+    middleware.install(app)
     app.register_listener(_touch_metrics, "before_server_start")
     return app
 

@@ -27,7 +27,7 @@ from sanic import Request
 from sanic.response import BaseHTTPResponse
 
 from broker.wire.protocol import Family
-from frontend.rest.readers import Reason
+from frontend.rest.slow_readers import Reason
 
 PREFIX = "vecmill_"
 #: From what needs no broker to the longest deadline by default, in seconds.

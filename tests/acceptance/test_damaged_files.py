@@ -10,7 +10,7 @@ import httpx
 import pytest
 import zmq
 
-from broker.shell.keys import add_key, make_keys
+from broker.shell.curve_keys import add_key, make_keys
 from broker.wire.curve import read_pair, read_public_key
 from tests.harness.clients import body, right
 from tests.harness.damage import DAMAGE, KEY_DAMAGE, remove

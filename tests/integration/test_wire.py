@@ -10,8 +10,8 @@ import pytest
 import zmq
 import zmq.auth
 
-from broker.shell.gate import Gate, GateError
-from broker.shell.keys import add_key, make_keys
+from broker.shell.curve_auth import Gate, GateError
+from broker.shell.curve_keys import add_key, make_keys
 from broker.wire import protocol as wire
 from tests.harness.fake_worker import vector
 from tests.harness.peers import HELLOS, UUID, Peer

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from broker.core import views
+from broker.core import outgoing
 from broker.core.limits import Limits
 from broker.core.scheduler import Scheduler, Send
 from broker.wire import protocol as wire
@@ -227,7 +227,7 @@ class Broker:
         assert core
         sends = door(core)
         core.check()
-        models = views.catalogue(core).models
+        models = outgoing.catalogue(core).models
         self.known_since = min(self.known_since, self.sim.now) if models else float("inf")
         if any(model.workers for model in models):
             self.last_served = self.sim.now

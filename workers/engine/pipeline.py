@@ -18,7 +18,7 @@ import numpy as np
 
 from broker.wire import protocol as wire
 from workers.engine.backend import Backend, Ids, Vectors
-from workers.engine.reading import Reading
+from workers.engine.batch_inputs import Reading
 
 
 class Work:

@@ -11,7 +11,7 @@ import openvino as ov
 import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
 
 from workers.engine.backend import Ids
-from workers.engine.reading import truncate
+from workers.engine.batch_inputs import truncate
 
 #: Characters of a group's longest text times its texts: an array of Python texts is as wide as the longest of them
 #: (one of 8 MB beside 200 short ones took 6.4 GB and 13 s).

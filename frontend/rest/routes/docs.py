@@ -13,7 +13,7 @@ from sanic.response import raw
 
 from frontend.api.openapi import specification
 from frontend.config import Config
-from frontend.rest.unread import Unread, answer
+from frontend.rest.unread_answers import Unread, answer
 
 _STATIC = Path(__file__).resolve().parent.parent / "static"
 _POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"

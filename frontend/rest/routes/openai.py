@@ -9,13 +9,13 @@ from sanic.response import raw
 
 from broker.wire.protocol import ModelInfo
 from frontend.api.errors import from_failure, unknown_model
-from frontend.api.fitting import Fitted, fit
 from frontend.api.rendering import render_embeddings, render_model, shape
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings
+from frontend.api.submission import Fitted, fit
 from frontend.config import Config
 from frontend.rest import metrics
-from frontend.rest.routes.terms import terms_of
-from frontend.rest.unread import Unread, answer
+from frontend.rest.routes.request_options import terms_of
+from frontend.rest.unread_answers import Unread, answer
 from frontend.session.broker_client import BrokerClient
 from frontend.session.pending import Pending
 

@@ -9,7 +9,7 @@ from sanic.response import raw
 from frontend.api.errors import ApiError
 from frontend.config import Config
 from frontend.rest import metrics
-from frontend.rest.unread import Unread, answer
+from frontend.rest.unread_answers import Unread, answer
 from frontend.session.broker_client import BrokerClient
 
 JSON = "application/json"

@@ -12,16 +12,16 @@ from sanic.response import raw
 from broker.wire.protocol import Kind, Option, State
 from frontend import __version__
 from frontend.api.errors import ApiError, quote, unknown_model
-from frontend.api.fitting import check_max_length
 from frontend.api.rendering import count_token_ids, render_config, render_tokens
 from frontend.api.schemas import parse_tokenize
+from frontend.api.submission import check_max_length
 from frontend.config import Config
 from frontend.rest import metrics
-from frontend.rest.edges import require_admin
-from frontend.rest.keys import KeysError
+from frontend.rest.api_keys import KeysError
+from frontend.rest.middleware import require_admin
 from frontend.rest.routes.openai import JSON, PREFIXES
-from frontend.rest.routes.terms import terms_of
-from frontend.rest.unread import Unread, answer
+from frontend.rest.routes.request_options import terms_of
+from frontend.rest.unread_answers import Unread, answer
 from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import pytest
 
 from broker.core.jobs import CHEAPER
 from broker.core.limits import Limits
-from broker.core.loading import FAILED_S, MAX_REMEMBERED
+from broker.core.model_loading import FAILED_S, MAX_REMEMBERED
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Option, State

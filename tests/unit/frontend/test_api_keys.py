@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from frontend.rest.keys import LOOK_S, Key, Keys, KeysError, read_keys
+from frontend.rest.api_keys import LOOK_S, Key, Keys, KeysError, read_keys
 from tests.harness.damage import DAMAGE
 from tests.harness.processes import until
 

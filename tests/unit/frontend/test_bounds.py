@@ -11,10 +11,10 @@ import pytest
 
 from broker.wire.protocol import ModelInfo
 from frontend.api.errors import ApiError, unknown_model
-from frontend.api.fitting import fit
 from frontend.api.rendering import render_tokens
 from frontend.api.schemas import parse_embeddings, parse_tokenize
-from frontend.rest.connection import TimedRequest
+from frontend.api.submission import fit
+from frontend.rest.http_protocol import TimedRequest
 from tests.harness.hostile import BODIES, LONGEST
 
 #: The slowest takes a tenth of it on one core of a small machine.

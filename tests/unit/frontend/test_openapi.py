@@ -7,8 +7,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from frontend.api.openapi import specification
 from frontend.config import Config
+from frontend.rest.api_keys import Keys
 from frontend.rest.app import create_app
-from frontend.rest.keys import Keys
 
 
 def test_it_is_valid_openapi() -> None:

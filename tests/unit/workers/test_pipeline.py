@@ -13,8 +13,8 @@ from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Lane, Option
 from tests.harness.fake_worker import FakeBackend, Fakery, vector
 from workers.engine.backend import Ids, Vectors
+from workers.engine.batch_inputs import Reading, truncate
 from workers.engine.pipeline import MAX_OVERTAKES, Line, Pipeline, Work, cut
-from workers.engine.reading import Reading, truncate
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000), st.integers(1, 4))

@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-from broker.core.story import MAX_BYTES, Story
+from broker.core.job_history import MAX_BYTES, Story
 from broker.wire import protocol as wire
 from tests.harness.core import Core, make_request
 

@@ -5,7 +5,7 @@ from sanic import Request
 from broker.wire.protocol import Origin
 from frontend.api.schemas import Terms, parse_headers
 from frontend.config import Config
-from frontend.rest.keys import Key
+from frontend.rest.api_keys import Key
 
 
 def terms_of(request: Request) -> Terms:

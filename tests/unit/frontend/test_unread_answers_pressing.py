@@ -11,9 +11,9 @@ import pytest
 from sanic import Request
 from sanic.exceptions import RequestCancelled
 
-from frontend.rest.connection import Connection, Outgoing
-from frontend.rest.unread import LOOK_S, PIECE, TELL_S, Unread
-from tests.unit.frontend.test_unread import LONG_S, MB, Answer, played, turns
+from frontend.rest.http_protocol import Connection, Outgoing
+from frontend.rest.unread_answers import LOOK_S, PIECE, TELL_S, Unread
+from tests.unit.frontend.test_unread_answers import LONG_S, MB, Answer, played, turns
 
 #: How much the kernel takes of an answer whose client does not read.
 IN_KERNEL = 2 * PIECE

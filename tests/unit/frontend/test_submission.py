@@ -7,8 +7,8 @@ import pytest
 
 from broker.wire.protocol import Kind, ModelInfo, Option, pack_u32
 from frontend.api.errors import ApiError
-from frontend.api.fitting import Fitted, check_max_length, fit
 from frontend.api.schemas import parse_embeddings, parse_tokenize
+from frontend.api.submission import Fitted, check_max_length, fit
 
 PLAIN = ModelInfo("m", "r", 8, 5, vocabulary=100, normalized=True)
 PROMPTED = msgspec.structs.replace(PLAIN, prompts={"query": "q: ", "passage": "p: ", "odd": "o: "})

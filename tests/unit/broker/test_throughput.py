@@ -4,7 +4,7 @@ import pytest
 
 from broker.core.admission import UNKNOWN_WAIT_S, expected_wait
 from broker.core.limits import Limits
-from broker.core.speed import PRIOR_FIXED_S, Speed
+from broker.core.throughput import PRIOR_FIXED_S, Speed
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from tests.harness.core import Core

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from broker.shell.gate import ROLES, Gate
-from broker.shell.keys import Role, add_key, make_keys
+from broker.shell.curve_auth import ROLES, Gate
+from broker.shell.curve_keys import Role, add_key, make_keys
 from broker.wire.curve import KeyFileError, Pair, open_dealer, read_dealer_keys, read_pair, read_public_key
 from tests.harness.damage import KEY_DAMAGE, remove
 from workers.config import Config

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from frontend.rest.readers import NOTES, PRESSED_AFTER_S, PRESSED_FINISH_S, SMALL, Limits, Readers, Reason
+from frontend.rest.slow_readers import NOTES, PRESSED_AFTER_S, PRESSED_FINISH_S, SMALL, Limits, Readers, Reason
 
 MB = 1_000_000
 STEP_S = 0.25

@@ -8,7 +8,7 @@ import pytest
 
 from frontend.api.errors import ApiError
 from frontend.config import Config
-from frontend.rest.unread import PIECE, Unread
+from frontend.rest.unread_answers import PIECE, Unread
 
 MB = 1024 * 1024
 LONG_S = 60.0

@@ -1,6 +1,6 @@
 """Connections and requests as Sanic has them, with limits on clients that are slow. Knows no path.
 
-Which clients read their answers too slowly is for `frontend/rest/unread.py` to say, by what the kernel tells of each
+Which clients read their answers too slowly is for `unread_answers.py` to say, by what the kernel tells of each
 connection: it alone sees what the client has taken, whether there is TLS above it or not.
 """
 

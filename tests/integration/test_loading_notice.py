@@ -11,9 +11,8 @@ from broker.wire import protocol as wire
 from tests.harness.peers import HandBroker
 from tests.harness.processes import ROOT, free_port
 from workers.config import Config
-from workers.session import announcer
-from workers.session.announcer import announced
 from workers.session.connection import connecting
+from workers.session.loading_notice import announced
 
 LOADING = wire.WorkerLoading(b"0123456789abcdef", "host", 1, "model")
 
@@ -43,7 +42,7 @@ def heard(broker: HandBroker, within_ms: int = 5000) -> wire.Message | None:
 def test_it_is_said_at_once_and_again_and_no_more_when_the_model_is_ready(
     broker: HandBroker, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announcer, "INTERVAL_S", 0.2)
+    monkeypatch.setattr(loading_notice, "INTERVAL_S", 0.2)
     broker.bind()
     with announced(connecting(Config(broker=endpoint)), LOADING, (TooLargeError,)):
         assert [heard(broker) for _ in range(3)] == [LOADING] * 3

@@ -19,8 +19,8 @@ from broker.wire.errors import ErrorCode
 from frontend.api.errors import from_failure
 from frontend.config import Config
 from frontend.rest import metrics
-from frontend.rest.connection import Connection
-from frontend.rest.readers import Limits, Readers, Reason
+from frontend.rest.http_protocol import Connection
+from frontend.rest.slow_readers import Limits, Readers, Reason
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import zmq
 import zmq.auth
 import zmq.auth.thread
 
-from broker.shell import keys
+from broker.shell import curve_keys
 
 FILES = {
     "broker/broker.key_secret",
@@ -40,7 +40,7 @@ def public(path: Path) -> bytes:
 
 def check(root: Path) -> None:
     """Every public file that is there belongs to a secret that is there."""
-    for role in keys.ROLES:
+    for role in curve_keys.ROLES:
         pairs = [
             (root / "broker" / f"{role}s" / f"{role}.key", root / role / f"{role}.key_secret"),
             (root / role / "broker.key", root / "broker" / "broker.key_secret"),
@@ -51,7 +51,7 @@ def check(root: Path) -> None:
 
 
 def test_each_folder_holds_what_its_role_may_see(tmp_path: Path) -> None:
-    keys.make_keys(tmp_path)
+    curve_keys.make_keys(tmp_path)
     assert set(files(tmp_path)) == FILES
     check(tmp_path)
     for path in tmp_path.rglob("*"):
@@ -64,9 +64,9 @@ def test_each_folder_holds_what_its_role_may_see(tmp_path: Path) -> None:
 
 
 def test_keys_that_are_there_are_kept(tmp_path: Path) -> None:
-    assert all(key.made for key in keys.make_keys(tmp_path))
+    assert all(key.made for key in curve_keys.make_keys(tmp_path))
     before = files(tmp_path)
-    assert not any(key.made for key in keys.make_keys(tmp_path))
+    assert not any(key.made for key in curve_keys.make_keys(tmp_path))
     assert files(tmp_path) == before
 
 
@@ -86,46 +86,46 @@ def test_a_killed_run_is_repaired_by_the_next(
 
     monkeypatch.setattr(Path, "replace", replace_or_die)
     with pytest.raises(Killed):
-        keys.make_keys(tmp_path)
+        curve_keys.make_keys(tmp_path)
     check(tmp_path)
-    left = {name: text for name, text in files(tmp_path).items() if keys.MAKING not in name}
+    left = {name: text for name, text in files(tmp_path).items() if curve_keys.MAKING not in name}
     assert len(left) == fatal - (not renamed)
-    keys.make_keys(tmp_path)
+    curve_keys.make_keys(tmp_path)
     check(tmp_path)
     assert set(files(tmp_path)) == FILES
     assert left.items() <= files(tmp_path).items()
 
 
 def test_a_lost_secret_is_made_anew_and_told_to_the_others(tmp_path: Path) -> None:
-    keys.make_keys(tmp_path)
+    curve_keys.make_keys(tmp_path)
     for name in ("broker/broker.key_secret", "worker/worker.key_secret"):
         (tmp_path / name).unlink()
-    assert [key.made for key in keys.make_keys(tmp_path)] == [True, False, True]
+    assert [key.made for key in curve_keys.make_keys(tmp_path)] == [True, False, True]
     check(tmp_path)
 
 
 def test_a_damaged_public_file_is_written_again_and_a_damaged_secret_is_named(tmp_path: Path) -> None:
-    keys.make_keys(tmp_path)
+    curve_keys.make_keys(tmp_path)
     (tmp_path / "worker/broker.key").write_bytes(b"")
-    keys.make_keys(tmp_path)
+    curve_keys.make_keys(tmp_path)
     check(tmp_path)
     (tmp_path / "worker/worker.key_secret").write_bytes(b"")
     with pytest.raises(
         ValueError, match=r"worker\.key_secret cannot be used as a key: it has no public key; remove it"
     ):
-        keys.make_keys(tmp_path)
+        curve_keys.make_keys(tmp_path)
 
 
 def test_two_runs_at_once_make_one_set(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        results = [future.result() for future in [pool.submit(keys.make_keys, tmp_path) for _ in range(8)]]
+        results = [future.result() for future in [pool.submit(curve_keys.make_keys, tmp_path) for _ in range(8)]]
     assert sum(key.made for result in results for key in result) == 3
     assert set(files(tmp_path)) == FILES
     check(tmp_path)
 
 
 def test_another_name_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    key = keys.add_key(tmp_path, "worker", "garage")
+    key = curve_keys.add_key(tmp_path, "worker", "garage")
     assert key.made
     assert set(files(tmp_path)) - FILES == {
         "garage/worker.key_secret",
@@ -134,30 +134,30 @@ def test_another_name_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     }
     assert public(tmp_path / "broker/workers/garage.key").decode() == key.public
     (tmp_path / "broker/broker.key_secret").unlink()
-    keys.make_keys(tmp_path)
+    curve_keys.make_keys(tmp_path)
     assert public(tmp_path / "garage/broker.key") == public(tmp_path / "broker/broker.key_secret")
 
 
 def listed(root: Path) -> set[str]:
     """The names on the broker's lists."""
-    return {path.stem for role in keys.ROLES for path in (root / "broker" / f"{role}s").iterdir()}
+    return {path.stem for role in curve_keys.ROLES for path in (root / "broker" / f"{role}s").iterdir()}
 
 
 def test_key_that_was_taken_off_the_list_is_put_back_only_by_its_name(tmp_path: Path) -> None:
-    keys.add_key(tmp_path, "worker", "garage")
+    curve_keys.add_key(tmp_path, "worker", "garage")
     for name in ("workers/garage.key", "workers/worker.key", "frontends/frontend.key"):
         (tmp_path / "broker" / name).unlink()
-    again = keys.make_keys(tmp_path)
+    again = curve_keys.make_keys(tmp_path)
     assert [key.listed for key in again] == [True, False, False, False]
     assert not any(key.made for key in again)
-    keys.add_key(tmp_path, "frontend", "second")
+    curve_keys.add_key(tmp_path, "frontend", "second")
     assert listed(tmp_path) == {"second"}
     # Also when the broker has another key, which those that are off the list do not know.
     (tmp_path / "broker/broker.key_secret").unlink()
     for _ in range(2):
-        keys.make_keys(tmp_path)
+        curve_keys.make_keys(tmp_path)
         assert listed(tmp_path) == {"second"}
-    back = keys.add_key(tmp_path, "worker", "garage")
+    back = curve_keys.add_key(tmp_path, "worker", "garage")
     assert (back.made, back.listed) == (False, True)
     assert listed(tmp_path) == {"second", "garage"}
     assert public(tmp_path / "garage/broker.key") == public(tmp_path / "broker/broker.key_secret")
@@ -170,7 +170,7 @@ def test_broker_that_lost_its_folder_lets_everybody_in_again(
 ) -> None:
     """As docs/docker.md says of its volume; also when the run that makes it again is killed."""
     for name in ("garage", "kitchen"):
-        keys.add_key(tmp_path, "worker", name)
+        curve_keys.add_key(tmp_path, "worker", name)
     everybody = listed(tmp_path)
     shutil.rmtree(tmp_path / "broker")
     renames = iter(range(1, 100))
@@ -182,8 +182,8 @@ def test_broker_that_lost_its_folder_lets_everybody_in_again(
 
     monkeypatch.setattr(Path, "replace", replace_or_die)
     with pytest.raises(Killed):
-        keys.make_keys(tmp_path)
-    keys.make_keys(tmp_path)
+        curve_keys.make_keys(tmp_path)
+    curve_keys.make_keys(tmp_path)
     assert listed(tmp_path) == everybody
     check(tmp_path)
 
@@ -191,11 +191,11 @@ def test_broker_that_lost_its_folder_lets_everybody_in_again(
 @pytest.mark.parametrize("name", ["broker", "", "..", "a/b", "A", "-a"])
 def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is not a name"):
-        keys.add_key(tmp_path, "worker", name)
+        curve_keys.add_key(tmp_path, "worker", name)
 
 
 def test_pyzmq_lets_in_the_listed_key_and_no_other(tmp_path: Path) -> None:
-    keys.make_keys(tmp_path)
+    curve_keys.make_keys(tmp_path)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     authenticator = zmq.auth.thread.ThreadAuthenticator(context)
     authenticator.start()
@@ -225,7 +225,7 @@ def test_pyzmq_lets_in_the_listed_key_and_no_other(tmp_path: Path) -> None:
 
 def test_the_command_prints_no_secret(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "broker.shell.keys", tmp_path / "keys"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "broker.shell.curve_keys", tmp_path / "keys"], capture_output=True, text=True, check=True
     )
     assert done.stdout.count("made ") == 3
     secret = zmq.auth.load_certificate(tmp_path / "keys/worker/worker.key_secret")[1]
@@ -234,10 +234,10 @@ def test_the_command_prints_no_secret(tmp_path: Path) -> None:
 
 
 def test_the_command_tells_of_a_key_that_is_off_the_list(tmp_path: Path) -> None:
-    keys.add_key(tmp_path, "worker", "garage")
+    curve_keys.add_key(tmp_path, "worker", "garage")
     (tmp_path / "broker/workers/garage.key").unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "broker.shell.keys", tmp_path], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "broker.shell.curve_keys", tmp_path], capture_output=True, text=True, check=True
     )
     assert done.stdout.count("off the broker's list") == 1
     assert "--add worker garage would put it back" in done.stdout
@@ -245,5 +245,5 @@ def test_the_command_tells_of_a_key_that_is_off_the_list(tmp_path: Path) -> None
 
 def test_key_of_an_unknown_role_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a role: "):
-        keys.add_key(tmp_path, "wrker", "x")  # type: ignore[arg-type]
+        curve_keys.add_key(tmp_path, "wrker", "x")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

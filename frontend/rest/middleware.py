@@ -12,8 +12,8 @@ from sanic.response import BaseHTTPResponse, empty
 from frontend.api.errors import ApiError
 from frontend.config import Config
 from frontend.rest import metrics
-from frontend.rest.connection import TimedRequest
-from frontend.rest.keys import Key, Keys, KeysError
+from frontend.rest.api_keys import Key, Keys, KeysError
+from frontend.rest.http_protocol import TimedRequest
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("access")
