@@ -11,6 +11,7 @@ from broker.wire import protocol as wire
 from tests.harness.peers import HandBroker
 from tests.harness.processes import ROOT, free_port
 from workers.config import Config
+from workers.session import loading_notice
 from workers.session.connection import connecting
 from workers.session.loading_notice import announced
 
