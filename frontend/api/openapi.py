@@ -6,7 +6,7 @@ A test compares its paths with the application's, and the contract test what ser
 from collections.abc import Iterable
 from typing import Any
 
-from frontend import __version__
+from broker.shared.version import VERSION
 
 Schema = dict[str, Any]
 PREFIXES = ("/v1", "/v3", "/v3/v1")
@@ -42,7 +42,7 @@ def specification() -> Schema:
     paths |= _operations()
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Vecmill", "version": __version__, "description": "Embeddings behind OpenAI's API."},
+        "info": {"title": "Vecmill", "version": VERSION, "description": "Embeddings behind OpenAI's API."},
         "paths": paths,
         "components": {
             "schemas": _SCHEMAS,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import pytest
 import broker.shell.config
 import frontend.config
 import workers.config
+from broker.shared.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPURE = ("zmq", "asyncio", "socket", "threading", "logging", "random", "openvino", "sanic")
@@ -54,3 +56,7 @@ def test_numbers_come_from_text() -> None:
     assert broker.shell.config.load(["--lease-s", "2.5"], {"VECMILL_BROKER_MAX_JOBS": "7"}).lease_s == 2.5
     with pytest.raises(msgspec.ValidationError, match=r"\$\.max_jobs"):
         broker.shell.config.load(["--max-jobs", "seven"], {})
+
+
+def test_version_is_the_one_in_pyproject() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION

@@ -9,8 +9,8 @@ import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
+from broker.shared.version import VERSION
 from broker.wire.protocol import Kind, Option, State
-from frontend import __version__
 from frontend.api.errors import ApiError, quote, unknown_model
 from frontend.api.rendering import count_token_ids, render_config, render_tokens
 from frontend.api.schemas import parse_tokenize
@@ -89,7 +89,7 @@ async def reload_config(request: Request) -> HTTPResponse:
 @ovms.get("/v2")
 async def server_metadata(_: Request) -> HTTPResponse:
     """KServe's description of the server."""
-    return raw(msgspec.json.encode({"name": "vecmill", "version": __version__, "extensions": []}), content_type=JSON)
+    return raw(msgspec.json.encode({"name": "vecmill", "version": VERSION, "extensions": []}), content_type=JSON)
 
 
 @ovms.get("/v2/models/<path:path>")
