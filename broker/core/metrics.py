@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from broker.core.pool import Lease, Worker
 from broker.wire import protocol as wire
@@ -19,9 +18,6 @@ from broker.wire.protocol import Lane
 
 if TYPE_CHECKING:
     from broker.core.scheduler import Scheduler
-
-#: Workers that have left whose series are still told: long enough for a scrape, bounded when they come and go all day.
-MAX_GONE = 100
 
 #: From the time of a loop's turn to the longest wait that a request may have when it is admitted.
 _WAITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -44,6 +40,27 @@ _OUTCOMES = (
 )
 
 
+class Sample(NamedTuple):
+    """One time series of a family."""
+
+    labels: tuple[str, ...]
+    #: The value of a counter or a gauge; the sum of a histogram's observations.
+    value: float
+    #: Only of a histogram: the number of observations in each bucket, and last of those above the highest bound.
+    buckets: tuple[int, ...] = ()
+
+
+class Family(NamedTuple):
+    """A metric as Prometheus defines it. Its kind is "counter", "gauge" or "histogram"; only a histogram has bounds."""
+
+    name: str
+    kind: str
+    text: str
+    labels: tuple[str, ...]
+    samples: list[Sample]
+    bounds: tuple[float, ...] = ()
+
+
 class Counter:
     """A family of numbers that only grow."""
 
@@ -51,7 +68,7 @@ class Counter:
     bounds: tuple[float, ...] = ()
 
     def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
-        self.name, self.text, self.labels = name, text, list(labels)
+        self.name, self.text, self.labels = name, text, tuple(labels)
         self.series: dict[tuple[str, ...], float] = {}
 
     def touch(self, labels: tuple[str, ...]) -> None:
@@ -66,10 +83,10 @@ class Counter:
         """Drop a worker's series."""
         self.series = {labels: value for labels, value in self.series.items() if labels[-1] != worker}
 
-    def family(self) -> wire.Family:
-        """As it is told."""
-        samples = [wire.Sample(list(labels), value) for labels, value in self.series.items()]
-        return wire.Family(self.name, self.kind, self.text, self.labels, samples)
+    def family(self) -> Family:
+        """Return a copy of all series."""
+        samples = [Sample(labels, value) for labels, value in self.series.items()]
+        return Family(self.name, self.kind, self.text, self.labels, samples)
 
 
 class Histogram:
@@ -78,7 +95,7 @@ class Histogram:
     kind = "histogram"
 
     def __init__(self, name: str, text: str, labels: Sequence[str], bounds: tuple[float, ...]) -> None:
-        self.name, self.text, self.labels, self.bounds = name, text, list(labels), bounds
+        self.name, self.text, self.labels, self.bounds = name, text, tuple(labels), bounds
         self.series: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
 
     def touch(self, labels: tuple[str, ...]) -> tuple[list[int], list[float]]:
@@ -99,10 +116,10 @@ class Histogram:
         """Drop a worker's series."""
         self.series = {labels: found for labels, found in self.series.items() if labels[-1] != worker}
 
-    def family(self) -> wire.Family:
-        """As it is told."""
-        samples = [wire.Sample(list(labels), total[0], buckets) for labels, (buckets, total) in self.series.items()]
-        return wire.Family(self.name, self.kind, self.text, self.labels, samples, list(self.bounds))
+    def family(self) -> Family:
+        """Return a copy of all series."""
+        samples = [Sample(labels, total[0], tuple(buckets)) for labels, (buckets, total) in self.series.items()]
+        return Family(self.name, self.kind, self.text, self.labels, samples, self.bounds)
 
 
 class Metrics:
@@ -110,20 +127,20 @@ class Metrics:
 
     def __init__(self) -> None:
         lanes = ["model", "lane"]
-        self._waits = Histogram("queue_seconds", "From a job's arrival to its dispatch", lanes, _WAITS)
-        self._attempts = Counter("job_dispatches", "Dispatches of jobs, repeated ones included", lanes)
-        self._requeued = Counter("jobs_requeued", "Jobs that went back into the queue", ["model"])
-        self._jobs = Counter("jobs", "Jobs that have ended, by how", ["outcome"])
-        self._rejected = Counter("requests_rejected", "Requests refused at the door, by why", ["code"])
-        self._evicted = Counter("worker_evictions", "Workers that were taken for dead or faulty, by why", ["reason"])
-        self._left = Counter("workers_left", "Workers that have left by themselves, or have joined again", [])
-        self._batch_jobs = Histogram("batch_jobs", "Jobs of a dispatched batch", _WORKER, _JOBS)
-        self._batch_tokens = Histogram("batch_tokens", "Tokens of an answered batch", _WORKER, _TOKENS)
+        self._waits = Histogram("queue_seconds", "Time from a job's arrival to its dispatch", lanes, _WAITS)
+        self._attempts = Counter("job_dispatches", "Jobs dispatched, repeated dispatches included", lanes)
+        self._requeued = Counter("jobs_requeued", "Jobs returned to the queue", ["model"])
+        self._jobs = Counter("jobs", "Jobs finished, by outcome", ["outcome"])
+        self._rejected = Counter("requests_rejected", "Requests rejected at admission, by error code", ["code"])
+        self._evicted = Counter("worker_evictions", "Workers evicted, by reason", ["reason"])
+        self._left = Counter("workers_left", "Workers that left after a drain, or reconnected", [])
+        self._batch_jobs = Histogram("batch_jobs", "Jobs in a dispatched batch", _WORKER, _JOBS)
+        self._batch_tokens = Histogram("batch_tokens", "Tokens in an answered batch", _WORKER, _TOKENS)
         self._inferences = Histogram(
-            "inference_seconds", "Inference of a batch, all its micro-batches", _WORKER, _INFERENCES
+            "inference_seconds", "Inference time of a batch, all micro-batches included", _WORKER, _INFERENCES
         )
         self._tokens = Counter("tokens", "Tokens of inputs that were run", _WORKER)
-        self._padding = Counter("padding_tokens", "Tokens run beside them, to fill up micro-batches", _WORKER)
+        self._padding = Counter("padding_tokens", "Padding tokens that were run to fill up micro-batches", _WORKER)
         self._of_workers: list[Counter | Histogram] = [
             self._batch_jobs,
             self._batch_tokens,
@@ -131,8 +148,6 @@ class Metrics:
             self._tokens,
             self._padding,
         ]
-        #: Names of workers that have left, oldest first.
-        self._gone: deque[str] = deque()
         for outcome in _OUTCOMES:
             self._jobs.touch((outcome,))
         for code in _REFUSALS:
@@ -142,9 +157,7 @@ class Metrics:
         self._left.touch(())
 
     def joined(self, worker: Worker) -> None:
-        """A worker has said hello; one of its name may have left before."""
-        if worker.name in self._gone:
-            self._gone.remove(worker.name)
+        """Create the series of a worker that has joined."""
         for name in worker.models:
             self._requeued.touch((name,))
             for lane in Lane:
@@ -154,16 +167,13 @@ class Metrics:
                     family.touch(_labels(worker, name, lane))
 
     def left(self, worker: Worker, reason: str) -> None:
-        """A worker is gone, by itself or for one of the reasons that workers are evicted for."""
+        """Count a worker that is gone, and drop its series."""
         if reason in _REASONS:
             self._evicted.add((reason,))
         else:
             self._left.add(())
-        self._gone.append(worker.name)
-        while len(self._gone) > MAX_GONE:
-            name = self._gone.popleft()
-            for family in self._of_workers:
-                family.forget(name)
+        for family in self._of_workers:
+            family.forget(worker.label)
 
     def dispatched(self, worker: Worker, lease: Lease, now: float) -> None:
         """A batch is leased."""
@@ -192,8 +202,8 @@ class Metrics:
         """A request is refused at the door."""
         self._rejected.add((code.name.lower(),))
 
-    def families(self, scheduler: Scheduler) -> list[wire.Family]:
-        """All of it, and the state's gauges."""
+    def families(self, scheduler: Scheduler) -> list[Family]:
+        """Return a copy of all counters and histograms, and the gauges of the state."""
         own: tuple[Counter | Histogram, ...] = (
             self._waits,
             self._attempts,
@@ -208,48 +218,48 @@ class Metrics:
 
 
 def _labels(worker: Worker, model: str, lane: Lane) -> tuple[str, ...]:
-    return (model, worker.device, lane.name.lower(), worker.name)
+    return (model, worker.device, lane.name.lower(), worker.label)
 
 
-def gauges(scheduler: Scheduler) -> list[wire.Family]:
+def gauges(scheduler: Scheduler) -> list[Family]:
     """What is there now, and the few numbers that are only counted by name."""
     workers, models = list(scheduler.pool.workers.values()), scheduler.models
     queues = [((name, lane.name.lower()), lane, model.queue) for name, model in models.items() for lane in Lane]
     suspects = {name: model.queue.jobs - sum(map(model.queue.count_lane_jobs, Lane)) for name, model in models.items()}
     served = [(worker, name) for worker in workers for name in worker.models]
 
-    def gauge(name: str, text: str, labels: list[str], samples: Iterable[tuple[Sequence[str], float]]) -> wire.Family:
-        return wire.Family(name, "gauge", text, labels, [wire.Sample(list(of), value) for of, value in samples])
+    def gauge(name: str, text: str, labels: list[str], samples: Iterable[tuple[tuple[str, ...], float]]) -> Family:
+        return Family(name, "gauge", text, tuple(labels), [Sample(of, value) for of, value in samples])
 
-    def count(name: str, text: str, counter: str) -> wire.Family:
-        return wire.Family(name, "counter", text, [], [wire.Sample([], scheduler.counters[counter])])
+    def count(name: str, text: str, counter: str) -> Family:
+        return Family(name, "counter", text, (), [Sample((), scheduler.counters[counter])])
 
     by_worker, by_lane = ["model", "device", "worker"], ["model", "lane"]
     return [
-        gauge("queue_jobs", "Jobs that wait", by_lane,
+        gauge("queue_jobs", "Queued jobs", by_lane,
               ((of, queue.count_lane_jobs(lane)) for of, lane, queue in queues)),
-        gauge("queue_tokens", "Tokens that wait", by_lane,
+        gauge("queue_tokens", "Queued tokens, estimated", by_lane,
               ((of, queue.count_lane_tokens(lane)) for of, lane, queue in queues)),
-        gauge("queue_suspects", "Jobs that wait to run alone, because they may have ended a worker", ["model"],
+        gauge("queue_suspects", "Queued jobs that run alone because they may have crashed a worker", ["model"],
               (((name,), number) for name, number in suspects.items())),
-        gauge("expected_wait_seconds", "How long all that is open would take the workers of a model", ["model"],
+        gauge("expected_wait_seconds", "Time in which the workers of a model would finish all open jobs", ["model"],
               (((name,), expected_wait_s(scheduler, name)) for name in models)),
-        gauge("open_jobs", "Jobs that wait or run", [], [((), scheduler.ledger.jobs)]),
+        gauge("open_jobs", "Jobs queued or running", [], [((), scheduler.ledger.jobs)]),
         gauge("frontends", "Connected frontends", [], [((), len(scheduler.ledger.by_uuid))]),
-        gauge("workers", "Workers that take work", ["model"],
+        gauge("workers", "Workers that accept batches", ["model"],
               (((name,), getattr(scheduler.pool.live_model(name), "workers", 0)) for name in models)),
-        gauge("worker_up", "1 for each connected worker", by_worker, (((n, w.device, w.name), 1) for w, n in served)),
-        gauge("worker_credits", "Batches that a worker takes now", by_worker,
-              (((n, w.device, w.name), w.available) for w, n in served)),
-        gauge("worker_leases", "Batches that a worker holds", by_worker,
-              (((n, w.device, w.name), len(w.leases)) for w, n in served)),
-        gauge("worker_tokens_per_second", "Learned speed of a worker", by_worker,
-              (((n, w.device, w.name), w.speed.tokens_per_s) for w, n in served)),
-        gauge("worker_streams", "Inferences that run side by side on a worker", by_worker,
-              (((n, w.device, w.name), w.streams) for w, n in served)),
-        count("workers_joined", "Workers that have joined", "workers_joined"),
-        count("malformed_messages", "Messages that could not be read", "malformed_messages"),
-        count("late_answers", "Results that nobody waited for", "late_answers"),
+        gauge("worker_up", "1 for each connected worker", by_worker, (((n, w.device, w.label), 1) for w, n in served)),
+        gauge("worker_credits", "Batches that a worker accepts now", by_worker,
+              (((n, w.device, w.label), w.available) for w, n in served)),
+        gauge("worker_leases", "Batches leased to a worker", by_worker,
+              (((n, w.device, w.label), len(w.leases)) for w, n in served)),
+        gauge("worker_tokens_per_second", "Measured speed of a worker", by_worker,
+              (((n, w.device, w.label), w.speed.tokens_per_s) for w, n in served)),
+        gauge("worker_streams", "Inferences that a worker runs in parallel", by_worker,
+              (((n, w.device, w.label), w.streams) for w, n in served)),
+        count("workers_joined", "Workers that joined", "workers_joined"),
+        count("malformed_messages", "Messages that could not be decoded", "malformed_messages"),
+        count("late_answers", "Results discarded because they came too late", "late_answers"),
     ]  # fmt: skip
 
 

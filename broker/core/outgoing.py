@@ -43,8 +43,8 @@ def _state(scheduler: Scheduler, model: wire.ModelInfo) -> wire.ModelState:
     return wire.ModelState(model.name, wire.State.UNLOADING if scheduler.pool.drains(model.name) else wire.State.END)
 
 
-def stats(scheduler: Scheduler, *, metrics: bool) -> wire.Stats:
-    """The counters, and what is there now; the metrics where they are asked for."""
+def stats(scheduler: Scheduler) -> wire.Stats:
+    """Return the counters, and what is there now."""
     workers = [
         wire.WorkerStats(
             worker.name,
@@ -57,5 +57,4 @@ def stats(scheduler: Scheduler, *, metrics: bool) -> wire.Stats:
         for worker in scheduler.pool.workers.values()
     ]
     queued = sum(model.queue.jobs for model in scheduler.models.values())
-    families = scheduler.metrics.families(scheduler) if metrics else []
-    return wire.Stats(dict(scheduler.counters), workers, scheduler.ledger.jobs, queued, families)
+    return wire.Stats(dict(scheduler.counters), workers, scheduler.ledger.jobs, queued)

@@ -46,12 +46,14 @@ class Worker:
     It runs the batches of a lane in their order, and those of the interactive lane before those of the bulk lane.
     """
 
-    def __init__(self, peer: bytes, hello: WorkerHello, now: float) -> None:
+    def __init__(self, peer: bytes, hello: WorkerHello, now: float, slot: int = 0) -> None:
         self.peer = peer
         self.uuid = hello.uuid
         self.incarnation = hello.incarnation
         self.name = f"{hello.host}/{hello.pid}"
-        self.device = hello.device
+        self.host, self.device = hello.host, hello.device
+        #: Distinguishes the connected workers of one device of a host; see `Pool.find_free_slot`.
+        self.slot = slot
         self.models = {model.name: model for model in hello.models}
         self.batch_tokens = hello.batch_tokens
         self.speed = Speed(hello.tokens_per_s, hello.batch_tokens)
@@ -67,6 +69,11 @@ class Worker:
         self.suspects = 0
         self.answered_batches = 0
         self.answered_jobs = 0
+
+    @property
+    def label(self) -> str:
+        """The worker's name in metrics, which the next process in its place has too."""
+        return f"{self.host}/{self.device}/{self.slot}"
 
     @property
     def available(self) -> int:
@@ -133,6 +140,12 @@ class Pool:
         self.liveness_s = liveness_s
         self.lease_s = lease_s
         self.workers: dict[bytes, Worker] = {}
+
+    def find_free_slot(self, host: str, device: str) -> int:
+        """Return the lowest number that no connected worker of this host and device has."""
+        workers = self.workers.values()
+        taken = {worker.slot for worker in workers if (worker.host, worker.device) == (host, device)}
+        return next(slot for slot in itertools.count() if slot not in taken)
 
     def choose(self, model: str, lane: Lane, now: float, kept: Container[Worker]) -> Worker | None:
         """The worker for a lane's next batch: the fastest of the idle ones, or of those that hold none of the lane,

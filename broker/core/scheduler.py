@@ -27,7 +27,7 @@ from broker.core.job_history import Story
 from broker.core.jobs import Job, Request
 from broker.core.ledger import MAX_EXPIRED, Frontend, Ledger
 from broker.core.limits import Limits
-from broker.core.metrics import Metrics
+from broker.core.metrics import Family, Metrics
 from broker.core.model_loading import Loading
 from broker.core.models import Model
 from broker.core.pool import Lease, Pool, Worker
@@ -84,6 +84,10 @@ class Scheduler:
             wire.WorkerDrain: self._on_worker_drain,
             wire.WorkerGoodbye: self._on_worker_goodbye,
         }
+
+    def collect_metrics(self) -> list[Family]:
+        """Return a copy of all metrics, which is safe to read in another thread."""
+        return self.metrics.families(self)
 
     # --- the doors ---------------------------------------------------------------------------------------------------
 
@@ -183,7 +187,7 @@ class Scheduler:
 
     def _on_frontend_heartbeat(self, frontend: Frontend, message: wire.FrontendHeartbeat, *_: Any) -> None:
         frontend.received = message.received
-        self._send(frontend.peer, outgoing.stats(self, metrics=message.metrics))
+        self._send(frontend.peer, outgoing.stats(self))
 
     def _on_frontend_goodbye(self, frontend: Frontend, _: Any, now: float, __: Any) -> None:
         self._forget(frontend, now)
@@ -237,7 +241,8 @@ class Scheduler:
                 text = f"model {info.name!r} is served in revision {served}, not {info.revision}"
                 self._send(peer, wire.Goodbye(ErrorCode.REVISION_CONFLICT, text))
                 return
-        self.pool.workers[peer] = Worker(peer, hello, now)
+        slot = self.pool.find_free_slot(hello.host, hello.device)
+        self.pool.workers[peer] = Worker(peer, hello, now, slot)
         self.loading.end(hello.uuid, [info.name for info in hello.models])
         self.counters["workers_joined"] += 1
         self.metrics.joined(self.pool.workers[peer])
