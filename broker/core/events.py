@@ -37,6 +37,11 @@ class EvictionReason(enum.StrEnum):
         return self in (EvictionReason.LEFT, EvictionReason.REPLACED)
 
     @property
+    def text(self) -> str:
+        """Words for logs and messages."""
+        return self.value.replace("_", " ")
+
+    @property
     def code(self) -> ErrorCode:
         """Code of the goodbye that the worker is sent."""
         if self == EvictionReason.LEASE_EXPIRED:
@@ -125,7 +130,7 @@ class EventRecorder:
             self.metrics.worker_evictions.add((reason.value,))
         self.metrics.drop_series(worker)
         for lease in worker.leases.values():
-            self.history.add_jobs(now, "returned", f"from batch {lease.batch}: {worker.name} {reason}", lease.jobs)
+            self.history.add_jobs(now, "returned", f"from batch {lease.batch}: {worker.name} {reason.text}", lease.jobs)
 
     def peer_refused(self) -> None:
         """Record that a hello was refused."""

@@ -24,7 +24,7 @@ def evict_worker(state: State, worker: Worker, reason: EvictionReason, now: floa
             lease.jobs = state.blame.blame_for_crash(worker, lease, now)
         requeue_lease(state, lease)
     if notify:
-        text = f"{worker.name} was removed: {reason}; batches returned to the queue: {len(worker.leases)}"
+        text = f"{worker.name} was removed: {reason.text}; batches returned to the queue: {len(worker.leases)}"
         state.outbox.put(worker.peer, wire.Goodbye(reason.code, text))
     mark_unserved(state, worker, now)
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 #: How much longer than its deadline a request waits for the broker to say that it is over.
 DEADLINE_SLACK_S = 2.0
-#: How long /health and /metrics wait for the broker's counts.
+#: How long /health waits for the broker's counts.
 STATS_WAIT_S = 1.0
 
 
@@ -46,9 +46,8 @@ class BrokerClient:
         self._link = Link(config, self._on_connect, self._on_disconnect, self._on_message)
         self._futures: dict[int, asyncio.Future[None]] = {}
         self._flushing = False
-        #: Set and replaced whenever the connection or the models change, and whenever stats and metrics come.
-        self._changed, self._stats_came, self._families_came = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._families: list[wire.Family] = []
+        #: Set and replaced whenever the connection or the models change, and whenever stats come.
+        self._changed, self._stats_came = asyncio.Event(), asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -151,16 +150,6 @@ class BrokerClient:
                 await asyncio.wait_for(came.wait(), STATS_WAIT_S)
         return self._session.stats
 
-    async def fresh_families(self) -> list[wire.Family]:
-        """Return the broker's metrics as of now; none when it does not answer at once."""
-        if self.connected:
-            came = self._families_came
-            self._link.send(self._session.heartbeat(metrics=True))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(came.wait(), STATS_WAIT_S)
-                return self._families
-        return []
-
     # --- the connection ----------------------------------------------------------------------------------------------
 
     def open(self) -> None:
@@ -190,10 +179,6 @@ class BrokerClient:
             case wire.Stats():
                 self._stats_came.set()
                 self._stats_came = asyncio.Event()
-                if message.families:
-                    self._families = message.families
-                    self._families_came.set()
-                    self._families_came = asyncio.Event()
 
     def _on_timer(self) -> None:
         self._advance(lambda: self._session.due(time.monotonic()))

@@ -61,6 +61,7 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
             max_tokens=config.max_request_tokens,
         )
     note |= {"tokens": done.tokens, "truncated": sum(done.cut.values()), "job": done.number}
+    metrics.observe_times(wanted.model, done.queue_us, done.inference_us)
     row_bytes = sum(len(row) for row in done.rows if row is not None)
     text_bytes = _text_bytes(row_bytes, wanted) + _ERROR_BYTES * (len(fitted.bad) + len(done.failures))
     async with unread.room(text_bytes, until, waiting=row_bytes) as room:

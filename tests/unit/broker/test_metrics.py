@@ -225,7 +225,7 @@ def test_collected_families_do_not_change_later(core: Core) -> None:
 
 
 def test_value_is_in_the_first_bucket_that_reaches_it() -> None:
-    histogram = HistogramFamily("h", "text", ["a"], (1.0, 2.0))
+    histogram = HistogramFamily("h", "text", ("a",), (1.0, 2.0))
     histogram.observe(("x",), [0.5, 1.0, 1.5, 2.0, 2.5])
     (sample,) = histogram.snapshot().samples
     assert (sample.buckets, sample.value) == ((2, 2, 1), 7.5)

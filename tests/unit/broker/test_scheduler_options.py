@@ -95,7 +95,7 @@ def test_rows_that_nobody_asked_for_are_not_served(core: Core, wrong: str) -> No
         core.handle(b"W1", result, bytes(4 * DIMENSION))
     assert core.answers() == {}
     ((_, goodbye, _),) = core.take(wire.Goodbye)
-    assert "invalid_result" in goodbye.text
+    assert "invalid result" in goodbye.text
 
 
 def test_tokenising_is_cheap_and_teaches_no_speed(core: Core) -> None:
