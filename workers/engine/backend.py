@@ -18,29 +18,31 @@ class Backend(Protocol):
     """One model on one device."""
 
     dimension: int
+    #: Longest input in tokens, special tokens included.
+    max_tokens: int
+    #: Special tokens that the tokenizer puts before and after each text.
+    before: Ids
+    after: Ids
     #: How many calls of `infer` may run at once.
     requests: int
     #: Most padded tokens of one inference.
     micro_batch_tokens: int
 
-    def tokenise(self, texts: Sequence[str]) -> list[Ids]:
+    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text with the special tokens, not cut to the model's length."""
 
-    def refusal(self, ids: Ids) -> tuple[ErrorCode, str] | None:
+    def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         """Why these ids cannot be embedded; None: they can."""
 
-    def truncate(self, ids: Ids, at_start: bool) -> Ids:
-        """Ids that are longer than the model takes cut to its length, special tokens kept."""
-
-    def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
-        """Embed inputs that all pass `refusal`, in their order, on infer request number `request`.
+    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
+        """Embed inputs that all pass `validate_ids`, in their order, on infer request number `request`.
 
         The result may be overwritten by the next call with that number.
         """
 
-    def divisors(self, request: int) -> Vectors | None:
+    def get_divisors(self, request: int) -> Vectors | None:
         """What the vectors of the last inference with that number were divided by, to have length 1 [inputs, 1]; None:
         they were not."""
 
-    def check(self, request: int) -> None:
+    def verify_device(self, request: int) -> None:
         """Raise if an input that has been embedded at warm-up cannot be embedded any more."""

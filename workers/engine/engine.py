@@ -13,7 +13,7 @@ import openvino as ov
 from broker.wire.errors import ErrorCode
 from workers.engine.backend import Ids, Vectors
 from workers.engine.tokenizer import Tokenizer
-from workers.models import PreparedModel
+from workers.models.prepare import PreparedModel
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,11 @@ class Engine:
         self.dimension = prepared.dimension
         self.micro_batch_tokens = CALIBRATION_TOKENS[1]
         self.tokens_per_second = 0.0
-        self._max_tokens = prepared.max_tokens
+        self.max_tokens = prepared.max_tokens
         self._vocabulary = prepared.vocabulary_size
         self._pad = prepared.pad_id
-        self._tokenizer = Tokenizer(prepared.tokenizer_path, prepared.max_tokens)
-        #: Ids around every text.
-        self.before, self.after = self._tokenizer.before.tolist(), self._tokenizer.after.tolist()
+        self._tokenizer = Tokenizer(prepared.tokenizer_path)
+        self.before, self.after = self._tokenizer.before, self._tokenizer.after
         core = ov.Core()
         core.set_property({"CACHE_DIR": str(cache / "compiled")})
         device = device.upper()
@@ -62,17 +61,17 @@ class Engine:
             raise DeviceError(f"{device} cannot compile the model: {reason}") from error
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
-        self._known = self.tokenise(["warm up"])
+        self._known = self.tokenise_texts(["warm up"])
         self._inputs = [port.get_any_name() for port in self._compiled.inputs]
 
-    def tokenise(self, texts: Sequence[str]) -> list[Ids]:
+    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
         """See `Backend`."""
         return self._tokenizer.encode(texts) if texts else []
 
-    def refusal(self, ids: Ids) -> tuple[ErrorCode, str] | None:
+    def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         """See `Backend`; the wording is OVMS's."""
-        if len(ids) > self._max_tokens:
-            return ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {self._max_tokens}"
+        if len(ids) > self.max_tokens:
+            return ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {self.max_tokens}"
         if not len(ids):
             return ErrorCode.INVALID_INPUT, "the input has no tokens"
         if ids.min() < 0 or ids.max() >= self._vocabulary:
@@ -84,11 +83,7 @@ class Engine:
             return ErrorCode.INVALID_INPUT, text
         return None
 
-    def truncate(self, ids: Ids, at_start: bool) -> Ids:
-        """See `Backend`."""
-        return self._tokenizer.truncate(ids, at_start=at_start)
-
-    def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
+    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
         """See `Backend`."""
         lengths = np.array([len(one) for one in ids])
         mask = np.arange(lengths.max()) < lengths[:, None]
@@ -102,20 +97,20 @@ class Engine:
         vectors: Vectors = infer.get_output_tensor(0).data
         return vectors
 
-    def divisors(self, request: int) -> Vectors | None:
+    def get_divisors(self, request: int) -> Vectors | None:
         """See `Backend`."""
         if len(self._compiled.outputs) == 1:
             return None
         divisors: Vectors = self._requests[request].get_output_tensor(1).data
         return divisors
 
-    def check(self, request: int) -> None:
+    def verify_device(self, request: int) -> None:
         """See `Backend`."""
-        self.infer(request, self._known)
+        self.run_inference(request, self._known)
 
     def warm_up(self) -> None:
         """Complete an inference, and find the micro-batch size beyond which the device gets no faster."""
-        self.infer(0, self._known)
+        self.run_inference(0, self._known)
         best = 0.0
         for tokens in CALIBRATION_TOKENS:
             speed = self._measure(tokens)
@@ -127,11 +122,11 @@ class Engine:
 
     def _measure(self, tokens: int) -> float:
         """Tokens/s of one stream with micro-batches of this size, the best of a few runs."""
-        length = min(CALIBRATION_LENGTH, self._max_tokens)
+        length = min(CALIBRATION_LENGTH, self.max_tokens)
         rows = [np.full(length, self._pad, np.int64)] * max(1, tokens // length)
         times = []
         for _ in range(3):
             started = time.monotonic()
-            self.infer(0, rows)
+            self.run_inference(0, rows)
             times.append(time.monotonic() - started)
         return len(rows) * length / min(times)

@@ -18,7 +18,7 @@ import numpy as np
 
 from broker.wire import protocol as wire
 from workers.engine.backend import Backend, Ids, Vectors
-from workers.engine.batch_inputs import Reading
+from workers.engine.batch_inputs import BatchInputs
 
 
 class Work:
@@ -28,7 +28,7 @@ class Work:
         self.batch = batch
         self.frame = frame
         #: None until it is tokenised, and when that failed.
-        self.reading: Reading | None = None
+        self.inputs: BatchInputs | None = None
         #: Of the accepted jobs, in their order.
         self.vectors: Vectors = np.empty((0, 0), np.float32)
         #: From the start of its first micro-batch to the end of its last.
@@ -40,10 +40,10 @@ class Work:
         self._open = 0
         self._begun = math.inf
 
-    def expect(self, cuts: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+    def expect(self, micro_batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
         """Its micro-batches, before the first of them is run."""
-        self._open = len(cuts)
-        self.padding = sum(len(rows) * lengths[rows[0]] for rows in cuts) - sum(lengths)
+        self._open = len(micro_batches)
+        self.padding = sum(len(rows) * lengths[rows[0]] for rows in micro_batches) - sum(lengths)
 
     def done(self, begun: float, ended: float, error: str) -> bool:
         """A micro-batch has run; True for the last one."""
@@ -57,11 +57,11 @@ class Work:
     def rows(self) -> tuple[wire.Frame, bytes]:
         """The frame of all rows, and the column of their sizes, which is empty when all are vectors."""
         vectors = self.vectors.reshape(-1).view("u1").data
-        if self.reading is None or not self.reading.tokenised:
+        if self.inputs is None or not self.inputs.tokenised:
             return vectors, b""
         width = self.vectors.shape[1] * self.vectors.itemsize
         each = [vectors[at : at + width] for at in range(0, len(vectors), width)]
-        rows = self.reading.rows(each)
+        rows = self.inputs.rows(each)
         return b"".join(rows), wire.pack_u32(map(len, rows))
 
 
@@ -74,7 +74,7 @@ T = TypeVar("T")
 MAX_OVERTAKES = 16
 
 
-class Line(Generic[T]):
+class LanePriorityQueue(Generic[T]):
     """A queue in which interactive items overtake bulk ones, and none its own lane; its end comes last."""
 
     def __init__(self) -> None:
@@ -101,8 +101,8 @@ class Pipeline:
     def __init__(self, backend: Backend, wake: Callable[[], None]) -> None:
         self._backend = backend
         self._wake = wake
-        self._batches: Line[Work] = Line()
-        self._micro_batches: Line[MicroBatch] = Line()
+        self._batches: LanePriorityQueue[Work] = LanePriorityQueue()
+        self._micro_batches: LanePriorityQueue[MicroBatch] = LanePriorityQueue()
         self.finished: collections.deque[Work] = collections.deque()
         self._threads = [
             threading.Thread(target=self._prepare, name="tokenise", daemon=True),
@@ -132,7 +132,7 @@ class Pipeline:
     def _prepare(self) -> None:
         while (work := self._batches.get()) is not None:
             try:
-                work.reading = Reading(
+                work.inputs = BatchInputs(
                     self._ids(work), work.batch.options or bytes(len(work.batch.kinds)), self._backend
                 )
             except Exception as error:  # whatever a tokenizer raises: the batch fails, and is then run job by job
@@ -140,21 +140,21 @@ class Pipeline:
                 work.error = f"tokenizer: {type(error).__name__}: {error}"
                 self._finish(work)
                 continue
-            accepted = work.reading.accepted
+            accepted = work.inputs.accepted
             work.vectors = np.empty((len(accepted), self._backend.dimension), np.float32)
             lengths = [len(ids) for ids in accepted]
-            cuts = cut(lengths, self._backend.micro_batch_tokens, self._backend.requests - 1)
-            if not cuts:
+            micro_batches = split_micro_batches(lengths, self._backend.micro_batch_tokens, self._backend.requests - 1)
+            if not micro_batches:
                 self._finish(work)
-            work.expect(cuts, lengths)
-            for rows in cuts:
+            work.expect(micro_batches, lengths)
+            for rows in micro_batches:
                 self._micro_batches.put(work.batch.lane, (work, rows, [accepted[row] for row in rows]))
 
     def _ids(self, work: Work) -> list[Ids]:
         jobs = wire.split(work.frame, wire.unpack_u32(work.batch.lengths))
         kinds = work.batch.kinds
         written = [str(job, "utf-8") for job, kind in zip(jobs, kinds, strict=True) if kind == wire.Kind.TEXT]
-        texts = iter(self._backend.tokenise(written))
+        texts = iter(self._backend.tokenise_texts(written))
         return [
             next(texts) if kind == wire.Kind.TEXT else np.frombuffer(job, np.uint32).astype(np.int64)
             for job, kind in zip(jobs, kinds, strict=True)
@@ -166,7 +166,7 @@ class Pipeline:
             started = time.monotonic()
             error = ""
             try:
-                vectors = self._backend.infer(number, ids)
+                vectors = self._backend.run_inference(number, ids)
                 if vectors.shape != (len(rows), self._backend.dimension):
                     # numpy would repeat a single row, or a single column, where more are wanted.
                     raise ValueError(f"the device gave vectors of the shape {vectors.shape} for {len(rows)} inputs")
@@ -178,14 +178,14 @@ class Pipeline:
             except Exception as caught:  # whatever a device plugin raises fails the batch, not the worker
                 error = f"device: {type(caught).__name__}: {caught}"
                 # Unless the device fails on what it could do before: then this thread dies, and the worker with it.
-                self._backend.check(number)
+                self._backend.verify_device(number)
             if work.done(started, time.monotonic(), error):
                 self._finish(work)
 
     def _undo_normalisation(self, work: Work, rows: Sequence[int], number: int) -> None:
         """Of those rows that the last inference has made and that want it."""
-        raw = work.reading.raw if work.reading else set()
-        if not raw or (divisors := self._backend.divisors(number)) is None:
+        raw = work.inputs.raw if work.inputs else set()
+        if not raw or (divisors := self._backend.get_divisors(number)) is None:
             return
         for row, divisor in zip(rows, divisors, strict=True):
             if row in raw:
@@ -196,7 +196,7 @@ class Pipeline:
         self._wake()
 
 
-def cut(lengths: Sequence[int], budget: int, streams: int) -> list[list[int]]:
+def split_micro_batches(lengths: Sequence[int], budget: int, streams: int) -> list[list[int]]:
     """Micro-batches as lists of row numbers: similar lengths together, none above `budget` padded tokens.
 
     A micro-batch holds at least one row, whatever its length. With few rows each stream still gets some, for two
@@ -206,11 +206,11 @@ def cut(lengths: Sequence[int], budget: int, streams: int) -> list[list[int]]:
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     share = -(-sum(lengths) // max(1, streams))
     budget = max(1, min(budget, share))
-    cuts: list[list[int]] = []
+    micro_batches: list[list[int]] = []
     for row in order:
-        longest = lengths[cuts[-1][0]] if cuts else 0
-        if cuts and longest * (len(cuts[-1]) + 1) <= budget:
-            cuts[-1].append(row)
+        longest = lengths[micro_batches[-1][0]] if micro_batches else 0
+        if micro_batches and longest * (len(micro_batches[-1]) + 1) <= budget:
+            micro_batches[-1].append(row)
         else:
-            cuts.append([row])
-    return cuts
+            micro_batches.append([row])
+    return micro_batches

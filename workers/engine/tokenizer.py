@@ -1,6 +1,6 @@
 """Runs a tokenizer IR made by `workers.models.tokenizers`. One thread at a time; releases the interpreter meanwhile.
 
-It counts and cuts; it does not decide what is too long.
+It counts and micro_batches; it does not decide what is too long.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,6 @@ import openvino as ov
 import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
 
 from workers.engine.backend import Ids
-from workers.engine.batch_inputs import truncate
 
 #: Characters of a group's longest text times its texts: an array of Python texts is as wide as the longest of them
 #: (one of 8 MB beside 200 short ones took 6.4 GB and 13 s).
@@ -32,9 +31,8 @@ def groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 class Tokenizer:
     """Texts to token ids, and ids to the model's length."""
 
-    def __init__(self, path: Path, max_tokens: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._request = ov.Core().compile_model(path, "CPU", {"NUM_STREAMS": 1}).create_infer_request()
-        self._max_tokens = max_tokens
         # The tokens around every text are those of the empty one; where the text goes in shows with any other text.
         around, other = self.encode(["", "a"])
         before = next(at for at, one in enumerate(other) if at == len(around) or one != around[at])
@@ -52,7 +50,3 @@ class Tokenizer:
             # Of texts that are all blank it gives one row.
             return self._encode([*texts, "a"])[:-1]
         return [ids[begin:end].astype(np.int64) for begin, end in zip(begins, ends, strict=True)]
-
-    def truncate(self, ids: Ids, *, at_start: bool = False) -> Ids:
-        """Ids from `encode` cut to the model's length as its own tokenizer cuts them, with the special tokens kept."""
-        return truncate(ids, self._max_tokens, self.before, self.after, at_start=at_start)

@@ -1,7 +1,7 @@
 """Things made once and kept on disk: a converted model by its revision. An entry is there whole or not at all.
 
 `<cache>/models/<revision>/` holds the model's and the tokenizer's IR and `model.json`, which lists the size of each
-file. An entry is made in a folder beside its place and renamed. Reading takes no lock; making takes one that the
+file. An entry is made in a folder beside its place and renamed. BatchInputs takes no lock; making takes one that the
 kernel releases when its process ends, so whoever holds it may remove what killed processes left.
 """
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.workers.test_model_folder import CONFIG, save, tensors, write_folder, write_json
-from workers.models import ModelError, PreparedModel, cache, prepare_model
+from workers.models import cache
+from workers.models.folder import ModelError
+from workers.models.prepare import PreparedModel, prepare_model
 
 ROOT = Path(__file__).resolve().parents[3]
 CLI = [sys.executable, "-W", "error", "-m", "workers.models.prepare"]
@@ -46,7 +48,7 @@ def test_the_second_time_it_is_there(folder: Path, place: Path) -> None:
 def test_a_warm_cache_loads_no_converter(folder: Path, place: Path) -> None:
     prepare(folder, place)
     code = (
-        "import sys; from pathlib import Path; from workers.models import prepare_model\n"
+        "import sys; from pathlib import Path; from workers.models.prepare import prepare_model\n"
         f"prepare_model(Path({str(folder)!r}), Path({str(place)!r}), print)\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )

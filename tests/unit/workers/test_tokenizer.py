@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.workers.test_model_folder import tokenizer, write_folder, write_json
+from workers.engine.batch_inputs import truncate_ids
 from workers.engine.tokenizer import GROUP_CHARACTERS, Tokenizer, groups
-from workers.models import ModelError
-from workers.models.folder import read_folder
+from workers.models.folder import ModelError, read_folder
 from workers.models.tokenizers import compile_charsmap, convert_tokenizer
 
 #: Letters that a vocabulary must have for a difference between two of them to be seen.
@@ -26,13 +26,13 @@ LETTERS = "abcdefghijxzABJXZéßſςσΣµμϕφϵεкиіІщЩאבגعغกข
 VOCABULARY = [*dict.fromkeys(LETTERS), *(f"##{one}" for one in dict.fromkeys(LETTERS)), "hello", "world"]
 
 
-def convert(folder: Path, spec: dict[str, Any], max_tokens: int = 12) -> tuple[Tokenizer, Any]:
+def convert(folder: Path, spec: dict[str, Any]) -> tuple[Tokenizer, Any]:
     """Ours and Hugging Face's, which neither truncates nor pads."""
     write_json(folder / "tokenizer.json", spec)
     ov.save_model(convert_tokenizer(read_folder(folder)), folder / "tokenizer.xml", compress_to_fp16=False)
     theirs = tokenizers.Tokenizer.from_str(json.dumps(spec))
     theirs.no_truncation()
-    return Tokenizer(folder / "tokenizer.xml", max_tokens), theirs
+    return Tokenizer(folder / "tokenizer.xml"), theirs
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +92,13 @@ def test_truncation_is_the_tokenizers_own(tmp_path: Path, side: str) -> None:
     folder = write_folder(tmp_path / "tiny")
     text = "abcdefghij hello. a"
     for max_tokens in (3, 4, 9, 14, 15, 16):
-        ours, theirs = convert(folder, tokenizer(), max_tokens)
+        ours, theirs = convert(folder, tokenizer())
         whole = ours.encode([text])[0]
         theirs.enable_truncation(max_tokens, direction=side)
-        assert ours.truncate(whole, at_start=side == "left").tolist() == theirs.encode(text).ids
+        assert (
+            truncate_ids(whole, max_tokens, ours.before, ours.after, at_start=side == "left").tolist()
+            == theirs.encode(text).ids
+        )
         assert len(whole) == 15
 
 
@@ -107,11 +110,14 @@ def test_special_tokens_on_one_side_only_survive_truncation(tmp_path: Path, side
     folder = write_folder(tmp_path / "tiny")
     for order, before, after in (([text, end, end], 0, 2), ([end, text], 1, 0), ([text], 0, 0)):
         pair = [*order, {"Sequence": {"id": "B", "type_id": 1}}]
-        ours, theirs = convert(folder, tokenizer() | {"post_processor": template | {"single": order, "pair": pair}}, 6)
+        ours, theirs = convert(folder, tokenizer() | {"post_processor": template | {"single": order, "pair": pair}})
         assert (ours.before.tolist(), ours.after.tolist()) == ([3] * before, [3] * after)
         theirs.enable_truncation(6, direction=side)
         whole = ours.encode(["abcdefghij"])[0]
-        assert ours.truncate(whole, at_start=side == "left").tolist() == theirs.encode("abcdefghij").ids
+        assert (
+            truncate_ids(whole, 6, ours.before, ours.after, at_start=side == "left").tolist()
+            == theirs.encode("abcdefghij").ids
+        )
 
 
 def test_a_very_long_text_does_not_pad_its_neighbours(both: tuple[Tokenizer, Any]) -> None:
