@@ -87,7 +87,7 @@ def test_its_facts(prepared: PreparedModel) -> None:
 
 
 def test_token_counts_are_the_untruncated_ones(tokenizer: Tokenizer, golden: list[dict[str, Any]]) -> None:
-    ids = tokenizer.encode([row["text"] for row in golden])
+    ids = tokenizer.encode_texts([row["text"] for row in golden])
     assert [len(one) for one in ids] == [row["untruncated_tokens"] for row in golden]
     assert [len(truncate_end(tokenizer, one)) for one in ids] == [row["tokens"] for row in golden]
 
@@ -96,7 +96,7 @@ def test_all_golden_vectors(tokenizer: Tokenizer, embed: Embed, golden: list[dic
     assert len(golden) == 40
     assert any(row["untruncated_tokens"] > row["tokens"] for row in golden)
     for row in golden:
-        (vector,) = embed([truncate_end(tokenizer, tokenizer.encode([row["text"]])[0])])
+        (vector,) = embed([truncate_end(tokenizer, tokenizer.encode_texts([row["text"]])[0])])
         assert np.abs(vector - row["vector"]).max() <= 1e-4, row["text"][:50]
         cosine = vector @ row["vector"] / np.linalg.norm(vector) / np.linalg.norm(row["vector"])
         assert cosine >= 0.99999, row["text"][:50]
@@ -108,7 +108,7 @@ def test_a_text_alone_and_among_64_of_mixed_lengths(
     with (shared / "data" / "load" / "mixed.jsonl").open() as file:
         others = [json.loads(line)["text"] for line, _ in zip(file, range(64 - 8), strict=False)]
     texts = [row["text"] for row in golden[:8]] + others
-    ids = [truncate_end(tokenizer, one) for one in tokenizer.encode(texts)]
+    ids = [truncate_end(tokenizer, one) for one in tokenizer.encode_texts(texts)]
     assert len(ids) == 64
     together = embed(ids)
     for number in range(0, 64, 3):
@@ -125,7 +125,7 @@ def test_ids_of_real_texts_in_many_languages(tokenizer: Tokenizer, default_folde
         with (shared / "data" / "load" / f"{name}.jsonl").open() as file:
             texts = [json.loads(line)["text"] for line in file]
         expected = [one.ids for one in theirs.encode_batch(texts)]
-        assert [ids.tolist() for ids in tokenizer.encode(texts)] == expected
+        assert [ids.tolist() for ids in tokenizer.encode_texts(texts)] == expected
 
 
 # --- options, by the engine and the pipeline -------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_token_ids_among_vectors(engine: Engine, golden: list[dict[str, Any]]) -
         [("hello world", Option.TOKENISE), ("hello world", Option(0)), (long["text"], Option.TOKENISE),
          (long["text"], Option(0)), ([99_999], Option.TOKENISE)],
     )  # fmt: skip
-    frame, sizes = work.rows()
+    frame, sizes = work.build_frame()
     first, vector, second, back = wire.split(frame, wire.unpack_u32(sizes))
     assert list(wire.unpack_u32(bytes(first))) == [101, 7592, 2088, 102]
     assert len(vector) == 384 * 4
@@ -268,10 +268,10 @@ def test_a_process_says_what_it_loads_and_then_hello_with_the_models_facts(tmp_p
 @pytest.mark.parametrize(
     ("device", "sentence"),
     [
-        ("AUTO", "a worker runs one device, and AUTO is none; choose one of CPU"),
-        ("MULTI:CPU", "a worker runs one device, and MULTI:CPU is none; choose one of CPU"),
-        ("quantum", "there is no device QUANTUM here; OpenVINO sees CPU"),
-        ("CPU.0", "CPU.0 cannot compile the model: CPU plugin supports only '' as device id"),
+        ("AUTO", "AUTO is not supported because a worker runs one device; choose CPU"),
+        ("MULTI:CPU", "MULTI:CPU is not supported because a worker runs one device; choose CPU"),
+        ("quantum", "device QUANTUM not found; OpenVINO sees CPU"),
+        ("CPU.0", "device CPU.0 could not compile the model: CPU plugin supports only '' as device id"),
     ],
 )
 def test_a_device_that_cannot_run_it_is_refused_in_a_sentence(

@@ -152,7 +152,7 @@ class Service:
         if number == 1:
             log.info("first batch answered: %d jobs", len(reading.tokens))
         log.debug("batch %d answered: %d jobs", work.batch.batch, len(reading.tokens), extra=origins(work.batch))
-        frame, sizes = work.rows()
+        frame, sizes = work.build_frame()
         result = self._session.make_result(
             work.batch,
             work.vectors.shape[1],

@@ -153,7 +153,7 @@ def test_bulk_item_is_overtaken_so_often_and_no_more() -> None:
     line.put(Lane.BULK, "bulk")
     for number in range(2 * MAX_OVERTAKES):
         line.put(Lane.INTERACTIVE, f"urgent {number}")
-    line.end()
+    line.put_end()
     order = list(iter(line.get, None))
     assert order.index("bulk") in (MAX_OVERTAKES, MAX_OVERTAKES - 1)
     assert [item for item in order if item != "bulk"] == [f"urgent {one}" for one in range(2 * MAX_OVERTAKES)]
@@ -170,7 +170,7 @@ def test_token_ids_are_taken_as_they_are() -> None:
 
 def test_frame_of_vectors_alone_is_their_own_memory() -> None:
     work = run(batch("a", "b"))
-    frame, sizes = work.rows()
+    frame, sizes = work.build_frame()
     assert sizes == b""
     assert bytes(frame) == work.vectors.tobytes()
     work.vectors[0, 0] = 7
@@ -180,7 +180,7 @@ def test_frame_of_vectors_alone_is_their_own_memory() -> None:
 def test_token_ids_stand_among_vectors_in_the_order_of_the_jobs() -> None:
     tokenise = int(Option.TOKENISE)
     work = run(batch("ab", "x" * 65, "c", "y" * 70, options=bytes([tokenise, 0, 0, tokenise])))
-    frame, sizes = work.rows()
+    frame, sizes = work.build_frame()
     ids, row, long = wire.split(frame, wire.unpack_u32(sizes))
     assert list(wire.unpack_u32(bytes(ids))) == [97, 98]
     assert np.frombuffer(row, "<f4").tolist() == vector("c").tolist()
@@ -192,7 +192,7 @@ def test_batch_of_token_ids_alone_runs_no_inference() -> None:
     work = run(batch("raise", options=bytes([Option.TOKENISE])))
     assert not work.error
     assert (work.inference_s, work.padding) == (0, 0)
-    assert bytes(work.rows()[0]) == wire.pack_u32(map(ord, "raise"))
+    assert bytes(work.build_frame()[0]) == wire.pack_u32(map(ord, "raise"))
 
 
 def test_inputs_are_cut_on_the_side_that_is_asked_for() -> None:
@@ -232,10 +232,10 @@ def test_padding_is_what_micro_batches_run_beside_their_jobs() -> None:
 def test_inference_time_goes_from_the_first_start_to_the_last_end() -> None:
     """Not the sum: micro-batches run side by side."""
     work = batch("a", "b", "c")
-    work.expect([[0], [1], [2]], [1, 1, 1])
-    assert not work.done(2.0, 3.0, "")
-    assert not work.done(1.0, 5.0, "")
-    assert work.done(3.0, 4.0, "")
+    work.expect_micro_batches([[0], [1], [2]], [1, 1, 1])
+    assert not work.finish_micro_batch(2.0, 3.0, "")
+    assert not work.finish_micro_batch(1.0, 5.0, "")
+    assert work.finish_micro_batch(3.0, 4.0, "")
     assert work.inference_s == 4.0
     assert run(batch("a")).inference_s > 0
 
