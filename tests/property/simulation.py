@@ -293,7 +293,7 @@ class Worker(End):
         sim.after(0.25, lambda: self.awake(self._beat))
 
     def connected(self) -> None:
-        self._say([self.session.hello(self.sim.now)])
+        self._say([self.session.make_hello(self.sim.now)])
 
     def handle(self, message: Any, frames: Sequence[Frame]) -> None:
         if isinstance(message, wire.Goodbye) and message.code == ErrorCode.LEASE_EXPIRED:
@@ -321,7 +321,7 @@ class Worker(End):
             self.send(message)
 
     def _beat(self) -> None:
-        if self.session.hung(self.sim.now):
+        if self.session.is_hung(self.sim.now):
             self.die()
             return
         self._say(self.session.due(self.sim.now))
@@ -349,10 +349,10 @@ class Worker(End):
         if by_chance or marked:
             self.sim.seen["marked text raised" if marked else "raise"] += 1
             self.raise_next = self.raise_next and not by_chance
-            self.send(self.session.error(batch, ErrorCode.DEVICE, "the device failed"))
+            self.send(self.session.make_error(batch, ErrorCode.DEVICE, "the device failed"))
         else:
             tokens = wire.pack_u32(len(text) for text in texts)
             rows = b"".join(vector(text, self.revision) for text in texts)
-            self.send(self.session.result(batch, 3, tokens, [], 1), [rows])
+            self.send(self.session.make_result(batch, 3, tokens, [], 1), [rows])
         self._running = False
         self._run()
