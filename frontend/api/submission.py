@@ -20,7 +20,7 @@ _INPUT_TYPES = {
 }
 
 
-class Fitted(NamedTuple):
+class PreparedSubmission(NamedTuple):
     """What is sent of a request. `places` are the documents' numbers in it; those in `bad` are not sent."""
 
     kind: Kind
@@ -32,7 +32,7 @@ class Fitted(NamedTuple):
     warning: str
 
 
-def fit(wanted: EmbeddingsRequest, model: ModelInfo, policy: str, max_tokens: int) -> Fitted:
+def build_submission(wanted: EmbeddingsRequest, model: ModelInfo, policy: str, max_tokens: int) -> PreparedSubmission:
     """The request for this model; ApiError 400 for what does not fit. `policy`: allow, warn or refuse other
     dimensions than the model declares. `max_tokens`: of the whole request."""
     warning = _dimensions_warning(wanted, model, policy)
@@ -42,7 +42,7 @@ def fit(wanted: EmbeddingsRequest, model: ModelInfo, policy: str, max_tokens: in
     if isinstance(wanted.documents[0], str):
         prompt = _prompt(wanted, model)
         texts = [(prompt + str(text)).encode() for text in wanted.documents]
-        return Fitted(Kind.TEXT, texts, options, range(len(texts)), {}, warning)
+        return PreparedSubmission(Kind.TEXT, texts, options, range(len(texts)), {}, warning)
     if wanted.prompt_name is not None or wanted.input_type is not None:
         name = "prompt_name" if wanted.prompt_name is not None else "input_type"
         raise ApiError(400, f"{name} needs texts: a prompt cannot be put before token ids", param=name)
@@ -54,7 +54,7 @@ def fit(wanted: EmbeddingsRequest, model: ModelInfo, policy: str, max_tokens: in
     tokens = sum(min(len(arrays[place]), model.max_tokens) for place in places)
     if tokens > max_tokens:
         raise from_failure(ErrorCode.TOO_MANY_TOKENS, too_many_tokens(max_tokens))
-    return Fitted(Kind.TOKENS, [pack_u32(arrays[place]) for place in places], options, places, bad, warning)
+    return PreparedSubmission(Kind.TOKENS, [pack_u32(arrays[place]) for place in places], options, places, bad, warning)
 
 
 def too_many_tokens(most: int) -> str:

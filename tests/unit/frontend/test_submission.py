@@ -8,16 +8,18 @@ import pytest
 from broker.wire.protocol import Kind, ModelInfo, Option, pack_u32
 from frontend.api.errors import ApiError
 from frontend.api.schemas import parse_embeddings, parse_tokenize
-from frontend.api.submission import Fitted, check_max_length, fit
+from frontend.api.submission import PreparedSubmission, build_submission, check_max_length
 
 PLAIN = ModelInfo("m", "r", 8, 5, vocabulary=100, normalized=True)
 PROMPTED = msgspec.structs.replace(PLAIN, prompts={"query": "q: ", "passage": "p: ", "odd": "o: "})
 
 
-def fitted(model: ModelInfo, value: object, policy: str = "warn", max_tokens: int = 20, **fields: Any) -> Fitted:
+def fitted(
+    model: ModelInfo, value: object, policy: str = "warn", max_tokens: int = 20, **fields: Any
+) -> PreparedSubmission:
     """A request, fitted."""
     body = msgspec.json.encode({"model": "m", "input": value, **fields})
-    return fit(parse_embeddings(body, 10), model, policy, max_tokens)
+    return build_submission(parse_embeddings(body, 10), model, policy, max_tokens)
 
 
 def refused(model: ModelInfo, value: object, **fields: Any) -> ApiError:
