@@ -34,7 +34,7 @@ from broker.core.pool import Lease, Pool, Worker
 from broker.core.quota import Quotas
 from broker.core.result_split import fits, share_out
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode, LocalProtocolError
+from broker.wire.errors import ErrorCode, LocalProtocolError, describe_replaced_model
 from broker.wire.protocol import Failure, Frame, Message
 
 POISON = "the input ended the worker that ran it, each time it was tried"
@@ -445,7 +445,7 @@ class Scheduler:
         on_trial = [job.request for job in self.on_trial() if job.request.model == model.info.name]
         for request in dict.fromkeys([*waiting, *on_trial]):
             if request.open_jobs < request.inputs:
-                text = f"the model {model.info.name!r} was replaced while the request ran"
+                text = describe_replaced_model(model.info.name)
                 self._fail_request(request, ErrorCode.NO_WORKER, text, now)
 
     def _cancel(self, request: Request, now: float) -> None:

@@ -80,7 +80,8 @@ def test_a_model_that_tells_no_vocabulary_takes_what_fits_the_wire() -> None:
 def test_token_arrays_are_counted_before_they_are_sent() -> None:
     assert fitted(PLAIN, [[1] * 5] * 4).inputs
     error = refused(PLAIN, [[1] * 5] * 5)
-    assert (str(error), error.code) == ("the request has more than 20 tokens", "max_tokens_per_request")
+    assert str(error).startswith("the request has more than 20 tokens")
+    assert error.code == "max_tokens_per_request"
     # What is cut does not count.
     assert fitted(PLAIN, [[1] * 50], truncate=True).inputs
 
