@@ -12,10 +12,9 @@ from broker.core.pool import Lease, Worker
 from broker.core.result_split import split_result
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode, LocalProtocolError
+from broker.wire.errors import ErrorCode, LocalProtocolError, describe_replaced_model
 from broker.wire.protocol import Failure, Frame
 
-POISON_TEXT = "this input crashed every worker that processed it; change the input"
 #: Retry-After of a request that failed as a whole, in milliseconds.
 RETRY_AFTER_MS = 5000
 
@@ -86,7 +85,7 @@ def end_trials(state: State, now: float) -> None:
     poison, cleared = state.blame.end_trials(now)
     for job in poison:
         state.blame.block_input(job, now)
-        fail_job(state, job, ErrorCode.POISON, POISON_TEXT, now)
+        fail_job(state, job, ErrorCode.POISON, ErrorCode.POISON.text, now)
     for job in cleared:
         state.models[job.request.model].queue.push_back([job])
 
@@ -96,7 +95,7 @@ def fail_poison(state: State, jobs: list[Job], now: float) -> list[Job]:
     blocked = state.blame.find_blocked(jobs, now)
     state.events.jobs_blocked(len(blocked))
     for job in blocked:
-        fail_job(state, job, ErrorCode.POISON, POISON_TEXT, now)
+        fail_job(state, job, ErrorCode.POISON, ErrorCode.POISON.text, now)
     return [job for job in jobs if job.is_open] if blocked else jobs
 
 
@@ -119,8 +118,7 @@ def fail_request(state: State, request: Request, code: ErrorCode, text: str, now
 def fail_expired(state: State, now: float) -> None:
     """Fail the requests whose deadline has passed."""
     for request in state.ledger.pop_expired(now):
-        text = "the deadline passed before the whole request was answered; retry, or send fewer inputs at once"
-        fail_request(state, request, ErrorCode.DEADLINE, text, now)
+        fail_request(state, request, ErrorCode.DEADLINE, ErrorCode.DEADLINE.text, now)
 
 
 def fail_unserved(state: State, model: Model, now: float) -> None:
@@ -137,8 +135,7 @@ def fail_partly_answered(state: State, model: Model, now: float) -> None:
     on_trial = [job.request for job in state.blame.list_on_trial() if job.request.model == model.info.name]
     for request in dict.fromkeys([*waiting, *on_trial]):
         if request.open_jobs < request.inputs:
-            text = f"the model {model.info.name!r} was replaced while the request ran; send the request again"
-            fail_request(state, request, ErrorCode.NO_WORKER, text, now)
+            fail_request(state, request, ErrorCode.NO_WORKER, describe_replaced_model(model.info.name), now)
 
 
 def cancel_request(state: State, request: Request, now: float) -> None:

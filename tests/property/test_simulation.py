@@ -16,7 +16,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Kind, Lane
 from frontend.api.errors import ApiError
-from frontend.session.pending import REPLACED, Pending
+from frontend.session.pending import Pending
 from frontend.session.session import Session, Step
 from tests.property.simulation import LIMITS, MODEL, POISON, RAISES, End, Worker, World, vector
 
@@ -269,7 +269,7 @@ class Simulation(World):
                 holds = poison or max(self.broker.deaths[text] for text in texts) >= LIMITS.max_crashes
             case ErrorCode.DEVICE:
                 holds = any(RAISES in text for text in texts)
-            case ErrorCode.NO_WORKER if failure.text == REPLACED or "was replaced" in failure.text:
+            case ErrorCode.NO_WORKER if "was replaced" in failure.text:
                 holds = self.seen["other revision"] > 0
             case ErrorCode.NO_WORKER if failure.text == ALONE:
                 holds = self._had_no_worker(ask.frontend)
