@@ -85,7 +85,7 @@ class BrokerClient:
         """
         lane = self._choose_lane(inputs) if terms.lane is None else terms.lane
         now = time.monotonic()
-        wait_s = self._session.door.refuses(model, lane, terms.client, deadline - now, now)
+        wait_s = self._session.refusals.refuses(model, lane, terms.client, deadline - now, now)
         if wait_s:
             text = f"the queue is {wait_s:.3g} s long"
             raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
@@ -120,7 +120,7 @@ class BrokerClient:
             self._session.finish(pending)
             if self._session.has_outgoing:
                 self._flush_soon()
-        self._session.door.note(pending, time.monotonic())
+        self._session.refusals.note(pending, time.monotonic())
         if pending.failure:
             raise from_failure(pending.failure.code, pending.failure.text, pending.failure.retry_after_ms)
         return pending

@@ -26,8 +26,8 @@ class Pending:
 
     __slots__ = (
         "abandoned",
-        "cut",
         "deadline",
+        "ended_by_broker",
         "failure",
         "failures",
         "frame",
@@ -41,7 +41,7 @@ class Pending:
         "rows",
         "submission",
         "tokens",
-        "told",
+        "truncated",
     )  # fmt: skip
 
     def __init__(
@@ -61,11 +61,11 @@ class Pending:
         self.missing = inputs
         self.tokens = 0
         #: Tokens cut off, and what went wrong, by input.
-        self.cut: dict[int, int] = {}
+        self.truncated: dict[int, int] = {}
         self.failures: dict[int, wire.Failure] = {}
         self.failure: wire.Failure | None = None
         #: Whether the broker itself has ended the whole request.
-        self.told = False
+        self.ended_by_broker = False
         #: Whether its client has gone away.
         self.abandoned = False
         #: Longest wait in the queue and longest inference among its batches.
@@ -89,7 +89,7 @@ class Pending:
         self.tokens += tokens
         self.missing -= 1
         if cut:
-            self.cut[position] = cut
+            self.truncated[position] = cut
         if self.tokens > self.max_tokens:
             text = f"the request has more than {self.max_tokens} tokens"
             self.failure = wire.Failure(self.number, -1, ErrorCode.TOO_MANY_TOKENS, text)
@@ -97,7 +97,7 @@ class Pending:
     def fail(self, failure: wire.Failure) -> None:
         """An input has failed, or the whole request."""
         if failure.position < 0:
-            self.failure, self.told = failure, True
+            self.failure, self.ended_by_broker = failure, True
         elif not self.per_item:
             self.failure = failure
         elif self.waits_for(failure.position):
@@ -109,7 +109,7 @@ class Pending:
         return position < len(self.rows) and self.rows[position] is None and position not in self.failures
 
 
-class Door:
+class RefusalCache:
     """How long the wait was when the broker last refused a request for it: a flood is refused without asking."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Door:
         return wait_s if now < until and wait_s > min(self.max_wait_s, budget_s) else None
 
 
-class Table:
+class PendingRequests:
     """All pending requests by number."""
 
     def __init__(self) -> None:

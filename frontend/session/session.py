@@ -17,7 +17,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Message, ModelInfo, ModelState, State
 from frontend.api.errors import ApiError, broker_away, from_failure, quote, unknown_model
-from frontend.session.pending import Door, Pending, Table
+from frontend.session.pending import Pending, PendingRequests, RefusalCache
 
 #: Heartbeat and liveness until a welcome names the broker's own, in seconds.
 HEARTBEAT_S, LIVENESS_S = 0.25, 3.5
@@ -51,9 +51,9 @@ class Session:
         #: The state of each model, including models that no worker has served yet.
         self.states: dict[str, ModelState] = {}
         self.stats: wire.Stats | None = None
-        self.door = Door()
+        self.refusals = RefusalCache()
         self._seen_models: set[str] = set()
-        self._table = Table()
+        self._table = PendingRequests()
         #: What the next `flush` submits, by number, and cancels.
         self._outbox: dict[int, Pending] = {}
         self._cancelled: list[Pending] = []
@@ -120,7 +120,7 @@ class Session:
     def _begin(self, message: wire.Welcome, now: float) -> None:
         self._epoch = message.epoch
         self._received = 0
-        self.door.max_wait_s = message.max_wait_ms / 1000
+        self.refusals.max_wait_s = message.max_wait_ms / 1000
         # The models follow, and then all that is unanswered is sent again.
         self.models = {}
         self._forget_outgoing()
@@ -202,7 +202,7 @@ class Session:
         """End a request that nobody waits for any more; the next `flush` cancels it if the broker still holds it."""
         self._table.remove(pending)
         self._outbox.pop(pending.number, None)
-        if pending.missing and not pending.told:
+        if pending.missing and not pending.ended_by_broker:
             self._cancelled.append(pending)
 
     def flush(self, now: float) -> Step:
