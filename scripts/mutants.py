@@ -120,10 +120,10 @@ BUGS = [
     Bug("ended jobs are remembered with their worker", "blame.py", "{known: [job for job in blamed if job.open] for", "{known: blamed for"),
     Bug("known poison is dispatched", "scheduler.py", "if jobs := self._refuse_poison(jobs, now):", "if jobs:  # as it is"),
     Bug("a frontend that was not read is forgotten", "scheduler.py", "self.ledger.silent(now) if frontends_read else []:", "self.ledger.silent(now):"),
-    Bug("unanswered requests are not sent again", "frontend/session/session.py", "for one in self._table.unanswered() if one.model in new}", "for one in self._table.unanswered() if one.model in new and False}"),
+    Bug("unanswered requests are not sent again", "frontend/session/session.py", "for pending in unanswered if pending.model in new}", "for pending in unanswered if pending.model in new and False}"),
     Bug("a broker that forgot a frontend is not greeted again", "frontend/session/session.py", "                self.disconnect(now)\n                return self.connect()\n", "                self.disconnect(now)\n"),
-    Bug("a silent broker is waited for", "frontend/session/session.py", "if self.connected and now >= self._last_heard + self._liveness_s:", "if False:"),
-    Bug("requests wait for ever for a broker", "frontend/session/session.py", "self._give_up() if now >= since + self._grace_s else ()", "()"),
+    Bug("a silent broker is waited for", "frontend/session/session.py", "if self.connected and now >= self._last_message_at + self._liveness_s:", "if False:"),
+    Bug("requests wait for ever for a broker", "frontend/session/session.py", "self._fail_unserved() if now >= since + self._grace_s else ()", "()"),
     Bug("jobs wait for ever for a worker", "scheduler.py", "                self._fail_unserved(model, now)\n", "                pass\n"),
 ]  # fmt: skip
 
