@@ -103,7 +103,7 @@ class Member:
             self.frozen, self.doom = False, None
         if now >= self._due:
             self._started = now
-            self._child.keep(now)
+            self._child.keep_running(now)
 
     def send(self, number: signal.Signals) -> None:
         """Signal it."""
