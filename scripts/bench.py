@@ -28,7 +28,7 @@ CACHE = ROOT / ".cache" / "vecmill"
 def arguments() -> argparse.Namespace:
     """The flags of scripts/bench."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure the server against raw OpenVINO.")
-    default = ROOT.parent / "shared" / "data" / "load" / "queries.jsonl"
+    default = ROOT / "tests" / "data" / "queries.jsonl"
     parser.add_argument(
         "--texts", type=Path, default=default, help="JSON lines with a text each (default: %(default)s)"
     )

@@ -39,7 +39,7 @@ ATTACKER, CLIENTS = "attacker", ("one", "two", "three", "four")
 def arguments() -> argparse.Namespace:
     """The flags of scripts/load."""
     parser = argparse.ArgumentParser(prog="scripts/load", description="Flood and overload a server of its own.")
-    default = ROOT.parent / "shared" / "data" / "load" / "queries.jsonl"
+    default = ROOT / "tests" / "data" / "queries.jsonl"
     parser.add_argument(
         "--texts", type=Path, default=default, help="JSON lines with a text each (default: %(default)s)"
     )
