@@ -111,7 +111,7 @@ def test_signal_during_download_aborts_start(tmp_path: Path, number: signal.Sign
         program.signal(number)
         assert program.wait(60) == 130
         connection.close()
-    assert program.output.splitlines()[1:] == ["vecmill: stopped before the model was there"]
+    assert program.output.splitlines()[1:] == ["vecmill: stopped before the model was ready"]
     assert children
     assert not [pid for pid in children if alive(pid)]
     assert [path.name for path in (tmp_path / "cache/default").iterdir()] == [".lock"]
