@@ -146,7 +146,9 @@ class System:
         def create_member(name: str, *command: str) -> Member:
             return Member(name, list(command), folder / f"{name.replace(' ', '-')}.log", tally, dice)
 
-        self.broker = create_member("broker", "broker", "--frontend-bind", frontends, "--worker-bind", wire)
+        self.broker = create_member(
+            "broker", "broker", "--frontend-bind", frontends, "--worker-bind", wire, "--metrics-bind="
+        )
         self.workers = [
             create_member(f"worker {number}", "tests.harness.fake_worker", "--broker", wire)
             for number in range(1, workers + 1)

@@ -23,10 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from frontend.processes import Child, reload_all, say  # noqa: E402  after the path is set
-from workers.__main__ import model_name  # noqa: E402
+from workers.__main__ import choose_model_name  # noqa: E402
 
 #: Seconds until the processes of a role are killed if they have not drained.
 DRAIN_S = 70.0
+#: Default address of the broker's metrics.
+METRICS_BIND = "127.0.0.1:7412"
 #: Exit status after a signal that stopped unfinished work: 128 + SIGINT, as in shells.
 INTERRUPTED = 130
 
@@ -56,6 +58,10 @@ def parse_arguments() -> argparse.Namespace:
         "--api-keys", default="", help="file of API keys, made by scripts/api-key (default: no key needed)"
     )
     parser.add_argument(
+        "--metrics-bind",
+        help=f"HOST:PORT of the broker's /metrics; empty: none (default: {METRICS_BIND} unless that port is taken)",
+    )
+    parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="format of log lines (default: %(default)s)"
     )
     parser.add_argument(
@@ -71,7 +77,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare_folder(options: argparse.Namespace) -> Path:
     """Fetch and convert the model if needed; return its folder."""
-    from workers.models import ModelError, fetch_default_model, prepare_model
+    from workers.models.default import fetch_default_model
+    from workers.models.folder import ModelError
+    from workers.models.prepare import prepare_model
 
     cache = Path(options.cache)
     try:
@@ -93,11 +101,23 @@ def check_port(host: str, port: int) -> None:
         sys.exit(f"vecmill: cannot listen on port {port} of {host} ({error}); choose another with --port")
 
 
+def choose_metrics_bind() -> str:
+    """Return the default address of the broker's metrics, or "" if another process listens there."""
+    host, _, port = METRICS_BIND.partition(":")
+    try:
+        socket.create_server((host, int(port))).close()
+    except OSError as error:
+        say(f"no broker metrics: {METRICS_BIND} cannot be used ({error.strerror}); choose another with --metrics-bind")
+        return ""
+    return METRICS_BIND
+
+
 def create_children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[list[Child]]:
     """Return all processes in start order: the broker, the workers, the frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
-    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers]
+    metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
+    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers, "--metrics-bind", metrics]
     worker = [*python, "workers", "--broker", workers, "--model", str(folder), "--device", options.device]
     worker += ["--cache", options.cache, "--model-name", options.model_name]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
@@ -212,7 +232,7 @@ def main() -> None:
     # Block SIGCHLD, so that the loop can wait for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
-        status = supervise(options, options.model_name or model_name(folder), groups, stopping)
+        status = supervise(options, options.model_name or choose_model_name(folder), groups, stopping)
     finally:
         stop_all(groups)
         shutil.rmtree(sockets, ignore_errors=True)

@@ -14,7 +14,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Kind, Lane, Message, ModelInfo, ModelState
 from frontend.api.errors import from_failure
-from frontend.api.schemas import Terms
+from frontend.api.schemas import RequestOptions
 from frontend.config import Config
 from frontend.session.link import Link
 from frontend.session.pending import Pending
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 #: How much longer than its deadline a request waits for the broker to say that it is over.
 DEADLINE_SLACK_S = 2.0
-#: How long /health and /metrics wait for the broker's counts.
+#: How long /health waits for the broker's counts.
 STATS_WAIT_S = 1.0
 
 
@@ -46,9 +46,8 @@ class BrokerClient:
         self._link = Link(config, self._on_connect, self._on_disconnect, self._on_message)
         self._futures: dict[int, asyncio.Future[None]] = {}
         self._flushing = False
-        #: Set and replaced whenever the connection or the models change, and whenever stats and metrics come.
-        self._changed, self._stats_came, self._families_came = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._families: list[wire.Family] = []
+        #: Set and replaced whenever the connection or the models change, and whenever stats come.
+        self._changed, self._stats_came = asyncio.Event(), asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -72,7 +71,7 @@ class BrokerClient:
         model: str,
         kind: Kind,
         inputs: Sequence[bytes],
-        terms: Terms,
+        request_options: RequestOptions,
         deadline: float,
         *,
         options: int = 0,
@@ -83,9 +82,9 @@ class BrokerClient:
 
         Raise ApiError when the request, or without `per_item` an input of it, fails.
         """
-        lane = self._choose_lane(inputs) if terms.lane is None else terms.lane
+        lane = self._choose_lane(inputs) if request_options.lane is None else request_options.lane
         now = time.monotonic()
-        wait_s = self._session.door.refuses(model, lane, terms.client, deadline - now, now)
+        wait_s = self._session.door.refuses(model, lane, request_options.client, deadline - now, now)
         if wait_s:
             text = f"the queue is {wait_s:.3g} s long"
             raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
@@ -93,15 +92,15 @@ class BrokerClient:
             0,
             model,
             lane,
-            terms.client,
+            request_options.client,
             0,
             kind,
             wire.pack_u32(map(len, inputs)),
             options,
-            terms.origin,
-            terms.client_jobs,
-            terms.client_tokens,
-            terms.address,
+            request_options.origin,
+            request_options.client_jobs,
+            request_options.client_tokens,
+            request_options.address,
         )
         frame = b"".join(inputs)
         pending = self._session.submit(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)
@@ -151,16 +150,6 @@ class BrokerClient:
                 await asyncio.wait_for(came.wait(), STATS_WAIT_S)
         return self._session.stats
 
-    async def fresh_families(self) -> list[wire.Family]:
-        """Return the broker's metrics as of now; none when it does not answer at once."""
-        if self.connected:
-            came = self._families_came
-            self._link.send(self._session.heartbeat(metrics=True))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(came.wait(), STATS_WAIT_S)
-                return self._families
-        return []
-
     # --- the connection ----------------------------------------------------------------------------------------------
 
     def open(self) -> None:
@@ -190,10 +179,6 @@ class BrokerClient:
             case wire.Stats():
                 self._stats_came.set()
                 self._stats_came = asyncio.Event()
-                if message.families:
-                    self._families = message.families
-                    self._families_came.set()
-                    self._families_came = asyncio.Event()
 
     def _on_timer(self) -> None:
         self._advance(lambda: self._session.due(time.monotonic()))

@@ -156,9 +156,9 @@ class Session:
         since = self._welcomed_at if self.connected else self._away_since
         return Step(sends, self._give_up() if now >= since + self._grace_s else ())
 
-    def heartbeat(self, *, metrics: bool = False) -> wire.FrontendHeartbeat:
-        """Return a heartbeat, which the broker answers with its stats, and its metrics if wanted."""
-        return wire.FrontendHeartbeat(self._received, metrics=metrics)
+    def heartbeat(self) -> wire.FrontendHeartbeat:
+        """Return a heartbeat, which the broker answers with its stats."""
+        return wire.FrontendHeartbeat(self._received)
 
     def _give_up(self) -> list[Pending]:
         """Fail what waits for a broker, or for a model to come back to it."""

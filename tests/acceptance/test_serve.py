@@ -38,7 +38,7 @@ def test_golden_vectors_are_served(server: Server) -> None:
         if row["untruncated_tokens"] > 256:
             message = answer.json()["error"]["message"]
             assert answer.status_code == 400
-            assert message == f"Input length {row['untruncated_tokens']} longer than allowed 256"
+            assert message.startswith(f"Input length {row['untruncated_tokens']} longer than allowed 256")
             continue
         vector, expected = rows(answer)[0], row["vector"]
         assert vector @ expected / np.linalg.norm(vector) / np.linalg.norm(expected) >= 0.99999

@@ -146,7 +146,7 @@ def test_heartbeats_tell_what_was_received_at_the_brokers_pace(talk: Talk) -> No
     assert talk.pass_time(0.25).sends == [(wire.FrontendHeartbeat(8), ())]
     assert talk.pass_time(0.9) == Step()
     assert talk.session.next_deadline() == pytest.approx(talk.now + 0.1)
-    assert talk.session.heartbeat(metrics=True) == wire.FrontendHeartbeat(8, metrics=True)
+    assert talk.session.heartbeat() == wire.FrontendHeartbeat(8)
     talk.hear(wire.Stats({"a": 1}, [], 0, 0))
     assert talk.session.stats == wire.Stats({"a": 1}, [], 0, 0)
 
