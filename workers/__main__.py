@@ -11,10 +11,10 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-import msgspec
 import zmq
 
 from broker.shared import logs
+from broker.shared.settings import SettingsError
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
@@ -40,8 +40,8 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(sys.argv[1:], os.environ)
-    except msgspec.ValidationError as error:
-        refuse(f"configuration: {error}")
+    except SettingsError as error:
+        refuse(error)
     logs.set_up("worker", config.log_level, config.log_format)
     threading.excepthook = end_process
     # The heartbeat's thread must get its turn soon while others hold the interpreter.

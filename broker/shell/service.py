@@ -16,7 +16,6 @@ import msgspec
 import zmq
 
 from broker.core import outgoing
-from broker.core.limits import Limits
 from broker.core.scheduler import Scheduler, Send
 from broker.shared.health import HealthFile
 from broker.shell.config import Config
@@ -61,10 +60,7 @@ class Service:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.scheduler = Scheduler(
-            secrets.randbits(63),
-            msgspec.convert(msgspec.structs.asdict(config), Limits),
-        )
+        self.scheduler = Scheduler(secrets.randbits(63), config)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: dict[bytes, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], bytes] = {}
