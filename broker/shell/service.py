@@ -24,6 +24,7 @@ from broker.shell.metrics_server import MetricsServer
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from broker.wire.errors import ErrorCode, RemoteProtocolError
+from broker.wire.sockets import open_router
 
 log = logging.getLogger(__name__)
 
@@ -295,9 +296,7 @@ class Service:
             self._gate = Gate(self._context, pathlib.Path(self.config.keys))
             self._gate.start()
         for role, domain in DOMAINS.items():
-            socket = self._sockets[role] = self._context.socket(zmq.ROUTER)
-            for name, value in wire.ROUTER_OPTIONS.items():
-                socket.setsockopt(getattr(zmq, name), value)
+            socket = self._sockets[role] = open_router(self._context)
             if self._gate:
                 self._gate.secure(socket, domain)
             self._monitors[socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)] = role

@@ -2,7 +2,7 @@
 
 import zmq
 
-from broker.wire.curve import open_dealer
+from broker.wire.sockets import open_dealer
 from workers.config import Config
 
 
