@@ -15,6 +15,7 @@ import zmq
 
 from broker.shared import logs
 from broker.shared.settings import SettingsError
+from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
@@ -98,7 +99,7 @@ def serve(config: Config) -> None:
     hello = wire.WorkerHello(
         protocol_min=wire.PROTOCOL_MIN,
         protocol_max=wire.PROTOCOL_MAX,
-        build="",
+        build=VERSION,
         uuid=me.uuid,
         incarnation=time.time_ns(),
         host=me.host,

@@ -138,10 +138,9 @@ class FrontendHello(Message, tag=1):
 
     protocol_min: int
     protocol_max: int
+    #: The version of Vecmill (`broker.shared.version`).
     build: Name
     uuid: Uuid
-    #: Start time of the process in ns: of two claims to one uuid the newer one is alive.
-    incarnation: U63
     host: Name
     pid: int
 
