@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from frontend.processes import Child, reload_all, say  # noqa: E402  after the path is set
-from workers.__main__ import model_name  # noqa: E402
+from workers.__main__ import choose_model_name  # noqa: E402
 
 #: How long a role's processes get to drain before they are killed, in seconds.
 DRAIN_S = 70.0
@@ -67,7 +67,9 @@ def arguments() -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace) -> Path:
     """The model's folder, fetched and converted."""
-    from workers.models import ModelError, fetch_default_model, prepare_model
+    from workers.models.default import fetch_default_model
+    from workers.models.folder import ModelError
+    from workers.models.prepare import prepare_model
 
     cache = Path(options.cache)
     try:
@@ -217,7 +219,7 @@ def main() -> None:
     # Blocked, so that the loop can wait for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
-        status = supervise(options, options.model_name or model_name(folder), groups, stopping)
+        status = supervise(options, options.model_name or choose_model_name(folder), groups, stopping)
     finally:
         stop(groups)
         shutil.rmtree(sockets, ignore_errors=True)

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import msgspec
 import zmq
 
-from broker.core import outgoing
-from broker.core.scheduler import Scheduler, Send
+from broker.core.outbox import Send
+from broker.core.scheduler import Scheduler
 from broker.shared.health import HealthFile
 from broker.shell.config import Config
 from broker.shell.curve_auth import Gate
@@ -98,7 +98,7 @@ class Service:
                 if self._wakeup.fileno() in ready:
                     self._wakeup.recv(4096)
                 self._turn(ready)
-            log.info("drained with %d jobs open: %s", self.scheduler.ledger.jobs, dict(self.scheduler.counters))
+            log.info("drained with %d jobs open: %s", self.scheduler.open_jobs, self.scheduler.count_totals())
         finally:
             signal.set_wakeup_fd(-1)
             self._close()
@@ -193,8 +193,7 @@ class Service:
             self._send(self.scheduler.lost(peer, time.monotonic()))
 
     def _count_malformed(self, error: RemoteProtocolError) -> None:
-        self.scheduler.counters["malformed_messages"] += 1
-        number = self.scheduler.counters["malformed_messages"]
+        number = self.scheduler.record_malformed()
         if number <= LOGGED_MALFORMED or number % LOGGED_MALFORMED == 0:
             log.warning("ignored a malformed message (%d so far): %s", number, error)
 
@@ -211,10 +210,8 @@ class Service:
 
     def _probe(self, role: bytes) -> None:
         """Find the peers whose connection has ended. The event does not say whose: a send to each tells."""
-        peers = self.scheduler.ledger.by_peer if role == FRONTEND else self.scheduler.pool.workers
-        sign = outgoing.catalogue(self.scheduler) if role == FRONTEND else wire.Heartbeat()
-        self._send([Send(peer, sign) for peer in list(peers)])
-        known = self.scheduler.ledger.by_peer.keys() | self.scheduler.pool.workers.keys()
+        self._send(self.scheduler.build_probes(peer for peer in self.scheduler.peers if peer.startswith(role)))
+        known = self.scheduler.peers
         self._keys = {peer: key for peer, key in self._keys.items() if peer in known}
 
     def _send(self, sends: Iterable[Send]) -> None:
@@ -259,8 +256,7 @@ class Service:
             log.debug("batch %d answered", message.batch, extra=fields)
 
     def _worker(self, peer: bytes) -> str:
-        worker = self.scheduler.pool.workers.get(peer)
-        return worker.name if worker else ""
+        return self.scheduler.find_worker_name(peer)
 
     def _timeout_ms(self) -> int | None:
         times = [time for time in (self.scheduler.next_deadline(), self._drain_until) if time is not None]
@@ -282,7 +278,7 @@ class Service:
     def _done(self) -> bool:
         if self._drain_until is None:
             return False
-        return not self.scheduler.ledger.jobs or time.monotonic() >= self._drain_until
+        return not self.scheduler.open_jobs or time.monotonic() >= self._drain_until
 
     # --- sockets -----------------------------------------------------------------------------------------------------
 

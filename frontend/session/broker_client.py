@@ -15,7 +15,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Kind, Lane, Message, ModelInfo, ModelState
 from frontend.api.errors import from_failure
-from frontend.api.schemas import Terms
+from frontend.api.schemas import RequestOptions
 from frontend.config import Config
 from frontend.session.link import Link
 from frontend.session.pending import Pending
@@ -71,7 +71,7 @@ class BrokerClient:
         model: str,
         kind: Kind,
         inputs: Sequence[bytes],
-        terms: Terms,
+        request_options: RequestOptions,
         deadline: float,
         *,
         options: int = 0,
@@ -82,9 +82,9 @@ class BrokerClient:
 
         Raise ApiError when the request, or without `per_item` an input of it, fails.
         """
-        lane = self._choose_lane(inputs) if terms.lane is None else terms.lane
+        lane = self._choose_lane(inputs) if request_options.lane is None else request_options.lane
         now = time.monotonic()
-        wait_s = self._session.door.refuses(model, lane, terms.client, deadline - now, now)
+        wait_s = self._session.door.refuses(model, lane, request_options.client, deadline - now, now)
         if wait_s:
             text = f"the queue is {wait_s:.3g} s long"
             raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
@@ -92,15 +92,15 @@ class BrokerClient:
             0,
             model,
             lane,
-            terms.client,
+            request_options.client,
             0,
             kind,
             wire.pack_u32(map(len, inputs)),
             options,
-            terms.origin,
-            terms.client_jobs,
-            terms.client_tokens,
-            terms.address,
+            request_options.origin,
+            request_options.client_jobs,
+            request_options.client_tokens,
+            request_options.address,
         )
         frame = b"".join(inputs)
         pending = self._session.submit(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)

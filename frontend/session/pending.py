@@ -10,11 +10,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import ErrorCode, describe_replaced_model, describe_too_many_tokens
 from broker.wire.protocol import Frame, Lane
 
-#: Two brokers' lives can serve two revisions; one answer must not.
-REPLACED = "the model was replaced while the request ran"
 #: How long the wait that the broker told is taken to be the same, in seconds.
 NOTED_S = 0.1
 #: Clients whose wait is remembered at most.
@@ -91,7 +89,7 @@ class Pending:
         if cut:
             self.cut[position] = cut
         if self.tokens > self.max_tokens:
-            text = f"the request has more than {self.max_tokens} tokens"
+            text = describe_too_many_tokens(self.max_tokens)
             self.failure = wire.Failure(self.number, -1, ErrorCode.TOO_MANY_TOKENS, text)
 
     def fail(self, failure: wire.Failure) -> None:
@@ -175,7 +173,9 @@ class Table:
             if pending is None or pending.ended or not pending.waits_for(position):
                 continue
             if pending.revision not in ("", answers.revision):
-                pending.failure = wire.Failure(number, -1, ErrorCode.NO_WORKER, REPLACED, 1000)
+                # Two epochs of the broker can serve two revisions; one answer must not mix them.
+                text = describe_replaced_model(pending.model)
+                pending.failure = wire.Failure(number, -1, ErrorCode.NO_WORKER, text, 1000)
                 ended.append(pending)
                 continue
             pending.revision = answers.revision

@@ -189,7 +189,7 @@ def test_killed_worker_and_what_waits_for_another(cluster: Cluster) -> None:
             worker.signal(signal.SIGKILL)
             await asyncio.to_thread(until, lambda: value(scrape_broker(cluster), "vecmill_workers", model="fake") == 0)
             samples = scrape_broker(cluster)
-            assert value(samples, "vecmill_worker_evictions_total", reason="connection lost") == 1
+            assert value(samples, "vecmill_worker_evictions_total", reason="connection_lost") == 1
             assert value(samples, "vecmill_jobs_requeued_total", model="fake") == 2
             assert value(samples, "vecmill_queue_suspects") == 1
             assert math.isinf(value(samples, "vecmill_expected_wait_seconds", model="fake"))

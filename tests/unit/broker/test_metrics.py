@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from broker.core.limits import Limits
-from broker.core.metrics import Family, Histogram
+from broker.core.metrics import Family, HistogramFamily
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from tests.harness.core import DIMENSION, EPOCH, Core
@@ -40,7 +40,7 @@ def test_they_exist_at_zero() -> None:
     found = families(core)
     assert {sample.value for sample in found["jobs"].samples} == {0}
     assert {sample.labels[0] for sample in found["requests_rejected"].samples} >= {"overloaded", "quota"}
-    assert {sample.labels[0] for sample in found["worker_evictions"].samples} >= {"silent", "connection lost"}
+    assert {sample.labels[0] for sample in found["worker_evictions"].samples} >= {"silent", "connection_lost"}
     assert found["batch_jobs"].samples == []
     core.worker()
     found = families(core)
@@ -83,14 +83,14 @@ def test_what_is_open_is_told(core: Core) -> None:
     core.submit(2, ["x" * 40], lane=wire.Lane.INTERACTIVE)
     core.submit(3, ["y" * 40, "z" * 40], lane=wire.Lane.BULK)
     core.batches()
-    queue = core.scheduler.models["m"].queue
+    queue = core.scheduler.state.models["m"].queue
     assert values(core, "queue_jobs") == {("m", "interactive"): 1, ("m", "bulk"): 0}
     assert values(core, "queue_tokens")["m", "interactive"] == queue.tokens > 0
     assert values(core, "open_jobs") == {(): 4}
     assert values(core, "worker_leases") == {("m", "CPU", "host/CPU/0"): 2}
     assert values(core, "worker_credits") == {("m", "CPU", "host/CPU/0"): 0}
-    open_tokens = core.scheduler.ledger.tokens
-    speed = core.scheduler.pool.tokens_per_s("m")
+    open_tokens = core.scheduler.state.ledger.tokens
+    speed = core.scheduler.state.pool.sum_tokens_per_s("m")
     assert values(core, "expected_wait_seconds")[("m",)] == pytest.approx(open_tokens / speed)
     core.lost(b"W1")
     assert values(core, "expected_wait_seconds")[("m",)] == math.inf
@@ -120,7 +120,7 @@ def test_ends_of_workers_are_counted_by_why(core: Core) -> None:
     core.lost(b"W1")
     core.worker(b"W2")
     core.handle(b"W2", wire.WorkerGoodbye())
-    assert values(core, "worker_evictions")[("connection lost",)] == 1
+    assert values(core, "worker_evictions")[("connection_lost",)] == 1
     assert values(core, "jobs_requeued")[("m",)] == 3
     assert values(core, "workers_joined") == {(): 2}
     assert values(core, "workers_left") == {(): 1}
@@ -148,9 +148,9 @@ def answer_in_another_shape(core: Core) -> None:
     ("act", "reason"),
     [
         (fall_silent, "silent"),
-        (hang, "its batch ran too long"),
-        (lambda core: core.lost(b"W1"), "connection lost"),
-        (answer_in_another_shape, "answered a batch in another shape"),
+        (hang, "lease_expired"),
+        (lambda core: core.lost(b"W1"), "connection_lost"),
+        (answer_in_another_shape, "invalid_result"),
     ],
 )
 def test_eviction_is_counted_by_its_reason(core: Core, act: Callable[[Core], None], reason: str) -> None:
@@ -199,14 +199,14 @@ def test_restarted_workers_keep_their_label(core: Core) -> None:
         core.lost(b"W1")
         join(core, b"W1", pid=pid)
         assert labels_of(core) == ["host/CPU/0", "host/CPU/1"]
-    worker = core.scheduler.pool.workers[b"W1"]
+    worker = core.scheduler.state.pool.workers[b"W1"]
     assert (worker.label, worker.name) == ("host/CPU/0", "host/19")
 
 
 def test_reconnected_worker_keeps_its_label(core: Core) -> None:
     core.worker(b"W2")
     core.worker(b"W9", uuid=b"W1")
-    assert core.scheduler.pool.workers[b"W9"].label == "host/CPU/0"
+    assert core.scheduler.state.pool.workers[b"W9"].label == "host/CPU/0"
 
 
 def test_slots_are_counted_per_host_and_device(core: Core) -> None:
@@ -225,7 +225,7 @@ def test_collected_families_do_not_change_later(core: Core) -> None:
 
 
 def test_value_is_in_the_first_bucket_that_reaches_it() -> None:
-    histogram = Histogram("h", "text", ["a"], (1.0, 2.0))
+    histogram = HistogramFamily("h", "text", ("a",), (1.0, 2.0))
     histogram.observe(("x",), [0.5, 1.0, 1.5, 2.0, 2.5])
-    (sample,) = histogram.family().samples
+    (sample,) = histogram.snapshot().samples
     assert (sample.buckets, sample.value) == ((2, 2, 1), 7.5)
