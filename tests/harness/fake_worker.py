@@ -22,7 +22,7 @@ import numpy as np
 
 from broker.shared import logs
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import ErrorCode, describe_too_long
 from workers.__main__ import end_process
 from workers.config import Config, load
 from workers.engine.backend import Ids, Vectors
@@ -89,7 +89,7 @@ class FakeBackend:
 
     def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         if len(ids) > MAX_TOKENS:
-            return ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {MAX_TOKENS}"
+            return ErrorCode.TOO_LONG, describe_too_long(len(ids), MAX_TOKENS)
         return None
 
     def get_divisors(self, request: int) -> Vectors | None:

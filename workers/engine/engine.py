@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
 from workers.engine.tokenizer import Tokenizer
 from workers.models.prepare import PreparedModel
@@ -59,18 +59,14 @@ class Engine:
         return self._tokenizer.encode_texts(texts) if texts else []
 
     def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
-        """See `Backend`. The text for long inputs is that of OpenVINO Model Server."""
+        """See `Backend`."""
         if len(ids) > self.max_tokens:
-            return ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {self.max_tokens}"
+            return ErrorCode.TOO_LONG, describe_too_long(len(ids), self.max_tokens)
         if not len(ids):
             return ErrorCode.INVALID_INPUT, "the input has no tokens"
         if ids.min() < 0 or ids.max() >= self._vocabulary:
             outside = ids.min() if ids.min() < 0 else ids.max()
-            text = (
-                f"token id {outside} is not in the model's vocabulary of {self._vocabulary}; "
-                "LangChain sends the ids of OpenAI's models unless check_embedding_ctx_length=False"
-            )
-            return ErrorCode.INVALID_INPUT, text
+            return ErrorCode.INVALID_INPUT, describe_foreign_token(outside, self._vocabulary)
         return None
 
     def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:

@@ -11,11 +11,11 @@ from broker.wire.protocol import ModelInfo
 from frontend.api.errors import from_failure, unknown_model
 from frontend.api.rendering import render_embeddings, render_model, shape
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings
-from frontend.api.submission import Fitted, fit
+from frontend.api.submission import PreparedSubmission, build_submission
 from frontend.config import Config
 from frontend.rest import metrics
-from frontend.rest.routes.request_options import terms_of
-from frontend.rest.unread_answers import Unread, answer
+from frontend.rest.routes.request_options import read_request_options
+from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 from frontend.session.pending import Pending
 
@@ -37,18 +37,18 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     started = time.monotonic()
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
-    unread: Unread = request.app.ctx.unread
+    unread: UnreadAnswers = request.app.ctx.unread
     wanted = parse_embeddings(request.body, config.max_inputs)
-    terms = terms_of(request)
+    terms = read_request_options(request)
     model = await broker.find_model(wanted.model)
     note = request.ctx.log
     note |= {"model": wanted.model, "inputs": len(wanted.documents)}
-    fitted = fit(wanted, model, config.dimensions_policy, config.max_request_tokens)
+    fitted = build_submission(wanted, model, config.dimensions_policy, config.max_request_tokens)
     until = started + terms.deadline_s
     if not fitted.inputs:
         body = render_embeddings(wanted, {}, 0, cut={}, bad=fitted.bad)
-        async with unread.room(len(body), until, waiting=len(body)) as room:
-            return await answer(request, room, body, _headers(None, fitted.warning, started), JSON)
+        async with unread.reserve_room(len(body), until, waiting=len(body)) as room:
+            return await send_answer(request, room, body, _headers(None, fitted.warning, started), JSON)
     with metrics.Waiting(request, wanted.model):
         done = await broker.run(
             wanted.model,
@@ -60,10 +60,11 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
             per_item=wanted.per_item,
             max_tokens=config.max_request_tokens,
         )
-    note |= {"tokens": done.tokens, "truncated": sum(done.cut.values()), "job": done.number}
+    note |= {"tokens": done.tokens, "truncated": sum(done.truncated.values()), "job": done.number}
+    metrics.observe_times(wanted.model, done.queue_us, done.inference_us)
     row_bytes = sum(len(row) for row in done.rows if row is not None)
     text_bytes = _text_bytes(row_bytes, wanted) + _ERROR_BYTES * (len(fitted.bad) + len(done.failures))
-    async with unread.room(text_bytes, until, waiting=row_bytes) as room:
+    async with unread.reserve_room(text_bytes, until, waiting=row_bytes) as room:
         headers = _headers(done, fitted.warning, started)
         if wanted.truncate:
             headers["x-truncated-tokens"] = str(note["truncated"])
@@ -71,14 +72,14 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
         # What it was made of need not wait for the client to read it.
         del done, fitted, wanted
         request.body = b""
-        return await answer(request, room, body, headers, JSON)
+        return await send_answer(request, room, body, headers, JSON)
 
 
-def _render(wanted: EmbeddingsRequest, model: ModelInfo, fitted: Fitted, done: Pending) -> bytes:
+def _render(wanted: EmbeddingsRequest, model: ModelInfo, fitted: PreparedSubmission, done: Pending) -> bytes:
     place = fitted.places
     rows = {place[at]: row for at, row in enumerate(done.rows) if row is not None}
     vectors = dict(zip(rows, shape(list(rows.values()), wanted, model), strict=True))
-    cut = {place[at]: tokens for at, tokens in done.cut.items()}
+    cut = {place[at]: tokens for at, tokens in done.truncated.items()}
     bad = fitted.bad | {place[at]: from_failure(one.code, one.text) for at, one in done.failures.items()}
     return render_embeddings(wanted, vectors, done.tokens, cut=cut, bad=bad)
 

@@ -20,8 +20,8 @@ from frontend.rest import metrics
 from frontend.rest.api_keys import KeysError
 from frontend.rest.middleware import require_admin
 from frontend.rest.routes.openai import JSON, PREFIXES
-from frontend.rest.routes.request_options import terms_of
-from frontend.rest.unread_answers import Unread, answer
+from frontend.rest.routes.request_options import read_request_options
+from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     started = time.monotonic()
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
-    unread: Unread = request.app.ctx.unread
+    unread: UnreadAnswers = request.app.ctx.unread
     wanted = parse_tokenize(request.body, config.max_inputs)
-    terms = terms_of(request)
+    terms = read_request_options(request)
     model = await broker.find_model(wanted.model)
     request.ctx.log |= {"model": wanted.model, "inputs": len(wanted.texts)}
     check_max_length(wanted, model)
@@ -53,12 +53,12 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]
     ids = sum(map(len, rows)) // 4
-    async with unread.room(count_token_ids(wanted, rows, model) * _TOKEN_BYTES, until, waiting=ids * 4) as room:
+    async with unread.reserve_room(count_token_ids(wanted, rows, model) * _TOKEN_BYTES, until, waiting=ids * 4) as room:
         body = render_tokens(wanted, rows, model)
         # What it was made of need not wait for the client to read it.
         del done, rows, texts, wanted
         request.body = b""
-        return await answer(request, room, body, {}, JSON)
+        return await send_answer(request, room, body, {}, JSON)
 
 
 for version, prefix in PREFIXES.items():

@@ -69,7 +69,7 @@ def test_refused_job_has_no_row_and_its_neighbours_do() -> None:
     work = run(batch("a", "x" * 65, "b"))
     (failure,) = read(work).failures
     assert (failure.position, failure.code) == (1, ErrorCode.TOO_LONG)
-    assert failure.text == "Input length 65 longer than allowed 64"
+    assert failure.text.startswith("Input length 65 longer than allowed 64")
     assert [row.tolist() for row in work.vectors] == [vector("a").tolist(), vector("b").tolist()]
 
 
