@@ -56,7 +56,7 @@ class Child:
         """
         return self._starts == 1 and self.process is not None and self.process.poll() == REFUSED
 
-    def keep(self, now: float) -> None:
+    def keep_running(self, now: float) -> None:
         """Start it if it does not run and its delay is over."""
         if self.process and self.process.poll() is None:
             return
@@ -136,7 +136,8 @@ def share_port(number: int, listening: socket.socket, arguments: Sequence[str], 
     # Where they count together: prometheus_client looks for this when it is imported.
     folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vecmill-metrics-")
     children = [
-        Child(f"frontend {one}", command, say, [descriptor], on_end=mark_process_dead) for one in range(1, number + 1)
+        Child(f"frontend {one}", command, print_status, [descriptor], on_end=mark_process_dead)
+        for one in range(1, number + 1)
     ]
     stopping: list[int] = []
     for wanted in (signal.SIGTERM, signal.SIGINT):
@@ -146,7 +147,7 @@ def share_port(number: int, listening: socket.socket, arguments: Sequence[str], 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     while not stopping and not any(child.refused for child in children):
         for child in children:
-            child.keep(time.monotonic())
+            child.keep_running(time.monotonic())
         signal.sigtimedwait({signal.SIGCHLD}, 0.5)
     # Who connects from now on is refused, instead of waiting for a process that is not there.
     listening.close()
@@ -159,7 +160,7 @@ def share_port(number: int, listening: socket.socket, arguments: Sequence[str], 
     return 0 if stopping else REFUSED
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """Tell the person at the terminal, if it is still there."""
     with contextlib.suppress(OSError):
         print(f"vecmill: {text}", file=sys.stderr, flush=True)

@@ -22,11 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from frontend.processes import Child, reload_all, say  # noqa: E402  after the path is set
-from workers.__main__ import model_name  # noqa: E402
+from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
+from workers.__main__ import choose_model_name  # noqa: E402
 
 #: How long a role's processes get to drain before they are killed, in seconds.
 DRAIN_S = 70.0
+#: Where the broker serves its metrics by default.
+METRICS_BIND = "127.0.0.1:7412"
 #: Exit status of what a signal ended before its work was done, as shells have it for Ctrl-C.
 INTERRUPTED = 130
 
@@ -49,6 +51,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="model folder (default: all-MiniLM-L6-v2, fetched when missing)")
     parser.add_argument("--model-name", default="", help="name to serve the model under (default: the folder's name)")
     parser.add_argument("--api-keys", default="", help="file of API keys, see scripts/api-key (default: none needed)")
+    parser.add_argument(
+        "--metrics-bind",
+        help=f"HOST:PORT of the broker's /metrics; empty: none (default: {METRICS_BIND} unless that port is taken)",
+    )
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="(default: %(default)s)")
     parser.add_argument("--cache", default=str(ROOT / ".cache" / "vecmill"), help="folder for models")
     options = parser.parse_args()
@@ -61,12 +67,14 @@ def arguments() -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace) -> Path:
     """The model's folder, fetched and converted."""
-    from workers.models import ModelError, fetch_default_model, prepare_model
+    from workers.models.default import fetch_default_model
+    from workers.models.folder import ModelError
+    from workers.models.prepare import prepare_model
 
     cache = Path(options.cache)
     try:
-        folder = Path(options.model) if options.model else fetch_default_model(cache, say)
-        prepare_model(folder, cache, say)
+        folder = Path(options.model) if options.model else fetch_default_model(cache, print_status)
+        prepare_model(folder, cache, print_status)
     except ModelError as error:
         sys.exit(f"vecmill: {error}")
     return folder
@@ -83,20 +91,34 @@ def check_port(host: str, port: int) -> None:
         sys.exit(f"vecmill: cannot listen on port {port} of {host} ({error}); choose another with --port")
 
 
+def choose_metrics_bind() -> str:
+    """Return the default address of the broker's metrics, or "" if another process listens there."""
+    host, _, port = METRICS_BIND.partition(":")
+    try:
+        socket.create_server((host, int(port))).close()
+    except OSError as error:
+        print_status(
+            f"no broker metrics: {METRICS_BIND} cannot be used ({error.strerror}); choose another with --metrics-bind"
+        )
+        return ""
+    return METRICS_BIND
+
+
 def children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[list[Child]]:
     """All processes in the order of their start: the broker, the workers, the frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
-    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers]
+    metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
+    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers, "--metrics-bind", metrics]
     worker = [*python, "workers", "--broker", workers, "--model", str(folder), "--device", options.device]
     worker += ["--cache", options.cache, "--model-name", options.model_name]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
     logs = ["--log-level", "warning", "--log-format", options.log_format]
     return [
-        [Child("broker", [*broker, *logs], say)],
-        [Child(f"worker {number}", [*worker, *logs], say) for number in range(1, options.workers + 1)],
-        [Child("frontend", [*frontend, *logs], say)],
+        [Child("broker", [*broker, *logs], print_status)],
+        [Child(f"worker {number}", [*worker, *logs], print_status) for number in range(1, options.workers + 1)],
+        [Child("frontend", [*frontend, *logs], print_status)],
     ]
 
 
@@ -115,7 +137,7 @@ def announce(url: str, model: str, *, key: bool, seconds: float) -> None:
     """The URL and a curl to copy."""
     body = json.dumps({"model": model, "input": ["hello world", "how are you"]})
     headers = "-H 'Content-Type: application/json'" + (' -H "Authorization: Bearer $API_KEY"' if key else "")
-    say(f"ready after {seconds:.1f} s: {model} at {url}\n")
+    print_status(f"ready after {seconds:.1f} s: {model} at {url}\n")
     print(f"curl {url}/v1/embeddings {headers} -d {shlex.quote(body)}\n", flush=True)
 
 
@@ -131,13 +153,13 @@ def has_terminal() -> bool:
 def stop(groups: list[list[Child]]) -> None:
     """Frontends, then workers, then the broker."""
     for group in reversed(groups):
-        say(f"stopping {', '.join(child.name for child in group)}")
+        print_status(f"stopping {', '.join(child.name for child in group)}")
         for child in group:
             child.terminate()
         until = time.monotonic() + DRAIN_S
         for child in group:
             child.wait(until)
-    say("stopped")
+    print_status("stopped")
 
 
 def supervise(options: argparse.Namespace, name: str, groups: list[list[Child]], stopping: list[int]) -> int:
@@ -150,7 +172,7 @@ def supervise(options: argparse.Namespace, name: str, groups: list[list[Child]],
         if not ready and any(child.refused for child in everything):
             return 1
         for child in everything:
-            child.keep(time.monotonic())
+            child.keep_running(time.monotonic())
         if not ready and is_ready(url):
             ready = True
             key = bool(options.api_keys or os.environ.get("API_KEY"))
@@ -190,7 +212,7 @@ def main() -> None:
     try:
         folder = prepare(options)
     except KeyboardInterrupt:
-        say("stopped before the model was there")
+        print_status("stopped before the model was there")
         sys.exit(INTERRUPTED)
     sockets = Path(tempfile.mkdtemp(prefix="vecmill-"))
     groups = children(options, folder, sockets)
@@ -199,7 +221,7 @@ def main() -> None:
     # Blocked, so that the loop can wait for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
-        status = supervise(options, options.model_name or model_name(folder), groups, stopping)
+        status = supervise(options, options.model_name or choose_model_name(folder), groups, stopping)
     finally:
         stop(groups)
         shutil.rmtree(sockets, ignore_errors=True)

@@ -19,7 +19,7 @@ from frontend.rest.routes.docs import docs
 from frontend.rest.routes.openai import openai
 from frontend.rest.routes.operations import operations
 from frontend.rest.routes.ovms import ovms
-from frontend.rest.unread_answers import Unread
+from frontend.rest.unread_answers import UnreadAnswers
 from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     app.ctx.config, app.ctx.keys = config, keys
     app.ctx.connections = set()
     app.ctx.draining = None
-    app.ctx.unread = Unread(config)
+    app.ctx.unread = UnreadAnswers(config)
     app.blueprint(openai)
     app.blueprint(operations)
     app.blueprint(ovms)

@@ -32,7 +32,7 @@ LOOK_S, LOOKS = 0.25, 4
 TELL_S = 10.0
 
 
-class Room:
+class Reservation:
     """An answer's share of the memory. Before its text is made, `size` is an estimate."""
 
     __slots__ = ("given", "size", "unwritten", "waiting")
@@ -46,7 +46,7 @@ class Room:
         self.given: asyncio.Future[None] | None = None
 
 
-class Unread:
+class UnreadAnswers:
     """The unread answers of one process."""
 
     def __init__(self, config: Config) -> None:
@@ -54,9 +54,9 @@ class Unread:
         self._look_s = min(LOOK_S, config.send_timeout_s / LOOKS)
         self._readers: Readers[Connection] = Readers(Limits(config.send_timeout_s, config.min_read_rate))
         #: Connections that may have something unread, and the answers that are being written to them.
-        self._watched: dict[Connection, Room | None] = {}
-        self._rooms: set[Room] = set()
-        self._queue: list[Room] = []
+        self._watched: dict[Connection, Reservation | None] = {}
+        self._rooms: set[Reservation] = set()
+        self._queue: list[Reservation] = []
         self._ended: Counter[Reason] = Counter()
         #: What happened when a connection could not be looked at or ended, until the log tells it.
         self._failure: Exception | None = None
@@ -85,13 +85,13 @@ class Unread:
     # --- room --------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def room(self, size: int, until: float, *, waiting: int = 0) -> AsyncIterator[Room]:
+    async def reserve_room(self, size: int, until: float, *, waiting: int = 0) -> AsyncIterator[Reservation]:
         """Wait until there is room for an answer of about this size, and keep it until the context ends.
 
         `waiting`: bytes that the answer holds while it waits. Raise ApiError: 503 if too much waits already, 504 if
         there is no room before `until`.
         """
-        room = Room(waiting, size)
+        room = Reservation(waiting, size)
         try:
             if size > PIECE:
                 await self._enter(room, until)
@@ -100,7 +100,7 @@ class Unread:
             self._rooms.discard(room)
             self._give()
 
-    async def _enter(self, room: Room, until: float) -> None:
+    async def _enter(self, room: Reservation, until: float) -> None:
         # Half as much again may wait, or one answer of any size.
         if self._queue and sum(one.waiting for one in self._queue) + room.waiting > self._max // 2:
             text = "too many answers wait for other clients to read theirs"
@@ -128,13 +128,15 @@ class Unread:
                 room.given.set_result(None)
                 self._rooms.add(room)
 
-    def _size(self, rooms: Iterable[Room]) -> int:
+    def _size(self, rooms: Iterable[Reservation]) -> int:
         """Return the size of these rooms. One larger than the maximum comes alone, and counts as the maximum."""
         return sum(min(room.size, self._max) for room in rooms)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    async def send(self, request: Request, room: Room, body: bytes, headers: dict[str, str], content_type: str) -> None:
+    async def send(
+        self, request: Request, room: Reservation, body: bytes, headers: dict[str, str], content_type: str
+    ) -> None:
         """Write an answer as its client takes it. Sanic would hold all of it a second time, with the head before it."""
         connection = _connection(request)
         # Raises if the client has gone: Sanic fails on an answer of which it has written only the head.
@@ -243,8 +245,8 @@ def _connection(request: Request) -> Connection:
     return connection
 
 
-async def answer(
-    request: Request, room: Room, body: bytes, headers: dict[str, str], content_type: str
+async def send_answer(
+    request: Request, room: Reservation, body: bytes, headers: dict[str, str], content_type: str
 ) -> HTTPResponse | None:
     """Return a small answer for Sanic to write. Write a large one, and return None."""
     if len(body) <= PIECE:

@@ -320,8 +320,8 @@ def test_model_folder_that_is_none_is_refused_in_one_sentence(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--device", "NPU"), "there is no device NPU here; OpenVINO sees CPU"),
-        (("--device", "quantum"), "there is no device QUANTUM here"),
+        (("--device", "NPU"), "device NPU not found; OpenVINO sees CPU"),
+        (("--device", "quantum"), "device QUANTUM not found"),
         (("--port", "0"), "choose another with --port"),
         (("--port", "70000"), "choose another with --port"),
         (("--workers", "0"), "--workers"),

@@ -281,7 +281,7 @@ class Simulation(World):
 
     def _story(self, ask: Ask, failure: wire.Failure) -> list[str]:
         assert self.broker.scheduler
-        return self.broker.scheduler.story(ask.frontend.uuid, failure.request, max(0, failure.position))
+        return self.broker.scheduler.describe_job(ask.frontend.uuid, failure.request, max(0, failure.position))
 
     def _had_no_worker(self, frontend: Frontend) -> bool:
         """Whether a frontend that does not know the model has not known it for the grace, and could not have."""
@@ -294,8 +294,8 @@ class Simulation(World):
         never = [ask.texts for ask in self.asks if ask.frontend.alive and not ask.ended]
         assert not never, f"never answered: {never}"
         assert {ask.ended for ask in self.asks[-len(self.frontends) :]} == {"answered"}, "a request fails in calm"
-        core = self.broker.scheduler
-        assert core
+        assert self.broker.scheduler
+        core = self.broker.scheduler.state
         assert (core.ledger.jobs, core.ledger.tokens, core.ledger.bytes) == (0, 0, 0), "the ledger is not empty"
         assert not any(frontend.requests for frontend in core.ledger.by_uuid.values()), "a request is still open"
         assert len(core.ledger.by_uuid) == len(self.frontends), "a frontend is missing, or one too many is there"

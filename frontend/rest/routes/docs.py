@@ -14,7 +14,7 @@ from sanic.response import raw
 
 from frontend.api.openapi import describe_api
 from frontend.config import Config
-from frontend.rest.unread_answers import Unread, answer
+from frontend.rest.unread_answers import UnreadAnswers, send_answer
 
 _STATIC = Path(__file__).resolve().parent.parent / "static"
 _POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
@@ -63,7 +63,7 @@ async def style(request: Request) -> HTTPResponse | None:
 async def _answer_compressed(request: Request, name: str, content_type: str) -> HTTPResponse | None:
     headers = {"Content-Encoding": "gzip", "Cache-Control": "max-age=86400"}
     config: Config = request.app.ctx.config
-    unread: Unread = request.app.ctx.unread
+    unread: UnreadAnswers = request.app.ctx.unread
     path = _STATIC / "swagger-ui" / name
-    async with unread.room(path.stat().st_size, time.monotonic() + config.deadline_s) as room:
-        return await answer(request, room, path.read_bytes(), headers, content_type)
+    async with unread.reserve_room(path.stat().st_size, time.monotonic() + config.deadline_s) as room:
+        return await send_answer(request, room, path.read_bytes(), headers, content_type)

@@ -15,7 +15,7 @@ from frontend.api.submission import PreparedSubmission, build_submission
 from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.routes.job_request import JobRequest, read_job_request
-from frontend.rest.unread_answers import Unread, answer
+from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 from frontend.session.pending import Pending
 
@@ -34,14 +34,14 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     """POST /v1/embeddings: return a vector for each input, in the order of the inputs."""
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
-    unread: Unread = request.app.ctx.unread
+    unread: UnreadAnswers = request.app.ctx.unread
     job = await read_job_request(request, parse_embeddings)
     prepared = build_submission(job.body, job.model, config.dimensions_policy, config.max_request_tokens)
     deadline, started, warning = job.deadline, job.started, prepared.warning
     if not prepared.inputs:
         body = render_embeddings(job.body, {}, 0, truncated={}, errors=prepared.errors)
-        async with unread.room(len(body), deadline, waiting=len(body)) as room:
-            return await answer(request, room, body, _build_headers(None, warning, started), JSON)
+        async with unread.reserve_room(len(body), deadline, waiting=len(body)) as room:
+            return await send_answer(request, room, body, _build_headers(None, warning, started), JSON)
     with metrics.Waiting(request, job.body.model):
         done = await broker.run(
             job.body.model,
@@ -53,11 +53,12 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
             per_item=job.body.error_policy == "per_item",
             max_tokens=config.max_request_tokens,
         )
-    truncated = sum(done.cut.values())
+    truncated = sum(done.truncated.values())
     request.ctx.log |= {"tokens": done.tokens, "truncated": truncated, "job": done.number}
+    metrics.observe_times(job.body.model, done.queue_us, done.inference_us)
     row_bytes = sum(len(row) for row in done.rows if row is not None)
     text_bytes = _estimate_bytes(row_bytes, job.body) + _ERROR_BYTES * (len(prepared.errors) + len(done.failures))
-    async with unread.room(text_bytes, deadline, waiting=row_bytes) as room:
+    async with unread.reserve_room(text_bytes, deadline, waiting=row_bytes) as room:
         headers = _build_headers(done, warning, started)
         if job.body.truncation:
             headers["x-truncated-tokens"] = str(truncated)
@@ -65,14 +66,14 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
         # Free the vectors and the inputs before the client reads the answer.
         del done, prepared, job
         request.body = b""
-        return await answer(request, room, body, headers, JSON)
+        return await send_answer(request, room, body, headers, JSON)
 
 
 def _render(job: JobRequest[EmbeddingsRequest], prepared: PreparedSubmission, done: Pending) -> bytes:
     positions = prepared.positions
     rows = {positions[index]: row for index, row in enumerate(done.rows) if row is not None}
     vectors = dict(zip(rows, shape_vectors(list(rows.values()), job.body, job.model), strict=True))
-    truncated = {positions[index]: tokens for index, tokens in done.cut.items()}
+    truncated = {positions[index]: tokens for index, tokens in done.truncated.items()}
     failures = {positions[index]: from_failure(one.code, one.text) for index, one in done.failures.items()}
     return render_embeddings(job.body, vectors, done.tokens, truncated=truncated, errors=prepared.errors | failures)
 

@@ -21,7 +21,7 @@ from frontend.rest.api_keys import KeysError
 from frontend.rest.middleware import require_admin
 from frontend.rest.routes.job_request import read_job_request
 from frontend.rest.routes.openai import JSON
-from frontend.rest.unread_answers import Unread, answer
+from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ ovms = Blueprint("ovms")
 async def tokenize(request: Request) -> HTTPResponse | None:
     """POST /v3/tokenize: return the token ids of each text."""
     broker: BrokerClient = request.app.ctx.broker
-    unread: Unread = request.app.ctx.unread
+    unread: UnreadAnswers = request.app.ctx.unread
     job = await read_job_request(request, parse_tokenize)
     check_max_length(job.body, job.model)
     texts = [text.encode() for text in job.body.inputs]
@@ -48,12 +48,12 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     rows = [row for row in done.rows if row is not None]
     row_bytes = sum(map(len, rows))
     text_bytes = count_token_ids(job.body, rows, job.model) * _TOKEN_BYTES
-    async with unread.room(text_bytes, job.deadline, waiting=row_bytes) as room:
+    async with unread.reserve_room(text_bytes, job.deadline, waiting=row_bytes) as room:
         body = render_tokens(job.body, rows, job.model)
         # Free the ids and the texts before the client reads the answer.
         del done, rows, texts, job
         request.body = b""
-        return await answer(request, room, body, {}, JSON)
+        return await send_answer(request, room, body, {}, JSON)
 
 
 for prefix in PREFIXES:

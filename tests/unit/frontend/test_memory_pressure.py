@@ -12,7 +12,7 @@ from sanic import Request
 from sanic.exceptions import RequestCancelled
 
 from frontend.rest.http_protocol import Connection, Outgoing
-from frontend.rest.unread_answers import LOOK_S, PIECE, TELL_S, Unread
+from frontend.rest.unread_answers import LOOK_S, PIECE, TELL_S, UnreadAnswers
 from tests.unit.frontend.test_unread_answers import LONG_S, MB, Answer, played, turns
 
 #: How much the kernel takes of an answer whose client does not read.
@@ -69,7 +69,7 @@ class Client(Connection):
 class Clock:
     """The time of the looks, and the clients that take something between them."""
 
-    def __init__(self, unread: Unread) -> None:
+    def __init__(self, unread: UnreadAnswers) -> None:
         self.now, self._unread = 1000.0, unread
         self._clients: list[Client] = []
         self._sending: list[asyncio.Task[None]] = []
@@ -81,7 +81,7 @@ class Clock:
         await turns()
 
     async def _send(self, client: Client, size: int, estimate: int) -> None:
-        async with self._unread.room(estimate, time.monotonic() + LONG_S) as room:
+        async with self._unread.reserve_room(estimate, time.monotonic() + LONG_S) as room:
             await self._unread.send(client.asks(), room, bytes(size), {}, "application/json")
 
     def leave(self, client: Client) -> None:
@@ -104,10 +104,10 @@ class Clock:
         await asyncio.gather(*self._sending, return_exceptions=True)
 
 
-def looked_at(story: Callable[[Unread, Clock], Awaitable[None]]) -> None:
+def looked_at(story: Callable[[UnreadAnswers, Clock], Awaitable[None]]) -> None:
     """Let a story with clients happen, with room for 8 MiB."""
 
-    async def play(unread: Unread) -> None:
+    async def play(unread: UnreadAnswers) -> None:
         clock = Clock(unread)
         await story(unread, clock)
         await clock.end()
@@ -125,7 +125,7 @@ async def leave(*answers: Answer) -> None:
 def test_nobody_is_ended_for_room_while_nobody_waits(size: int) -> None:
     """Not even with an answer larger than all room."""
 
-    async def story(_: Unread, clock: Clock) -> None:
+    async def story(_: UnreadAnswers, clock: Clock) -> None:
         client = Client(MB / 2)
         await clock.answer(client, size)
         await clock.go(2 + size / (MB / 2))
@@ -136,7 +136,7 @@ def test_nobody_is_ended_for_room_while_nobody_waits(size: int) -> None:
 
 
 def test_nobody_is_ended_because_answers_became_larger_than_was_thought() -> None:
-    async def story(_: Unread, clock: Clock) -> None:
+    async def story(_: UnreadAnswers, clock: Clock) -> None:
         # Each has room before it has taken what was written before, and so before the other's answer is known.
         clients = [Client(MB / 2, written=IN_KERNEL) for _ in range(2)]
         for client in clients:
@@ -150,7 +150,7 @@ def test_nobody_is_ended_because_answers_became_larger_than_was_thought() -> Non
 def test_waiting_answer_gets_room_when_another_is_smaller_than_was_thought() -> None:
     """At once: nobody may leave for a minute, and nobody is ended, for there is room."""
 
-    async def story(unread: Unread, clock: Clock) -> None:
+    async def story(unread: UnreadAnswers, clock: Clock) -> None:
         client = Client(MB, written=IN_KERNEL)
         await clock.answer(client, 4 * MB, estimate=6 * MB)
         waiting = Answer(unread, 4 * MB)
@@ -167,7 +167,7 @@ def test_waiting_answer_gets_room_when_another_is_smaller_than_was_thought() -> 
 
 @pytest.mark.parametrize("size", [8 * MB, 12 * MB])
 def test_slow_client_is_ended_when_somebody_waits(size: int) -> None:
-    async def story(unread: Unread, clock: Clock) -> None:
+    async def story(unread: UnreadAnswers, clock: Clock) -> None:
         client = Client(MB / 4)
         await clock.answer(client, size)
         waiting = Answer(unread, MB)
@@ -186,7 +186,7 @@ def test_slow_client_is_ended_when_somebody_waits(size: int) -> None:
 def test_client_that_soon_has_the_rest_stays_when_somebody_waits(after_s: float, ended: bool) -> None:
     """The rest is 6 MiB, or 4; half a megabyte a second makes 5 in time."""
 
-    async def story(unread: Unread, clock: Clock) -> None:
+    async def story(unread: UnreadAnswers, clock: Clock) -> None:
         client = Client(MB / 2)
         await clock.answer(client, 8 * MB)
         await clock.go(after_s)
@@ -202,7 +202,7 @@ def test_client_that_soon_has_the_rest_stays_when_somebody_waits(after_s: float,
 
 
 def test_room_of_a_client_that_is_ended_is_not_asked_of_others() -> None:
-    async def story(unread: Unread, clock: Clock) -> None:
+    async def story(unread: UnreadAnswers, clock: Clock) -> None:
         stalled, slow = Client(), Client(MB / 8)
         await clock.answer(stalled, 4 * MB)
         await clock.go(50)
@@ -220,7 +220,7 @@ def test_room_of_a_client_that_is_ended_is_not_asked_of_others() -> None:
 
 
 def test_room_of_a_client_that_has_gone_is_not_asked_of_others() -> None:
-    async def story(unread: Unread, clock: Clock) -> None:
+    async def story(unread: UnreadAnswers, clock: Clock) -> None:
         gone, slow = Client(), Client(MB / 8)
         await clock.answer(gone, 4 * MB)
         await clock.answer(slow, 4 * MB)
@@ -236,7 +236,7 @@ def test_room_of_a_client_that_has_gone_is_not_asked_of_others() -> None:
 
 
 def test_rests_of_answers_that_are_written_have_a_bound_of_their_own() -> None:
-    async def story(unread: Unread, clock: Clock) -> None:
+    async def story(unread: UnreadAnswers, clock: Clock) -> None:
         slow, slower, with_room = Client(MB / 8, written=4 * MB), Client(MB / 16, written=4 * MB), Client()
         clock.leave(slow)
         clock.leave(slower)
@@ -253,7 +253,7 @@ def test_rests_of_answers_that_are_written_have_a_bound_of_their_own() -> None:
 def test_client_without_room_is_not_ended_for_one_that_waits() -> None:
     """The waiting answer would not have its bytes."""
 
-    async def story(unread: Unread, clock: Clock) -> None:
+    async def story(unread: UnreadAnswers, clock: Clock) -> None:
         rest, with_room = Client(written=5 * MB), Client(MB / 8)
         clock.leave(rest)
         await clock.answer(with_room, 8 * MB)
@@ -268,7 +268,7 @@ def test_client_without_room_is_not_ended_for_one_that_waits() -> None:
 
 
 def test_connection_that_cannot_be_looked_at_is_no_end_of_the_limits(caplog: pytest.LogCaptureFixture) -> None:
-    async def story(unread: Unread, clock: Clock) -> None:
+    async def story(unread: UnreadAnswers, clock: Clock) -> None:
         unwell, stalled = Client(), Client()
         for client in (unwell, stalled):
             await clock.answer(client, 4 * MB)

@@ -89,7 +89,7 @@ def keep(one: Serving, until_this: Callable[[], bool]) -> None:
     now = iter(range(10**9))
 
     def turn() -> bool:
-        one.child.keep(next(now))
+        one.child.keep_running(next(now))
         return until_this()
 
     until(turn)
@@ -98,7 +98,7 @@ def keep(one: Serving, until_this: Callable[[], bool]) -> None:
 def test_only_the_first_start_can_be_refused(tmp_path: Path) -> None:
     bad, good = Serving(tmp_path / "bad"), Serving(tmp_path / "good")
     (bad.folder / "good").unlink()
-    bad.child.keep(0.0)
+    bad.child.keep_running(0.0)
     until(lambda: bad.child.refused)
     keep(good, good.serves)
     good.break_and_kill()
@@ -126,8 +126,8 @@ def test_child_that_cannot_be_started_is_tried_again_later_and_later() -> None:
     said: list[str] = []
     child = Child("child", ["/nonexistent/python"], said.append)
     for now in (0.0, 1.0, 2.0):
-        child.keep(now)
-        child.keep(now)
+        child.keep_running(now)
+        child.keep_running(now)
     assert len(said) == 3
     assert "child cannot be started: [Errno 2] No such file or directory" in said[0]
     assert not child.refused

@@ -8,17 +8,17 @@ import pytest
 
 from frontend.api.errors import ApiError
 from frontend.config import Config
-from frontend.rest.unread_answers import PIECE, Unread
+from frontend.rest.unread_answers import PIECE, UnreadAnswers
 
 MB = 1024 * 1024
 LONG_S = 60.0
 
 
-def played(story: Callable[[Unread], Awaitable[None]]) -> None:
+def played(story: Callable[[UnreadAnswers], Awaitable[None]]) -> None:
     """Let a story happen with room for 8 MiB."""
 
     async def play() -> None:
-        await story(Unread(Config(max_unread_bytes=8 * MB)))
+        await story(UnreadAnswers(Config(max_unread_bytes=8 * MB)))
 
     asyncio.run(play())
 
@@ -26,12 +26,12 @@ def played(story: Callable[[Unread], Awaitable[None]]) -> None:
 class Answer:
     """An answer that has room, once it `entered`, until it is told to `leave`."""
 
-    def __init__(self, unread: Unread, size: int, waiting: int = 0, within_s: float = LONG_S) -> None:
+    def __init__(self, unread: UnreadAnswers, size: int, waiting: int = 0, within_s: float = LONG_S) -> None:
         self.entered, self.leave = asyncio.Event(), asyncio.Event()
         self.task = asyncio.create_task(self._live(unread, size, waiting, within_s))
 
-    async def _live(self, unread: Unread, size: int, waiting: int, within_s: float) -> None:
-        async with unread.room(size, time.monotonic() + within_s, waiting=waiting):
+    async def _live(self, unread: UnreadAnswers, size: int, waiting: int, within_s: float) -> None:
+        async with unread.reserve_room(size, time.monotonic() + within_s, waiting=waiting):
             self.entered.set()
             await self.leave.wait()
 
@@ -43,7 +43,7 @@ async def turns() -> None:
 
 
 def test_answers_wait_their_turn() -> None:
-    async def story(unread: Unread) -> None:
+    async def story(unread: UnreadAnswers) -> None:
         first, second, third, small = (Answer(unread, size) for size in (5 * MB, 5 * MB, 2 * MB, PIECE))
         await turns()
         assert [one.entered.is_set() for one in (first, second, third, small)] == [True, False, False, True]
@@ -59,7 +59,7 @@ def test_answers_wait_their_turn() -> None:
 
 
 def test_answer_larger_than_all_room_comes_alone() -> None:
-    async def story(unread: Unread) -> None:
+    async def story(unread: UnreadAnswers) -> None:
         small, large = Answer(unread, MB), Answer(unread, 20 * MB)
         await turns()
         assert not large.entered.is_set()
@@ -77,7 +77,7 @@ def test_answer_larger_than_all_room_comes_alone() -> None:
 
 
 def test_no_room_before_the_deadline_is_504() -> None:
-    async def story(unread: Unread) -> None:
+    async def story(unread: UnreadAnswers) -> None:
         first, late, next_one = Answer(unread, 8 * MB), Answer(unread, MB, within_s=0.01), Answer(unread, MB)
         with pytest.raises(ApiError) as error:
             await late.task
@@ -91,7 +91,7 @@ def test_no_room_before_the_deadline_is_504() -> None:
 
 
 def test_too_much_that_waits_is_503() -> None:
-    async def story(unread: Unread) -> None:
+    async def story(unread: UnreadAnswers) -> None:
         first = Answer(unread, 8 * MB)
         waiting = [Answer(unread, 6 * MB, waiting=size) for size in (2 * MB, 2 * MB)]
         await turns()
@@ -108,7 +108,7 @@ def test_too_much_that_waits_is_503() -> None:
 
 @pytest.mark.parametrize("waiting_first", [True, False])
 def test_client_that_goes_away_gives_its_place_and_its_room_back(waiting_first: bool) -> None:
-    async def story(unread: Unread) -> None:
+    async def story(unread: UnreadAnswers) -> None:
         first, gone, last = (Answer(unread, 8 * MB) for _ in range(3))
         await turns()
         for one in (gone, first) if waiting_first else (first, gone):
