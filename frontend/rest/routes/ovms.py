@@ -1,6 +1,5 @@
 """What OVMS has beside OpenAI's API: its tokenize, its view of the configuration, and KServe's API of models."""
 
-import logging
 import re
 import time
 import urllib.parse
@@ -23,8 +22,6 @@ from frontend.rest.routes.openai import JSON, PREFIXES
 from frontend.rest.routes.request_options import terms_of
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
-
-log = logging.getLogger(__name__)
 
 #: A model's name, which may hold slashes, its one version, and what is asked of it.
 _MODEL = re.compile(r"(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<ready>/ready)?")
@@ -78,8 +75,7 @@ async def reload_config(request: Request) -> HTTPResponse:
     require_admin(request)
     try:
         changed = request.app.ctx.keys.reload()
-    except KeysError as error:
-        log.error("the API keys are as before: %s", error)
+    except KeysError:
         text = "Reloading config file failed. Check server logs for more info."
         raise ApiError(500, text, kind="server_error", code="reload_failed") from None
     broker: BrokerClient = request.app.ctx.broker
