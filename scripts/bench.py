@@ -51,14 +51,15 @@ class Raw:
 
     def batched(self, texts: Sequence[str]) -> None:
         """All texts, in micro-batches of similar length."""
-        from workers.engine.pipeline import cut
+        from workers.engine.pipeline import split_micro_batches
 
-        ids = self.engine.tokenise(texts)
-        self._run([[ids[row] for row in rows] for rows in cut(list(map(len, ids)), self.engine.micro_batch_tokens, 1)])
+        ids = self.engine.tokenise_texts(texts)
+        micro_batches = split_micro_batches(list(map(len, ids)), self.engine.micro_batch_tokens, 1)
+        self._run([[ids[row] for row in rows] for rows in micro_batches])
 
     def one_by_one(self, texts: Sequence[str]) -> None:
         """An inference for each text, as a server does that does not batch across requests."""
-        self._run([[ids] for ids in self.engine.tokenise(texts)])
+        self._run([[ids] for ids in self.engine.tokenise_texts(texts)])
 
     def _run(self, work: Sequence[Sequence[object]]) -> None:
         waiting: queue.SimpleQueue[Sequence[object]] = queue.SimpleQueue()
@@ -71,7 +72,7 @@ class Raw:
                     one = waiting.get_nowait()
                 except queue.Empty:
                     return
-                self.engine.infer(number, one)  # type: ignore[arg-type]
+                self.engine.run_inference(number, one)  # type: ignore[arg-type]
 
         threads = [threading.Thread(target=run, args=(number,)) for number in range(self.engine.requests)]
         for thread in threads:
@@ -151,7 +152,7 @@ def main() -> None:
     options = arguments()
     raw, server = Raw(), Server()
     texts = [json.loads(line)["text"] for line in options.texts.read_text().splitlines()]
-    fitting = [raw.engine.refusal(ids) is None for ids in raw.engine.tokenise(texts)]
+    fitting = [raw.engine.validate_ids(ids) is None for ids in raw.engine.tokenise_texts(texts)]
     texts = [text for text, fits in zip(texts, fitting, strict=True) if fits][: options.number]
     kinds: list[tuple[str, Callable[[], object]]] = [
         ("raw OpenVINO, batched", lambda: raw.batched(texts)),

@@ -146,7 +146,7 @@ class System:
         def member(name: str, *command: str) -> Member:
             return Member(name, list(command), folder / f"{name.replace(' ', '-')}.log", tally, dice)
 
-        self.broker = member("broker", "broker", "--frontend-bind", frontends, "--worker-bind", wire)
+        self.broker = member("broker", "broker", "--frontend-bind", frontends, "--worker-bind", wire, "--metrics-bind=")
         self.workers = [
             member(f"worker {one}", "tests.harness.fake_worker", "--broker", wire) for one in range(1, workers + 1)
         ]

@@ -23,10 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
-from workers.__main__ import model_name  # noqa: E402
+from workers.__main__ import choose_model_name  # noqa: E402
 
 #: How long a role's processes get to drain before they are killed, in seconds.
 DRAIN_S = 70.0
+#: Where the broker serves its metrics by default.
+METRICS_BIND = "127.0.0.1:7412"
 #: Exit status of what a signal ended before its work was done, as shells have it for Ctrl-C.
 INTERRUPTED = 130
 
@@ -49,6 +51,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="model folder (default: all-MiniLM-L6-v2, fetched when missing)")
     parser.add_argument("--model-name", default="", help="name to serve the model under (default: the folder's name)")
     parser.add_argument("--api-keys", default="", help="file of API keys, see scripts/api-key (default: none needed)")
+    parser.add_argument(
+        "--metrics-bind",
+        help=f"HOST:PORT of the broker's /metrics; empty: none (default: {METRICS_BIND} unless that port is taken)",
+    )
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="(default: %(default)s)")
     parser.add_argument("--cache", default=str(ROOT / ".cache" / "vecmill"), help="folder for models")
     options = parser.parse_args()
@@ -61,7 +67,9 @@ def arguments() -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace) -> Path:
     """The model's folder, fetched and converted."""
-    from workers.models import ModelError, fetch_default_model, prepare_model
+    from workers.models.default import fetch_default_model
+    from workers.models.folder import ModelError
+    from workers.models.prepare import prepare_model
 
     cache = Path(options.cache)
     try:
@@ -83,11 +91,25 @@ def check_port(host: str, port: int) -> None:
         sys.exit(f"vecmill: cannot listen on port {port} of {host} ({error}); choose another with --port")
 
 
+def choose_metrics_bind() -> str:
+    """Return the default address of the broker's metrics, or "" if another process listens there."""
+    host, _, port = METRICS_BIND.partition(":")
+    try:
+        socket.create_server((host, int(port))).close()
+    except OSError as error:
+        print_status(
+            f"no broker metrics: {METRICS_BIND} cannot be used ({error.strerror}); choose another with --metrics-bind"
+        )
+        return ""
+    return METRICS_BIND
+
+
 def children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[list[Child]]:
     """All processes in the order of their start: the broker, the workers, the frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
-    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers]
+    metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
+    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers, "--metrics-bind", metrics]
     worker = [*python, "workers", "--broker", workers, "--model", str(folder), "--device", options.device]
     worker += ["--cache", options.cache, "--model-name", options.model_name]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
@@ -199,7 +221,7 @@ def main() -> None:
     # Blocked, so that the loop can wait for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
-        status = supervise(options, options.model_name or model_name(folder), groups, stopping)
+        status = supervise(options, options.model_name or choose_model_name(folder), groups, stopping)
     finally:
         stop(groups)
         shutil.rmtree(sockets, ignore_errors=True)

@@ -18,12 +18,11 @@ from broker.shared import logs
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
-from workers.session.connection import connecting
-from workers.session.loading_notice import announced
+from workers.session.loading_notice import announce_loading
 
 if TYPE_CHECKING:
     from workers.engine.engine import Engine
-    from workers.models import PreparedModel
+    from workers.models.prepare import PreparedModel
 
 
 class Process(NamedTuple):
@@ -60,8 +59,9 @@ def serve(config: Config) -> None:
     # These import OpenVINO: a wrong flag should not wait a second to be told.
     from workers.engine.engine import DeviceError, Engine
     from workers.engine.pipeline import Pipeline
-    from workers.models import ModelError, fetch_default_model, prepare_model
-    from workers.models.default import NAME
+    from workers.models.default import NAME, fetch_default_model
+    from workers.models.folder import ModelError
+    from workers.models.prepare import prepare_model
     from workers.session.service import Service
     from workers.session.session import SLOTS, Session
 
@@ -69,19 +69,15 @@ def serve(config: Config) -> None:
     cache = Path(config.cache).expanduser()
     started = time.monotonic()
     me = Process(uuid.uuid4().bytes, socket.gethostname(), os.getpid())
-    name = config.model_name or model_name(Path(config.model or NAME))
+    name = config.model_name or choose_model_name(Path(config.model or NAME))
     loading = wire.WorkerLoading(me.uuid, me.host, me.pid, name)
     try:
-        connection = connecting(config)
-    except (KeyFileError, zmq.ZMQError) as error:
-        refuse(error)
-    try:
-        with announced(connection, loading, (ModelError, DeviceError)):
+        with announce_loading(config, loading, (ModelError, DeviceError)):
             folder = Path(config.model) if config.model else fetch_default_model(cache, log.info)
             prepared = prepare_model(folder, cache, log.info)
             engine = Engine(prepared, config.device, config.streams, cache)
             engine.warm_up()
-    except (ModelError, DeviceError) as error:
+    except (ModelError, DeviceError, KeyFileError, zmq.ZMQError) as error:
         refuse(error)
     batch_tokens = max(engine.micro_batch_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))
     log.info(
@@ -124,8 +120,8 @@ def describe(name: str, prepared: "PreparedModel", engine: "Engine") -> wire.Mod
         max_tokens=prepared.max_tokens,
         vocabulary=prepared.vocabulary_size,
         pad_id=prepared.pad_id,
-        before=engine.before,
-        after=engine.after,
+        before=engine.before.tolist(),
+        after=engine.after.tolist(),
         normalized=prepared.normalize,
         prompts=prepared.prompts.texts,
         default_prompt=prepared.prompts.default,
@@ -134,7 +130,7 @@ def describe(name: str, prepared: "PreparedModel", engine: "Engine") -> wire.Mod
     )
 
 
-def model_name(folder: Path) -> str:
+def choose_model_name(folder: Path) -> str:
     """What a model is served as when nobody names it: its folder's name; the default model by its known name."""
     name = folder.resolve().name
     return f"sentence-transformers/{name}" if name == "all-MiniLM-L6-v2" else name

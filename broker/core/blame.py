@@ -1,7 +1,7 @@
-"""Which jobs are suspected when a worker dies or its device fails, and which are given up. Pure.
+"""Suspicion of jobs after a worker crash or a device failure, and poison inputs. Pure.
 
-Only a batch that ran can have been the cause. Its jobs become suspects: they run again alone (see `ModelQueue`), beside
-no other batch (see `Worker.available`), so that the next time names the culprit.
+Only a batch that was running can have caused the crash. Its jobs become suspects: each runs again alone (see
+`ModelQueue`), on a worker without other batches (see `Worker.available`), so that the next crash identifies the job.
 """
 
 import hashlib
@@ -13,90 +13,92 @@ from broker.core.limits import Limits
 from broker.core.pool import Lease, Worker
 from broker.wire.protocol import WorkerHello
 
-#: How long the verdict on a job waits, in seconds: time for a worker whose connection alone has ended to be back.
+#: Seconds between the last allowed crash and the verdict "poison": time for a worker that only lost its connection to
+#: reconnect, which clears the job.
 TRIAL_S = 4.0
-#: How long an input that was poison is refused instead of dispatched, in seconds, so that a client's retry does not
-#: kill again.
+#: Seconds for which an input that was poison is rejected, so that a client's retry does not crash another worker.
 BLOCKED_S = 600.0
-#: Inputs refused so at most; the oldest are let go.
+#: Most blocked inputs; the oldest are dropped.
 MAX_BLOCKED = 10_000
-#: Open jobs that are remembered with the worker that they were blamed for, in case only its connection has ended.
+#: Most open jobs remembered together with the worker that they were blamed for.
 MAX_REMEMBERED = 10_000
 
 
 class Blame:
-    """Counts against jobs."""
+    """Suspects, jobs on trial, and blocked inputs."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        #: Jobs that were blamed for the end of a worker, by its uuid and incarnation.
+        #: Jobs blamed for a worker's crash, by the worker's uuid and incarnation.
         self._crashed: dict[tuple[bytes, int], list[Job]] = {}
-        #: Jobs on trial and when it is over, in that order.
+        #: Jobs on trial with the end of each trial, in that order.
         self._trials: deque[tuple[float, Job]] = deque()
-        #: Until when each fingerprint is blocked, oldest first.
+        #: End of each input's block by fingerprint, oldest first.
         self._blocked: dict[bytes, float] = {}
 
-    def crashed(self, worker: Worker, lease: Lease, now: float) -> list[Job]:
-        """The worker seems to have died while this batch ran: the open jobs that may run again. Those that have now
-        been there too often are on trial."""
-        jobs = [job for job in lease.jobs if job.open]
-        self._remember(worker, jobs)
-        free = []
+    def blame_for_crash(self, worker: Worker, lease: Lease, now: float) -> list[Job]:
+        """Make a batch's open jobs suspects after its worker crashed. Return the jobs that may run again.
+
+        Jobs that have reached `max_crashes` go on trial instead.
+        """
+        jobs = [job for job in lease.jobs if job.is_open]
+        self._remember_crash(worker, jobs)
+        retried = []
         for job in jobs:
             job.suspect = True
             job.crashes += 1
             if job.crashes < self._limits.max_crashes:
-                free.append(job)
+                retried.append(job)
             else:
                 self._trials.append((now + TRIAL_S, job))
-        return free
+        return retried
 
-    def _remember(self, worker: Worker, jobs: list[Job]) -> None:
-        """Remember what a worker was blamed for, and forget what has ended meanwhile and what is too much."""
+    def _remember_crash(self, worker: Worker, jobs: list[Job]) -> None:
+        """Store the jobs blamed for a worker's crash, and drop jobs that have ended or exceed `MAX_REMEMBERED`."""
         self._crashed.setdefault((worker.uuid, worker.incarnation), []).extend(jobs)
-        still_open = {known: [job for job in blamed if job.open] for known, blamed in self._crashed.items()}
+        still_open = {known: [job for job in blamed if job.is_open] for known, blamed in self._crashed.items()}
         self._crashed = {known: blamed for known, blamed in still_open.items() if blamed}
         while sum(map(len, self._crashed.values())) > MAX_REMEMBERED:
             del self._crashed[next(iter(self._crashed))]
 
-    def verdicts(self, now: float) -> tuple[list[Job], list[Job]]:
-        """The jobs whose trial is over: those that are poison, and those that were pardoned meanwhile."""
+    def end_trials(self, now: float) -> tuple[list[Job], list[Job]]:
+        """End the trials that are due. Return the poison jobs, and the jobs that were cleared meanwhile."""
         poison: list[Job] = []
-        free: list[Job] = []
+        cleared: list[Job] = []
         while self._trials and self._trials[0][0] <= now:
             _, job = self._trials.popleft()
-            if job.open:
-                (poison if job.crashes >= self._limits.max_crashes else free).append(job)
-        return poison, free
+            if job.is_open:
+                (poison if job.crashes >= self._limits.max_crashes else cleared).append(job)
+        return poison, cleared
 
-    def on_trial(self) -> list[Job]:
-        """The open jobs that neither wait nor run."""
-        return [job for _, job in self._trials if job.open]
+    def list_on_trial(self) -> list[Job]:
+        """Return the open jobs on trial, which neither wait in a queue nor run."""
+        return [job for _, job in self._trials if job.is_open]
 
     def next_deadline(self) -> float | None:
-        """When the next trial is over."""
+        """Return when the next trial ends; None without a trial."""
         return self._trials[0][0] if self._trials else None
 
-    def block(self, job: Job, now: float) -> None:
-        """The job was poison: refuse its like for a while."""
+    def block_input(self, job: Job, now: float) -> None:
+        """Reject a poison job's input for `BLOCKED_S`."""
         self._blocked[_fingerprint(job)] = now + BLOCKED_S
         while len(self._blocked) > MAX_BLOCKED:
             del self._blocked[next(iter(self._blocked))]
 
     def find_blocked(self, jobs: Sequence[Job], now: float) -> list[Job]:
-        """Return the jobs that are known poison. Costs nothing while none is."""
+        """Return the jobs whose input is blocked. Computes no fingerprint while no input is blocked."""
         while self._blocked and next(iter(self._blocked.values())) <= now:
             del self._blocked[next(iter(self._blocked))]
         return [job for job in jobs if _fingerprint(job) in self._blocked] if self._blocked else []
 
-    def pardon(self, hello: WorkerHello) -> None:
-        """The process that was thought dead lives: only its connection had ended, and no input did that."""
+    def clear_jobs(self, hello: WorkerHello) -> None:
+        """Withdraw the blame for a crash because the worker's process reconnected: only its connection had ended."""
         for job in self._crashed.pop((hello.uuid, hello.incarnation), []):
             job.crashes -= 1
 
-    def failed(self, lease: Lease) -> list[Job]:
-        """The device failed on this batch: the open jobs that have now been there too often."""
-        jobs = [job for job in lease.jobs if job.open]
+    def blame_for_failure(self, lease: Lease) -> list[Job]:
+        """Make a batch's open jobs suspects after the device failed. Return those that have reached `max_errors`."""
+        jobs = [job for job in lease.jobs if job.is_open]
         for job in jobs:
             job.suspect = True
             job.errors += 1

@@ -1,88 +1,88 @@
-"""What must hold of the scheduler between two calls of its doors. Pure; it reads the state and changes nothing."""
-
-from __future__ import annotations
+"""Invariants of the scheduler's state between two calls. Pure; the checks change no state."""
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from broker.core.jobs import Request
+from broker.core.state import State
 from broker.wire.errors import LocalProtocolError
 from broker.wire.protocol import Lane
 
-if TYPE_CHECKING:
-    from broker.core.scheduler import Scheduler
+
+def check_state(state: State) -> None:
+    """Raise `LocalProtocolError` naming the first invariant that does not hold."""
+    _check_jobs(state)
+    _check_queues(state)
+    _check_workers(state)
 
 
-def check(scheduler: Scheduler) -> None:
-    """Raise LocalProtocolError that names the first broken invariant."""
-    _check_jobs(scheduler)
-    _check_queues(scheduler)
-    _check_workers(scheduler)
-
-
-def _check_jobs(scheduler: Scheduler) -> None:
-    queues = [model.queue for model in scheduler.models.values()]
-    waiting = [(one, position) for queue in queues for one, positions in queue.list_waiting() for position in positions]
-    leases = [lease for worker in scheduler.pool.workers.values() for lease in worker.leases.values()]
-    made = [job for lease in leases for job in lease.jobs if job.open] + scheduler.on_trial()
+def _check_jobs(state: State) -> None:
+    queues = [model.queue for model in state.models.values()]
+    waiting = [
+        (request, position) for queue in queues for request, positions in queue.list_waiting() for position in positions
+    ]
+    leases = [lease for worker in state.pool.workers.values() for lease in worker.leases.values()]
+    made = [job for lease in leases for job in lease.jobs if job.is_open] + state.blame.list_on_trial()
     places = Counter([*waiting, *((job.request, job.position) for job in made)])
-    requests = [request for frontend in scheduler.ledger.by_uuid.values() for request in frontend.requests.values()]
-    _require(all(count == 1 for count in places.values()), "an open job is in two places")
-    _require(
-        Counter(request for request, _ in places) == {request: request.open_jobs for request in requests},
-        "an open job is in no place, or a closed one in some",
-    )
-    _require(
-        all(request.jobs.get(job.position) is job for job in made for request in [job.request]), "a job is foreign"
-    )
-    _require(all(request.open_jobs for request in requests), "a request with no open job is still open")
-    _check_counts(scheduler, requests, places)
+    requests = [request for frontend in state.ledger.by_uuid.values() for request in frontend.requests.values()]
+    twice = [place for place, count in places.items() if count > 1]
+    _require(not twice, "a job is in two places", twice)
+    counted = Counter(request for request, _ in places)
+    for request in requests:
+        _require(
+            counted[request] == request.open_jobs > 0, "an open job is in no place, or a closed one in some", request
+        )
+    _require(len(counted) == len(requests), "a job of a closed request is in some place")
+    for job in made:
+        _require(job.request.jobs.get(job.position) is job, "a job is not its request's at this position", job)
+    _check_totals(state, requests, places)
 
 
-def _check_counts(scheduler: Scheduler, requests: list[Request], places: Iterable[tuple[Request, int]]) -> None:
-    ledger = scheduler.ledger
+def _check_totals(state: State, requests: list[Request], places: Iterable[tuple[Request, int]]) -> None:
+    ledger = state.ledger
     tokens, size, holders = Counter[Request](), Counter[Request](), Counter[str | bytes]()
     for request, position in places:
         tokens[request] += request.pricing.count_tokens([request.lengths[position]])[0]
         size[request] += request.lengths[position]
         holders.update(request.holders)
-    _require(all(tokens[one] == one.open_tokens for one in requests), "a request's open tokens are wrong")
-    _require(all(size[one] == one.open_bytes for one in requests), "a request's open bytes are wrong")
+    for request in requests:
+        _require(tokens[request] == request.open_tokens, "the open tokens of a request are wrong", request)
+        _require(size[request] == request.open_bytes, "the open bytes of a request are wrong", request)
     _require(ledger.requests == len(requests), "the number of open requests is wrong")
-    _require(ledger.jobs == sum(one.open_jobs for one in requests), "the number of open jobs is wrong")
-    _require(ledger.tokens == sum(one.open_tokens for one in requests), "the tokens of open jobs are wrong")
-    _require(ledger.bytes == sum(one.open_bytes for one in requests), "the bytes of open jobs are wrong")
-    _require(ledger.holder_jobs == holders, "a holder's open jobs are wrong")
+    _require(ledger.jobs == sum(request.open_jobs for request in requests), "the number of open jobs is wrong")
+    _require(ledger.tokens == sum(request.open_tokens for request in requests), "the tokens of open jobs are wrong")
+    _require(ledger.bytes == sum(request.open_bytes for request in requests), "the bytes of open jobs are wrong")
+    _require(ledger.holder_jobs == holders, "the number of a holder's open jobs is wrong")
 
 
-def _check_queues(scheduler: Scheduler) -> None:
-    for name, model in scheduler.models.items():
-        queued = [(one, position) for one, positions in model.queue.list_waiting() for position in positions]
+def _check_queues(state: State) -> None:
+    for name, model in state.models.items():
+        queued = [(request, position) for request, positions in model.queue.list_waiting() for position in positions]
         tokens = sum(request.pricing.count_tokens([request.lengths[position]])[0] for request, position in queued)
-        _require(model.queue.jobs == len(queued), "a queue's length is wrong")
-        _require(model.queue.tokens == tokens, "a queue's tokens are wrong")
+        _require(model.queue.jobs == len(queued), "the number of jobs in a queue is wrong", name)
+        _require(model.queue.tokens == tokens, "the number of tokens in a queue is wrong", name)
         in_lanes = [
             sum(count(lane) for lane in Lane) for count in (model.queue.count_lane_jobs, model.queue.count_lane_tokens)
         ]
-        suspects = [job for request, _ in queued for job in request.jobs.values() if job.queued]
-        apart = {job.key: job.tokens for job in suspects}
-        _require(in_lanes == [len(queued) - len(apart), tokens - sum(apart.values())], "what waits in lanes is wrong")
-        _require(not (queued and scheduler.pool.idle(name)), "a job waits while a fitting worker is idle")
-        served = scheduler.pool.live_model(name) is not None
-        _require(served == (model.unserved_since is None), "a model's unserved_since is wrong")
+        suspects = [job for request, _ in queued for job in request.jobs.values() if job.is_queued]
+        suspect_tokens = {job.key: job.tokens for job in suspects}
+        expected = [len(queued) - len(suspect_tokens), tokens - sum(suspect_tokens.values())]
+        _require(in_lanes == expected, "the totals of the lanes are wrong", name)
+        _require(not (queued and state.pool.count_idle(name)), "a job waits while a worker is idle", name)
+        served = state.pool.find_live_model(name) is not None
+        _require(served == (model.unserved_since is None), "`unserved_since` of a model is wrong", name)
 
 
-def _check_workers(scheduler: Scheduler) -> None:
-    for worker in scheduler.pool.workers.values():
-        _require(list(worker.unseen) == sorted(set(worker.unseen)), "batches are unseen out of order")
-        _require(all(lease.jobs for lease in worker.leases.values()), "an empty batch is leased")
+def _check_workers(state: State) -> None:
+    for worker in state.pool.workers.values():
+        _require(list(worker.unseen) == sorted(set(worker.unseen)), "unseen batches are out of order", worker)
+        _require(all(lease.jobs for lease in worker.leases.values()), "a leased batch has no job", worker)
         models = {lease.model for lease in worker.leases.values()}
-        _require(models <= set(worker.models), "a worker holds a batch of a model it does not serve")
-    connections = sorted(one.peer for one in scheduler.ledger.by_uuid.values())
-    _require(sorted(scheduler.ledger.by_peer) == connections, "a connection has no frontend or two")
+        _require(models <= set(worker.models), "a batch is of a model that its worker does not serve", worker)
+    connections = sorted(frontend.peer for frontend in state.ledger.by_uuid.values())
+    _require(sorted(state.ledger.by_peer) == connections, "a connection has no frontend or two")
 
 
-def _require(holds: bool, otherwise: str) -> None:
+def _require(holds: bool, text: str, subject: object = None) -> None:
     if not holds:
-        raise LocalProtocolError(otherwise)
+        raise LocalProtocolError(text if subject is None else f"{text}: {subject!r}")

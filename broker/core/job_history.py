@@ -1,7 +1,6 @@
-"""What has happened lately, to answer the question "what happened to this job?". Pure.
+"""Recent events of each job, to answer "what happened to this job?". Pure.
 
-The story remembers names and never inputs, and at most `MAX_BYTES` of them, so that no client can fill the memory with
-what it asked for and left.
+The history holds names and never inputs, and at most `MAX_BYTES`, so that no client can fill the memory.
 """
 
 import itertools
@@ -14,47 +13,47 @@ from broker.core.jobs import Job, Request
 
 #: Bytes that all entries together may take, by the estimate below.
 MAX_BYTES = 4 * 1024 * 1024
-#: Bytes of an entry, and of each request in it, beside the positions (sys.getsizeof of the parts, rounded up).
+#: Bytes of an entry, and of each request in it, without positions (sys.getsizeof of the parts, rounded up).
 ENTRY_BYTES, REQUEST_BYTES = 400, 250
 #: Bytes of a position.
 POSITION_BYTES = 4
 
-#: A frontend's uuid and the number of a request there.
+#: A frontend's uuid and the number of one of its requests.
 Key = tuple[bytes, int]
 
 
 class Entry(NamedTuple):
-    """Something that happened to some jobs."""
+    """An event of some jobs."""
 
     time: float
     event: str
     detail: str
-    #: Positions of the jobs by request; None means all jobs of the request that were open then.
+    #: Positions of the jobs, by request; None stands for all jobs of the request that were open at the time.
     positions: dict[Key, "array[int] | None"]
     size: int
 
 
-class Story:
-    """The latest entries."""
+class JobHistory:
+    """The latest entries, bounded in bytes."""
 
     def __init__(self) -> None:
         self._entries: deque[Entry] = deque()
         self._size = 0
 
-    def note_request(self, now: float, event: str, detail: str, request: Request) -> None:
-        """Remember what happens to all that is open of a request."""
-        self._add(now, event, detail, {(request.owner, request.number): None})
+    def add_request(self, now: float, event: str, detail: str, request: Request) -> None:
+        """Record an event of all open jobs of a request."""
+        self._add_entry(now, event, detail, {(request.owner, request.number): None})
 
-    def note_jobs(self, now: float, event: str, detail: str, jobs: Iterable[Job]) -> None:
-        """Remember what happens to some jobs; those of one request come one after the other."""
+    def add_jobs(self, now: float, event: str, detail: str, jobs: Iterable[Job]) -> None:
+        """Record an event of some jobs; the jobs of one request must be adjacent."""
         by_request = itertools.groupby(jobs, lambda job: job.request)
         positions: dict[Key, array[int] | None] = {
             (request.owner, request.number): array("I", [job.position for job in group])
             for request, group in by_request
         }
-        self._add(now, event, detail, positions)
+        self._add_entry(now, event, detail, positions)
 
-    def _add(self, now: float, event: str, detail: str, positions: "dict[Key, array[int] | None]") -> None:
+    def _add_entry(self, now: float, event: str, detail: str, positions: "dict[Key, array[int] | None]") -> None:
         known = sum(map(len, filter(None, positions.values())))
         size = ENTRY_BYTES + len(detail) + REQUEST_BYTES * len(positions) + POSITION_BYTES * known
         self._entries.append(Entry(now, event, detail, positions, size))
@@ -62,8 +61,8 @@ class Story:
         while self._size > MAX_BYTES:
             self._size -= self._entries.popleft().size
 
-    def tell(self, owner: bytes, number: int, position: int) -> list[str]:
-        """Return what is remembered of a job, a line for each event, oldest first."""
+    def describe_job(self, owner: bytes, number: int, position: int) -> list[str]:
+        """Return one line for each remembered event of a job, oldest first."""
         return [
             f"{entry.time:.3f} {entry.event} {entry.detail}".rstrip()
             for entry in self._entries

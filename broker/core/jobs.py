@@ -1,53 +1,52 @@
-"""Requests and their jobs.
+"""Requests, jobs, and the estimate of how many tokens an input has. Pure.
 
-A request may hold thousands of inputs, and its client may be gone before any of them is dispatched. So admitting,
-refusing and cancelling a request cost the same few steps however many inputs it holds: the inputs stay in the request's
-one frame, and a `Job` is made from an input when the input leaves the queue. Pure.
+A request may hold thousands of inputs, and its client may be gone before any of them is dispatched. Admitting,
+rejecting and cancelling a request therefore cost the same few steps for any number of inputs: the inputs stay in the
+request's single frame, and a `Job` is created from an input when the input leaves the queue.
 """
-
-from __future__ import annotations
 
 import functools
 import itertools
 import math
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 from broker.wire import protocol as wire
 from broker.wire.protocol import Frame, Kind, Option
 
-#: Tokens of an empty text: those that the tokenizer puts around every text, in most families.
+#: Tokens of an empty text: the special tokens that most model families put around every text.
 SPECIAL_TOKENS = 2
-#: So many tokens that are only counted take a worker as long as one that is run through the model.
-CHEAPER = 64
-#: Lengths in one bucket differ by less than this factor: at most a fifth of a micro-batch of one bucket is padding.
+#: A worker tokenizes this many tokens in the time in which it runs one token through the model.
+TOKENISE_DISCOUNT = 64
+#: Lengths in one bucket differ by less than this factor, so that at most a fifth of a bucket's micro-batch is padding.
 BUCKET_RATIO = 1.25
 
 
 class Pricing(NamedTuple):
-    """How many tokens the inputs of one request are counted as: estimated for text, exact for token ids."""
+    """Rule that gives the tokens of a request's inputs: an estimate for text, exact for token ids."""
 
     special_tokens: int
     tokens_per_byte: float
-    #: The most that one input counts. A longer one is refused or cut once its worker has counted it.
+    #: Most tokens that one input counts as. The worker rejects or truncates a longer input.
     longest: int
-    #: Whether the inputs are only tokenised.
+    #: Whether the inputs are only tokenized.
     tokenise: bool
 
     def count_tokens(self, lengths: Sequence[int]) -> list[int]:
         """Return the tokens of inputs of these lengths in bytes."""
         special, ratio, longest, _ = self
         if self.tokenise:
-            return [1 + (special + int(length * ratio)) // CHEAPER for length in lengths]
+            return [1 + (special + int(length * ratio)) // TOKENISE_DISCOUNT for length in lengths]
         return [
             tokens if (tokens := special + int(length * ratio)) < longest else longest
             for length in lengths
         ]  # fmt: skip
 
 
-def price(kind: Kind, options: int, tokens_per_byte: float, max_tokens: int) -> Pricing:
-    """Return the pricing of a request for a model that takes inputs of `max_tokens`."""
+def choose_pricing(kind: Kind, options: int, tokens_per_byte: float, max_tokens: int) -> Pricing:
+    """Return the pricing of a request for a model that accepts inputs of up to `max_tokens`."""
     tokenise = bool(options & Option.TOKENISE)
     if kind == Kind.TOKENS:
         return Pricing(0, 0.25, max_tokens + 1, tokenise)
@@ -56,88 +55,93 @@ def price(kind: Kind, options: int, tokens_per_byte: float, max_tokens: int) -> 
 
 @functools.lru_cache(65536)
 def find_bucket(tokens: int) -> int:
-    """Return the number of the bucket that inputs of this length belong to."""
+    """Return the number of the bucket for inputs of this length."""
     return int(math.log(max(1, tokens), BUCKET_RATIO))
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Request:
-    """A request: what it asks for, which of its inputs are open, and which of those wait in a queue."""
+    """One client request: its inputs, which of them are open, and which of those wait in a queue."""
 
-    __slots__ = (
-        "_counted",
-        "_starts",
-        "_tokens",
-        "arrived",
-        "bytes",
-        "client",
-        "deadline",
-        "frame",
-        "holders",
-        "inputs",
-        "jobs",
-        "kind",
-        "lane",
-        "lengths",
-        "model",
-        "number",
-        "open_bytes",
-        "open_jobs",
-        "open_tokens",
-        "options",
-        "origin",
-        "owner",
-        "pricing",
-        "queued_in",
-        "queued_jobs",
-        "queued_tokens",
-    )
+    #: uuid of the frontend process to answer, and the request's number there.
+    owner: bytes
+    number: int
+    model: str
+    lane: wire.Lane
+    #: Client that takes turns with other clients: an API key, an address, or the frontend's uuid.
+    client: str | bytes
+    #: Holders of the open jobs, each with a limit: the client and, if known, its address.
+    holders: tuple[str | bytes, ...]
+    kind: Kind
+    #: `Option` bits.
+    options: int
+    origin: wire.Origin
+    arrived: float
+    deadline: float
+    #: Bytes of all inputs, one after another; empty once the request has ended.
+    frame: Frame
+    #: Bytes of each input.
+    lengths: "memoryview[int]"
+    pricing: Pricing
+    #: Open jobs with their tokens and bytes. Maintained by the ledger.
+    open_jobs: int = 0
+    open_tokens: int = 0
+    open_bytes: int = 0
+    #: Open jobs that have been created, by position.
+    jobs: "dict[int, Job]" = field(default_factory=dict)
+    #: Waiting inputs without suspects, and the buckets that they wait in. Maintained by the queue.
+    queued_jobs: int = 0
+    queued_tokens: int = 0
+    queued_in: set[int] = field(default_factory=set)
+    _tokens: int | None = None
+    _counted: list[int] = field(default_factory=list)
+    _starts: "array[int]" = field(default_factory=lambda: array("I"))
 
-    def __init__(self, owner: bytes, asked: wire.Submission, frame: Frame, pricing: Pricing, arrived: float) -> None:
-        #: uuid of the frontend process that is owed the answers, and the request's number there.
-        self.owner = owner
-        self.number = asked.request
-        self.model = asked.model
-        self.lane = asked.lane
-        #: The client that takes turns with others.
-        self.client: str | bytes = asked.client or owner
-        #: All whose part of the queue the request is counted to: the client and, where it is told, its address.
-        self.holders = (self.client, asked.address) if asked.address else (self.client,)
-        self.kind = asked.kind
-        #: `Option` bits.
-        self.options = asked.options
-        self.origin = asked.origin
-        self.arrived = arrived
-        self.deadline = arrived + asked.budget_ms / 1000
-        #: The bytes of all inputs, one after another; empty once the request has ended.
-        self.frame = frame
-        #: Bytes of each input.
-        self.lengths = wire.unpack_u32(asked.lengths)
-        self.inputs = len(self.lengths)
-        self.bytes = len(frame)
-        self.pricing = pricing
-        #: What has no answer yet. The ledger counts it.
-        self.open_jobs = self.open_tokens = self.open_bytes = 0
-        #: Open jobs that have been made, by position.
-        self.jobs: dict[int, Job] = {}
-        #: What waits in the queue, suspects not counted, and the buckets that it waits in. The queue counts it.
-        self.queued_jobs = self.queued_tokens = 0
-        self.queued_in: set[int] = set()
-        self._tokens: int | None = None
-        self._counted: list[int] = []
-        self._starts: array[int] = array("I")
+    @classmethod
+    def from_submission(
+        cls, owner: bytes, submission: wire.Submission, frame: Frame, pricing: Pricing, arrived: float
+    ) -> Self:
+        """Return the request of a frontend's submission; `owner` is the frontend's uuid."""
+        client = submission.client or owner
+        return cls(
+            owner=owner,
+            number=submission.request,
+            model=submission.model,
+            lane=submission.lane,
+            client=client,
+            holders=(client, submission.address) if submission.address else (client,),
+            kind=submission.kind,
+            options=submission.options,
+            origin=submission.origin,
+            arrived=arrived,
+            deadline=arrived + submission.budget_ms / 1000,
+            frame=frame,
+            lengths=wire.unpack_u32(submission.lengths),
+            pricing=pricing,
+        )
 
     def __repr__(self) -> str:
         return f"<Request {self.number} of {self.owner.hex()[:8]}, {self.open_jobs} of {self.inputs} inputs open>"
 
     @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        return len(self.lengths)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all inputs; 0 once the request has ended."""
+        return len(self.frame)
+
+    @property
     def tokens(self) -> int:
-        """Tokens of all inputs. Counted when somebody first needs them."""
+        """Tokens of all inputs. Counted on first use, because counting reads the length of each input."""
         if self._tokens is None:
             self._tokens = sum(self.pricing.count_tokens(self.lengths))
         return self._tokens
 
     def sort_inputs(self) -> dict[int, list[int]]:
-        """Return the positions of all inputs by their bucket, and get ready to make jobs from them."""
+        """Return the positions of all inputs by bucket, and prepare `make_job` and `read_input`."""
         self._counted = self.pricing.count_tokens(self.lengths)
         self._starts = array("I", itertools.accumulate(self.lengths, initial=0))
         buckets: dict[int, list[int]] = {}
@@ -146,69 +150,61 @@ class Request:
         return buckets
 
     def count_tokens(self, position: int) -> int:
-        """Return the tokens of one input of a request that has been sorted."""
+        """Return the tokens of one input, after `sort_inputs`."""
         return self._counted[position]
 
-    def make_job(self, position: int) -> Job:
-        """Return the job of an open input of a request that has been sorted."""
+    def make_job(self, position: int) -> "Job":
+        """Return the job of an open input, after `sort_inputs`; the same one each time."""
         job = self.jobs.get(position)
         if job is None:
-            job = self.jobs[position] = Job(self, position, self._counted[position])
+            job = self.jobs[position] = Job(
+                self, position, self.lengths[position], self._counted[position], self.arrived
+            )
         return job
 
     def read_input(self, position: int) -> memoryview:
-        """Return the bytes of one input of an open request that has been sorted."""
+        """Return the bytes of one input of an open request, after `sort_inputs`."""
         start = self._starts[position]
         return memoryview(self.frame)[start : start + self.lengths[position]]
 
-    def release(self) -> None:
-        """Forget the inputs: the request has ended."""
+    def release_inputs(self) -> None:
+        """Free the memory of the inputs, because the request has ended."""
         self.frame = b""
         self.jobs.clear()
         self._counted, self._starts = [], array("I")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Job:
-    """One input from its first dispatch to its one answer. Data only; the scheduler changes it."""
+    """One input from its first dispatch to its end. Data only; the scheduler changes it."""
 
-    __slots__ = (
-        "bytes",
-        "crashes",
-        "dispatched",
-        "errors",
-        "open",
-        "position",
-        "queued",
-        "request",
-        "suspect",
-        "tokens",
-    )
-
-    def __init__(self, request: Request, position: int, tokens: int) -> None:
-        self.request = request
-        self.position = position
-        self.bytes = request.lengths[position]
-        self.tokens = tokens
-        self.dispatched = request.arrived
-        #: How many workers died, and how many inferences failed, while it ran.
-        self.crashes = 0
-        self.errors = 0
-        #: It was in a batch that killed or failed its worker: it runs alone, so that the next time names the cause.
-        self.suspect = False
-        #: False once answered, failed or cancelled: whoever still holds it drops it.
-        self.open = True
-        #: Whether it waits in its model's queue as a suspect.
-        self.queued = False
+    request: Request
+    position: int
+    #: Bytes of the input, and its tokens by the estimate.
+    size: int
+    tokens: int
+    #: When the job was last dispatched; the arrival of its request before that.
+    dispatched_at: float
+    #: Workers that crashed, and inferences that failed, while the job was running.
+    crashes: int = 0
+    errors: int = 0
+    #: Whether a batch with the job crashed or failed. A suspect runs alone, so that the next crash identifies the job.
+    suspect: bool = False
+    #: Whether the job has not been answered, failed or cancelled. Holders of a closed job drop it.
+    is_open: bool = True
+    #: Whether the job waits in its model's queue of suspects.
+    is_queued: bool = False
 
     def __repr__(self) -> str:
-        return f"<Job {self.position} of {self.request!r}>"
+        state = "closed" if not self.is_open else "suspect" if self.suspect else "open"
+        return f"<Job {self.position} of {self.request!r}, {state}>"
 
     @property
     def payload(self) -> memoryview:
-        """The input's bytes, while the job is open."""
+        """Bytes of the input; valid while the job is open."""
         return self.request.read_input(self.position)
 
     @property
     def key(self) -> tuple[bytes, int, int]:
-        """The job's name, which also orders the jobs of a batch: its frontend, request and position."""
+        """Frontend's uuid, request number and position: identifies the job, and orders the jobs of a batch."""
         return self.request.owner, self.request.number, self.position

@@ -1,20 +1,20 @@
-"""What is owed to whom: the connected frontends, their open requests, and the deadlines. Pure.
+"""Connected frontends, their open requests, totals of all open jobs, and deadlines. Pure.
 
-A request enters with all its jobs. A job leaves by `close`, or with its request by `close_request`, once.
+A request enters with all its jobs. Each job leaves exactly once: by `close_job`, or with its request by
+`close_request`.
 """
 
 import heapq
 from collections import Counter
 from collections.abc import Iterable
 
-from broker.core.admission import Load
 from broker.core.jobs import Job, Request
 from broker.wire.errors import LocalProtocolError
 from broker.wire.protocol import FrontendHello
 
-#: Ended requests wait for their deadline to come up until there are this many more of them than open ones.
+#: Deadlines of ended requests are removed once there are this many more of them than open requests.
 MAX_ENDED = 1000
-#: Requests that expire in one call at most, so that the call stays short; the next call goes on.
+#: Most requests that expire in one call, so that the call stays short; the next call continues.
 MAX_EXPIRED = 100
 
 
@@ -27,17 +27,21 @@ class Frontend:
         self.name = f"{hello.host}/{hello.pid}"
         self.last_heard = now
         self.requests: dict[int, Request] = {}
-        #: Bytes of vectors since its last hello: sent to it, and received as it says, -1 while it does not say.
+        #: Bytes of vectors since the last hello: sent by the broker, and received as the frontend reports; -1 before
+        #: the first report.
         self.sent, self.received = 0, -1
+
+    def __repr__(self) -> str:
+        return f"<Frontend {self.name}, {len(self.requests)} open requests>"
 
     @property
     def unread(self) -> int:
-        """Bytes of vectors that it says it has not received."""
+        """Bytes of vectors sent but not reported as received; 0 before the first report."""
         return self.sent - self.received if self.received >= 0 else 0
 
 
 class Ledger:
-    """All frontends, and all open jobs."""
+    """All frontends and their open requests, with totals over all open jobs."""
 
     def __init__(self, liveness_s: float) -> None:
         self.liveness_s = liveness_s
@@ -49,61 +53,57 @@ class Ledger:
         self.bytes = 0
         #: Open jobs by client and by address (see `Request.holders`).
         self.holder_jobs: Counter[str | bytes] = Counter()
-        #: (deadline, uuid, request); entries of ended requests are dropped when they come up.
+        #: Heap of (deadline, frontend's uuid, request number). Entries of ended requests are skipped when they come up.
         self._deadlines: list[tuple[float, bytes, int]] = []
 
-    @property
-    def load(self) -> Load:
-        """All that is open."""
-        return Load(self.jobs, self.tokens, self.bytes)
+    def add_frontend(self, peer: bytes, hello: FrontendHello, now: float) -> Frontend:
+        """Add and return a frontend; neither its process nor its connection may be known."""
+        frontend = self.by_peer[peer] = self.by_uuid[hello.uuid] = Frontend(peer, hello, now)
+        return frontend
 
-    def join(self, peer: bytes, hello: FrontendHello, now: float) -> None:
-        """Begin a session for a hello, where the process and the connection have none."""
-        self.by_peer[peer] = self.by_uuid[hello.uuid] = Frontend(peer, hello, now)
-
-    def leave(self, frontend: Frontend) -> None:
-        """Forget a frontend that is owed nothing."""
+    def remove_frontend(self, frontend: Frontend) -> None:
+        """Remove a frontend. Raise `LocalProtocolError` if it has open requests."""
         if frontend.requests:
-            raise LocalProtocolError(f"frontend {frontend.name} leaves with open requests")
+            raise LocalProtocolError(f"frontend {frontend.name} was removed with open requests")
         self.by_peer.pop(frontend.peer, None)
         self.by_uuid.pop(frontend.uuid, None)
 
-    def enter(self, frontend: Frontend, request: Request) -> None:
-        """Record an admitted request; it has at least one input."""
+    def open_request(self, frontend: Frontend, request: Request) -> None:
+        """Add an admitted request, which has at least one input."""
         frontend.requests[request.number] = request
         heapq.heappush(self._deadlines, (request.deadline, frontend.uuid, request.number))
         self.requests += 1
         if len(self._deadlines) > 2 * self.requests + MAX_ENDED:
             self._rebuild_deadlines()
-        request.open_jobs, request.open_tokens, request.open_bytes = request.inputs, request.tokens, request.bytes
-        self._count(request.holders, request.open_jobs, request.open_tokens, request.open_bytes)
+        request.open_jobs, request.open_tokens, request.open_bytes = request.inputs, request.tokens, request.size
+        self._add_totals(request.holders, request.open_jobs, request.open_tokens, request.open_bytes)
 
-    def close(self, job: Job) -> None:
-        """End an open job: it has its answer, or will get none."""
+    def close_job(self, job: Job) -> None:
+        """Close an open job that was answered or failed."""
         request = job.request
-        job.open = False
+        job.is_open = False
         del request.jobs[job.position]
         request.open_jobs -= 1
         request.open_tokens -= job.tokens
-        request.open_bytes -= job.bytes
-        self._count(request.holders, -1, -job.tokens, -job.bytes)
+        request.open_bytes -= job.size
+        self._add_totals(request.holders, -1, -job.tokens, -job.size)
         if not request.open_jobs:
-            self._end(request)
+            self._remove_request(request)
 
     def close_request(self, request: Request) -> None:
-        """End all that is open of a request."""
+        """Close all open jobs of a request."""
         for job in request.jobs.values():
-            job.open = False
-        self._count(request.holders, -request.open_jobs, -request.open_tokens, -request.open_bytes)
+            job.is_open = False
+        self._add_totals(request.holders, -request.open_jobs, -request.open_tokens, -request.open_bytes)
         request.open_jobs = request.open_tokens = request.open_bytes = 0
-        self._end(request)
+        self._remove_request(request)
 
-    def _end(self, request: Request) -> None:
+    def _remove_request(self, request: Request) -> None:
         self.requests -= 1
         del self.by_uuid[request.owner].requests[request.number]
-        request.release()
+        request.release_inputs()
 
-    def _count(self, holders: Iterable[str | bytes], jobs: int, tokens: int, size: int) -> None:
+    def _add_totals(self, holders: Iterable[str | bytes], jobs: int, tokens: int, size: int) -> None:
         self.jobs += jobs
         self.tokens += tokens
         self.bytes += size
@@ -131,12 +131,12 @@ class Ledger:
         ]
         heapq.heapify(self._deadlines)
 
-    def silent(self, now: float) -> list[Frontend]:
-        """Frontends not heard of for too long."""
-        return [one for one in self.by_uuid.values() if now >= one.last_heard + self.liveness_s]
+    def find_silent(self, now: float) -> list[Frontend]:
+        """Return the frontends that have sent no message for `liveness_s`."""
+        return [frontend for frontend in self.by_uuid.values() if now >= frontend.last_heard + self.liveness_s]
 
     def next_deadline(self) -> float | None:
-        """When `pop_expired` or `silent` may next find something."""
+        """Return the earliest time at which `pop_expired` or `find_silent` can find something; None without any."""
         times = [frontend.last_heard + self.liveness_s for frontend in self.by_uuid.values()]
         times += [self._deadlines[0][0]] if self._deadlines else []
         return min(times, default=None)

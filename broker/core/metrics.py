@@ -1,260 +1,222 @@
-"""What operators want to know of the broker's work: counters and histograms here, gauges read from the state. Pure.
+"""Counters and histograms of the scheduler's work. Pure.
 
-An observation costs a dictionary lookup and a bisection. Series exist from the moment that their worker does, at zero,
-so that a rate never starts in the middle of something.
+An observation costs a dictionary lookup and a bisection. A worker's series exist from the moment it joins, at zero, so
+that a rate never misses its first observation, and end when it leaves.
 """
 
-from __future__ import annotations
-
 import bisect
-import math
-from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from broker.core.pool import Lease, Worker
-from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Lane
+from broker.wire.protocol import BatchResult, Lane
 
-if TYPE_CHECKING:
-    from broker.core.scheduler import Scheduler
-
-#: Workers that have left whose series are still told: long enough for a scrape, bounded when they come and go all day.
-MAX_GONE = 100
-
-#: From the time of a loop's turn to the longest wait that a request may have when it is admitted.
+#: Histogram bounds in seconds, from one turn of the broker's loop to the longest queueing delay that admission accepts.
 _WAITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-#: From one short text on a fast device to the lease of a batch.
+#: Histogram bounds in seconds, from one short text on a fast device to a batch's lease.
 _INFERENCES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
 #: Powers of two up to the most jobs of a batch, and from a short text to a batch of 0.1 s on a fast device.
 _JOBS = tuple(float(2**power) for power in range(12))
 _TOKENS = tuple(float(2**power) for power in range(4, 18))
 
-#: Labels of what belongs to a worker.
-_WORKER = ["model", "device", "lane", "worker"]
-#: Why a worker was evicted, as `Scheduler` says it.
-_REASONS = ("silent", "its batch ran too long", "connection lost", "answered a batch in another shape")
-#: Codes that a request is refused with at the door, and that a job ends with.
-_REFUSALS = ("DRAINING", "OVERLOADED", "UNKNOWN_MODEL", "NO_WORKER", "INVALID_INPUT", "QUOTA")
-_OUTCOMES = (
-    "answered",
-    "cancelled",
-    *(name.lower() for name in ("DEADLINE", "DEVICE", "INVALID_INPUT", "NO_WORKER", "POISON", "TOO_LONG")),
-)
+#: Labels of the series of one worker.
+_WORKER = ("model", "device", "lane", "worker")
+_LANE = ("model", "lane")
+
+Labels = tuple[str, ...]
 
 
-class Counter:
-    """A family of numbers that only grow."""
+class Sample(NamedTuple):
+    """One time series: the values of the family's labels, and the value of a counter or gauge.
 
-    kind = "counter"
+    A histogram's value is the sum of its observations; `buckets` has the number of observations in each bucket, the
+    one above the last bound included.
+    """
+
+    labels: tuple[str, ...]
+    value: float
+    buckets: tuple[int, ...] = ()
+
+
+class Family(NamedTuple):
+    """A Prometheus metric: `kind` is counter, gauge or histogram; only a histogram has bounds."""
+
+    name: str
+    kind: str
+    text: str
+    labels: tuple[str, ...]
+    samples: list[Sample]
     bounds: tuple[float, ...] = ()
 
-    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
-        self.name, self.text, self.labels = name, text, list(labels)
-        self.series: dict[tuple[str, ...], float] = {}
 
-    def touch(self, labels: tuple[str, ...]) -> None:
-        """Let the series exist."""
-        self.series.setdefault(labels, 0.0)
+class CounterFamily:
+    """Numbers that only grow, by labels."""
 
-    def add(self, labels: tuple[str, ...], by: float = 1.0) -> None:
-        """Count."""
-        self.series[labels] = self.series.get(labels, 0.0) + by
+    def __init__(self, name: str, text: str, labels: Labels = (), values: Iterable[str] = ()) -> None:
+        self.name, self.text, self.labels = name, text, labels
+        #: Series with no label, or with the known `values` of the only label, exist from the start.
+        self._series: dict[Labels, float] = {(value,): 0.0 for value in values} if labels else {(): 0.0}
 
-    def forget(self, worker: str) -> None:
-        """Drop a worker's series."""
-        self.series = {labels: value for labels, value in self.series.items() if labels[-1] != worker}
+    def create_series(self, labels: Labels) -> None:
+        """Create a series at zero if it does not exist."""
+        self._series.setdefault(labels, 0.0)
 
-    def family(self) -> wire.Family:
-        """As it is told."""
-        samples = [wire.Sample(list(labels), value) for labels, value in self.series.items()]
-        return wire.Family(self.name, self.kind, self.text, self.labels, samples)
+    def drop_series(self, worker: str) -> None:
+        """Remove the series of a worker."""
+        self._series = {labels: value for labels, value in self._series.items() if labels[-1] != worker}
+
+    def add(self, labels: Labels, by: float = 1.0) -> None:
+        """Add to a series."""
+        self._series[labels] = self._series.get(labels, 0.0) + by
+
+    def get(self, labels: Labels) -> float:
+        """Return the value of a series; 0 if the series does not exist."""
+        return self._series.get(labels, 0.0)
+
+    @property
+    def total(self) -> float:
+        """Sum of all series."""
+        return sum(self._series.values())
+
+    def snapshot(self) -> Family:
+        """Return a copy for exposition."""
+        samples = [Sample(labels, value) for labels, value in self._series.items()]
+        return Family(self.name, "counter", self.text, self.labels, samples)
 
 
-class Histogram:
-    """A family of distributions. A value is in the first bucket whose bound is not below it."""
+class HistogramFamily:
+    """Distributions by labels. A value belongs to the first bucket whose bound is not below the value."""
 
-    kind = "histogram"
+    def __init__(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> None:
+        self.name, self.text, self.labels, self.bounds = name, text, labels, bounds
+        #: Counts of the buckets, and the sum of observations in a list of one.
+        self._series: dict[Labels, tuple[list[int], list[float]]] = {}
 
-    def __init__(self, name: str, text: str, labels: Sequence[str], bounds: tuple[float, ...]) -> None:
-        self.name, self.text, self.labels, self.bounds = name, text, list(labels), bounds
-        self.series: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
+    def create_series(self, labels: Labels) -> tuple[list[int], list[float]]:
+        """Return a series, empty if it did not exist."""
+        return self._series.setdefault(labels, ([0] * (len(self.bounds) + 1), [0.0]))
 
-    def touch(self, labels: tuple[str, ...]) -> tuple[list[int], list[float]]:
-        """Let the series exist: its buckets, and its sum."""
-        found = self.series.get(labels)
-        if found is None:
-            found = self.series[labels] = ([0] * (len(self.bounds) + 1), [0.0])
-        return found
+    def drop_series(self, worker: str) -> None:
+        """Remove the series of a worker."""
+        self._series = {labels: series for labels, series in self._series.items() if labels[-1] != worker}
 
-    def observe(self, labels: tuple[str, ...], values: Iterable[float]) -> None:
-        """Count values."""
-        buckets, total = self.touch(labels)
+    def observe(self, labels: Labels, values: Iterable[float]) -> None:
+        """Add observations to a series."""
+        buckets, total = self.create_series(labels)
         for value in values:
             buckets[bisect.bisect_left(self.bounds, value)] += 1
             total[0] += value
 
-    def forget(self, worker: str) -> None:
-        """Drop a worker's series."""
-        self.series = {labels: found for labels, found in self.series.items() if labels[-1] != worker}
-
-    def family(self) -> wire.Family:
-        """As it is told."""
-        samples = [wire.Sample(list(labels), total[0], buckets) for labels, (buckets, total) in self.series.items()]
-        return wire.Family(self.name, self.kind, self.text, self.labels, samples, list(self.bounds))
+    def snapshot(self) -> Family:
+        """Return a copy for exposition."""
+        samples = [Sample(labels, total[0], tuple(buckets)) for labels, (buckets, total) in self._series.items()]
+        return Family(self.name, "histogram", self.text, self.labels, samples, self.bounds)
 
 
 class Metrics:
-    """What has happened, by what operators ask for."""
+    """All counters and histograms. `EventRecorder` is the only writer."""
 
     def __init__(self) -> None:
-        lanes = ["model", "lane"]
-        self._waits = Histogram("queue_seconds", "From a job's arrival to its dispatch", lanes, _WAITS)
-        self._attempts = Counter("job_dispatches", "Dispatches of jobs, repeated ones included", lanes)
-        self._requeued = Counter("jobs_requeued", "Jobs that went back into the queue", ["model"])
-        self._jobs = Counter("jobs", "Jobs that have ended, by how", ["outcome"])
-        self._rejected = Counter("requests_rejected", "Requests refused at the door, by why", ["code"])
-        self._evicted = Counter("worker_evictions", "Workers that were taken for dead or faulty, by why", ["reason"])
-        self._left = Counter("workers_left", "Workers that have left by themselves, or have joined again", [])
-        self._batch_jobs = Histogram("batch_jobs", "Jobs of a dispatched batch", _WORKER, _JOBS)
-        self._batch_tokens = Histogram("batch_tokens", "Tokens of an answered batch", _WORKER, _TOKENS)
-        self._inferences = Histogram(
-            "inference_seconds", "Inference of a batch, all its micro-batches", _WORKER, _INFERENCES
+        outcomes = ("answered", "cancelled", "deadline", "device", "invalid_input", "no_worker", "poison", "too_long")
+        codes = ("draining", "overloaded", "unknown_model", "no_worker", "invalid_input", "quota")
+        reasons = ("silent", "lease_expired", "connection_lost", "invalid_result")
+        self.jobs_admitted = CounterFamily("jobs_admitted", "Jobs admitted")
+        self.jobs_ended = CounterFamily("jobs", "Jobs finished, by outcome", ("outcome",), outcomes)
+        self.jobs_requeued = CounterFamily("jobs_requeued", "Jobs returned to the queue", ("model",))
+        self.jobs_blocked = CounterFamily("jobs_blocked", "Jobs failed without dispatch: their input is known poison")
+        self.requests_rejected = CounterFamily(
+            "requests_rejected", "Requests rejected at admission, by reason", ("code",), codes
         )
-        self._tokens = Counter("tokens", "Tokens of inputs that were run", _WORKER)
-        self._padding = Counter("padding_tokens", "Tokens run beside them, to fill up micro-batches", _WORKER)
-        self._of_workers: list[Counter | Histogram] = [
-            self._batch_jobs,
-            self._batch_tokens,
-            self._inferences,
-            self._tokens,
-            self._padding,
-        ]
-        #: Names of workers that have left, oldest first.
-        self._gone: deque[str] = deque()
-        for outcome in _OUTCOMES:
-            self._jobs.touch((outcome,))
-        for code in _REFUSALS:
-            self._rejected.touch((code.lower(),))
-        for reason in _REASONS:
-            self._evicted.touch((reason,))
-        self._left.touch(())
+        self.requests_repeated = CounterFamily("duplicate_requests", "Open requests that a frontend submitted again")
+        self.batches = CounterFamily(
+            "batches", "Batches dispatched, answered and failed", ("event",), ("dispatched", "answered", "failed")
+        )
+        self.batch_seconds = CounterFamily("batch_seconds", "Seconds that answered batches took, from lease to result")
+        self.workers_joined = CounterFamily("workers_joined", "Workers that connected")
+        self.workers_left = CounterFamily("workers_left", "Workers that drained and left, or reconnected")
+        self.worker_evictions = CounterFamily("worker_evictions", "Workers evicted, by reason", ("reason",), reasons)
+        self.peers_refused = CounterFamily("peers_refused", "Hellos refused: protocol version or model revision")
+        self.messages_unexpected = CounterFamily("messages_without_session", "Messages before a hello")
+        self.messages_malformed = CounterFamily("malformed_messages", "Messages that could not be decoded")
+        self.results_late = CounterFamily("late_answers", "Results of batches that the worker no longer held")
+        self._waits = HistogramFamily("queue_seconds", "Seconds from a job's arrival to its dispatch", _LANE, _WAITS)
+        self._dispatches = CounterFamily("job_dispatches", "Dispatches of jobs, repeated ones included", _LANE)
+        self._batch_jobs = HistogramFamily("batch_jobs", "Jobs of a dispatched batch", _WORKER, _JOBS)
+        self._batch_tokens = HistogramFamily("batch_tokens", "Tokens of an answered batch", _WORKER, _TOKENS)
+        self._inferences = HistogramFamily(
+            "inference_seconds", "Inference time of a batch, all micro-batches together", _WORKER, _INFERENCES
+        )
+        self._tokens = CounterFamily("tokens", "Tokens of inputs run through the model", _WORKER)
+        self._padding = CounterFamily("padding_tokens", "Padding tokens run through the model", _WORKER)
 
-    def joined(self, worker: Worker) -> None:
-        """A worker has said hello; one of its name may have left before."""
-        if worker.name in self._gone:
-            self._gone.remove(worker.name)
-        for name in worker.models:
-            self._requeued.touch((name,))
+    def create_series(self, worker: Worker) -> None:
+        """Create all series of a worker that joins."""
+        for model in worker.models:
+            self.jobs_requeued.create_series((model,))
             for lane in Lane:
-                self._waits.touch((name, lane.name.lower()))
-                self._attempts.touch((name, lane.name.lower()))
-                for family in self._of_workers:
-                    family.touch(_labels(worker, name, lane))
+                self._waits.create_series((model, lane.name.lower()))
+                self._dispatches.create_series((model, lane.name.lower()))
+                for family in self._list_worker_families():
+                    family.create_series(_build_labels(worker, model, lane))
 
-    def left(self, worker: Worker, reason: str) -> None:
-        """A worker is gone, by itself or for one of the reasons that workers are evicted for."""
-        if reason in _REASONS:
-            self._evicted.add((reason,))
-        else:
-            self._left.add(())
-        self._gone.append(worker.name)
-        while len(self._gone) > MAX_GONE:
-            name = self._gone.popleft()
-            for family in self._of_workers:
-                family.forget(name)
+    def drop_series(self, worker: Worker) -> None:
+        """Remove all series of a worker that has left."""
+        for family in self._list_worker_families():
+            family.drop_series(worker.label)
 
-    def dispatched(self, worker: Worker, lease: Lease, now: float) -> None:
-        """A batch is leased."""
+    def record_dispatch(self, worker: Worker, lease: Lease, now: float) -> None:
+        """Count a batch that is sent."""
         labels = (lease.model, lease.lane.name.lower())
+        self.batches.add(("dispatched",))
         self._waits.observe(labels, (now - job.request.arrived for job in lease.jobs))
-        self._attempts.add(labels, len(lease.jobs))
-        self._batch_jobs.observe(_labels(worker, lease.model, lease.lane), [len(lease.jobs)])
+        self._dispatches.add(labels, len(lease.jobs))
+        self._batch_jobs.observe(_build_labels(worker, lease.model, lease.lane), [len(lease.jobs)])
 
-    def answered(self, worker: Worker, lease: Lease, result: wire.BatchResult, tokens: int) -> None:
-        """A batch's result has come, of so many tokens that were run."""
-        labels = _labels(worker, lease.model, lease.lane)
+    def record_result(self, worker: Worker, lease: Lease, result: BatchResult, tokens: int, now: float) -> None:
+        """Count a batch's result; `tokens` were run through the model."""
+        labels = _build_labels(worker, lease.model, lease.lane)
+        self.batches.add(("answered",))
+        self.batch_seconds.add((), now - lease.since)
         self._batch_tokens.observe(labels, [tokens])
         self._inferences.observe(labels, [result.inference_us / 1e6])
         self._tokens.add(labels, tokens)
         self._padding.add(labels, result.padding)
 
-    def ended(self, outcome: str, jobs: int = 1) -> None:
-        """Jobs have ended."""
-        self._jobs.add((outcome,), jobs)
+    def count_totals(self) -> dict[str, int]:
+        """Return the totals since the start, by the names that `/health` shows."""
+        answered, cancelled = self.jobs_ended.get(("answered",)), self.jobs_ended.get(("cancelled",))
+        totals = {
+            "jobs_admitted": self.jobs_admitted.total,
+            "jobs_dispatched": self._dispatches.total,
+            "jobs_answered": answered,
+            "jobs_cancelled": cancelled,
+            "jobs_failed": self.jobs_ended.total - answered - cancelled,
+            "jobs_requeued": self.jobs_requeued.total,
+            "jobs_blocked": self.jobs_blocked.total,
+            "requests_rejected": self.requests_rejected.total,
+            "duplicate_requests": self.requests_repeated.total,
+            "batches_dispatched": self.batches.get(("dispatched",)),
+            "batches_answered": self.batches.get(("answered",)),
+            "batches_failed": self.batches.get(("failed",)),
+            "batch_us": self.batch_seconds.total * 1e6,
+            "workers_joined": self.workers_joined.total,
+            "workers_left": self.workers_left.total,
+            "workers_evicted": self.worker_evictions.total,
+            "peers_refused": self.peers_refused.total,
+            "messages_without_session": self.messages_unexpected.total,
+            "malformed_messages": self.messages_malformed.total,
+            "late_answers": self.results_late.total,
+        }
+        return {name: int(total) for name, total in totals.items()}
 
-    def requeued(self, model: str, jobs: int) -> None:
-        """Jobs go back into the queue."""
-        self._requeued.add((model,), jobs)
+    def list_families(self) -> list[Family]:
+        """Return copies of all families."""
+        families = [family for family in vars(self).values() if isinstance(family, CounterFamily | HistogramFamily)]
+        return [family.snapshot() for family in families]
 
-    def rejected(self, code: ErrorCode) -> None:
-        """A request is refused at the door."""
-        self._rejected.add((code.name.lower(),))
-
-    def families(self, scheduler: Scheduler) -> list[wire.Family]:
-        """All of it, and the state's gauges."""
-        own: tuple[Counter | Histogram, ...] = (
-            self._waits,
-            self._attempts,
-            self._requeued,
-            self._jobs,
-            self._rejected,
-            self._evicted,
-            self._left,
-            *self._of_workers,
-        )
-        return [*(family.family() for family in own), *gauges(scheduler)]
-
-
-def _labels(worker: Worker, model: str, lane: Lane) -> tuple[str, ...]:
-    return (model, worker.device, lane.name.lower(), worker.name)
-
-
-def gauges(scheduler: Scheduler) -> list[wire.Family]:
-    """What is there now, and the few numbers that are only counted by name."""
-    workers, models = list(scheduler.pool.workers.values()), scheduler.models
-    queues = [((name, lane.name.lower()), lane, model.queue) for name, model in models.items() for lane in Lane]
-    suspects = {name: model.queue.jobs - sum(map(model.queue.count_lane_jobs, Lane)) for name, model in models.items()}
-    served = [(worker, name) for worker in workers for name in worker.models]
-
-    def gauge(name: str, text: str, labels: list[str], samples: Iterable[tuple[Sequence[str], float]]) -> wire.Family:
-        return wire.Family(name, "gauge", text, labels, [wire.Sample(list(of), value) for of, value in samples])
-
-    def count(name: str, text: str, counter: str) -> wire.Family:
-        return wire.Family(name, "counter", text, [], [wire.Sample([], scheduler.counters[counter])])
-
-    by_worker, by_lane = ["model", "device", "worker"], ["model", "lane"]
-    return [
-        gauge("queue_jobs", "Jobs that wait", by_lane,
-              ((of, queue.count_lane_jobs(lane)) for of, lane, queue in queues)),
-        gauge("queue_tokens", "Tokens that wait", by_lane,
-              ((of, queue.count_lane_tokens(lane)) for of, lane, queue in queues)),
-        gauge("queue_suspects", "Jobs that wait to run alone, because they may have ended a worker", ["model"],
-              (((name,), number) for name, number in suspects.items())),
-        gauge("expected_wait_seconds", "How long all that is open would take the workers of a model", ["model"],
-              (((name,), expected_wait_s(scheduler, name)) for name in models)),
-        gauge("open_jobs", "Jobs that wait or run", [], [((), scheduler.ledger.jobs)]),
-        gauge("frontends", "Connected frontends", [], [((), len(scheduler.ledger.by_uuid))]),
-        gauge("workers", "Workers that take work", ["model"],
-              (((name,), getattr(scheduler.pool.live_model(name), "workers", 0)) for name in models)),
-        gauge("worker_up", "1 for each connected worker", by_worker, (((n, w.device, w.name), 1) for w, n in served)),
-        gauge("worker_credits", "Batches that a worker takes now", by_worker,
-              (((n, w.device, w.name), w.available) for w, n in served)),
-        gauge("worker_leases", "Batches that a worker holds", by_worker,
-              (((n, w.device, w.name), len(w.leases)) for w, n in served)),
-        gauge("worker_tokens_per_second", "Learned speed of a worker", by_worker,
-              (((n, w.device, w.name), w.speed.tokens_per_s) for w, n in served)),
-        gauge("worker_streams", "Inferences that run side by side on a worker", by_worker,
-              (((n, w.device, w.name), w.streams) for w, n in served)),
-        count("workers_joined", "Workers that have joined", "workers_joined"),
-        count("malformed_messages", "Messages that could not be read", "malformed_messages"),
-        count("late_answers", "Results that nobody waited for", "late_answers"),
-    ]  # fmt: skip
+    def _list_worker_families(self) -> list[CounterFamily | HistogramFamily]:
+        return [self._batch_jobs, self._batch_tokens, self._inferences, self._tokens, self._padding]
 
 
-def expected_wait_s(scheduler: Scheduler, model: str) -> float:
-    """Seconds until all jobs of a model that are open now would have been run; infinite without a worker."""
-    tokens = scheduler.models[model].queue.tokens + scheduler.pool.leased_tokens(model, Lane.BULK)
-    speed = scheduler.pool.tokens_per_s(model)
-    return tokens / speed if speed else math.inf if tokens else 0.0
+def _build_labels(worker: Worker, model: str, lane: Lane) -> Labels:
+    return (model, worker.device, lane.name.lower(), worker.label)

@@ -1,53 +1,58 @@
-"""Models that workers prepare before they say hello, and those that none could prepare. Pure."""
+"""Models that processes are loading before they connect as workers, and models that failed to load. Pure."""
 
 import itertools
 
 from broker.wire.protocol import State, WorkerLoading
 
-#: How long a failure is told when nobody tries again, in seconds.
+#: Seconds for which a failure is reported if no process tries again.
 FAILED_S = 3600.0
-#: Processes remembered at most; the one not heard of for longest is let go.
+#: Most processes remembered; the one silent for longest is dropped first.
 MAX_REMEMBERED = 1000
 
 
-class Loading:
-    """What processes say that are no workers yet, by their uuid."""
+class ModelLoading:
+    """Latest notice of each loading process, by the process's uuid."""
 
     def __init__(self, liveness_s: float) -> None:
         self._liveness_s = liveness_s
-        #: When each was last heard and what it said, the latest last.
-        self._heard: dict[bytes, tuple[float, WorkerLoading]] = {}
+        #: Time and content of each process's latest notice, the newest last.
+        self._notices: dict[bytes, tuple[float, WorkerLoading]] = {}
 
-    def hear(self, message: WorkerLoading, now: float) -> bool:
-        """A process prepares a model or has failed to; whether that is news."""
-        _, before = self._heard.pop(message.uuid, (now, None))
-        self._heard[message.uuid] = (now, message)
-        while len(self._heard) > MAX_REMEMBERED:
-            del self._heard[next(iter(self._heard))]
-        return before != message
+    def record_notice(self, notice: WorkerLoading, now: float) -> bool:
+        """Store a notice. Return whether it differs from the process's previous one."""
+        _, before = self._notices.pop(notice.uuid, (now, None))
+        self._notices[notice.uuid] = (now, notice)
+        while len(self._notices) > MAX_REMEMBERED:
+            del self._notices[next(iter(self._notices))]
+        return before != notice
 
-    def end(self, uuid: bytes, models: list[str]) -> None:
-        """That process serves these models: it loads no more, and earlier failures are over."""
-        over = [one for one, (_, said) in self._heard.items() if one == uuid or (said.failure and said.model in models)]
-        for one in over:
-            del self._heard[one]
+    def finish_loading(self, uuid: bytes, models: list[str]) -> None:
+        """Drop the notice of a process that now serves these models, and earlier failures of the models."""
+        finished = [
+            known
+            for known, (_, notice) in self._notices.items()
+            if known == uuid or (notice.failure and notice.model in models)
+        ]
+        for known in finished:
+            del self._notices[known]
 
-    def forget(self, now: float) -> bool:
-        """Drop who has not been heard of for too long; whether there was any."""
-        silent = [uuid for uuid, (at, said) in self._heard.items() if now >= at + self._patience_s(said)]
-        for uuid in silent:
-            del self._heard[uuid]
-        return bool(silent)
+    def drop_expired(self, now: float) -> bool:
+        """Drop notices that are too old. Return whether there were any."""
+        expired = [uuid for uuid, (at, notice) in self._notices.items() if now >= at + self._lifetime_s(notice)]
+        for uuid in expired:
+            del self._notices[uuid]
+        return bool(expired)
 
     def next_deadline(self) -> float | None:
-        """When `forget` may next find any."""
-        return min((at + self._patience_s(said) for at, said in self._heard.values()), default=None)
+        """Return when the next notice expires; None without notices."""
+        return min((at + self._lifetime_s(notice) for at, notice in self._notices.values()), default=None)
 
-    def states(self) -> dict[str, tuple[State, str]]:
-        """Of each model that is being loaded, else has failed, and why: the latest reason."""
-        failed = {said.model: (State.FAILED, said.failure) for _, said in self._heard.values() if said.failure}
-        loading = {said.model: (State.LOADING, "") for _, said in self._heard.values() if not said.failure}
+    def list_states(self) -> dict[str, tuple[State, str]]:
+        """Return the state of each model, and the latest error of a failed one. Loading takes precedence."""
+        notices = [notice for _, notice in self._notices.values()]
+        failed = {notice.model: (State.FAILED, notice.failure) for notice in notices if notice.failure}
+        loading = {notice.model: (State.LOADING, "") for notice in notices if not notice.failure}
         return dict(itertools.chain(failed.items(), loading.items()))
 
-    def _patience_s(self, said: WorkerLoading) -> float:
-        return FAILED_S if said.failure else self._liveness_s
+    def _lifetime_s(self, notice: WorkerLoading) -> float:
+        return FAILED_S if notice.failure else self._liveness_s

@@ -1,32 +1,35 @@
-"""The models that workers have announced: what they are, what waits for them, how long their texts are. Pure."""
+"""Models that workers have announced, each with its queue and its ratio of tokens to bytes. Pure."""
 
-from broker.core.jobs import SPECIAL_TOKENS, Pricing, price
+from broker.core.jobs import SPECIAL_TOKENS, Pricing, choose_pricing
 from broker.core.queues import ModelQueue
 from broker.wire.protocol import Kind, ModelInfo
 
 
 class Model:
-    """A model that some worker has announced, and its queue. It stays known when its last worker leaves."""
+    """A model that a worker has announced. The model stays known when its last worker leaves."""
 
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.queue = ModelQueue()
-        #: Learned from results; 0.3 is English text in WordPiece.
+        #: Learned from results; the initial 0.3 fits English text in WordPiece.
         self.tokens_per_byte = 0.3
-        #: When its last worker left; None while it has one.
+        #: When the last worker left; None while the model has a worker.
         self.unserved_since: float | None = None
 
-    def price(self, kind: Kind, options: int = 0) -> Pricing:
-        """Return how the inputs of a request that comes now are counted in tokens."""
-        return price(kind, options, self.tokens_per_byte, self.info.max_tokens)
+    def choose_pricing(self, kind: Kind, options: int = 0) -> Pricing:
+        """Return how to estimate the tokens of a request's inputs."""
+        return choose_pricing(kind, options, self.tokens_per_byte, self.info.max_tokens)
 
-    def learn(self, texts: int, tokens: int, size: int) -> None:
-        """Correct the estimate by the exact count of a batch's texts, as far as it can be believed: whoever sends
-        words of 100 kB, which are one unknown token each, must not make everybody's texts look short."""
+    def record_lengths(self, texts: int, tokens: int, size: int) -> None:
+        """Update `tokens_per_byte` from the exact token count of a batch's `texts`, which have `size` bytes.
+
+        The observed ratio is clamped, because a client that sends words of 100 kB, each a single unknown token, must
+        not make the texts of all clients look short.
+        """
         if size:
             ratio = (tokens - SPECIAL_TOKENS * texts) / size
             self.tokens_per_byte += 0.1 * (min(max(ratio, 0.05), 4.0) - self.tokens_per_byte)
 
-    def unserved(self, now: float, for_s: float) -> bool:
-        """Whether it has had no worker for so many seconds."""
+    def is_unserved(self, now: float, for_s: float) -> bool:
+        """Return whether the model has had no worker for `for_s` seconds."""
         return self.unserved_since is not None and now >= self.unserved_since + for_s

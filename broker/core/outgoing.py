@@ -1,24 +1,18 @@
-"""What peers are told of the scheduler's state. Pure; it reads the state and changes nothing."""
+"""Builders of the messages that describe the scheduler's state to peers. Pure; they change no state."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from broker.core.state import State
 from broker.wire import protocol as wire
 
-if TYPE_CHECKING:
-    from broker.core.scheduler import Scheduler
-
-#: The longest time that the wire can tell.
+#: The longest time that a u32 of milliseconds holds.
 MAX_MS = 2**32 - 1
 
 
-def welcome(scheduler: Scheduler, hello: int) -> wire.Welcome:
-    """The answer to a hello of this number."""
-    limits = scheduler.limits
+def build_welcome(state: State, hello: int) -> wire.Welcome:
+    """Return the answer to the hello with this number."""
+    limits = state.limits
     return wire.Welcome(
         protocol=wire.PROTOCOL_MAX,
-        epoch=scheduler.epoch,
+        epoch=state.epoch,
         heartbeat_ms=int(limits.heartbeat_s * 1000),
         liveness_ms=int(limits.liveness_s * 1000),
         lease_ms=int(min(MAX_MS, limits.lease_s * 1000)),
@@ -27,24 +21,25 @@ def welcome(scheduler: Scheduler, hello: int) -> wire.Welcome:
     )
 
 
-def catalogue(scheduler: Scheduler) -> wire.Models:
-    """Every known model, with the number of workers that take work for it, and how each is doing."""
-    models = [scheduler.pool.live_model(name) or model.info for name, model in scheduler.models.items()]
-    states = {model.name: _state(scheduler, model) for model in models}
-    for name, (state, text) in scheduler.loading.states().items():
-        if name not in states or state < states[name].state:
-            states[name] = wire.ModelState(name, state, text)
+def build_models(state: State) -> wire.Models:
+    """Return every known model with its number of ready workers, and the state of each."""
+    models = [state.pool.find_live_model(name) or model.info for name, model in state.models.items()]
+    states = {model.name: _describe_state(state, model) for model in models}
+    for name, (model_state, text) in state.loading.list_states().items():
+        if name not in states or model_state < states[name].state:
+            states[name] = wire.ModelState(name, model_state, text)
     return wire.Models(models, list(states.values()))
 
 
-def _state(scheduler: Scheduler, model: wire.ModelInfo) -> wire.ModelState:
+def _describe_state(state: State, model: wire.ModelInfo) -> wire.ModelState:
     if model.workers:
         return wire.ModelState(model.name, wire.State.AVAILABLE)
-    return wire.ModelState(model.name, wire.State.UNLOADING if scheduler.pool.drains(model.name) else wire.State.END)
+    draining = state.pool.has_draining_worker(model.name)
+    return wire.ModelState(model.name, wire.State.UNLOADING if draining else wire.State.END)
 
 
-def stats(scheduler: Scheduler, *, metrics: bool) -> wire.Stats:
-    """The counters, and what is there now; the metrics where they are asked for."""
+def build_stats(state: State) -> wire.Stats:
+    """Return the totals of all counters, the connected workers, and the number of open and waiting jobs."""
     workers = [
         wire.WorkerStats(
             worker.name,
@@ -54,8 +49,7 @@ def stats(scheduler: Scheduler, *, metrics: bool) -> wire.Stats:
             worker.answered_batches,
             worker.answered_jobs,
         )
-        for worker in scheduler.pool.workers.values()
+        for worker in state.pool.workers.values()
     ]
-    queued = sum(model.queue.jobs for model in scheduler.models.values())
-    families = scheduler.metrics.families(scheduler) if metrics else []
-    return wire.Stats(dict(scheduler.counters), workers, scheduler.ledger.jobs, queued, families)
+    queued = sum(model.queue.jobs for model in state.models.values())
+    return wire.Stats(state.events.metrics.count_totals(), workers, state.ledger.jobs, queued)

@@ -1,234 +1,280 @@
-"""The workers: what each serves, what it holds, whether it lives, and which one gets the next batch. Pure."""
+"""Connected workers: what each serves and holds, which are dead, and which one gets the next batch. Pure."""
 
 import itertools
 from collections import deque
 from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
 from broker.core.jobs import Job
-from broker.core.throughput import Speed
+from broker.core.throughput import Throughput
 from broker.wire.protocol import Lane, ModelInfo, WorkerHello
 
-#: A worker's next batch is sent this long before it is expected to need it, the way there and a part of what runs, for
-#: predictions are not exact; but not before half of what runs is done.
+#: A worker's next batch is sent this much earlier than the current one is expected to end: seconds for the way to the
+#: worker, plus a share of the current batch's run time because predictions are not exact. The lead is at most half of
+#: the run time.
 LEAD_S = 0.005
 LEAD_SHARE = 0.4
-#: Batches of one lane that a worker holds: one that runs and the next. So a late one leaves room for the other lane.
+#: Most batches of one lane that a worker holds: the running one and the next. A late worker keeps room for the other
+#: lane.
 MAX_HELD = 2
-#: Suspects that a worker runs one after the other while there is other work for it.
+#: Suspects that a worker runs in a row while it has other work.
 MAX_SUSPECTS = 8
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
-    """The record that a batch is with a worker until it is answered or the worker is evicted."""
+    """Record of a batch that a worker holds, until the worker answers it or is evicted."""
 
-    __slots__ = ("batch", "jobs", "lane", "model", "options", "overlap", "since", "tokens")
+    batch: int
+    model: str
+    lane: Lane
+    jobs: list[Job] = field(repr=False)
+    #: When the batch became the worker's oldest of its lane, so that it may be running.
+    since: float
+    #: `Option` bits of each job.
+    options: bytes = field(init=False, repr=False)
+    #: Tokens by the estimate at dispatch.
+    tokens: int = field(init=False)
+    #: Tokens of the other lane's batches that the worker answered while this batch ran.
+    overlap: int = field(init=False, default=0)
 
-    def __init__(self, batch: int, model: str, lane: Lane, jobs: list[Job], now: float) -> None:
-        self.batch = batch
-        self.model = model
-        self.lane = lane
-        self.jobs = jobs
-        #: `Option` bits of each job.
-        self.options = bytes(job.request.options for job in jobs)
-        #: By the estimate at its dispatch.
-        self.tokens = sum(job.tokens for job in jobs)
-        #: When it became the worker's oldest batch of its lane, one that runs.
-        self.since = now
-        #: Tokens of the other lane's batches that were answered while it ran.
-        self.overlap = 0
+    def __post_init__(self) -> None:
+        self.options = bytes(job.request.options for job in self.jobs)
+        self.tokens = sum(job.tokens for job in self.jobs)
 
 
 class Worker:
-    """One live worker. READY → DRAINING → gone; a gone one is no longer in the pool.
+    """One connected worker. READY → DRAINING → gone; the pool holds no worker that is gone.
 
-    It runs the batches of a lane in their order, and those of the interactive lane before those of the bulk lane.
+    A worker runs the batches of a lane in order, and interactive batches before bulk batches.
     """
 
-    def __init__(self, peer: bytes, hello: WorkerHello, now: float) -> None:
+    def __init__(self, peer: bytes, hello: WorkerHello, now: float, slot: int = 0) -> None:
         self.peer = peer
         self.uuid = hello.uuid
         self.incarnation = hello.incarnation
+        #: Name in logs.
         self.name = f"{hello.host}/{hello.pid}"
-        self.device = hello.device
+        self.host, self.device = hello.host, hello.device
+        #: Number of the worker among the connected workers of its host and device.
+        self.slot = slot
         self.models = {model.name: model for model in hello.models}
         self.batch_tokens = hello.batch_tokens
-        self.speed = Speed(hello.tokens_per_s, hello.batch_tokens)
+        self.throughput = Throughput(hello.tokens_per_s, hello.batch_tokens)
         self.streams = hello.streams
+        #: Batches that the worker accepts, counted from after the newest batch that it has reported as seen.
         self.credit = hello.credit
-        #: Batches sent that the worker has not yet told it has seen; its credit does not count them yet.
+        #: Batches sent since then.
         self.unseen: deque[int] = deque()
-        #: Leases by batch, oldest first.
+        #: Leases by batch number, oldest first.
         self.leases: dict[int, Lease] = {}
         self.last_heard = now
         self.draining = False
-        #: Suspects among its last batches, since the last other one.
+        #: Suspects run in a row.
         self.suspects = 0
         self.answered_batches = 0
         self.answered_jobs = 0
 
+    def __repr__(self) -> str:
+        state = "draining" if self.draining else "ready"
+        return f"<Worker {self.name}, {state}, credit {self.credit}, leases {list(self.leases.values())}>"
+
+    @property
+    def label(self) -> str:
+        """Name in metrics, which the process that replaces the worker has too."""
+        return f"{self.host}/{self.device}/{self.slot}"
+
     @property
     def available(self) -> int:
-        """How many more batches may be sent to it now; none beside a suspect, whose verdict must be its own."""
-        return 0 if self.suspect_of else max(0, self.credit - len(self.unseen))
+        """Batches that may be sent now; 0 while a suspect runs, so that a crash can be blamed on the suspect alone."""
+        return 0 if self.suspect_model else max(0, self.credit - len(self.unseen))
 
     @property
-    def suspect_of(self) -> str | None:
-        """The model of the suspect that it runs, if any."""
+    def suspect_model(self) -> str | None:
+        """Model of the suspect that the worker runs; None if it runs none."""
         return next((lease.model for lease in self.leases.values() if lease.jobs[0].suspect), None)
 
-    def grant(self, credit: int, seen: int) -> None:
-        """Take over the worker's own absolute count."""
+    def update_credit(self, credit: int, seen: int) -> None:
+        """Set the credit as of batch `seen`."""
         self.credit = credit
         while self.unseen and self.unseen[0] <= seen:
             self.unseen.popleft()
 
-    def lease(self, lease: Lease) -> None:
-        """Record that the batch has been sent."""
+    def add_lease(self, lease: Lease) -> None:
+        """Record that a batch is sent."""
         self.leases[lease.batch] = lease
         self.unseen.append(lease.batch)
         self.suspects = self.suspects + 1 if lease.jobs[0].suspect else 0
 
-    def held(self, lane: Lane) -> list[Lease]:
-        """Its leases of a lane, oldest first."""
+    def list_leases(self, lane: Lane) -> list[Lease]:
+        """Return the leases of a lane, oldest first."""
         return [lease for lease in self.leases.values() if lease.lane == lane]
 
-    def running(self) -> list[Lease]:
-        """The leases that may have been begun: the oldest of each lane."""
-        return [held[0] for lane in Lane if (held := self.held(lane))]
+    def list_running(self) -> list[Lease]:
+        """Return the leases of batches that may be running: the oldest of each lane."""
+        return [leases[0] for lane in Lane if (leases := self.list_leases(lane))]
 
-    def release(self, batch: int, now: float) -> Lease | None:
-        """End the batch's lease; if it ran, the next one of its lane starts to run now. None: it has no such lease."""
+    def release_lease(self, batch: int, now: float) -> Lease | None:
+        """Remove and return a batch's lease, and start the time of the next one in its lane; None if there is none."""
         lease = self.leases.pop(batch, None)
         if lease:
-            for after in self.held(lease.lane)[:1]:
-                if after.batch > batch:
-                    after.since = max(after.since, now)
+            for following in self.list_leases(lease.lane)[:1]:
+                if following.batch > batch:
+                    following.since = max(following.since, now)
         return lease
 
-    def learn(self, lease: Lease, tokens: int, now: float) -> None:
-        """A batch of so many tokens, refused jobs' not counted, is answered, and its lease released. What ran beside
-        others says little of the speed: a bulk batch is counted with all that was answered meanwhile, and an
-        interactive one not at all."""
-        others = self.held(Lane.BULK if lease.lane == Lane.INTERACTIVE else Lane.INTERACTIVE)
+    def record_batch_time(self, lease: Lease, tokens: int, now: float) -> None:
+        """Learn from an answered batch whose lease has been released; `tokens` were run through the model.
+
+        A batch that ran beside another lane's batch says little about the throughput. A bulk batch is therefore counted
+        together with the interactive tokens answered meanwhile, and an interactive batch is not counted.
+        """
+        others = self.list_leases(Lane.BULK if lease.lane == Lane.INTERACTIVE else Lane.INTERACTIVE)
         for other in others[:1]:
             other.overlap += tokens
         if tokens and (lease.lane == Lane.BULK or not others):
-            self.speed.learn(tokens + lease.overlap, now - lease.since)
+            self.throughput.record_batch(tokens + lease.overlap, now - lease.since)
 
-    def wants_next(self, lane: Lane) -> float:
-        """From when on its next batch of a lane should be sent: shortly before what it holds of it, which is something,
-        is done."""
-        held = self.held(lane)
-        run = self.speed.predict(held[0].tokens + held[0].overlap)
-        rest = sum(self.speed.predict(lease.tokens) for lease in held[1:])
-        return held[0].since + run + rest - min(LEAD_S + LEAD_SHARE * run, run / 2)
+    def next_dispatch_at(self, lane: Lane) -> float:
+        """Return when to send the lane's next batch: just before the held ones are expected to end.
+
+        The worker must hold a batch of the lane.
+        """
+        leases = self.list_leases(lane)
+        first_s = self.throughput.predict_seconds(leases[0].tokens + leases[0].overlap)
+        rest_s = sum(self.throughput.predict_seconds(lease.tokens) for lease in leases[1:])
+        return leases[0].since + first_s + rest_s - min(LEAD_S + LEAD_SHARE * first_s, first_s / 2)
 
 
 class Pool:
-    """All live workers, by connection."""
+    """All connected workers, by peer."""
 
     def __init__(self, liveness_s: float, lease_s: float) -> None:
         self.liveness_s = liveness_s
         self.lease_s = lease_s
         self.workers: dict[bytes, Worker] = {}
 
-    def choose(self, model: str, lane: Lane, now: float, kept: Container[Worker]) -> Worker | None:
-        """The worker for a lane's next batch: the fastest of the idle ones, or of those that hold none of the lane,
-        else one that is about to be done with what it holds.
+    def add_worker(self, peer: bytes, hello: WorkerHello, now: float) -> Worker:
+        """Add and return a worker, with the lowest slot that is free on its host and device."""
+        taken = {
+            other.slot for other in self.workers.values() if (other.host, other.device) == (hello.host, hello.device)
+        }
+        slot = next(slot for slot in itertools.count() if slot not in taken)
+        worker = self.workers[peer] = Worker(peer, hello, now, slot)
+        return worker
 
-        Who holds some is given the next batch just in time, not early: what waits in the broker can still grow, be
-        overtaken or cancelled, or go to whichever worker is free first. None of those `kept` for suspects.
+    def choose_worker(self, model: str, lane: Lane, now: float, reserved: Container[Worker]) -> Worker | None:
+        """Return the worker for a lane's next batch, or None if no worker should get one now.
+
+        Prefer workers that hold no batch of the lane: idle ones first, then the fastest. Otherwise take a worker that
+        is about to finish. Batches are sent just in time, because jobs that wait in the broker can still be batched
+        with later ones, be overtaken or cancelled, or go to whichever worker is free first. Workers `reserved` for
+        suspects get no batch.
         """
-        taking_more = self._taking_more(model, lane, kept)
-        free = [worker for worker in taking_more if not worker.held(lane)]
+        candidates = self._list_candidates(model, lane, reserved)
+        free = [worker for worker in candidates if not worker.list_leases(lane)]
         if free:
-            return max(free, key=lambda worker: (not worker.leases, worker.speed.tokens_per_s))
-        due = [worker for worker in taking_more if now >= worker.wants_next(lane)]
-        return min(due, key=lambda worker: worker.wants_next(lane), default=None)
+            return max(free, key=lambda worker: (not worker.leases, worker.throughput.tokens_per_s))
+        due = [worker for worker in candidates if now >= worker.next_dispatch_at(lane)]
+        return min(due, key=lambda worker: worker.next_dispatch_at(lane), default=None)
 
-    def choose_for_suspect(self, model: str, busy: Container[str]) -> Worker | None:
-        """The worker for a model's next suspect: the fastest idle one, else the one that holds least, which is to be
-        kept free until it is idle. None that has just run many, if one of the `busy` models has work for it."""
-        fitting = [
+    def choose_suspect_worker(self, model: str, busy: Container[str]) -> Worker | None:
+        """Return the worker to reserve for a model's next suspect, or None if there is none.
+
+        Prefer the worker with the fewest leases, then the fastest. A worker that has run `MAX_SUSPECTS` in a row is
+        left to the `busy` models that it serves.
+        """
+        candidates = [
             worker
-            for worker in self._fitting(model)
+            for worker in self._list_available(model)
             if worker.suspects < MAX_SUSPECTS or not any(name in busy for name in worker.models)
         ]
-        return min(fitting, key=lambda worker: (len(worker.leases), -worker.speed.tokens_per_s), default=None)
+        return min(candidates, key=lambda worker: (len(worker.leases), -worker.throughput.tokens_per_s), default=None)
 
-    def tries_suspect(self, model: str) -> bool:
-        """Whether a worker runs a suspect of the model."""
-        return any(worker.suspect_of == model for worker in self.workers.values())
+    def is_running_suspect(self, model: str) -> bool:
+        """Return whether a worker runs a suspect of the model."""
+        return any(worker.suspect_model == model for worker in self.workers.values())
 
-    def share(self, worker: Worker, model: str, lane: Lane) -> float:
-        """The part of a lane's waiting jobs that the worker should take: by its speed among those that have none."""
-        free = [other.speed.tokens_per_s for other in self._fitting(model) if not other.held(lane)]
-        return 1.0 if worker.held(lane) else worker.speed.tokens_per_s / sum(free)
+    def compute_share(self, worker: Worker, model: str, lane: Lane) -> float:
+        """Return the fraction of a lane's queue that a worker should take: by throughput, among those without a batch.
 
-    def next_dispatch(self, model: str, lanes: Sequence[Lane], kept: Container[Worker]) -> float | None:
-        """When a worker, but for those `kept`, wants the next batch of one of these lanes of a model. All of them have
-        jobs, so every worker that may have more holds some of each already."""
-        times = (worker.wants_next(lane) for lane in lanes for worker in self._taking_more(model, lane, kept))
+        Return 1 for a worker that already holds a batch of the lane.
+        """
+        free = [other.throughput.tokens_per_s for other in self._list_available(model) if not other.list_leases(lane)]
+        return 1.0 if worker.list_leases(lane) else worker.throughput.tokens_per_s / sum(free)
+
+    def next_dispatch_at(self, model: str, lanes: Sequence[Lane], reserved: Container[Worker]) -> float | None:
+        """Return when a worker should next get a batch of these lanes, all of which have waiting jobs.
+
+        Every candidate already holds a batch of each lane, because a worker without one would have got one at once.
+        """
+        times = (
+            worker.next_dispatch_at(lane) for lane in lanes for worker in self._list_candidates(model, lane, reserved)
+        )
         return min(times, default=None)
 
-    def idle(self, model: str) -> int:
-        """How many workers could start a batch of this model at once."""
-        return sum(1 for worker in self._fitting(model) if not worker.leases)
+    def count_idle(self, model: str) -> int:
+        """Return the number of workers that could start a batch of the model at once."""
+        return sum(1 for worker in self._list_available(model) if not worker.leases)
 
-    def tokens_per_s(self, model: str) -> float:
-        """What all workers of a model do together."""
-        return sum(worker.speed.tokens_per_s for worker in self._taking(model))
+    def sum_tokens_per_s(self, model: str) -> float:
+        """Return the throughput of all workers of a model together."""
+        return sum(worker.throughput.tokens_per_s for worker in self._list_ready(model))
 
-    def leased_tokens(self, model: str, lane: Lane) -> int:
-        """Tokens that workers hold and run before what comes into a lane now."""
-        leases = [lease for worker in self._taking(model) for lease in worker.leases.values()]
+    def count_leased_tokens(self, model: str, lane: Lane) -> int:
+        """Return the tokens that workers hold and run before a job that enters the lane now."""
+        leases = [lease for worker in self._list_ready(model) for lease in worker.leases.values()]
         return sum(lease.tokens for lease in leases if lease.lane <= lane)
 
-    def batch_tokens(self, model: str) -> int:
-        """The largest batch that a worker of a model wants."""
-        return max((worker.batch_tokens for worker in self._taking(model)), default=0)
+    def find_batch_tokens(self, model: str) -> int:
+        """Return the largest batch size, in tokens, of a model's workers."""
+        return max((worker.batch_tokens for worker in self._list_ready(model)), default=0)
 
-    def _taking(self, model: str) -> list[Worker]:
+    def _list_ready(self, model: str) -> list[Worker]:
         return [worker for worker in self.workers.values() if model in worker.models and not worker.draining]
 
-    def _fitting(self, model: str) -> list[Worker]:
-        return [worker for worker in self._taking(model) if worker.available]
+    def _list_available(self, model: str) -> list[Worker]:
+        return [worker for worker in self._list_ready(model) if worker.available]
 
-    def _taking_more(self, model: str, lane: Lane, kept: Container[Worker]) -> list[Worker]:
-        """Whom `choose` may choose, and for whom `next_dispatch` must wake."""
-        return [worker for worker in self._fitting(model) if worker not in kept and len(worker.held(lane)) < MAX_HELD]
+    def _list_candidates(self, model: str, lane: Lane, reserved: Container[Worker]) -> list[Worker]:
+        """Return the workers that may get a batch of the lane, now or after the ones that they hold."""
+        return [
+            worker
+            for worker in self._list_available(model)
+            if worker not in reserved and len(worker.list_leases(lane)) < MAX_HELD
+        ]
 
-    def revision(self, name: str) -> str | None:
-        """The one revision of a model that all connected workers have, those that drain included."""
+    def find_revision(self, name: str) -> str | None:
+        """Return the revision of a model that all connected workers share, draining ones included; None without one."""
         return next((worker.models[name].revision for worker in self.workers.values() if name in worker.models), None)
 
-    def live_model(self, name: str) -> ModelInfo | None:
-        """The model as the workers that take work for it announce it, with their number; None when there are none."""
-        serving = [worker.models[name] for worker in self._taking(name)]
+    def find_live_model(self, name: str) -> ModelInfo | None:
+        """Return a model as its ready workers announce it, with their number; None without a ready worker."""
+        serving = [worker.models[name] for worker in self._list_ready(name)]
         if not serving:
             return None
         return msgspec.structs.replace(serving[0], workers=len(serving))
 
-    def drains(self, name: str) -> bool:
-        """Whether a worker that serves the model takes nothing more."""
+    def has_draining_worker(self, name: str) -> bool:
+        """Return whether a worker that serves the model is draining."""
         return any(worker.draining and name in worker.models for worker in self.workers.values())
 
-    def silent(self, now: float) -> list[Worker]:
-        """Workers not heard of for too long."""
+    def find_silent(self, now: float) -> list[Worker]:
+        """Return the workers that have sent no message for `liveness_s`."""
         return [worker for worker in self.workers.values() if now >= worker.last_heard + self.liveness_s]
 
-    def hung(self, now: float) -> list[Worker]:
-        """Workers whose batch has run for too long."""
+    def find_hung(self, now: float) -> list[Worker]:
+        """Return the workers with a batch that has run for `lease_s`."""
         return [
             worker
             for worker in self.workers.values()
-            if any(now >= lease.since + self.lease_s for lease in worker.running())
+            if any(now >= lease.since + self.lease_s for lease in worker.list_running())
         ]
 
     def next_deadline(self) -> float | None:
-        """When `silent` or `hung` may next find one."""
+        """Return the earliest time at which `find_silent` or `find_hung` can find a worker; None without workers."""
         silent = (worker.last_heard + self.liveness_s for worker in self.workers.values())
-        late = (lease.since + self.lease_s for worker in self.workers.values() for lease in worker.running())
+        late = (lease.since + self.lease_s for worker in self.workers.values() for lease in worker.list_running())
         return min(itertools.chain(silent, late), default=None)

@@ -1,11 +1,10 @@
-"""Inputs that wait, and the order in which they leave: one queue for each model.
+"""Queue of one model: which waiting inputs make up the next batch. Pure.
 
-Decides which waiting inputs make up the next batch, and nothing else. Suspects go one at a time. Other batches are each
-of one lane, because a worker runs interactive ones before bulk ones. While both lanes have inputs, the interactive one
-may be ahead of its share by no more than a batch; shares go by weight (start-time fair queueing, Goyal, Vin and Cheng
-1996), and a lane's weight grows with the age of the oldest input of the client whose turn it is, so that none starves.
-Inside a lane, clients take turns by deficit round-robin in tokens (Shreedhar and Varghese 1995). The order inside a
-client is `client_queue.py`'s. Pure.
+Suspects leave one at a time. Every other batch is of one lane, because a worker runs interactive batches before bulk
+batches. While both lanes have inputs, the interactive lane may be ahead of its share by at most one batch. Shares
+follow weights (start-time fair queueing, Goyal, Vin and Cheng 1996), and a lane's weight grows with the age of the
+oldest input of the client whose turn it is, so that no lane starves. Within a lane, clients take turns by deficit
+round-robin in tokens (Shreedhar and Varghese 1995). `client_queue.py` has the order within a client.
 """
 
 import math
@@ -17,42 +16,42 @@ from broker.core.holdings import Holdings
 from broker.core.jobs import Job, Request
 from broker.wire.protocol import Lane
 
-#: Shares of the tokens when both lanes have jobs that have just come.
+#: Weights of the lanes' shares of tokens, before ageing.
 WEIGHTS = {Lane.INTERACTIVE: 4.0, Lane.BULK: 1.0}
-#: A lane's weight grows by itself once in this many seconds that its oldest job waits.
+#: Seconds of waiting that add a lane's initial weight to its weight.
 AGEING_S = 2.0
-#: Tokens a client may take each turn.
+#: Tokens that a client may take in each turn.
 QUANTUM = 512
 
 
 class LaneQueue:
-    """The clients of one lane, taking turns."""
+    """Clients of one lane, which take turns."""
 
     def __init__(self) -> None:
-        #: Clients with inputs, the one whose turn it is first.
+        #: Clients with inputs, in the order of their turns.
         self._clients: OrderedDict[str | bytes, ClientQueue] = OrderedDict()
-        #: What waits, as the model's queue counts it.
+        #: Waiting inputs and their tokens by client. Maintained by the model's queue.
         self.jobs = 0
         self.holdings = Holdings()
-        #: Tokens that have left, by the lane's weight.
+        #: Tokens that have left, divided by the lane's weight.
         self.served = 0.0
 
     def find_client(self, name: str | bytes) -> ClientQueue:
-        """Return a client's queue, a new one at the end of the turns if there is none."""
+        """Return a client's queue; create it at the end of the turns if there is none."""
         client = self._clients.get(name)
         if client is None:
             client = self._clients[name] = ClientQueue()
         return client
 
     def discard(self, request: Request) -> None:
-        """Forget what waits of a request."""
+        """Remove a request's waiting inputs."""
         client = self._clients[request.client]
         client.discard(request)
         if not client:
             del self._clients[request.client]
 
     def take(self, room: Room) -> Iterator[list[Job]]:
-        """Yield jobs, those of one request at a time, while there is room; for the first of a batch there always is."""
+        """Yield jobs of one request at a time while there is room. A batch's first job always fits."""
         while self._clients and not room.full:
             name, client = self._find_next_turn()
             yield from client.take(room)
@@ -62,11 +61,11 @@ class LaneQueue:
                 self._clients.move_to_end(name)
 
     def find_oldest(self) -> float:
-        """Return when the input arrived that waits longest of the client whose turn it is; infinity when none waits."""
+        """Return the arrival of the oldest input of the client whose turn it is; infinity if no input waits."""
         return self._find_next_turn()[1].find_oldest() if self._clients else math.inf
 
     def _find_next_turn(self) -> tuple[str | bytes, ClientQueue]:
-        """Return the client whose turn it is, with tokens left to take; each turn brings some. There is a client."""
+        """Return the client whose turn it is and whose deficit is above 0. A client must wait."""
         while True:
             name, client = next(iter(self._clients.items()))
             if client.deficit > 0:
@@ -79,17 +78,17 @@ class LaneQueue:
                 self._clients.move_to_end(name)
 
     def list_waiting(self) -> Iterator[tuple[Request, Iterable[int]]]:
-        """Yield what waits, as `ClientQueue.list_waiting` does."""
+        """Yield waiting inputs like `ClientQueue.list_waiting`."""
         for client in self._clients.values():
             yield from client.list_waiting()
 
 
 class ModelQueue:
-    """The waiting inputs of one model."""
+    """Waiting inputs of one model, in lanes, and its suspects."""
 
     def __init__(self) -> None:
         self._lanes = {lane: LaneQueue() for lane in Lane}
-        #: Suspects; those that are no longer queued are dropped when their turn comes.
+        #: Suspects. Those with `is_queued` False have ended and are dropped when their turn comes.
         self._suspects: deque[Job] = deque()
         self.jobs = 0
         self.tokens = 0
@@ -100,34 +99,34 @@ class ModelQueue:
     def push(self, request: Request) -> None:
         """Add a request at the end."""
         self._lanes[request.lane].find_client(request.client).push(request)
-        self._count(request, request.inputs, request.tokens)
+        self._add_totals(request, request.inputs, request.tokens)
 
     def push_back(self, jobs: Iterable[Job]) -> None:
-        """Return open jobs to the head, in their old order; suspects wait apart."""
-        for job in sorted(jobs, key=lambda one: (one.request.arrived, *one.key), reverse=True):
+        """Return open jobs to the head in their old order; suspects to the head of the suspects."""
+        for job in sorted(jobs, key=lambda job: (job.request.arrived, *job.key), reverse=True):
             request = job.request
             if job.suspect:
-                job.queued = True
+                job.is_queued = True
                 self._suspects.appendleft(job)
                 self.jobs += 1
                 self.tokens += job.tokens
             else:
                 self._lanes[request.lane].find_client(request.client).push_back(job)
-                self._count(request, 1, job.tokens)
+                self._add_totals(request, 1, job.tokens)
 
     def discard(self, request: Request) -> None:
-        """Forget what waits of a request that has ended."""
+        """Remove the waiting inputs of a request that has ended."""
         if request.queued_jobs:
             self._lanes[request.lane].discard(request)
-            self._count(request, -request.queued_jobs, -request.queued_tokens)
+            self._add_totals(request, -request.queued_jobs, -request.queued_tokens)
         for job in request.jobs.values():
-            if job.queued:
-                self._leave_suspects(job)
+            if job.is_queued:
+                self._remove_suspect(job)
 
-    def find_lanes(self, ahead: int) -> list[Lane]:
-        """Return the lanes whose inputs may leave now, the one that is further behind its share first.
+    def list_lanes(self, ahead: int) -> list[Lane]:
+        """Return the lanes whose inputs may leave now, the lane further behind its share first.
 
-        The interactive lane may be `ahead` tokens ahead of its share. Suspects go apart.
+        The interactive lane may be `ahead` tokens ahead of its share. Suspects are not counted.
         """
         waiting = [lane for lane in Lane if self._lanes[lane].jobs]
         first, last = self._lanes[Lane.INTERACTIVE].served, self._lanes[Lane.BULK].served
@@ -136,75 +135,75 @@ class ModelQueue:
         return sorted(waiting, key=lambda lane: self._lanes[lane].served)
 
     @property
-    def suspected(self) -> bool:
+    def has_suspect(self) -> bool:
         """Whether a suspect waits."""
-        while self._suspects and not self._suspects[0].queued:
+        while self._suspects and not self._suspects[0].is_queued:
             self._suspects.popleft()
         return bool(self._suspects)
 
     def take_suspect(self) -> list[Job]:
-        """Return the next suspect, alone. There is one."""
+        """Remove and return the next suspect, as a batch of one job. A suspect must wait."""
         job = self._suspects.popleft()
-        self._leave_suspects(job)
+        self._remove_suspect(job)
         return [job]
 
     def take(self, lane: Lane, max_tokens: int, now: float) -> list[Job]:
-        """Return a lane's next batch: up to `max_tokens`, but at least one job. There is one."""
-        taken = self._lanes[lane]
-        age = max(0.0, now - taken.find_oldest())
+        """Remove and return a lane's next batch of up to `max_tokens`, and at least one job. An input must wait."""
+        queue = self._lanes[lane]
+        age = max(0.0, now - queue.find_oldest())
         batch: list[Job] = []
         tokens_before = self.tokens
-        for jobs in taken.take(Room(max_tokens)):
-            self._count(jobs[0].request, -len(jobs), -sum(job.tokens for job in jobs))
+        for jobs in queue.take(Room(max_tokens)):
+            self._add_totals(jobs[0].request, -len(jobs), -sum(job.tokens for job in jobs))
             batch += jobs
-        taken.served += (tokens_before - self.tokens) / (WEIGHTS[lane] * (1 + age / AGEING_S))
+        queue.served += (tokens_before - self.tokens) / (WEIGHTS[lane] * (1 + age / AGEING_S))
         return batch
 
     def count_lane_jobs(self, lane: Lane) -> int:
-        """Return how many inputs wait in a lane, suspects not counted."""
+        """Return the number of inputs that wait in a lane, without suspects."""
         return self._lanes[lane].jobs
 
     def count_lane_tokens(self, lane: Lane) -> int:
-        """Return how many tokens wait in a lane, suspects not counted."""
+        """Return the number of tokens that wait in a lane, without suspects."""
         return self._lanes[lane].holdings.total
 
     def find_oldest(self) -> float:
-        """Return when an input arrived that is about to leave; infinity when none waits."""
-        if self.suspected:
+        """Return the arrival of an input that leaves soon, to order models; infinity if no input waits."""
+        if self.has_suspect:
             return self._suspects[0].request.arrived
         return min(lane.find_oldest() for lane in self._lanes.values())
 
-    def count_tokens_ahead(self, lane: Lane, client: str | bytes, asked: int) -> int:
-        """Return the tokens that leave before the last of a request for `asked` tokens that comes into the lane now.
+    def count_tokens_ahead(self, lane: Lane, client: str | bytes, requested: int) -> int:
+        """Return the tokens that leave before the last of a request of `requested` tokens that enters the lane now.
 
-        They are the client's own, as many of each other client, because clients take turns, and the other lane's share
-        meanwhile.
+        These are the client's own waiting tokens, as many of each other client because clients take turns, and the
+        other lane's share meanwhile.
         """
-        before = self._lanes[lane].holdings.count_before(client, asked)
+        before = self._lanes[lane].holdings.count_before(client, requested)
         return min(self.tokens, int(before * sum(WEIGHTS.values()) / WEIGHTS[lane]))
 
     def list_waiting(self) -> Iterator[tuple[Request, Iterable[int]]]:
-        """Yield what waits: requests and positions of theirs; a request may come several times."""
+        """Yield waiting inputs as requests and positions; a request may occur several times."""
         for job in self._suspects:
-            if job.queued:
+            if job.is_queued:
                 yield job.request, [job.position]
         for lane in self._lanes.values():
             yield from lane.list_waiting()
 
-    def _leave_suspects(self, job: Job) -> None:
-        job.queued = False
+    def _remove_suspect(self, job: Job) -> None:
+        job.is_queued = False
         self.jobs -= 1
         self.tokens -= job.tokens
 
-    def _count(self, request: Request, jobs: int, tokens: int) -> None:
-        """Count inputs of a request that come or go, suspects apart."""
+    def _add_totals(self, request: Request, jobs: int, tokens: int) -> None:
+        """Add inputs of a request to the totals, or remove them; suspects are counted elsewhere."""
         lane = self._lanes[request.lane]
         if not lane.jobs:
-            # The lane was empty, and has no claim on the time before.
-            lane.served = max(one.served for one in self._lanes.values())
+            # An empty lane does not save up its share.
+            lane.served = max(other.served for other in self._lanes.values())
         self.jobs += jobs
         self.tokens += tokens
         request.queued_jobs += jobs
         request.queued_tokens += tokens
         lane.jobs += jobs
-        lane.holdings.add(request.client, tokens)
+        lane.holdings.add_tokens(request.client, tokens)

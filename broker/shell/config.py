@@ -17,6 +17,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     worker_bind: Annotated[str, Meta(description="endpoint that workers connect to")] = "tcp://127.0.0.1:7411"
     keys: Annotated[str, Meta(description="folder of CURVE keys made by scripts/keys; needed beyond this host")] = ""
     health_file: Annotated[str, Meta(description="file touched every second while the broker's loop runs")] = ""
+    metrics_bind: Annotated[str, Meta(description="address of /metrics, HOST:PORT; empty: none")] = "127.0.0.1:7412"
     lease_s: Annotated[float, Meta(gt=0, description="longest time one batch may run, in seconds")] = 20.0
     worker_grace_s: Annotated[
         float, Meta(ge=0, description="how long jobs wait for a worker when their model has none, in seconds")

@@ -19,7 +19,6 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +26,13 @@ from typing import Literal, NamedTuple, get_args
 
 import zmq.auth
 
+from broker.shared.files import make_scratch_folder, move_into_place, remove_scratch_folders
 from broker.wire.curve import KeyFileError, read_pair, read_public_key
 
 Role = Literal["worker", "frontend"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 SECRET, PUBLIC = ".key_secret", ".key"
-#: Files are made here, inside the folder that they go to, and renamed. Only the lock's holder does so.
-MAKING = ".making"
 
 
 class Key(NamedTuple):
@@ -55,10 +53,7 @@ def make_keys(root: Path) -> list[Key]:
     for folder in (root, *(root / name for name in ("broker", *ROLES))):
         _folder(folder)
     with _locked(root):
-        for left in list(root.rglob(MAKING)):
-            # One may be in another, which is gone.
-            if left.exists():
-                shutil.rmtree(left)
+        remove_scratch_folders(root)
         broker = _pair(root / "broker" / f"broker{SECRET}")
         peers = {root / role / f"{role}{SECRET}" for role in ROLES}
         peers |= {path for role in ROLES for path in root.glob(f"*/{role}{SECRET}")}
@@ -92,11 +87,11 @@ def _begin_list(folder: Path, secrets: list[Path]) -> None:
     secrets = [secret for secret in secrets if secret.exists()]
     if folder.exists() or not secrets:
         return
-    with _making(folder.parent) as making:
+    with make_scratch_folder(folder.parent) as making:
         whole = _folder(making / folder.name)
         for secret in secrets:
             _publish(_pair(secret).public, whole / f"{secret.parent.name}{PUBLIC}")
-        _put(whole, folder)
+        move_into_place(whole, folder)
 
 
 def _keep(root: Path, secret: Path, broker: Key) -> Key:
@@ -121,10 +116,10 @@ def _pair(secret: Path) -> Key:
     """The key of this secret's file, made if there is no file."""
     missing = not secret.exists()
     if missing:
-        with _making(_folder(secret.parent)) as making:
+        with make_scratch_folder(_folder(secret.parent)) as making:
             _, made = zmq.auth.create_certificates(making, secret.name.removesuffix(SECRET))
             os.chmod(made, 0o600)
-            _put(Path(made), secret)
+            move_into_place(Path(made), secret)
     secret.chmod(0o600)
     try:
         return Key(secret, read_pair(secret).public.decode(), missing)
@@ -138,10 +133,10 @@ def _publish(public: str, path: Path) -> None:
     with contextlib.suppress(KeyFileError):
         if read_public_key(path).decode() == public:
             return
-    with _making(path.parent) as making:
+    with make_scratch_folder(path.parent) as making:
         text = f'#   ZeroMQ CURVE public certificate\n\nmetadata\ncurve\n    public-key = "{public}"\n'
         (making / path.name).write_text(text)
-        _put(making / path.name, path)
+        move_into_place(making / path.name, path)
 
 
 def _folder(path: Path) -> Path:
@@ -150,30 +145,6 @@ def _folder(path: Path) -> Path:
     if path.stat().st_uid == os.geteuid():
         path.chmod(0o700)
     return path
-
-
-@contextlib.contextmanager
-def _making(beside: Path) -> Iterator[Path]:
-    """A folder for files that are not ready. A killed run leaves it; the next one removes it."""
-    path = beside / MAKING
-    path.mkdir(mode=0o700)
-    yield path
-    shutil.rmtree(path)
-
-
-def _put(source: Path, target: Path) -> None:
-    """Rename into place; the content is on the disk before the name is."""
-    _sync(source)
-    source.replace(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

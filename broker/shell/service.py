@@ -1,25 +1,27 @@
 """The broker's shell: two ROUTER sockets, one poll loop, the clock and the log around the pure scheduler."""
 
+import contextlib
 import ipaddress
 import logging
-import os
 import pathlib
 import secrets
 import signal
 import time
 from collections.abc import Iterable
+from socket import socketpair
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import zmq
 
-from broker.core import outgoing
 from broker.core.limits import Limits
-from broker.core.scheduler import Scheduler, Send
+from broker.core.outbox import Send
+from broker.core.scheduler import Scheduler
 from broker.shared.health import HealthFile
 from broker.shell.config import Config
 from broker.shell.curve_auth import Gate
+from broker.shell.metrics_server import MetricsServer
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from broker.wire.errors import ErrorCode, RemoteProtocolError
@@ -67,6 +69,7 @@ class Service:
         self._sockets: dict[bytes, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], bytes] = {}
         self._gate: Gate | None = None
+        self._metrics_server: MetricsServer | None = None
         #: The key of each connection that has said hello, where there are keys.
         self._keys: dict[bytes, str] = {}
         #: When to look for connections that have ended, and on which socket.
@@ -79,28 +82,31 @@ class Service:
 
     def run(self) -> None:
         """Serve until drained."""
-        wakeup_read, wakeup_write = os.pipe()
-        os.set_blocking(wakeup_read, False)
-        os.set_blocking(wakeup_write, False)
+        #: Signals and scrapes write to the second end, which wakes the poll loop.
+        self._wakeup, self._wakeup_sender = socketpair()
+        self._wakeup.setblocking(False)
+        self._wakeup_sender.setblocking(False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        signal.set_wakeup_fd(wakeup_write)
+        signal.set_wakeup_fd(self._wakeup_sender.fileno())
         try:
             self._open()
             poller = zmq.Poller()
             for socket in (*self._sockets.values(), *self._monitors):
                 poller.register(socket, zmq.POLLIN)
-            poller.register(wakeup_read, zmq.POLLIN)
+            poller.register(self._wakeup, zmq.POLLIN)
             log.info("frontends connect to %s, workers to %s", self.config.frontend_bind, self.config.worker_bind)
             while not self._done():
                 ready = dict(poller.poll(self._timeout_ms()))
-                if wakeup_read in ready:
-                    os.read(wakeup_read, 4096)
+                if self._wakeup.fileno() in ready:
+                    self._wakeup.recv(4096)
                 self._turn(ready)
-            log.info("drained with %d jobs open: %s", self.scheduler.ledger.jobs, dict(self.scheduler.counters))
+            log.info("drained with %d jobs open: %s", self.scheduler.open_jobs, self.scheduler.count_totals())
         finally:
             signal.set_wakeup_fd(-1)
             self._close()
+            self._wakeup.close()
+            self._wakeup_sender.close()
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -117,6 +123,8 @@ class Service:
         if self._reload_requested:
             self._reload_keys()
         self._tick()
+        if self._metrics_server:
+            self._metrics_server.answer_scrapes(self.scheduler.collect_metrics)
         self._health.touch(time.monotonic())
 
     def _tick(self) -> None:
@@ -188,8 +196,7 @@ class Service:
             self._send(self.scheduler.lost(peer, time.monotonic()))
 
     def _count_malformed(self, error: RemoteProtocolError) -> None:
-        self.scheduler.counters["malformed_messages"] += 1
-        number = self.scheduler.counters["malformed_messages"]
+        number = self.scheduler.record_malformed()
         if number <= LOGGED_MALFORMED or number % LOGGED_MALFORMED == 0:
             log.warning("ignored a malformed message (%d so far): %s", number, error)
 
@@ -206,10 +213,8 @@ class Service:
 
     def _probe(self, role: bytes) -> None:
         """Find the peers whose connection has ended. The event does not say whose: a send to each tells."""
-        peers = self.scheduler.ledger.by_peer if role == FRONTEND else self.scheduler.pool.workers
-        sign = outgoing.catalogue(self.scheduler) if role == FRONTEND else wire.Heartbeat()
-        self._send([Send(peer, sign) for peer in list(peers)])
-        known = self.scheduler.ledger.by_peer.keys() | self.scheduler.pool.workers.keys()
+        self._send(self.scheduler.build_probes(peer for peer in self.scheduler.peers if peer.startswith(role)))
+        known = self.scheduler.peers
         self._keys = {peer: key for peer, key in self._keys.items() if peer in known}
 
     def _send(self, sends: Iterable[Send]) -> None:
@@ -254,8 +259,7 @@ class Service:
             log.debug("batch %d answered", message.batch, extra=fields)
 
     def _worker(self, peer: bytes) -> str:
-        worker = self.scheduler.pool.workers.get(peer)
-        return worker.name if worker else ""
+        return self.scheduler.find_worker_name(peer)
 
     def _timeout_ms(self) -> int | None:
         times = [time for time in (self.scheduler.next_deadline(), self._drain_until) if time is not None]
@@ -277,7 +281,7 @@ class Service:
     def _done(self) -> bool:
         if self._drain_until is None:
             return False
-        return not self.scheduler.ledger.jobs or time.monotonic() >= self._drain_until
+        return not self.scheduler.open_jobs or time.monotonic() >= self._drain_until
 
     # --- sockets -----------------------------------------------------------------------------------------------------
 
@@ -300,8 +304,30 @@ class Service:
             socket.bind(binds[role])
             if self._gate:
                 self._gate.try_stranger(socket)
+        if self.config.metrics_bind:
+            self._metrics_server = self._serve_metrics(self.config.metrics_bind)
+
+    def _serve_metrics(self, bind: str) -> MetricsServer:
+        try:
+            server = MetricsServer(bind, self._wake)
+        except ValueError as error:
+            raise ConfigError(f"--metrics-bind {error}") from None
+        except OSError as error:
+            text = f"cannot serve metrics on {bind}: {error.strerror}; choose another --metrics-bind, or '' for none"
+            raise ConfigError(text) from None
+        server.start()
+        log.info("serving metrics at %s", server.url)
+        return server
+
+    def _wake(self) -> None:
+        """Make the poll loop take its next turn at once. Called by other threads."""
+        with contextlib.suppress(OSError):
+            # A full buffer wakes the loop too, and a closed socket has no loop.
+            self._wakeup_sender.send(b"\0")
 
     def _close(self) -> None:
+        if self._metrics_server:
+            self._metrics_server.close()
         # Before their ends are closed: libzmq would wait for ever to tell a monitor without one that a peer is gone.
         for socket in self._sockets.values():
             socket.disable_monitor()

@@ -1,55 +1,96 @@
-"""What can go wrong, as codes that cross the wire and as exceptions that do not.
+"""Error codes that cross the wire, their texts, and the exceptions of the protocol. Pure.
 
-A frontend maps a code to an HTTP status in one table; a worker and the broker only ever name a code.
+The broker and the workers name a code; `frontend/api/errors.py` turns the code into an HTTP status. Texts that two
+processes must word alike are here.
 """
 
 import enum
 
 
 class ErrorCode(enum.IntEnum):
-    """Why a job or a peer was refused. Numbers are part of the wire: append, never renumber."""
+    """Why a job, a request or a peer was rejected. Numbers are part of the wire: append, never renumber.
 
-    #: The input itself cannot be embedded (a token id outside the vocabulary, text that is not UTF-8).
-    INVALID_INPUT = 1
-    #: The input has more tokens than the model takes.
-    TOO_LONG = 2
-    #: No worker has announced a model of this name.
-    UNKNOWN_MODEL = 3
-    #: The model is known, but none of its workers has been seen for longer than the grace.
-    NO_WORKER = 4
-    #: The queue is full.
-    OVERLOADED = 5
-    #: The job's deadline passed before it could be answered.
-    DEADLINE = 6
-    #: The input ended a worker each time it was tried.
-    POISON = 7
-    #: The device failed on a batch.
-    DEVICE = 8
-    #: The broker or the worker is leaving and takes nothing new.
-    DRAINING = 9
-    #: The peers have no protocol version in common.
-    PROTOCOL = 10
-    #: A live worker serves other weights or another tokenizer under the same model name.
-    REVISION_CONFLICT = 11
-    #: A fault of ours; the text says nothing about its inside.
-    INTERNAL = 12
-    #: The caller has as much open as one caller may have.
-    QUOTA = 13
-    #: The worker's batch has run longer than a batch may: it hangs, and should end itself.
-    LEASE_EXPIRED = 14
-    #: The peer's key has been taken off the allow-list.
-    REVOKED = 15
-    #: The request has more tokens than one request may have.
-    TOO_MANY_TOKENS = 16
+    `text` is the default sentence of a code, which clients get when no better text is known. "HTTP" below is the status
+    of an answer to a client; a code without one is sent to peers alone.
+    """
+
+    text: str
+
+    def __new__(cls, number: int, text: str) -> "ErrorCode":
+        """Create a member that has a default sentence."""
+        code = int.__new__(cls, number)
+        code._value_ = number
+        code.text = text
+        return code
+
+    #: HTTP 400. The input itself cannot be embedded, for example because of a token id outside the vocabulary.
+    INVALID_INPUT = 1, "the input cannot be embedded"
+    #: HTTP 400. The input has more tokens than the model accepts, and the request does not allow truncation.
+    TOO_LONG = 2, "the input has more tokens than the model accepts"
+    #: HTTP 404. No worker has announced a model of this name.
+    UNKNOWN_MODEL = 3, "the model does not exist"
+    #: HTTP 503. The model is known, but has no worker for longer than the grace, or was replaced by another revision.
+    NO_WORKER = 4, "no worker that serves the model is connected"
+    #: HTTP 503. The broker's queue, or a frontend's room for answers, is full.
+    OVERLOADED = 5, "the server is overloaded"
+    #: HTTP 504. The deadline passed before the job was answered.
+    DEADLINE = 6, "the request's deadline passed before it was answered"
+    #: HTTP 422. Every worker that ran the input ended.
+    POISON = 7, "this input crashed every worker that processed it"
+    #: HTTP 500. The device failed on the input, or returned rows of a wrong size.
+    DEVICE = 8, "the device failed on this input"
+    #: HTTP 503. The broker or the worker is draining, and accepts no new jobs.
+    DRAINING = 9, "the server is shutting down"
+    #: The two peers have no protocol version in common.
+    PROTOCOL = 10, "the peers have no protocol version in common"
+    #: A live worker serves another revision under the same model name.
+    REVISION_CONFLICT = 11, "another revision of the model is being served"
+    #: HTTP 500. A fault of the server; the text does not describe internals.
+    INTERNAL = 12, "the server failed on this request"
+    #: HTTP 429. The client, or its key, has as many open jobs or has used as many tokens as it may.
+    QUOTA = 13, "the client's quota is used up"
+    #: A worker's batch has run longer than its lease. The worker should exit, because its inference hangs.
+    LEASE_EXPIRED = 14, "the batch's lease expired"
+    #: The peer's CURVE key was removed from the allow-list.
+    REVOKED = 15, "the peer's key was removed from the allow-list"
+    #: HTTP 400. All inputs of the request together have more tokens than the frontend allows.
+    TOO_MANY_TOKENS = 16, "the request has too many tokens"
+
+
+# --- texts that two processes word alike -----------------------------------------------------------------------------
+
+
+def describe_too_long(tokens: int, max_tokens: int) -> str:
+    """Return the text of `TOO_LONG`, which begins with OVMS's wording."""
+    return f'Input length {tokens} longer than allowed {max_tokens}; shorten the input or set "truncate"'
+
+
+def describe_too_many_tokens(max_tokens: float) -> str:
+    """Return the text of `TOO_MANY_TOKENS`."""
+    return f"the request has more than {max_tokens} tokens; send its inputs in several requests"
+
+
+def describe_foreign_token(token_id: int, vocabulary: int) -> str:
+    """Return the text of `INVALID_INPUT` for a token id that is not in a model's vocabulary of that size."""
+    switch = "LangChain sends the ids of OpenAI's models unless check_embedding_ctx_length=False"
+    return f"token id {token_id} is not in the model's vocabulary of {vocabulary}; {switch}"
+
+
+def describe_replaced_model(name: str) -> str:
+    """Return the text of `NO_WORKER` for a request that has rows of a revision that is no longer served."""
+    return f"the model {name!r} was replaced while the request ran; send the request again"
+
+
+# --- exceptions ------------------------------------------------------------------------------------------------------
 
 
 class ProtocolError(Exception):
-    """Base of the two below."""
+    """Base class of protocol errors."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """A peer sent something malformed: drop it, count it, go on."""
+    """A peer sent a malformed message: drop the message and count it."""
 
 
 class LocalProtocolError(ProtocolError):
-    """Our own code broke an invariant: stop loudly."""
+    """This process broke an invariant: stop with an error."""

@@ -225,8 +225,6 @@ class FrontendHeartbeat(Message, tag=4):
 
     #: Bytes of vectors received since `Welcome`; -1: a frontend that does not say.
     received: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)] = -1
-    #: Whether the answer should hold the metrics.
-    metrics: bool = False
 
 
 class FrontendGoodbye(Message, tag=5):
@@ -366,26 +364,6 @@ class WorkerStats(msgspec.Struct, array_like=True, gc=False, frozen=True):
     answered_jobs: int
 
 
-class Sample(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """One time series of a family: the values of its labels, and its value; a histogram's is the sum, beside the
-    number of observations in each of its buckets, the one above the last bound included."""
-
-    labels: list[Name]
-    value: float
-    buckets: list[int] = []
-
-
-class Family(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """A metric, as Prometheus has them: a counter, a gauge, or a histogram, which alone has bounds."""
-
-    name: Name
-    kind: Name
-    text: Text
-    labels: list[Name]
-    samples: list[Sample]
-    bounds: list[float] = []
-
-
 class Stats(Message, tag=23):
     """The answer to a frontend's heartbeat: what the broker counted since its start, and what it holds now."""
 
@@ -393,8 +371,6 @@ class Stats(Message, tag=23):
     workers: list[WorkerStats]
     open_jobs: int
     queued_jobs: int
-    #: Only when they were asked for.
-    families: list[Family] = []
 
 
 # --- worker to broker -----------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def parse_tokenize(body: bytes, max_inputs: int) -> TokenizeRequest:
     )
 
 
-class Terms(NamedTuple):
+class RequestOptions(NamedTuple):
     """How a request wants to be served, and whose it is."""
 
     #: None: its size decides.
@@ -140,7 +140,7 @@ class Terms(NamedTuple):
     origin: Origin = Origin()
 
 
-def parse_headers(headers: Mapping[str, str], address: str, longest_s: float) -> Terms:
+def parse_headers(headers: Mapping[str, str], address: str, longest_s: float) -> RequestOptions:
     """Return the terms of a request from an address; its deadline is what it asks for, at most `longest_s`.
 
     Raise ApiError 400 for a bad value.
@@ -152,11 +152,11 @@ def parse_headers(headers: Mapping[str, str], address: str, longest_s: float) ->
     client, address = _hash(f"{address} {headers.get('authorization', '')}"), _hash(address)
     text = headers.get("x-vecmill-deadline-ms")
     if text is None:
-        return Terms(lane, longest_s, client, address=address)
+        return RequestOptions(lane, longest_s, client, address=address)
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
         message = "x-vecmill-deadline-ms must be a number of milliseconds above 0, of at most 9 digits"
         raise ApiError(400, message, param="x-vecmill-deadline-ms")
-    return Terms(lane, min(longest_s, int(text) / 1000), client, address=address)
+    return RequestOptions(lane, min(longest_s, int(text) / 1000), client, address=address)
 
 
 def _hash(text: str) -> str:

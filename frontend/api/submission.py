@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long, describe_too_many_tokens
 from broker.wire.protocol import Kind, ModelInfo, Option, pack_u32
 from frontend.api.errors import ApiError, from_failure, quote
 from frontend.api.schemas import MAX_LENGTH_LIMIT, EmbeddingsRequest, TokenizeRequest
@@ -20,7 +20,7 @@ _INPUT_TYPES = {
 }
 
 
-class Fitted(NamedTuple):
+class PreparedSubmission(NamedTuple):
     """What is sent of a request. `places` are the documents' numbers in it; those in `bad` are not sent."""
 
     kind: Kind
@@ -32,7 +32,7 @@ class Fitted(NamedTuple):
     warning: str
 
 
-def fit(wanted: EmbeddingsRequest, model: ModelInfo, policy: str, max_tokens: int) -> Fitted:
+def build_submission(wanted: EmbeddingsRequest, model: ModelInfo, policy: str, max_tokens: int) -> PreparedSubmission:
     """The request for this model; ApiError 400 for what does not fit. `policy`: allow, warn or refuse other
     dimensions than the model declares. `max_tokens`: of the whole request."""
     warning = _dimensions_warning(wanted, model, policy)
@@ -42,7 +42,7 @@ def fit(wanted: EmbeddingsRequest, model: ModelInfo, policy: str, max_tokens: in
     if isinstance(wanted.documents[0], str):
         prompt = _prompt(wanted, model)
         texts = [(prompt + str(text)).encode() for text in wanted.documents]
-        return Fitted(Kind.TEXT, texts, options, range(len(texts)), {}, warning)
+        return PreparedSubmission(Kind.TEXT, texts, options, range(len(texts)), {}, warning)
     if wanted.prompt_name is not None or wanted.input_type is not None:
         name = "prompt_name" if wanted.prompt_name is not None else "input_type"
         raise ApiError(400, f"{name} needs texts: a prompt cannot be put before token ids", param=name)
@@ -53,13 +53,8 @@ def fit(wanted: EmbeddingsRequest, model: ModelInfo, policy: str, max_tokens: in
     places = [place for place in range(len(arrays)) if place not in bad]
     tokens = sum(min(len(arrays[place]), model.max_tokens) for place in places)
     if tokens > max_tokens:
-        raise from_failure(ErrorCode.TOO_MANY_TOKENS, too_many_tokens(max_tokens))
-    return Fitted(Kind.TOKENS, [pack_u32(arrays[place]) for place in places], options, places, bad, warning)
-
-
-def too_many_tokens(most: int) -> str:
-    """Says that a request is over its limit."""
-    return f"the request has more than {most} tokens"
+        raise from_failure(ErrorCode.TOO_MANY_TOKENS, describe_too_many_tokens(max_tokens))
+    return PreparedSubmission(Kind.TOKENS, [pack_u32(arrays[place]) for place in places], options, places, bad, warning)
 
 
 def _dimensions_warning(wanted: EmbeddingsRequest, model: ModelInfo, policy: str) -> str:
@@ -97,14 +92,11 @@ def _refusal(ids: Sequence[int], model: ModelInfo, options: Option) -> ApiError 
     if not ids:
         return ApiError(400, "inner arrays in input should not be empty", param="input")
     if len(ids) > model.max_tokens and not options & (Option.TRUNCATE_END | Option.TRUNCATE_START):
-        return from_failure(ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {model.max_tokens}")
+        return from_failure(ErrorCode.TOO_LONG, describe_too_long(len(ids), model.max_tokens))
     vocabulary = model.vocabulary or 2**31
     outside = next((one for one in (min(ids), max(ids)) if not 0 <= one < vocabulary), None)
     if outside is not None:
-        text = (
-            f"token id {outside} is not in the model's vocabulary of {vocabulary}; LangChain sends the ids of OpenAI's "
-        )
-        return from_failure(ErrorCode.INVALID_INPUT, text + "models unless check_embedding_ctx_length=False")
+        return from_failure(ErrorCode.INVALID_INPUT, describe_foreign_token(outside, vocabulary))
     return None
 
 

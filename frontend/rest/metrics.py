@@ -1,4 +1,4 @@
-"""GET /metrics: what this frontend has served, and what the broker tells, as Prometheus has it.
+"""GET /metrics of a frontend: its HTTP requests, also under OVMS's names. The broker serves its own.
 
 Several frontend processes on one port count into files of a common folder (PROMETHEUS_MULTIPROC_DIR, which
 prometheus_client reads when it is imported), so that a scrape that any of them answers gives the sums.
@@ -6,27 +6,19 @@ prometheus_client reads when it is imported), so that a scrape that any of them 
 
 import asyncio
 import functools
-import itertools
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-    UnknownMetricFamily,
-)
+from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from sanic import Request
 from sanic.response import BaseHTTPResponse
 
-from broker.wire.protocol import Family
 from frontend.rest.slow_readers import Reason
 
 PREFIX = "vecmill_"
@@ -101,6 +93,20 @@ _ovms_time = Histogram(
     buckets=_OVMS_BUCKETS,
     registry=_own,
 )
+_ovms_wait = Histogram(
+    "ovms_wait_for_infer_req_time_us",
+    "Longest time that an input of a request waited in the queue",
+    ["name", "version"],
+    buckets=_OVMS_BUCKETS,
+    registry=_own,
+)
+_ovms_inference = Histogram(
+    "ovms_inference_time_us",
+    "Longest inference among the batches of a request",
+    ["name", "version"],
+    buckets=_OVMS_BUCKETS,
+    registry=_own,
+)
 unread_bytes = Gauge(
     PREFIX + "unread_bytes",
     "Bytes of answers that clients have not taken yet",
@@ -144,6 +150,8 @@ class _OfModel(NamedTuple):
     tokens: Counter
     truncated: Counter
     microseconds: Histogram
+    wait_us: Histogram
+    inference_us: Histogram
 
 
 @functools.lru_cache(1000)
@@ -153,6 +161,8 @@ def _of_model(model: str) -> _OfModel:
         tokens=_prompt_tokens.labels(model),
         truncated=_truncated.labels(model),
         microseconds=_ovms_time.labels("REST", model, "1"),
+        wait_us=_ovms_wait.labels(model, "1"),
+        inference_us=_ovms_inference.labels(model, "1"),
     )
 
 
@@ -191,6 +201,13 @@ class Waiting:
             self._request.ctx.counted = True
 
 
+def observe_times(model: str, queue_us: int, inference_us: int) -> None:
+    """Record the times that the broker has measured for an embeddings request, under OVMS's names."""
+    series = _of_model(model)
+    series.wait_us.observe(queue_us)
+    series.inference_us.observe(inference_us)
+
+
 def count(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
     """A request is answered. What its route has noted of it tells the model, which exists then."""
     if hasattr(request.ctx, "counted"):
@@ -212,59 +229,35 @@ def count(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
         mine.microseconds.observe(seconds * 1e6)
 
 
-class _Everything:
-    """This frontend's families, or those of all processes on the port, and the broker's."""
+class _Collector:
+    """The families of this frontend, or of all processes on the port."""
 
-    def __init__(self, families: list[Family]) -> None:
-        self._families = families
+    def __init__(self, *, broker_connected: bool) -> None:
+        self._broker_connected = broker_connected
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
-        own = {metric.name: metric for metric in _own.collect()}
+        """Yield all families."""
+        families = {metric.name: metric for metric in _own.collect()}
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            # It tells only families of which a process has a series.
+            # The sums replace the families of this process; a family without a series in any process has no sum.
             summed: Iterable[Metric] = MultiProcessCollector(CollectorRegistry()).collect()  # type: ignore[no-untyped-call]
-            own |= {metric.name: metric for metric in summed}
-        yield from own.values()
-        yield from _aliases_of_own(own)
-        up = GaugeMetricFamily(PREFIX + "broker_up", "Whether the broker answers")
-        up.add_metric([], 1.0 if self._families else 0.0)
+            families |= {metric.name: metric for metric in summed}
+        yield from families.values()
+        yield from _collect_ovms_names(families)
+        up = GaugeMetricFamily(PREFIX + "broker_up", "Whether this frontend process is connected to the broker")
+        up.add_metric([], float(self._broker_connected))
         yield up
-        yield from map(_metric, self._families)
-        yield from _aliases({family.name: family for family in self._families})
 
 
-def exposition(families: list[Family], accept: str) -> tuple[bytes, str]:
-    """The body of /metrics and its content type, as the scraper accepts it. `families`: the broker's, none when it is
-    away."""
+def render(accept: str, *, broker_connected: bool) -> tuple[bytes, str]:
+    """Return the body of /metrics and its content type, in the format that the Accept header prefers."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Everything(families))
+    registry.register(_Collector(broker_connected=broker_connected))
     return encode(registry), content_type
 
 
-def _metric(family: Family) -> Metric:
-    name = PREFIX + family.name
-    if family.kind == "histogram":
-        histogram = HistogramMetricFamily(name, family.text, labels=family.labels)
-        for sample in family.samples:
-            buckets = _cumulative(family.bounds, sample.buckets, 1.0)
-            histogram.add_metric(sample.labels, buckets, sample.value)
-        return histogram
-    kind: Any = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-    metric: Metric = kind(name, family.text, labels=family.labels)
-    for sample in family.samples:
-        metric.add_metric(sample.labels, sample.value)  # type: ignore[attr-defined]
-    return metric
-
-
-def _cumulative(bounds: list[float], buckets: list[int], scale: float) -> list[tuple[str, float]]:
-    """Buckets as Prometheus wants them: each with those below, by its bound, which is scaled."""
-    ends = [str(bound * scale) for bound in bounds] + ["+Inf"]
-    return list(zip(ends, map(float, itertools.accumulate(buckets)), strict=True))
-
-
-def _aliases_of_own(own: dict[str, Metric]) -> Iterator[Metric]:
+def _collect_ovms_names(own: dict[str, Metric]) -> Iterator[Metric]:
     """OVMS's names for what frontends count (see docs/metrics.md)."""
     served = [sample for sample in own[PREFIX + "requests"].samples if sample.labels["endpoint"] == "embeddings"]
     models = dict.fromkeys(sample.labels["model"] for sample in served if sample.labels["model"])
@@ -280,34 +273,3 @@ def _aliases_of_own(own: dict[str, Metric]) -> Iterator[Metric]:
     for sample in own[PREFIX + "requests_in_flight"].samples:
         gauge.add_metric([sample.labels["model"], "1"], sample.value)
     yield gauge
-
-
-def _aliases(families: dict[str, Family]) -> Iterator[Metric]:
-    """OVMS's names for what the broker tells (see docs/metrics.md)."""
-    for name, alias, text in (
-        ("queue_seconds", "ovms_wait_for_infer_req_time_us", "Wait of a job in the queue"),
-        ("inference_seconds", "ovms_inference_time_us", "Inference of a batch"),
-    ):
-        if family := families.get(name):
-            yield _microseconds(family, alias, text)
-    if streams := families.get("worker_streams"):
-        gauge = GaugeMetricFamily("ovms_streams", "Inferences that run side by side", labels=["name", "version"])
-        totals: dict[str, float] = {}
-        for sample in streams.samples:
-            totals[sample.labels[0]] = totals.get(sample.labels[0], 0.0) + sample.value
-        for model, total in totals.items():
-            gauge.add_metric([model, "1"], total)
-        yield gauge
-
-
-def _microseconds(family: Family, alias: str, text: str) -> Metric:
-    """A histogram of seconds, over all but the model, in microseconds."""
-    metric = HistogramMetricFamily(alias, text, labels=["name", "version"])
-    totals: dict[str, tuple[list[int], float]] = {}
-    for sample in family.samples:
-        buckets, total = totals.get(sample.labels[0], ([0] * len(sample.buckets), 0.0))
-        summed = [one + other for one, other in zip(buckets, sample.buckets, strict=True)]
-        totals[sample.labels[0]] = (summed, total + sample.value)
-    for model, (buckets, total) in totals.items():
-        metric.add_metric([model, "1"], _cumulative(family.bounds, buckets, 1e6), total * 1e6)
-    return metric

@@ -14,7 +14,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Kind, Lane, Message, ModelInfo, ModelState
 from frontend.api.errors import from_failure
-from frontend.api.schemas import Terms
+from frontend.api.schemas import RequestOptions
 from frontend.config import Config
 from frontend.session.link import Link
 from frontend.session.pending import Pending
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds after its deadline for which a request waits for the broker's failure, which names the reason.
 DEADLINE_SLACK_S = 2.0
-#: Seconds for which /health and /metrics wait for the broker's stats.
+#: Seconds for which /health waits for the broker's stats.
 STATS_WAIT_S = 1.0
 
 
@@ -52,9 +52,8 @@ class BrokerClient:
         # - whether the event loop is about to call `_flush`;
         self._flush_scheduled = False
         # - events that wake the waiting calls. They are set and replaced when the connection or the models change, and
-        #   when stats and metrics arrive.
-        self._changed, self._stats_came, self._families_came = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._families: list[wire.Family] = []
+        #   when stats arrive.
+        self._changed, self._stats_came = asyncio.Event(), asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -78,7 +77,7 @@ class BrokerClient:
         model: str,
         kind: Kind,
         inputs: Sequence[bytes],
-        terms: Terms,
+        request_options: RequestOptions,
         deadline: float,
         *,
         options: int = 0,
@@ -90,9 +89,9 @@ class BrokerClient:
         `inputs` are UTF-8 texts or packed token ids, and `deadline` is a monotonic time in seconds. Cancelling the call
         cancels the jobs. Raise `ApiError` if the request fails, or, without `per_item`, if any of its inputs fails.
         """
-        lane = self._choose_lane(inputs) if terms.lane is None else terms.lane
+        lane = self._choose_lane(inputs) if request_options.lane is None else request_options.lane
         now = time.monotonic()
-        wait_s = self._session.refusals.find_wait(model, lane, terms.client, deadline - now, now)
+        wait_s = self._session.refusals.find_wait(model, lane, request_options.client, deadline - now, now)
         if wait_s:
             text = f"the queue is {wait_s:.3g} s long"
             raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
@@ -100,15 +99,15 @@ class BrokerClient:
             0,
             model,
             lane,
-            terms.client,
+            request_options.client,
             0,
             kind,
             wire.pack_u32(map(len, inputs)),
             options,
-            terms.origin,
-            terms.client_jobs,
-            terms.client_tokens,
-            terms.address,
+            request_options.origin,
+            request_options.client_jobs,
+            request_options.client_tokens,
+            request_options.address,
         )
         frame = b"".join(inputs)
         pending = self._session.submit(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)
@@ -158,16 +157,6 @@ class BrokerClient:
                 await asyncio.wait_for(came.wait(), STATS_WAIT_S)
         return self._session.stats
 
-    async def fresh_families(self) -> list[wire.Family]:
-        """Return the broker's metrics as of now; none when it does not answer at once."""
-        if self.connected:
-            came = self._families_came
-            self._link.send(self._session.heartbeat(metrics=True))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(came.wait(), STATS_WAIT_S)
-                return self._families
-        return []
-
     # --- the connection ----------------------------------------------------------------------------------------------
 
     def open(self) -> None:
@@ -197,10 +186,6 @@ class BrokerClient:
             case wire.Stats():
                 self._stats_came.set()
                 self._stats_came = asyncio.Event()
-                if message.families:
-                    self._families = message.families
-                    self._families_came.set()
-                    self._families_came = asyncio.Event()
 
     def _on_timer(self) -> None:
         self._run_step(lambda: self._session.due(time.monotonic()))

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import ErrorCode, describe_replaced_model, describe_too_many_tokens
 from broker.wire.protocol import Frame, Lane
 
-#: Failure text of a request whose rows would come from two revisions of its model.
-REPLACED = "the model was replaced while the request ran"
 #: Seconds for which a refusal is repeated without sending the request to the broker.
 REFUSAL_TTL_S = 0.1
 #: Maximum number of refusals that are remembered; above it all are forgotten.
@@ -91,7 +89,7 @@ class Pending:
         if truncated:
             self.truncated[position] = truncated
         if self.tokens > self.max_tokens:
-            text = f"the request has more than {self.max_tokens} tokens"
+            text = describe_too_many_tokens(self.max_tokens)
             self.failure = wire.Failure(self.number, -1, ErrorCode.TOO_MANY_TOKENS, text)
 
     def add_failure(self, failure: wire.Failure) -> None:
@@ -168,7 +166,9 @@ class PendingRequests:
             if pending is None or pending.ended or not pending.waits_for(position):
                 continue
             if pending.revision not in ("", answers.revision):
-                pending.failure = wire.Failure(number, -1, ErrorCode.NO_WORKER, REPLACED, 1000)
+                # Two epochs of the broker can serve two revisions; one answer must not mix them.
+                text = describe_replaced_model(pending.model)
+                pending.failure = wire.Failure(number, -1, ErrorCode.NO_WORKER, text, 1000)
                 ended.append(pending)
                 continue
             pending.revision = answers.revision

@@ -166,9 +166,9 @@ class Session:
         since = self._welcomed_at if self.connected else self._away_since
         return Step(sends, self._fail_unserved() if now >= since + self._grace_s else ())
 
-    def heartbeat(self, *, metrics: bool = False) -> wire.FrontendHeartbeat:
-        """Return a heartbeat, which the broker answers with its stats, and its metrics if wanted."""
-        return wire.FrontendHeartbeat(self._received_bytes, metrics=metrics)
+    def heartbeat(self) -> wire.FrontendHeartbeat:
+        """Return a heartbeat, which the broker answers with its stats."""
+        return wire.FrontendHeartbeat(self._received_bytes)
 
     def _fail_unserved(self) -> list[Pending]:
         """Fail the requests that wait for a broker or for their model, and return them."""

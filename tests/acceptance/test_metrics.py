@@ -1,9 +1,10 @@
-"""GET /metrics as Prometheus would read it: real processes, fake workers."""
+"""GET /metrics of broker and frontend as Prometheus reads it: real processes, fake workers."""
 
 import asyncio
 import math
 import os
 import signal
+import socket
 from pathlib import Path
 
 import httpx
@@ -17,8 +18,17 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def scrape(cluster: Cluster) -> Samples:
-    """Every sample by its name and its labels."""
-    answer = httpx.get(f"{cluster.url}/metrics")
+    """Return every sample of a frontend by its name and labels."""
+    return scrape_url(f"{cluster.url}/metrics")
+
+
+def scrape_broker(cluster: Cluster) -> Samples:
+    """Return every sample of the broker by its name and labels."""
+    return scrape_url(f"http://{cluster.metrics_bind}/metrics")
+
+
+def scrape_url(url: str) -> Samples:
+    answer = httpx.get(url)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
     found: Samples = {}
@@ -45,25 +55,29 @@ def embed(cluster: Cluster, *texts: str, status: int = 200) -> None:
     assert answer.status_code == status
 
 
-#: What must be there when nothing has ever been.
-FROM_THE_START = (
+#: Lines of a frontend before the first request.
+FRONTEND_LINES = (
     'vecmill_requests_total{endpoint="embeddings",model="",status="200"} 0.0',
     'vecmill_request_seconds_count{endpoint="embeddings"} 0.0',
-    'vecmill_jobs_total{outcome="answered"} 0.0',
-    'vecmill_requests_rejected_total{code="overloaded"} 0.0',
-    'vecmill_worker_evictions_total{reason="silent"} 0.0',
-    "vecmill_open_jobs 0.0",
     "vecmill_broker_up 1.0",
-    "# TYPE vecmill_queue_seconds histogram",
-    "# TYPE vecmill_inference_seconds histogram",
-    "# TYPE vecmill_worker_up gauge",
     # As OVMS names them, which a counter of prometheus_client's is not.
     "# TYPE ovms_requests_success untyped",
     "# TYPE ovms_requests_accepted untyped",
     "# TYPE ovms_current_requests gauge",
     "# TYPE ovms_request_time_us histogram",
+    "# TYPE ovms_wait_for_infer_req_time_us histogram",
+    "# TYPE ovms_inference_time_us histogram",
     "# TYPE vecmill_prompt_tokens_total counter",
-    "# TYPE ovms_streams gauge",
+)
+#: Lines of a broker before the first worker.
+BROKER_LINES = (
+    'vecmill_jobs_total{outcome="answered"} 0.0',
+    'vecmill_requests_rejected_total{code="overloaded"} 0.0',
+    'vecmill_worker_evictions_total{reason="silent"} 0.0',
+    "vecmill_open_jobs 0.0",
+    "# TYPE vecmill_queue_seconds histogram",
+    "# TYPE vecmill_inference_seconds histogram",
+    "# TYPE vecmill_worker_up gauge",
 )
 
 
@@ -78,16 +92,25 @@ def test_families_are_there_before_any_worker(cluster: Cluster, processes: str) 
         lines = httpx.get(f"{cluster.url}/metrics").text.splitlines()
         return lines if "vecmill_broker_up 1.0" in lines else []
 
-    lines = until(with_broker, what="the broker")
-    assert [line for line in FROM_THE_START if line not in lines] == []
-    assert not [line for line in lines if "_created" in line]
-    told = {line.split()[2] for line in lines if line.startswith("# TYPE")}
-    assert told == {line.split()[2] for line in lines if line.startswith("# HELP")}
+    frontend_lines = until(with_broker, what="the broker")
+    broker_lines = httpx.get(f"http://{cluster.metrics_bind}/metrics").text.splitlines()
+    assert [line for line in FRONTEND_LINES if line not in frontend_lines] == []
+    assert [line for line in BROKER_LINES if line not in broker_lines] == []
+    typed = [find_names(lines, "TYPE") for lines in (frontend_lines, broker_lines)]
+    assert typed == [find_names(lines, "HELP") for lines in (frontend_lines, broker_lines)]
+    # A family is served by one kind of process.
+    assert not typed[0] & typed[1]
+    assert not [line for line in frontend_lines + broker_lines if "_created" in line]
+
+
+def find_names(lines: list[str], kind: str) -> set[str]:
+    """Return the names of the families that have a line of this kind, TYPE or HELP."""
+    return {line.split()[2] for line in lines if line.startswith(f"# {kind}")}
 
 
 def test_workers_series_are_there_at_zero(cluster: Cluster) -> None:
     cluster.all()
-    samples = scrape(cluster)
+    samples = scrape_broker(cluster)
     of = {"model": "fake", "device": "FAKE", "lane": "bulk"}
     for name in ("batch_jobs_count", "inference_seconds_count", "tokens_total", "padding_tokens_total"):
         assert value(samples, "vecmill_" + name, **of) == 0
@@ -96,12 +119,14 @@ def test_workers_series_are_there_at_zero(cluster: Cluster) -> None:
     assert value(samples, "vecmill_workers", model="fake") == 1
     assert value(samples, "vecmill_worker_up", model="fake") == 1
     assert value(samples, "vecmill_worker_credits", model="fake") > 0
+    samples = scrape(cluster)
     assert value(samples, "vecmill_requests_in_flight", model="fake") == 0
     for name in ("success", "fail", "accepted", "rejected"):
         assert value(samples, "ovms_requests_" + name, name="fake") == 0
     assert value(samples, "ovms_responses", name="fake") == 0
     assert value(samples, "ovms_current_requests", name="fake", version="1") == 0
-    assert value(samples, "ovms_streams", name="fake") == 0
+    for name in ("request", "wait_for_infer_req", "inference"):
+        assert value(samples, f"ovms_{name}_time_us_count", name="fake", version="1") == 0
 
 
 def test_known_traffic_gives_exact_numbers(cluster: Cluster) -> None:
@@ -127,13 +152,6 @@ def test_known_traffic_gives_exact_numbers(cluster: Cluster) -> None:
     assert value(samples, "vecmill_inputs_total", endpoint="embeddings") == 3
     assert value(samples, "vecmill_prompt_tokens_total") == 8 + 64
     assert value(samples, "vecmill_truncated_tokens_total") == 6
-    assert value(samples, "vecmill_jobs_total", outcome="answered") == 5
-    assert value(samples, "vecmill_jobs_total", outcome="too_long") == 1
-    assert value(samples, "vecmill_job_dispatches_total") == 6
-    assert value(samples, "vecmill_tokens_total", model="fake", device="FAKE") == 72
-    assert value(samples, "vecmill_queue_seconds_count", model="fake") == 6
-    assert value(samples, "vecmill_batch_jobs_sum") == 6
-    assert value(samples, "vecmill_inference_seconds_count") == value(samples, "vecmill_batch_jobs_count")
     # OVMS's labels, all of them: a query may group by any.
     graph = (("api", "V3"), ("interface", "REST"), ("method", "Unary"), ("name", "fake"))
     assert samples["ovms_requests_success", (*graph, ("version", "1"))] == 2
@@ -142,9 +160,16 @@ def test_known_traffic_gives_exact_numbers(cluster: Cluster) -> None:
     assert samples["ovms_requests_rejected", graph] == 0
     assert samples["ovms_responses", graph] == 2
     assert samples["ovms_request_time_us_count", (("interface", "REST"), ("name", "fake"), ("version", "1"))] == 2
-    assert value(samples, "ovms_wait_for_infer_req_time_us_count", name="fake") == 6
-    seconds = value(samples, "vecmill_inference_seconds_sum")
-    assert value(samples, "ovms_inference_time_us_sum", name="fake") == pytest.approx(seconds * 1e6)
+    for name in ("wait_for_infer_req", "inference"):
+        assert samples[f"ovms_{name}_time_us_count", (("name", "fake"), ("version", "1"))] == 2
+    samples = scrape_broker(cluster)
+    assert value(samples, "vecmill_jobs_total", outcome="answered") == 5
+    assert value(samples, "vecmill_jobs_total", outcome="too_long") == 1
+    assert value(samples, "vecmill_job_dispatches_total") == 6
+    assert value(samples, "vecmill_tokens_total", model="fake", device="FAKE") == 72
+    assert value(samples, "vecmill_queue_seconds_count", model="fake") == 6
+    assert value(samples, "vecmill_batch_jobs_sum") == 6
+    assert value(samples, "vecmill_inference_seconds_count") == value(samples, "vecmill_batch_jobs_count")
 
 
 def test_killed_worker_and_what_waits_for_another(cluster: Cluster) -> None:
@@ -156,28 +181,46 @@ def test_killed_worker_and_what_waits_for_another(cluster: Cluster) -> None:
             asker = Asker(cluster, client)
             held = await asker.occupy()
             samples = scrape(cluster)
-            assert value(samples, "vecmill_open_jobs") == 2
             assert value(samples, "vecmill_requests_in_flight", model="fake") == 2
             assert value(samples, "ovms_current_requests", name="fake") == 2
+            samples = scrape_broker(cluster)
+            assert value(samples, "vecmill_open_jobs") == 2
             assert value(samples, "vecmill_worker_leases") == 2
             worker.signal(signal.SIGKILL)
-            await asyncio.to_thread(until, lambda: value(scrape(cluster), "vecmill_workers", model="fake") == 0)
-            samples = scrape(cluster)
-            assert value(samples, "vecmill_worker_evictions_total", reason="connection lost") == 1
+            await asyncio.to_thread(until, lambda: value(scrape_broker(cluster), "vecmill_workers", model="fake") == 0)
+            samples = scrape_broker(cluster)
+            assert value(samples, "vecmill_worker_evictions_total", reason="connection_lost") == 1
             assert value(samples, "vecmill_jobs_requeued_total", model="fake") == 2
             assert value(samples, "vecmill_queue_suspects") == 1
             assert math.isinf(value(samples, "vecmill_expected_wait_seconds", model="fake"))
-            # A worker that is gone is not up, and what it did is still told.
-            assert not [key for key in samples if key[0] == "vecmill_worker_up"]
-            assert value(samples, "vecmill_tokens_total", device="FAKE") == 1
+            # The series of a worker end with it.
+            assert not [labels for _, labels in samples if "worker" in dict(labels)]
+            assert value(samples, "vecmill_job_dispatches_total", model="fake") == 3
             asker.release()
             cluster.worker()
             assert {answer.status_code for answer in await asyncio.gather(*held.values())} == {200}
 
     asyncio.run(ask())
-    samples = scrape(cluster)
+    assert value(scrape(cluster), "ovms_wait_for_infer_req_time_us_sum", name="fake") > 0
+    samples = scrape_broker(cluster)
     assert value(samples, "vecmill_job_dispatches_total") == 5
     assert value(samples, "vecmill_jobs_total", outcome="answered") == 3
+
+
+def test_worker_restarts_add_no_series(cluster: Cluster) -> None:
+    _, workers, _ = cluster.all(workers=2)
+    embed(cluster, "a", "b")
+    before = sorted(scrape_broker(cluster))
+    assert {dict(labels)["worker"][-7:] for name, labels in before if name == "vecmill_worker_up"} == {
+        "/FAKE/0",
+        "/FAKE/1",
+    }
+    for number in range(3):
+        workers[-1].signal(signal.SIGKILL)
+        cluster.until_workers(1)
+        workers.append(cluster.worker())
+        cluster.until_workers(2)
+        assert sorted(scrape_broker(cluster)) == before, number
 
 
 def test_refusal_at_the_door_is_counted_by_its_code(cluster: Cluster) -> None:
@@ -195,9 +238,10 @@ def test_refusal_at_the_door_is_counted_by_its_code(cluster: Cluster) -> None:
             assert {answer.status_code for answer in await asyncio.gather(*held.values())} == {200}
 
     asyncio.run(ask())
-    samples = scrape(cluster)
+    samples = scrape_broker(cluster)
     rejected = {of[0][1]: number for (name, of), number in samples.items() if name == "vecmill_requests_rejected_total"}
     assert {code: number for code, number in rejected.items() if number} == {"overloaded": 1}
+    samples = scrape(cluster)
     assert value(samples, "vecmill_requests_total", endpoint="embeddings", status="503", model="fake") == 1
     assert value(samples, "ovms_requests_accepted") == value(samples, "ovms_responses") == 2
     assert value(samples, "ovms_requests_rejected") == value(samples, "ovms_requests_fail") == 1
@@ -212,7 +256,7 @@ def test_client_that_goes_away_is_counted_and_no_longer_in_flight(cluster: Clust
     assert value(samples, "vecmill_requests_total", endpoint="embeddings", status="499") == 1
     assert value(samples, "ovms_requests_accepted") == 1
     assert value(samples, "ovms_requests_fail") == value(samples, "ovms_responses") == 0
-    assert value(samples, "vecmill_jobs_total", outcome="cancelled") == 1
+    assert value(scrape_broker(cluster), "vecmill_jobs_total", outcome="cancelled") == 1
     (cluster.folder / "go").touch()
 
 
@@ -251,7 +295,6 @@ def test_without_a_broker_the_frontend_still_tells_its_own(cluster: Cluster) -> 
     until(lambda: value(scrape(cluster), "vecmill_broker_up") == 0, what="the broker's end")
     samples = scrape(cluster)
     assert value(samples, "vecmill_requests_total", endpoint="embeddings", status="200", model="fake") == 1
-    assert not [key for key in samples if key[0].startswith("vecmill_worker")]
 
 
 def test_openmetrics_is_told_to_who_asks_for_it(cluster: Cluster) -> None:
@@ -259,3 +302,34 @@ def test_openmetrics_is_told_to_who_asks_for_it(cluster: Cluster) -> None:
     answer = httpx.get(f"{cluster.url}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
+
+
+def test_scrape_of_a_stopped_broker_ends(cluster: Cluster) -> None:
+    broker, _, _ = cluster.all()
+    embed(cluster, "a")
+    broker.signal(signal.SIGSTOP)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(f"http://{cluster.metrics_bind}/metrics", timeout=0.5)
+    broker.signal(signal.SIGCONT)
+    assert value(scrape_broker(cluster), "vecmill_jobs_total", outcome="answered") == 1
+    broker.signal(signal.SIGTERM)
+    assert broker.wait(20) == 0
+    with pytest.raises(httpx.ConnectError):
+        scrape_broker(cluster)
+
+
+def test_taken_metrics_port_ends_the_start(cluster: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        broker = cluster.broker("--metrics-bind", f"127.0.0.1:{other.getsockname()[1]}")
+        assert broker.wait(20) == 2
+    (line,) = [one for one in broker.output.splitlines() if one.startswith("vecmill broker")]
+    assert "cannot serve metrics on 127.0.0.1:" in line
+    assert "choose another --metrics-bind" in line
+    assert "Traceback" not in broker.output
+
+
+def test_empty_bind_disables_metrics(cluster: Cluster) -> None:
+    broker = cluster.broker("--metrics-bind", "")
+    until(lambda: "frontends connect to" in broker.output)
+    with pytest.raises(httpx.ConnectError):
+        scrape_broker(cluster)

@@ -51,7 +51,7 @@ def test_golden_rows(server: Server, shared: Path) -> None:
         if int(str(row["untruncated_tokens"])) > 256:
             message = answer.json()["error"]["message"]
             assert answer.status_code == 400
-            assert message == f"Input length {row['untruncated_tokens']} longer than allowed 256"
+            assert message.startswith(f"Input length {row['untruncated_tokens']} longer than allowed 256")
             continue
         vector, wanted = rows(answer)[0], np.frombuffer(base64.b64decode(str(row["vector_f32_base64"])), "<f4")
         assert vector @ wanted / np.linalg.norm(vector) / np.linalg.norm(wanted) >= 0.99999
@@ -320,8 +320,8 @@ def test_model_folder_that_is_none_is_refused_in_one_sentence(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--device", "NPU"), "there is no device NPU here; OpenVINO sees CPU"),
-        (("--device", "quantum"), "there is no device QUANTUM here"),
+        (("--device", "NPU"), "device NPU not found; OpenVINO sees CPU"),
+        (("--device", "quantum"), "device QUANTUM not found"),
         (("--port", "0"), "choose another with --port"),
         (("--port", "70000"), "choose another with --port"),
         (("--workers", "0"), "--workers"),

@@ -5,9 +5,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from broker.core.jobs import Request, price
+from broker.core.jobs import Request, choose_pricing
 from broker.core.limits import Limits
-from broker.core.scheduler import Scheduler, Send
+from broker.core.outbox import Send
+from broker.core.scheduler import Scheduler
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Kind, Lane, Message, ModelInfo, Option
@@ -49,7 +50,7 @@ class Core:
             if isinstance(message, wire.Batch):
                 self._options[message.batch] = message.options or bytes(len(message.kinds))
         self.sent += sends
-        self.scheduler.check()
+        self.scheduler.check_invariants()
 
     def take(self, kind: type[M], peer: bytes | None = None) -> list[tuple[bytes, M, list[bytes]]]:
         """What was sent of a kind, which is then forgotten."""
@@ -59,12 +60,12 @@ class Core:
 
     def waiting(self, model: str = "m") -> list[tuple[int, int]]:
         """What waits for a model: numbers of requests and positions in them."""
-        waiting = self.scheduler.models[model].queue.list_waiting()
+        waiting = self.scheduler.state.models[model].queue.list_waiting()
         return [(request.number, position) for request, positions in waiting for position in positions]
 
     def frontend_requests(self, peer: bytes = b"F1") -> list[Request]:
         """The open requests of a frontend."""
-        return list(self.scheduler.ledger.by_peer[peer].requests.values())
+        return list(self.scheduler.state.ledger.by_peer[peer].requests.values())
 
     # --- peers -------------------------------------------------------------------------------------------------------
 
@@ -185,4 +186,5 @@ def make_request(
     """Return a request of a frontend b"F" for a model that takes inputs of 10,000 tokens."""
     lengths = wire.pack_u32(map(len, inputs))
     asked = wire.Submission(number, "m", lane, client, 60_000, kind, lengths)
-    return Request(b"F", asked, b"".join(inputs), price(kind, 0, 0.3, 10_000), arrived)
+    pricing = choose_pricing(kind, 0, 0.3, 10_000)
+    return Request.from_submission(b"F", asked, b"".join(inputs), pricing, arrived)

@@ -22,7 +22,7 @@ import numpy as np
 
 from broker.shared import logs
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import ErrorCode, describe_too_long
 from workers.__main__ import end_process
 from workers.config import Config, load
 from workers.engine.backend import Ids, Vectors
@@ -72,6 +72,8 @@ class FakeBackend:
     """A `Backend` whose token ids are the characters of a text."""
 
     micro_batch_tokens = 256
+    max_tokens = MAX_TOKENS
+    before = after = np.empty(0, np.int64)
 
     def __init__(self, fakery: Fakery = Fakery()) -> None:  # noqa: B008  a constant
         self.dimension = fakery.dimension
@@ -82,21 +84,18 @@ class FakeBackend:
         #: Each infer request's output, which its next inference overwrites.
         self._outputs = [np.empty((0, self.dimension), np.float32)] * self.requests
 
-    def tokenise(self, texts: Sequence[str]) -> list[Ids]:
+    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
         return [np.array([ord(letter) for letter in text] or [0], np.int64) for text in texts]
 
-    def refusal(self, ids: Ids) -> tuple[ErrorCode, str] | None:
+    def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         if len(ids) > MAX_TOKENS:
-            return ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {MAX_TOKENS}"
+            return ErrorCode.TOO_LONG, describe_too_long(len(ids), MAX_TOKENS)
         return None
 
-    def truncate(self, ids: Ids, at_start: bool) -> Ids:
-        return ids[-MAX_TOKENS:] if at_start else ids[:MAX_TOKENS]
-
-    def divisors(self, request: int) -> Vectors | None:
+    def get_divisors(self, request: int) -> Vectors | None:
         return None
 
-    def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
+    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
         texts = ["".join(map(chr, one)) for one in ids]
         orders = [text.split() for text in texts]
         for order in orders:
@@ -110,7 +109,7 @@ class FakeBackend:
             output[orders.index(["nan"]), -1] = np.nan
         return output[:-1] if ["short"] in orders else output
 
-    def check(self, request: int) -> None:
+    def verify_device(self, request: int) -> None:
         if self._broken:
             raise RuntimeError("the device is broken")
 

@@ -91,13 +91,14 @@ class Cluster:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.metrics_bind = f"127.0.0.1:{free_port()}"
         self.programs: list[Program] = []
         self.endpoints = {"frontend": f"ipc://{folder}/frontends.sock", "worker": f"ipc://{folder}/workers.sock"}
 
     def broker(self, *flags: str) -> Program:
         """Start the broker."""
         binds = ("--frontend-bind", self.endpoints["frontend"], "--worker-bind", self.endpoints["worker"])
-        return self._start("broker", *binds, *flags)
+        return self._start("broker", *binds, "--metrics-bind", self.metrics_bind, *flags)
 
     def worker(self, *flags: str, **fakery: int | str) -> Program:
         """Start a fake worker; what its backend is like are fields of `Fakery`."""

@@ -24,11 +24,14 @@ from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Option
 from tests.harness.peers import HandBroker
 from tests.harness.processes import Program, free_port
+from workers.engine.backend import Ids
+from workers.engine.batch_inputs import truncate_ids
 from workers.engine.engine import DeviceError, Engine
 from workers.engine.pipeline import Pipeline, Work
 from workers.engine.tokenizer import Tokenizer
-from workers.models import ModelError, PreparedModel, fetch_default_model, prepare_model
-from workers.models.default import NAME, OFFICIAL, WHEELS
+from workers.models.default import NAME, OFFICIAL, WHEELS, fetch_default_model
+from workers.models.folder import ModelError
+from workers.models.prepare import PreparedModel, prepare_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "vecmill"
@@ -48,7 +51,7 @@ def prepared(default_folder: Path) -> PreparedModel:
 
 @pytest.fixture(scope="module")
 def tokenizer(prepared: PreparedModel) -> Tokenizer:
-    return Tokenizer(prepared.tokenizer_path, prepared.max_tokens)
+    return Tokenizer(prepared.tokenizer_path)
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +77,26 @@ def golden(shared: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def truncate_end(tokenizer: Tokenizer, ids: Ids) -> Ids:
+    return truncate_ids(ids, 256, tokenizer.before, tokenizer.after, at_start=False)
+
+
 def test_its_facts(prepared: PreparedModel) -> None:
     assert (prepared.dimension, prepared.max_tokens, prepared.vocabulary_size, prepared.pad_id) == (384, 256, 30522, 0)
     assert (prepared.pooling, prepared.normalize) == ("MEAN", True)
 
 
 def test_token_counts_are_the_untruncated_ones(tokenizer: Tokenizer, golden: list[dict[str, Any]]) -> None:
-    ids = tokenizer.encode([row["text"] for row in golden])
+    ids = tokenizer.encode_texts([row["text"] for row in golden])
     assert [len(one) for one in ids] == [row["untruncated_tokens"] for row in golden]
-    assert [len(tokenizer.truncate(one)) for one in ids] == [row["tokens"] for row in golden]
+    assert [len(truncate_end(tokenizer, one)) for one in ids] == [row["tokens"] for row in golden]
 
 
 def test_all_golden_vectors(tokenizer: Tokenizer, embed: Embed, golden: list[dict[str, Any]]) -> None:
     assert len(golden) == 40
     assert any(row["untruncated_tokens"] > row["tokens"] for row in golden)
     for row in golden:
-        (vector,) = embed([tokenizer.truncate(tokenizer.encode([row["text"]])[0])])
+        (vector,) = embed([truncate_end(tokenizer, tokenizer.encode_texts([row["text"]])[0])])
         assert np.abs(vector - row["vector"]).max() <= 1e-4, row["text"][:50]
         cosine = vector @ row["vector"] / np.linalg.norm(vector) / np.linalg.norm(row["vector"])
         assert cosine >= 0.99999, row["text"][:50]
@@ -101,7 +108,7 @@ def test_a_text_alone_and_among_64_of_mixed_lengths(
     with (shared / "data" / "load" / "mixed.jsonl").open() as file:
         others = [json.loads(line)["text"] for line, _ in zip(file, range(64 - 8), strict=False)]
     texts = [row["text"] for row in golden[:8]] + others
-    ids = [tokenizer.truncate(one) for one in tokenizer.encode(texts)]
+    ids = [truncate_end(tokenizer, one) for one in tokenizer.encode_texts(texts)]
     assert len(ids) == 64
     together = embed(ids)
     for number in range(0, 64, 3):
@@ -118,7 +125,7 @@ def test_ids_of_real_texts_in_many_languages(tokenizer: Tokenizer, default_folde
         with (shared / "data" / "load" / f"{name}.jsonl").open() as file:
             texts = [json.loads(line)["text"] for line in file]
         expected = [one.ids for one in theirs.encode_batch(texts)]
-        assert [ids.tolist() for ids in tokenizer.encode(texts)] == expected
+        assert [ids.tolist() for ids in tokenizer.encode_texts(texts)] == expected
 
 
 # --- options, by the engine and the pipeline -------------------------------------------------------------------------
@@ -142,7 +149,7 @@ def answered(engine: Engine, jobs: Sequence[tuple[str | list[int], Option]]) -> 
     assert woken.wait(60)
     pipeline.stop()
     work = pipeline.finished.popleft()
-    assert work.reading
+    assert work.inputs
     assert not work.error
     return work
 
@@ -162,9 +169,9 @@ def test_an_input_is_cut_as_hugging_face_cuts_it_and_a_text_and_its_ids_are_cut_
         theirs.enable_truncation(256, direction=side)
         wanted += [(row["text"], option), (whole, option), (theirs.encode(row["text"]).ids, Option(0))]
     work = answered(engine, wanted)
-    assert work.reading
-    assert work.reading.tokens == [256] * 6
-    assert work.reading.cut == [len(whole) - 256, len(whole) - 256, 0] * 2
+    assert work.inputs
+    assert work.inputs.tokens == [256] * 6
+    assert work.inputs.truncated == [len(whole) - 256, len(whole) - 256, 0] * 2
     assert work.padding == 0
     end, start = work.vectors[:3], work.vectors[3:]
     assert np.abs(end - row["vector"]).max() <= 1e-4
@@ -202,20 +209,20 @@ def test_token_ids_among_vectors(engine: Engine, golden: list[dict[str, Any]]) -
         [("hello world", Option.TOKENISE), ("hello world", Option(0)), (long["text"], Option.TOKENISE),
          (long["text"], Option(0)), ([99_999], Option.TOKENISE)],
     )  # fmt: skip
-    frame, sizes = work.rows()
+    frame, sizes = work.build_frame()
     first, vector, second, back = wire.split(frame, wire.unpack_u32(sizes))
     assert list(wire.unpack_u32(bytes(first))) == [101, 7592, 2088, 102]
     assert len(vector) == 384 * 4
     assert len(second) == 4 * long["untruncated_tokens"]
     assert list(wire.unpack_u32(bytes(back))) == [99_999]
-    assert work.reading
-    assert [failure.position for failure in work.reading.failures] == [3]
+    assert work.inputs
+    assert [failure.position for failure in work.inputs.failures] == [3]
 
 
 def test_ids_of_another_model_are_refused_with_what_sends_them(engine: Engine) -> None:
     work = answered(engine, [([9906, 100257], Option(0))])
-    assert work.reading
-    assert work.reading.failures == [
+    assert work.inputs
+    assert work.inputs.failures == [
         wire.JobFailure(
             0,
             ErrorCode.INVALID_INPUT,
@@ -261,10 +268,10 @@ def test_a_process_says_what_it_loads_and_then_hello_with_the_models_facts(tmp_p
 @pytest.mark.parametrize(
     ("device", "sentence"),
     [
-        ("AUTO", "a worker runs one device, and AUTO is none; choose one of CPU"),
-        ("MULTI:CPU", "a worker runs one device, and MULTI:CPU is none; choose one of CPU"),
-        ("quantum", "there is no device QUANTUM here; OpenVINO sees CPU"),
-        ("CPU.0", "CPU.0 cannot compile the model: CPU plugin supports only '' as device id"),
+        ("AUTO", "AUTO is not supported because a worker runs one device; choose CPU"),
+        ("MULTI:CPU", "MULTI:CPU is not supported because a worker runs one device; choose CPU"),
+        ("quantum", "device QUANTUM not found; OpenVINO sees CPU"),
+        ("CPU.0", "device CPU.0 could not compile the model: CPU plugin supports only '' as device id"),
     ],
 )
 def test_a_device_that_cannot_run_it_is_refused_in_a_sentence(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from broker.wire import protocol as wire
-from frontend.api.schemas import Terms
+from frontend.api.schemas import RequestOptions
 from frontend.config import Config
 from frontend.session.broker_client import BrokerClient
 from frontend.session.pending import Pending
@@ -22,7 +22,7 @@ from tests.harness.peers import HandBroker, HandFrontend, Peer
 from tests.harness.processes import Cluster, until
 
 HOUR_MS = 3_600_000
-TERMS = Terms(None, 60, "")
+TERMS = RequestOptions(None, 60, "")
 #: Vectors of 16 KiB: four of them are sent without a copy.
 WIDE = 4096
 

@@ -12,8 +12,7 @@ from tests.harness.peers import HandBroker
 from tests.harness.processes import ROOT, free_port
 from workers.config import Config
 from workers.session import loading_notice
-from workers.session.connection import connecting
-from workers.session.loading_notice import announced
+from workers.session.loading_notice import announce_loading
 
 LOADING = wire.WorkerLoading(b"0123456789abcdef", "host", 1, "model")
 
@@ -45,13 +44,13 @@ def test_it_is_said_at_once_and_again_and_no_more_when_the_model_is_ready(
 ) -> None:
     monkeypatch.setattr(loading_notice, "INTERVAL_S", 0.2)
     broker.bind()
-    with announced(connecting(Config(broker=endpoint)), LOADING, (TooLargeError,)):
+    with announce_loading(Config(broker=endpoint), LOADING, (TooLargeError,)):
         assert [heard(broker) for _ in range(3)] == [LOADING] * 3
     assert heard(broker, 400) is None
 
 
 def test_broker_that_comes_later_is_told(broker: HandBroker, endpoint: str) -> None:
-    with announced(connecting(Config(broker=endpoint)), LOADING, (TooLargeError,)):
+    with announce_loading(Config(broker=endpoint), LOADING, (TooLargeError,)):
         broker.bind()
         assert heard(broker) == LOADING
 
@@ -60,16 +59,16 @@ def test_broker_that_comes_later_is_told(broker: HandBroker, endpoint: str) -> N
 def test_reason_why_it_cannot_be_served_is_the_last_word(broker: HandBroker, endpoint: str, text: str) -> None:
     """Also when it is known before the connection stands."""
     broker.bind()
-    with pytest.raises(TooLargeError), announced(connecting(Config(broker=endpoint)), LOADING, (TooLargeError,)):
+    with pytest.raises(TooLargeError), announce_loading(Config(broker=endpoint), LOADING, (TooLargeError,)):
         raise TooLargeError(text)
     assert heard(broker) == wire.WorkerLoading(LOADING.uuid, "host", 1, "model", text[:4096])
     assert heard(broker, 200) is None
 
 
 def test_without_a_broker_nothing_hangs(endpoint: str) -> None:
-    with announced(connecting(Config(broker=endpoint)), LOADING, (TooLargeError,)):
+    with announce_loading(Config(broker=endpoint), LOADING, (TooLargeError,)):
         pass
-    with pytest.raises(TooLargeError), announced(connecting(Config(broker=endpoint)), LOADING, (TooLargeError,)):
+    with pytest.raises(TooLargeError), announce_loading(Config(broker=endpoint), LOADING, (TooLargeError,)):
         raise TooLargeError
 
 

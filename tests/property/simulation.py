@@ -16,7 +16,8 @@ from typing import Any
 
 from broker.core import outgoing
 from broker.core.limits import Limits
-from broker.core.scheduler import Scheduler, Send
+from broker.core.outbox import Send
+from broker.core.scheduler import Scheduler
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Message
@@ -213,7 +214,8 @@ class Broker:
         message, frames = wire.decode(decoder, parts)
         if isinstance(message, wire.BatchResult | wire.BatchError):
             self.leased.get(link.peer, {}).pop(message.batch, None)
-        held = (self.scheduler.ledger.jobs if self.scheduler else 0) + len(getattr(message, "submissions", [0])) - 1
+        open_jobs = self.scheduler.open_jobs if self.scheduler else 0
+        held = open_jobs + len(getattr(message, "submissions", [0])) - 1
         self._do(lambda core: core.handle(link.peer, message, self.sim.now, frames), held)
 
     def see_end(self, link: Link) -> None:
@@ -226,15 +228,15 @@ class Broker:
         core = self.scheduler
         assert core
         sends = door(core)
-        core.check()
-        models = outgoing.catalogue(core).models
+        core.check_invariants()
+        models = outgoing.build_models(core.state).models
         self.known_since = min(self.known_since, self.sim.now) if models else float("inf")
         if any(model.workers for model in models):
             self.last_served = self.sim.now
         for peer, message, frames in sends:
             # A worker may be busy with what nobody waits for any more.
-            leases = sum(len(worker.leases) for worker in core.pool.workers.values())
-            self._watch(peer, message, frames, held + core.ledger.jobs + leases)
+            leases = sum(len(worker.leases) for worker in core.state.pool.workers.values())
+            self._watch(peer, message, frames, held + core.state.ledger.jobs + leases)
             if peer in self.links:
                 self.links[peer].carry(False, message, frames)
         for gone in {send.peer: None for send in sends if send.peer not in self.links}:
@@ -291,7 +293,7 @@ class Worker(End):
         sim.after(0.25, lambda: self.awake(self._beat))
 
     def connected(self) -> None:
-        self._say([self.session.hello(self.sim.now)])
+        self._say([self.session.make_hello(self.sim.now)])
 
     def handle(self, message: Any, frames: Sequence[Frame]) -> None:
         if isinstance(message, wire.Goodbye) and message.code == ErrorCode.LEASE_EXPIRED:
@@ -319,7 +321,7 @@ class Worker(End):
             self.send(message)
 
     def _beat(self) -> None:
-        if self.session.hung(self.sim.now):
+        if self.session.is_hung(self.sim.now):
             self.die()
             return
         self._say(self.session.due(self.sim.now))
@@ -347,10 +349,10 @@ class Worker(End):
         if by_chance or marked:
             self.sim.seen["marked text raised" if marked else "raise"] += 1
             self.raise_next = self.raise_next and not by_chance
-            self.send(self.session.error(batch, ErrorCode.DEVICE, "the device failed"))
+            self.send(self.session.make_error(batch, ErrorCode.DEVICE, "the device failed"))
         else:
             tokens = wire.pack_u32(len(text) for text in texts)
             rows = b"".join(vector(text, self.revision) for text in texts)
-            self.send(self.session.result(batch, 3, tokens, [], 1), [rows])
+            self.send(self.session.make_result(batch, 3, tokens, [], 1), [rows])
         self._running = False
         self._run()

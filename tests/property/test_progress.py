@@ -64,7 +64,7 @@ class Play:
 
     def lose(self) -> None:
         """A worker dies, or leaves, and another comes."""
-        worker = self.random.choice(list(self.core.scheduler.pool.workers.values()))
+        worker = self.random.choice(list(self.core.scheduler.state.pool.workers.values()))
         gone = self.random.random() < 0.7
         self.core.lost(worker.peer) if gone else self.core.handle(worker.peer, wire.WorkerGoodbye())
         self.join(list(worker.models))
@@ -72,7 +72,9 @@ class Play:
     def answer(self) -> bool:
         """A worker answers the batch that it runs first, or fails it; False when nobody holds any."""
         leased = {
-            (worker.peer, batch) for worker in self.core.scheduler.pool.workers.values() for batch in worker.leases
+            (worker.peer, batch)
+            for worker in self.core.scheduler.state.pool.workers.values()
+            for batch in worker.leases
         }
         self.held = [one for one in self.held if one[1][:2] in leased]
         if not self.held:
@@ -89,8 +91,8 @@ class Play:
         for to, batch, frames in self.core.take(wire.Batch):
             parts = wire.split(frames[0], wire.unpack_u32(batch.lengths))
             self.held.append((batch.lane, (to, batch.batch, [str(part, "utf-8") for part in parts])))
-        for worker in self.core.scheduler.pool.workers.values():
-            assert all(len(worker.held(lane)) <= 2 for lane in Lane)
+        for worker in self.core.scheduler.state.pool.workers.values():
+            assert all(len(worker.list_leases(lane)) <= 2 for lane in Lane)
         self.wanted -= self.core.answers().keys()
         assert not self.core.failures()
 

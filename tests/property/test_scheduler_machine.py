@@ -136,7 +136,7 @@ class Machine(RuleBasedStateMachine):
 
     def worker(self, some: int, stranger: bool) -> bytes:
         """One of those that the broker knows, or any."""
-        known = sorted(self.core.scheduler.pool.workers)
+        known = sorted(self.core.scheduler.state.pool.workers)
         return b"W%d" % some if stranger or not known else known[some % len(known)]
 
     # --- frontends ---------------------------------------------------------------------------------------------------
@@ -210,11 +210,11 @@ class Machine(RuleBasedStateMachine):
         if not self.connected:
             self.frontend_says_hello(0)
             self.frontend_says_hello(1)
-        pool = self.core.scheduler.pool
-        if pool.live_model(model) is None:
+        pool = self.core.scheduler.state.pool
+        if pool.find_live_model(model) is None:
             free = next(name for name in range(10) if b"W%d" % name not in pool.workers)
             self.closed_workers.discard(b"W%d" % free)
-            self.core.worker(b"W%d" % free, model=model, revision=pool.revision(model) or "r")
+            self.core.worker(b"W%d" % free, model=model, revision=pool.find_revision(model) or "r")
             self.look()
 
     @rule(some=some, back=st.integers(0, 5), stranger=stranger)
@@ -350,9 +350,9 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         """All peers that are known say that they live."""
         for _ in range(max(1, round(seconds / 0.5))):
-            for peer in list(self.core.scheduler.ledger.by_peer):
+            for peer in list(self.core.scheduler.state.ledger.by_peer):
                 self.core.handle(peer, wire.FrontendHeartbeat())
-            for peer, worker in list(self.core.scheduler.pool.workers.items()):
+            for peer, worker in list(self.core.scheduler.state.pool.workers.items()):
                 credit = 0 if worker.draining else max(0, 2 - len(worker.leases))
                 self.core.handle(peer, wire.WorkerHeartbeat(credit, 10**6))
             self.core.tick(min(seconds, 0.5))
@@ -391,7 +391,7 @@ class Machine(RuleBasedStateMachine):
                 for key in keys:
                     del self.open[key]
                     self.end(key)
-        lost = {uuid.rstrip(b".") for uuid in self.core.scheduler.ledger.by_uuid}
+        lost = {uuid.rstrip(b".") for uuid in self.core.scheduler.state.ledger.by_uuid}
         for peer in self.connected - lost:
             # It was silent for too long.
             self.connected.discard(peer)
@@ -409,7 +409,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def scheduler_and_frontends_agree_on_what_is_open(self) -> None:
         if hasattr(self, "core"):
-            assert self.core.scheduler.ledger.jobs == len(self.open)
+            assert self.core.scheduler.state.ledger.jobs == len(self.open)
 
     def teardown(self) -> None:
         """With time alone, and frontends that still live, everything is answered in the end."""
@@ -420,7 +420,7 @@ class Machine(RuleBasedStateMachine):
                 self.core.tick(0.9)
                 self.look()
             assert not self.open
-            self.seen.update(self.core.scheduler.counters)
+            self.seen.update(self.core.scheduler.count_totals())
 
 
 @pytest.mark.timeout(900)

@@ -16,7 +16,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Kind, Lane
 from frontend.api.errors import ApiError
-from frontend.session.pending import REPLACED, Pending
+from frontend.session.pending import Pending
 from frontend.session.session import Session, Step
 from tests.property.simulation import LIMITS, MODEL, POISON, RAISES, End, Worker, World, vector
 
@@ -269,7 +269,7 @@ class Simulation(World):
                 holds = poison or max(self.broker.deaths[text] for text in texts) >= LIMITS.max_crashes
             case ErrorCode.DEVICE:
                 holds = any(RAISES in text for text in texts)
-            case ErrorCode.NO_WORKER if failure.text == REPLACED or "was replaced" in failure.text:
+            case ErrorCode.NO_WORKER if "was replaced" in failure.text:
                 holds = self.seen["other revision"] > 0
             case ErrorCode.NO_WORKER if failure.text == ALONE:
                 holds = self._had_no_worker(ask.frontend)
@@ -281,7 +281,7 @@ class Simulation(World):
 
     def _story(self, ask: Ask, failure: wire.Failure) -> list[str]:
         assert self.broker.scheduler
-        return self.broker.scheduler.story(ask.frontend.uuid, failure.request, max(0, failure.position))
+        return self.broker.scheduler.describe_job(ask.frontend.uuid, failure.request, max(0, failure.position))
 
     def _had_no_worker(self, frontend: Frontend) -> bool:
         """Whether a frontend that does not know the model has not known it for the grace, and could not have."""
@@ -294,8 +294,8 @@ class Simulation(World):
         never = [ask.texts for ask in self.asks if ask.frontend.alive and not ask.ended]
         assert not never, f"never answered: {never}"
         assert {ask.ended for ask in self.asks[-len(self.frontends) :]} == {"answered"}, "a request fails in calm"
-        core = self.broker.scheduler
-        assert core
+        assert self.broker.scheduler
+        core = self.broker.scheduler.state
         assert (core.ledger.jobs, core.ledger.tokens, core.ledger.bytes) == (0, 0, 0), "the ledger is not empty"
         assert not any(frontend.requests for frontend in core.ledger.by_uuid.values()), "a request is still open"
         assert len(core.ledger.by_uuid) == len(self.frontends), "a frontend is missing, or one too many is there"

@@ -77,12 +77,12 @@ def test_request_is_admitted_refused_and_cancelled_in_a_time_that_what_is_open_d
 ) -> None:
     scheduler = make_scheduler(clients, requests, inputs)
     assert count_instructions(lambda: submit(scheduler, 10**7, asked, "new")) <= CALL + INPUT * asked
-    assert scheduler.ledger.jobs >= asked
+    assert scheduler.state.ledger.jobs >= asked
     assert count_instructions(lambda: cancel(scheduler, 10**7)) <= CALL
     assert count_instructions(lambda: submit(scheduler, 10**8, asked + 1, "new", client_jobs=asked)) <= CALL
     assert count_instructions(lambda: submit(scheduler, 10**8, asked, "client 0", client_jobs=asked)) <= CALL
-    scheduler.check()
-    assert scheduler.counters["requests_rejected"] == 2
+    scheduler.check_invariants()
+    assert scheduler.count_totals()["requests_rejected"] == 2
 
 
 @given(requests=st.integers(4, 60), inputs=st.integers(64, 2048), abandoned=st.booleans())
@@ -93,17 +93,17 @@ def test_batch_is_dispatched_in_a_time_that_its_jobs_bound(requests: int, inputs
         for number in range(requests // 2):
             cancel(scheduler, number)
     dispatched = 0
-    for batch, lease in list(scheduler.pool.workers[b"W1"].leases.items()):
+    for batch, lease in list(scheduler.state.pool.workers[b"W1"].leases.items()):
         jobs = len(lease.jobs)
         result = wire.BatchResult(EPOCH, batch, DIMENSION, wire.pack_u32([3] * jobs), [], 5, 2, batch)
-        before = scheduler.counters["jobs_dispatched"]
+        before = scheduler.count_totals()["jobs_dispatched"]
         answer = functools.partial(scheduler.handle, b"W1", result, 1000.1, [bytes(4 * DIMENSION * jobs)])
         cost = count_instructions(answer)
-        new = scheduler.counters["jobs_dispatched"] - before
+        new = scheduler.count_totals()["jobs_dispatched"] - before
         assert cost <= 2 * CALL + DISPATCHED * (jobs + new) + SORTED * (MAX_SORTED + inputs)
         dispatched += new
     assert dispatched
-    scheduler.check()
+    scheduler.check_invariants()
 
 
 @pytest.mark.parametrize("act", ["expire", "submit", "cancel", "heartbeat"])
@@ -116,7 +116,7 @@ def test_calls_cost_the_same_however_much_is_open(act: str) -> None:
             "cancel": lambda: cancel(scheduler, 0),
             "heartbeat": lambda: scheduler.handle(b"W1", wire.WorkerHeartbeat(0, 1), 1000.2),
         }
-        scheduler.ledger.liveness_s = scheduler.pool.liveness_s = scheduler.pool.lease_s = 1e9
+        scheduler.state.ledger.liveness_s = scheduler.state.pool.liveness_s = scheduler.state.pool.lease_s = 1e9
         return count_instructions(acts[act])
 
     assert cost(4000) <= 1.1 * cost(1000)

@@ -1,4 +1,7 @@
-"""What the pipeline needs of whatever runs a model. The OpenVINO engine is one; tests bring their own."""
+"""Interface between the pipeline and the code that runs a model.
+
+`Engine` implements it with OpenVINO; tests implement it with arithmetic.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,39 +11,45 @@ import numpy.typing as npt
 
 from broker.wire.errors import ErrorCode
 
-#: Token ids of one input, int64 [length].
+#: Token ids of one input, int64 `[tokens]`.
 Ids = npt.NDArray[np.int64]
-#: Sentence embeddings, float32 [inputs, dimension].
+#: Sentence embeddings, float32 `[inputs, dimension]`.
 Vectors = npt.NDArray[np.float32]
 
 
 class Backend(Protocol):
     """One model on one device."""
 
+    #: Values in a vector.
     dimension: int
-    #: How many calls of `infer` may run at once.
+    #: Longest input in tokens, special tokens included.
+    max_tokens: int
+    #: Special tokens that the tokenizer puts before and after each text.
+    before: Ids
+    after: Ids
+    #: How many calls of `run_inference` may run at the same time.
     requests: int
-    #: Most padded tokens of one inference.
+    #: Largest micro-batch in tokens, padding included.
     micro_batch_tokens: int
 
-    def tokenise(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text with the special tokens, not cut to the model's length."""
+    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of each text with the special tokens, not truncated."""
 
-    def refusal(self, ids: Ids) -> tuple[ErrorCode, str] | None:
-        """Why these ids cannot be embedded; None: they can."""
+    def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
+        """Return the reason why the model rejects these ids, or None if it accepts them."""
 
-    def truncate(self, ids: Ids, at_start: bool) -> Ids:
-        """Ids that are longer than the model takes cut to its length, special tokens kept."""
+    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
+        """Return the vectors of inputs that `validate_ids` accepts, float32 `[inputs, dimension]`, in their order.
 
-    def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
-        """Embed inputs that all pass `refusal`, in their order, on infer request number `request`.
-
-        The result may be overwritten by the next call with that number.
+        `request` is the number of the infer request to use. The next call with the same number may overwrite the
+        result.
         """
 
-    def divisors(self, request: int) -> Vectors | None:
-        """What the vectors of the last inference with that number were divided by, to have length 1 [inputs, 1]; None:
-        they were not."""
+    def get_divisors(self, request: int) -> Vectors | None:
+        """Return the lengths by which the last inference divided its vectors, float32 `[inputs, 1]`.
 
-    def check(self, request: int) -> None:
-        """Raise if an input that has been embedded at warm-up cannot be embedded any more."""
+        Return None if the model does not normalise.
+        """
+
+    def verify_device(self, request: int) -> None:
+        """Repeat the inference of the warm-up, and raise what it raises: then the device is broken, not the input."""

@@ -1,6 +1,7 @@
-"""What a batch's jobs ask for, job by job: which are run, cut, only tokenised, or refused. Pure."""
+"""Inputs of a batch, sorted by what each job asks for: run, truncate, only tokenise, or reject. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -9,55 +10,69 @@ from broker.wire.protocol import Option
 from workers.engine.backend import Backend, Ids
 
 
-class Reading:
-    """A batch's jobs with their token ids. `accepted` are run, in the batch's order; `tokenised` are answered with
-    their ids, by position; `failures` are refused."""
+@dataclass(slots=True)
+class BatchInputs:
+    """Token ids of a batch's jobs. Each job is accepted, tokenised or failed."""
 
-    def __init__(self, ids: Sequence[Ids], options: Sequence[int], backend: Backend) -> None:
-        self.accepted: list[Ids] = []
-        #: Numbers among the accepted of those that want the vector before normalisation.
-        self.raw: set[int] = set()
-        self.tokenised: dict[int, bytes] = {}
-        self.failures: list[wire.JobFailure] = []
-        #: Of every job: its tokens, without those that were cut off, and how many those are.
-        self.tokens = [len(one) for one in ids]
-        self.cut = [0] * len(ids)
-        for position, (one, option) in enumerate(zip(ids, options, strict=True)):
-            if option & Option.TOKENISE:
-                self.tokenised[position] = one.astype("<u4").tobytes()
-            else:
-                self._take(position, one, option, backend)
+    #: Tokens of each job after truncation.
+    tokens: list[int]
+    #: Tokens that were cut off each job.
+    truncated: list[int]
+    #: Ids to run, in the order of the batch.
+    accepted: list[Ids] = field(default_factory=list, repr=False)
+    #: Indexes in `accepted` of the jobs that ask for the vector before normalisation.
+    raw: set[int] = field(default_factory=set)
+    #: Ids to answer instead of a vector, by the job's position, uint32 little-endian.
+    tokenised: dict[int, bytes] = field(default_factory=dict, repr=False)
+    failures: list[wire.JobFailure] = field(default_factory=list)
 
-    def _take(self, position: int, ids: Ids, option: int, backend: Backend) -> None:
-        if option & (Option.TRUNCATE_START | Option.TRUNCATE_END):
-            ids = backend.truncate(ids, bool(option & Option.TRUNCATE_START))
-            self.cut[position] = self.tokens[position] - len(ids)
-            self.tokens[position] = len(ids)
-        failure = backend.refusal(ids)
-        if failure:
-            self.failures.append(wire.JobFailure(position, *failure))
-            return
-        if option & Option.RAW:
-            self.raw.add(len(self.accepted))
-        self.accepted.append(ids)
+    def merge_rows(self, vectors: Sequence[memoryview]) -> list[memoryview | bytes]:
+        """Return the row of each job that has not failed, in the order of the batch.
 
-    def rows(self, vectors: Sequence[memoryview]) -> list[memoryview | bytes]:
-        """The row of each job that was not refused, in the batch's order, given those of the accepted."""
+        `vectors` has the rows of the accepted jobs.
+        """
         failed = {failure.position for failure in self.failures}
-        left = iter(vectors)
-        served = (position for position in range(len(self.tokens)) if position not in failed)
-        return [self.tokenised[one] if one in self.tokenised else next(left) for one in served]
+        next_vector = iter(vectors)
+        return [
+            self.tokenised[position] if position in self.tokenised else next(next_vector)
+            for position in range(len(self.tokens))
+            if position not in failed
+        ]
 
 
-def truncate(ids: Ids, most: int, before: Ids, after: Ids, *, at_start: bool) -> Ids:
-    """Ids cut to a length, at the end or at the start of what is between the special tokens `before` and `after`, where
-    the ids have these."""
-    if len(ids) <= most:
+def sort_inputs(ids: Sequence[Ids], options: Sequence[int], backend: Backend) -> BatchInputs:
+    """Return the inputs of a batch, given each job's ids and `Option` flags."""
+    inputs = BatchInputs([len(job_ids) for job_ids in ids], [0] * len(ids))
+    for position, (job_ids, option) in enumerate(zip(ids, options, strict=True)):
+        if option & Option.TOKENISE:
+            inputs.tokenised[position] = job_ids.astype("<u4").tobytes()
+            continue
+        if option & (Option.TRUNCATE_START | Option.TRUNCATE_END):
+            at_start = bool(option & Option.TRUNCATE_START)
+            job_ids = truncate_ids(job_ids, backend.max_tokens, backend.before, backend.after, at_start=at_start)
+            inputs.truncated[position] = inputs.tokens[position] - len(job_ids)
+            inputs.tokens[position] = len(job_ids)
+        if failure := backend.validate_ids(job_ids):
+            inputs.failures.append(wire.JobFailure(position, *failure))
+            continue
+        if option & Option.RAW:
+            inputs.raw.add(len(inputs.accepted))
+        inputs.accepted.append(job_ids)
+    return inputs
+
+
+def truncate_ids(ids: Ids, max_tokens: int, before: Ids, after: Ids, *, at_start: bool) -> Ids:
+    """Return at most `max_tokens` ids, as Hugging Face's tokenizers truncate a text.
+
+    The special tokens `before` and `after` stay if the ids have them. The ids between them lose their start if
+    `at_start`, and otherwise their end.
+    """
+    if len(ids) <= max_tokens:
         return ids
     head = before if ids[: len(before)].tolist() == before.tolist() else before[:0]
     tail = after if ids[len(ids) - len(after) :].tolist() == after.tolist() else after[:0]
-    if len(head) + len(tail) > most:
+    if len(head) + len(tail) > max_tokens:
         head, tail = before[:0], after[:0]
-    room = most - len(head) - len(tail)
+    room = max_tokens - len(head) - len(tail)
     body = ids[len(head) : len(ids) - len(tail)]
     return np.concatenate([head, body[len(body) - room :] if at_start else body[:room], tail])

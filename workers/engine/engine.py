@@ -1,4 +1,4 @@
-"""The OpenVINO backend: compiles a prepared model for a device, warms it up, measures it, runs it."""
+"""OpenVINO backend: compiles a prepared model for a device, measures the device, and runs inferences."""
 
 import logging
 import os
@@ -10,128 +10,130 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
 from workers.engine.tokenizer import Tokenizer
-from workers.models import PreparedModel
+from workers.models.prepare import PreparedModel
 
 log = logging.getLogger(__name__)
 
-#: Micro-batch sizes tried at warm-up, in padded tokens, and the length of the rows they are tried with.
+#: Sizes of micro-batches that the warm-up measures, in tokens with padding.
 CALIBRATION_TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+#: Length of the rows in these micro-batches, in tokens.
 CALIBRATION_LENGTH = 32
-#: A larger micro-batch must raise the throughput by this much to be worth its latency.
+#: A larger micro-batch is used only if it raises the throughput by this factor, because it takes longer.
 WORTHWHILE_GAIN = 1.03
 
 
 class DeviceError(Exception):
-    """The device cannot run the model; the text is one sentence for the person who chose it."""
+    """The device cannot run the model. The text is one sentence for the operator."""
 
 
 class Engine:
-    """A `Backend`. Vectors do not depend on what else is in a micro-batch beyond float32 rounding."""
+    """The `Backend` of a worker. A vector does not depend on its micro-batch beyond float32 rounding."""
 
     def __init__(self, prepared: PreparedModel, device: str, streams: int, cache: Path) -> None:
+        """Compile the model; `streams` 0 means as many as OpenVINO or the number of cores suggests.
+
+        Raise `DeviceError` if the device does not exist or cannot run the model.
+        """
         self.dimension = prepared.dimension
+        self.max_tokens = prepared.max_tokens
         self.micro_batch_tokens = CALIBRATION_TOKENS[1]
+        #: Throughput of all streams, measured by `warm_up`.
         self.tokens_per_second = 0.0
-        self._max_tokens = prepared.max_tokens
         self._vocabulary = prepared.vocabulary_size
         self._pad = prepared.pad_id
-        self._tokenizer = Tokenizer(prepared.tokenizer_path, prepared.max_tokens)
-        #: Ids around every text.
-        self.before, self.after = self._tokenizer.before.tolist(), self._tokenizer.after.tolist()
-        core = ov.Core()
-        core.set_property({"CACHE_DIR": str(cache / "compiled")})
-        device = device.upper()
-        known = core.available_devices
-        if device.partition(":")[0] in ("AUTO", "MULTI", "HETERO", "BATCH"):
-            raise DeviceError(f"a worker runs one device, and {device} is none; choose one of {', '.join(known)}")
-        if device.partition(".")[0] not in {name.partition(".")[0] for name in known}:
-            raise DeviceError(f"there is no device {device} here; OpenVINO sees {', '.join(known)}")
-        properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
-        if streams or device == "CPU":
-            # One stream a core gave the most texts/s on the CPU plugin; its own choice is one for several cores.
-            properties["NUM_STREAMS"] = streams or len(os.sched_getaffinity(0))
-        try:
-            self._compiled = core.compile_model(prepared.model_path, device, properties)
-            self.streams = int(self._compiled.get_property("NUM_STREAMS"))
-        except RuntimeError as error:
-            # OpenVINO tells its own lines of code first, and ends with empty ones.
-            reason = str(error).strip().rpartition("\n")[2]
-            raise DeviceError(f"{device} cannot compile the model: {reason}") from error
+        self._tokenizer = Tokenizer(prepared.tokenizer_path)
+        self.before, self.after = self._tokenizer.before, self._tokenizer.after
+        self._compiled = compile_model(prepared.model_path, device.upper(), streams, cache / "compiled")
+        self.streams = int(self._compiled.get_property("NUM_STREAMS"))
+        # One more than the device runs at once, so that the next inference is queued when one ends.
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
-        self._known = self.tokenise(["warm up"])
-        self._inputs = [port.get_any_name() for port in self._compiled.inputs]
+        self._input_names = [port.get_any_name() for port in self._compiled.inputs]
+        self._warm_up_ids = self.tokenise_texts(["warm up"])
 
-    def tokenise(self, texts: Sequence[str]) -> list[Ids]:
+    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
         """See `Backend`."""
-        return self._tokenizer.encode(texts) if texts else []
+        return self._tokenizer.encode_texts(texts) if texts else []
 
-    def refusal(self, ids: Ids) -> tuple[ErrorCode, str] | None:
-        """See `Backend`; the wording is OVMS's."""
-        if len(ids) > self._max_tokens:
-            return ErrorCode.TOO_LONG, f"Input length {len(ids)} longer than allowed {self._max_tokens}"
+    def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
+        """See `Backend`."""
+        if len(ids) > self.max_tokens:
+            return ErrorCode.TOO_LONG, describe_too_long(len(ids), self.max_tokens)
         if not len(ids):
             return ErrorCode.INVALID_INPUT, "the input has no tokens"
         if ids.min() < 0 or ids.max() >= self._vocabulary:
             outside = ids.min() if ids.min() < 0 else ids.max()
-            text = (
-                f"token id {outside} is not in the model's vocabulary of {self._vocabulary}; "
-                "LangChain sends the ids of OpenAI's models unless check_embedding_ctx_length=False"
-            )
-            return ErrorCode.INVALID_INPUT, text
+            return ErrorCode.INVALID_INPUT, describe_foreign_token(outside, self._vocabulary)
         return None
 
-    def truncate(self, ids: Ids, at_start: bool) -> Ids:
+    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
         """See `Backend`."""
-        return self._tokenizer.truncate(ids, at_start=at_start)
-
-    def infer(self, request: int, ids: Sequence[Ids]) -> Vectors:
-        """See `Backend`."""
-        lengths = np.array([len(one) for one in ids])
+        lengths = np.array([len(input_ids) for input_ids in ids])
         mask = np.arange(lengths.max()) < lengths[:, None]
         padded = np.full(mask.shape, self._pad, np.int64)
         padded[mask] = np.concatenate(ids)
         values = {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
-        if "token_type_ids" in self._inputs:
+        if "token_type_ids" in self._input_names:
             values["token_type_ids"] = np.zeros_like(padded)
-        infer = self._requests[request]
-        infer.infer(values, share_inputs=True)
-        vectors: Vectors = infer.get_output_tensor(0).data
+        infer_request = self._requests[request]
+        infer_request.infer(values, share_inputs=True)
+        vectors: Vectors = infer_request.get_output_tensor(0).data
         return vectors
 
-    def divisors(self, request: int) -> Vectors | None:
+    def get_divisors(self, request: int) -> Vectors | None:
         """See `Backend`."""
         if len(self._compiled.outputs) == 1:
             return None
         divisors: Vectors = self._requests[request].get_output_tensor(1).data
         return divisors
 
-    def check(self, request: int) -> None:
+    def verify_device(self, request: int) -> None:
         """See `Backend`."""
-        self.infer(request, self._known)
+        self.run_inference(request, self._warm_up_ids)
 
     def warm_up(self) -> None:
-        """Complete an inference, and find the micro-batch size beyond which the device gets no faster."""
-        self.infer(0, self._known)
+        """Run an inference, then find the micro-batch size beyond which the device is no faster."""
+        self.run_inference(0, self._warm_up_ids)
         best = 0.0
         for tokens in CALIBRATION_TOKENS:
-            speed = self._measure(tokens)
+            speed = self._measure_speed(tokens)
             log.debug("micro-batches of %d tokens: %.0f tokens/s", tokens, speed)
             if speed < best * WORTHWHILE_GAIN:
                 break
             best, self.micro_batch_tokens = speed, tokens
         self.tokens_per_second = best * self.streams
 
-    def _measure(self, tokens: int) -> float:
-        """Tokens/s of one stream with micro-batches of this size, the best of a few runs."""
-        length = min(CALIBRATION_LENGTH, self._max_tokens)
+    def _measure_speed(self, tokens: int) -> float:
+        """Return the tokens per second of one stream with micro-batches of this size: the best of three runs."""
+        length = min(CALIBRATION_LENGTH, self.max_tokens)
         rows = [np.full(length, self._pad, np.int64)] * max(1, tokens // length)
         times = []
         for _ in range(3):
             started = time.monotonic()
-            self.infer(0, rows)
+            self.run_inference(0, rows)
             times.append(time.monotonic() - started)
         return len(rows) * length / min(times)
+
+
+def compile_model(path: Path, device: str, streams: int, cache: Path) -> ov.CompiledModel:
+    """Return a model compiled for throughput in float32. Raise `DeviceError` if the device cannot run it."""
+    core = ov.Core()
+    core.set_property({"CACHE_DIR": str(cache)})
+    devices = core.available_devices
+    if device.partition(":")[0] in ("AUTO", "MULTI", "HETERO", "BATCH"):
+        raise DeviceError(f"{device} is not supported because a worker runs one device; choose {' or '.join(devices)}")
+    if device.partition(".")[0] not in {name.partition(".")[0] for name in devices}:
+        raise DeviceError(f"device {device} not found; OpenVINO sees {', '.join(devices)}")
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+    if streams or device == "CPU":
+        # One stream a core gave the most texts/s on the CPU plugin, which itself chooses one for several cores.
+        properties["NUM_STREAMS"] = streams or len(os.sched_getaffinity(0))
+    try:
+        return core.compile_model(path, device, properties)
+    except RuntimeError as error:
+        # OpenVINO's text begins with its own source lines; the reason is the last line.
+        reason = str(error).strip().rpartition("\n")[2]
+        raise DeviceError(f"device {device} could not compile the model: {reason}") from error

@@ -1,6 +1,6 @@
-"""Runs a tokenizer IR made by `workers.models.tokenizers`. One thread at a time; releases the interpreter meanwhile.
+"""Runs the tokenizer IR that `workers.models.tokenizers` makes.
 
-It counts and cuts; it does not decide what is too long.
+A `Tokenizer` serves one thread at a time. The interpreter is free while a text is encoded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,48 +11,42 @@ import openvino as ov
 import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
 
 from workers.engine.backend import Ids
-from workers.engine.batch_inputs import truncate
 
-#: Characters of a group's longest text times its texts: an array of Python texts is as wide as the longest of them
-#: (one of 8 MB beside 200 short ones took 6.4 GB and 13 s).
+#: Largest group in characters, counted as the length of its longest text times its number of texts, because numpy makes
+#: an array of texts as wide as the longest text: 8 MB among 200 short texts took 6.4 GB and 13 s.
 GROUP_CHARACTERS = 1 << 20
 
 
-def groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The texts in their order, in groups of which none is too large as an array, but for a text that is so alone."""
+def group_texts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the texts, in their order, in groups of at most `GROUP_CHARACTERS`; a longer text is a group alone."""
     start = longest = 0
-    for at, text in enumerate(texts):
+    for index, text in enumerate(texts):
         longest = max(longest, len(text))
-        if at > start and longest * (at + 1 - start) > GROUP_CHARACTERS:
-            yield texts[start:at]
-            start, longest = at, len(text)
+        if index > start and longest * (index + 1 - start) > GROUP_CHARACTERS:
+            yield texts[start:index]
+            start, longest = index, len(text)
     yield texts[start:]
 
 
 class Tokenizer:
-    """Texts to token ids, and ids to the model's length."""
+    """Converts texts to token ids."""
 
-    def __init__(self, path: Path, max_tokens: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._request = ov.Core().compile_model(path, "CPU", {"NUM_STREAMS": 1}).create_infer_request()
-        self._max_tokens = max_tokens
-        # The tokens around every text are those of the empty one; where the text goes in shows with any other text.
-        around, other = self.encode(["", "a"])
-        before = next(at for at, one in enumerate(other) if at == len(around) or one != around[at])
-        #: Ids that it puts before and after every text.
-        self.before, self.after = around[:before], around[before:]
+        # The empty text has only the special tokens. Where another text's ids differ from these, the text begins.
+        special, other = self.encode_texts(["", "a"])
+        start = next(at for at, token in enumerate(other) if at == len(special) or token != special[at])
+        #: Special tokens before and after every text.
+        self.before, self.after = special[:start], special[start:]
 
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text, int64 [tokens], with the special tokens, of whatever length."""
-        return [ids for group in groups(texts) for ids in self._encode(group)]
+    def encode_texts(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of each text, int64 `[tokens]`, with the special tokens, not truncated."""
+        return [ids for group in group_texts(texts) for ids in self._encode_group(group)]
 
-    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+    def _encode_group(self, texts: Sequence[str]) -> list[Ids]:
         self._request.infer([ov.Tensor(list(texts))])
         begins, ends, ids = (self._request.get_output_tensor(number).data for number in range(3))
         if len(begins) != len(texts):
-            # Of texts that are all blank it gives one row.
-            return self._encode([*texts, "a"])[:-1]
+            # The tokenizer returns a single row if all texts are blank.
+            return self._encode_group([*texts, "a"])[:-1]
         return [ids[begin:end].astype(np.int64) for begin, end in zip(begins, ends, strict=True)]
-
-    def truncate(self, ids: Ids, *, at_start: bool = False) -> Ids:
-        """Ids from `encode` cut to the model's length as its own tokenizer cuts them, with the special tokens kept."""
-        return truncate(ids, self._max_tokens, self.before, self.after, at_start=at_start)

@@ -1,99 +1,80 @@
-"""Things made once and kept on disk: a converted model by its revision. An entry is there whole or not at all.
+"""Cache of converted models by revision. An entry is complete or absent.
 
-`<cache>/models/<revision>/` holds the model's and the tokenizer's IR and `model.json`, which lists the size of each
-file. An entry is made in a folder beside its place and renamed. Reading takes no lock; making takes one that the
-kernel releases when its process ends, so whoever holds it may remove what killed processes left.
+`<cache>/models/<revision>/` holds the IR of the model and of the tokenizer, and `model.json`, which lists the size of
+each file. Reading takes no lock. Writing takes a lock that the kernel releases when the process ends, so the holder of
+the lock may remove what killed processes left.
 """
 
 import contextlib
 import fcntl
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from broker.shared.files import make_scratch_folder, move_into_place, remove_scratch_folders
+
 MODEL, TOKENIZER, FACTS = "model.xml", "tokenizer.xml", "model.json"
-_MAKING = ".making-"
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a converted model beside its files."""
+    """Facts about a converted model that its files do not show."""
 
+    #: Values in a vector.
     dimension: int
+    #: Token ids are below this number.
     vocabulary_size: int
     pad_id: int
-    #: What converted it: another version's files may not be readable, or not be what it would make.
+    #: Versions of the converters. Another version may write other files, or may not read these.
     made_by: str
-    #: Bytes of each file of the entry.
+    #: Size of each file of the entry, in bytes.
     files: dict[str, int] = {}
 
 
-def folder(cache: Path, revision: str) -> Path:
-    """Where the entry of a revision is."""
+def get_entry_folder(cache: Path, revision: str) -> Path:
+    """Return the folder of a revision, which need not exist."""
     return cache / "models" / revision
 
 
-def find(cache: Path, revision: str, made_by: str) -> Facts | None:
-    """The entry's facts; None when there is no entry, or a damaged one, or one that something else made."""
-    entry = folder(cache, revision)
+def find_entry(cache: Path, revision: str, made_by: str) -> Facts | None:
+    """Return an entry's facts, or None if the entry is absent, damaged, or written by another version."""
+    folder = get_entry_folder(cache, revision)
     try:
-        facts = msgspec.json.decode((entry / FACTS).read_bytes(), type=Facts)
-        sizes = {name: (entry / name).stat().st_size for name in facts.files}
+        facts = msgspec.json.decode((folder / FACTS).read_bytes(), type=Facts)
+        sizes = {name: (folder / name).stat().st_size for name in facts.files}
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return facts if sizes == facts.files and facts.made_by == made_by else None
 
 
-def store(cache: Path, revision: str, made_by: str, write: Callable[[Path], Facts]) -> Facts:
-    """Make an entry: `write` puts its files into the folder it is given. When another process makes it first, that
-    one is taken. OSError when the cache cannot be written."""
-    entry = folder(cache, revision)
-    with making(entry.parent) as made:
-        if (found := find(cache, revision, made_by)) is not None:
-            return found
-        facts = write(made)
-        sizes = {path.name: path.stat().st_size for path in made.iterdir()}
+def store_entry(cache: Path, revision: str, made_by: str, write: Callable[[Path], Facts]) -> Facts:
+    """Create an entry and return its facts; `write` puts the files into the folder that it gets.
+
+    Return the entry of another process if that process was faster. Raise `OSError` if the cache cannot be written.
+    """
+    folder = get_entry_folder(cache, revision)
+    with lock_folder(folder.parent) as scratch:
+        if (facts := find_entry(cache, revision, made_by)) is not None:
+            return facts
+        entry = scratch / revision
+        entry.mkdir()
+        facts = write(entry)
+        sizes = {path.name: path.stat().st_size for path in entry.iterdir()}
         facts = msgspec.structs.replace(facts, made_by=made_by, files=sizes)
-        (made / FACTS).write_bytes(msgspec.json.encode(facts))
-        place(made, entry)
+        (entry / FACTS).write_bytes(msgspec.json.encode(facts))
+        move_into_place(entry, folder)
     return facts
 
 
 @contextlib.contextmanager
-def making(parent: Path) -> Iterator[Path]:
-    """An empty folder in `parent` to make something in, gone at the end unless it was placed. Waits for whoever else
-    makes something there."""
+def lock_folder(parent: Path) -> Iterator[Path]:
+    """Wait for the folder's lock, and yield an empty scratch folder in it.
+
+    The owner of the lock moves what is complete into place with `move_into_place`; the rest is removed at the end.
+    """
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in parent.glob(_MAKING + "*"):
-            shutil.rmtree(left, ignore_errors=True)
-        made = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
-        try:
-            made.chmod(0o755)
-            yield made
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-def place(made: Path, final: Path) -> None:
-    """Rename a folder made under `making` into place, on the disk before it is seen; what is there makes way."""
-    for path in (*made.rglob("*"), made):
-        _sync(path)
-    if final.exists():
-        replaced = Path(tempfile.mkdtemp(prefix=_MAKING, dir=final.parent))
-        os.rename(final, replaced / final.name)
-        shutil.rmtree(replaced, ignore_errors=True)
-    os.rename(made, final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        remove_scratch_folders(parent)
+        with make_scratch_folder(parent) as scratch:
+            yield scratch

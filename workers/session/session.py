@@ -46,7 +46,7 @@ class Session:
         """Whether the broker knows this worker, as far as can be told."""
         return self._epoch is not None
 
-    def hello(self, now: float) -> Message:
+    def make_hello(self, now: float) -> Message:
         """What opens a connection."""
         self._next_heartbeat = now + self._heartbeat_s
         self._epoch = None
@@ -71,7 +71,7 @@ class Session:
                     return None, [wire.WorkerDrain(b"")]
             case wire.Who():
                 # One for each message that it did not expect: one hello answers them all.
-                return None, [] if self._greeting else [self.hello(now)]
+                return None, [] if self._greeting else [self.make_hello(now)]
             case wire.Goodbye():
                 # Refused or evicted: ask again at the pace of heartbeats, for the reason may pass.
                 self._epoch = None
@@ -92,9 +92,9 @@ class Session:
         self._next_heartbeat = now + self._heartbeat_s
         if self.welcomed:
             return [wire.WorkerHeartbeat(self._credit(), self._seen)]
-        return [] if self.draining else [self.hello(now)]
+        return [] if self.draining else [self.make_hello(now)]
 
-    def hung(self, now: float) -> bool:
+    def is_hung(self, now: float) -> bool:
         """Whether one batch has run for longer than a lease, whoever still knows of it; asked at every turn."""
         oldest = next(iter(self.held), None)
         if oldest != self._running:
@@ -105,7 +105,7 @@ class Session:
         """When `due` must be called."""
         return self._next_heartbeat
 
-    def result(
+    def make_result(
         self,
         batch: wire.Batch,
         dimension: int,
@@ -113,7 +113,7 @@ class Session:
         failures: list[wire.JobFailure],
         inference_us: int,
         *,
-        cut: bytes = b"",
+        truncated: bytes = b"",
         sizes: bytes = b"",
         padding: int = 0,
     ) -> Message:
@@ -128,12 +128,12 @@ class Session:
             inference_us=inference_us,
             credit=self._credit(),
             seen=self._seen,
-            cut=cut,
+            cut=truncated,
             sizes=sizes,
             padding=padding,
         )
 
-    def error(self, batch: wire.Batch, code: ErrorCode, text: str) -> Message:
+    def make_error(self, batch: wire.Batch, code: ErrorCode, text: str) -> Message:
         """A batch failed as a whole."""
         self.held.pop((batch.epoch, batch.batch), None)
         return wire.BatchError(batch.epoch, batch.batch, code, text, self._credit(), self._seen)

@@ -11,10 +11,10 @@ from broker.wire.protocol import ModelInfo
 from frontend.api.errors import from_failure, unknown_model
 from frontend.api.rendering import render_embeddings, render_model, shape
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings
-from frontend.api.submission import Fitted, fit
+from frontend.api.submission import PreparedSubmission, build_submission
 from frontend.config import Config
 from frontend.rest import metrics
-from frontend.rest.routes.request_options import terms_of
+from frontend.rest.routes.request_options import read_request_options
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 from frontend.session.pending import Pending
@@ -39,11 +39,11 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     broker: BrokerClient = request.app.ctx.broker
     unread: UnreadAnswers = request.app.ctx.unread
     wanted = parse_embeddings(request.body, config.max_inputs)
-    terms = terms_of(request)
+    terms = read_request_options(request)
     model = await broker.find_model(wanted.model)
     note = request.ctx.log
     note |= {"model": wanted.model, "inputs": len(wanted.documents)}
-    fitted = fit(wanted, model, config.dimensions_policy, config.max_request_tokens)
+    fitted = build_submission(wanted, model, config.dimensions_policy, config.max_request_tokens)
     until = started + terms.deadline_s
     if not fitted.inputs:
         body = render_embeddings(wanted, {}, 0, cut={}, bad=fitted.bad)
@@ -61,6 +61,7 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
             max_tokens=config.max_request_tokens,
         )
     note |= {"tokens": done.tokens, "truncated": sum(done.truncated.values()), "job": done.number}
+    metrics.observe_times(wanted.model, done.queue_us, done.inference_us)
     row_bytes = sum(len(row) for row in done.rows if row is not None)
     text_bytes = _text_bytes(row_bytes, wanted) + _ERROR_BYTES * (len(fitted.bad) + len(done.failures))
     async with unread.reserve_room(text_bytes, until, waiting=row_bytes) as room:
@@ -74,7 +75,7 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
         return await send_answer(request, room, body, headers, JSON)
 
 
-def _render(wanted: EmbeddingsRequest, model: ModelInfo, fitted: Fitted, done: Pending) -> bytes:
+def _render(wanted: EmbeddingsRequest, model: ModelInfo, fitted: PreparedSubmission, done: Pending) -> bytes:
     place = fitted.places
     rows = {place[at]: row for at, row in enumerate(done.rows) if row is not None}
     vectors = dict(zip(rows, shape(list(rows.values()), wanted, model), strict=True))

@@ -54,13 +54,13 @@ async def health(request: Request) -> HTTPResponse:
 
 @operations.get("/metrics", name="metrics")
 async def scrape(request: Request) -> HTTPResponse | None:
-    """This frontend's metrics and the broker's, for Prometheus."""
+    """Return this frontend's metrics for Prometheus."""
     config: Config = request.app.ctx.config
     unread: UnreadAnswers = request.app.ctx.unread
     broker: BrokerClient = request.app.ctx.broker
     for model in broker.models:
         metrics.touch_model(model)
-    body, content_type = metrics.exposition(await broker.fresh_families(), request.headers.get("accept", ""))
+    body, content_type = metrics.render(request.headers.get("accept", ""), broker_connected=broker.connected)
     async with unread.reserve_room(len(body), time.monotonic() + config.deadline_s, waiting=len(body)) as room:
         return await send_answer(request, room, body, {}, content_type)
 

@@ -19,7 +19,7 @@ from frontend.rest import metrics
 from frontend.rest.api_keys import KeysError
 from frontend.rest.middleware import require_admin
 from frontend.rest.routes.openai import JSON, PREFIXES
-from frontend.rest.routes.request_options import terms_of
+from frontend.rest.routes.request_options import read_request_options
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 
@@ -39,7 +39,7 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     broker: BrokerClient = request.app.ctx.broker
     unread: UnreadAnswers = request.app.ctx.unread
     wanted = parse_tokenize(request.body, config.max_inputs)
-    terms = terms_of(request)
+    terms = read_request_options(request)
     model = await broker.find_model(wanted.model)
     request.ctx.log |= {"model": wanted.model, "inputs": len(wanted.texts)}
     check_max_length(wanted, model)

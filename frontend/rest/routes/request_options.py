@@ -3,12 +3,12 @@
 from sanic import Request
 
 from broker.wire.protocol import Origin
-from frontend.api.schemas import Terms, parse_headers
+from frontend.api.schemas import RequestOptions, parse_headers
 from frontend.config import Config
 from frontend.rest.api_keys import Key
 
 
-def terms_of(request: Request) -> Terms:
+def read_request_options(request: Request) -> RequestOptions:
     """Its terms; ApiError 400 for a header with a bad value."""
     config: Config = request.app.ctx.config
     terms = parse_headers(request.headers, request.ip, config.deadline_s)

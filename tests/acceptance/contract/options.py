@@ -161,7 +161,7 @@ PER_ITEM = [
     fake("a long one", input=["a", "x" * 65, "b"], error_policy="per_item", check=outcome("ok", "context_length_exceeded", "ok"),
          differs="one bad input"),
     fake("its message", input=["a", "x" * 65], error_policy="per_item", check=lambda answer: data(answer)[1]["error"] == {
-        "message": "Input length 65 longer than allowed 64", "type": "invalid_request_error", "param": "input",
+        "message": 'Input length 65 longer than allowed 64; shorten the input or set "truncate"', "type": "invalid_request_error", "param": "input",
         "code": "context_length_exceeded"}),
     fake("one that the device fails on", input=["a", "raise", "b"], error_policy="per_item",
          check=outcome("ok", "internal_error", "ok")),

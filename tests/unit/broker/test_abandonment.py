@@ -13,23 +13,23 @@ from tests.harness.core import Core
 
 def test_abandoned_jobs_fade() -> None:
     abandonment = Abandonment()
-    abandonment.add("a", 100, 10.0)
-    abandonment.add("a", 50, 10.0 + HALF_LIFE_S)
-    assert abandonment.count("a", 10.0 + HALF_LIFE_S) == pytest.approx(100)
-    assert abandonment.count("a", 10.0 + 3 * HALF_LIFE_S) == pytest.approx(25)
-    assert abandonment.count("b", 10.0) == 0
+    abandonment.add_jobs("a", 100, 10.0)
+    abandonment.add_jobs("a", 50, 10.0 + HALF_LIFE_S)
+    assert abandonment.count_jobs("a", 10.0 + HALF_LIFE_S) == pytest.approx(100)
+    assert abandonment.count_jobs("a", 10.0 + 3 * HALF_LIFE_S) == pytest.approx(25)
+    assert abandonment.count_jobs("b", 10.0) == 0
     wait_s = abandonment.find_wait_s("a", 10, 10.0 + HALF_LIFE_S)
-    assert abandonment.count("a", 10.0 + HALF_LIFE_S + wait_s) == pytest.approx(10)
+    assert abandonment.count_jobs("a", 10.0 + HALF_LIFE_S + wait_s) == pytest.approx(10)
     assert abandonment.find_wait_s("b", 10, 10.0) == 0
 
 
 def test_only_so_many_clients_are_remembered_and_the_worst_stay() -> None:
     abandonment = Abandonment()
-    abandonment.add("worst", 1000, 0.0)
+    abandonment.add_jobs("worst", 1000, 0.0)
     for number in range(3 * MAX_CLIENTS):
-        abandonment.add(number, 10, 1.0)
+        abandonment.add_jobs(number, 10, 1.0)
     assert len(abandonment) <= MAX_CLIENTS
-    assert abandonment.count("worst", 0.0) == 1000
+    assert abandonment.count_jobs("worst", 0.0) == 1000
 
 
 @pytest.fixture
@@ -75,7 +75,10 @@ def test_refusal_tells_when_the_client_may_come_back(crowded: Core) -> None:
     ((_, message, _),) = crowded.take(wire.Failures)
     (failure,) = message.failures
     assert failure.code == ErrorCode.QUOTA
-    assert failure.text == "this client may have 500 inputs open at once, and 400 that it abandoned count too"
+    assert failure.text == (
+        "this client may have 500 inputs open at once, and 400 recently abandoned ones count as open; "
+        "wait for answers before you disconnect"
+    )
     assert failure.retry_after_ms > 0
     crowded.now += failure.retry_after_ms / 1000
     crowded.submit(5, ["a"] * 400, client="flood")
@@ -90,7 +93,7 @@ def test_as_much_as_a_client_may_have_open_is_forgiven(crowded: Core) -> None:
 
 def test_small_requests_of_a_client_that_abandons_are_still_served(crowded: Core) -> None:
     free = round(500 * (1 - MAX_ABANDONED_SHARE))
-    crowded.scheduler.abandonment.add("flood", 5000, crowded.now)
+    crowded.scheduler.state.abandonment.add_jobs("flood", 5000, crowded.now)
     assert abandon(crowded, 50, free + 1) == [(50, -1, ErrorCode.QUOTA)]
     crowded.submit(51, ["a"] * free, client="flood")
     assert crowded.failures() == []

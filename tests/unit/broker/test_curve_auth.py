@@ -11,7 +11,7 @@ from broker.shell.curve_keys import Role, add_key, make_keys
 from broker.wire.curve import KeyFileError, Pair, open_dealer, read_dealer_keys, read_pair, read_public_key
 from tests.harness.damage import KEY_DAMAGE, remove
 from workers.config import Config
-from workers.session.connection import connecting
+from workers.session.loading_notice import connect_dealer
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_damaged_key_of_the_broker_is_told_with_its_name(keys: Path, role: Role,
 def test_worker_connects_again_with_the_keys_that_it_has_read(keys: Path) -> None:
     config = Config(keys=str(keys / "worker"), broker="tcp://127.0.0.1:1")
     for _ in range(2):
-        socket = connecting(config)
+        socket = connect_dealer(config)
         socket.close(linger=0)
         socket.context.term()
         for path in (keys / "worker").iterdir():

@@ -13,6 +13,7 @@ import zmq
 import zmq.auth
 import zmq.auth.thread
 
+from broker.shared.files import SCRATCH
 from broker.shell import curve_keys
 
 FILES = {
@@ -88,7 +89,7 @@ def test_a_killed_run_is_repaired_by_the_next(
     with pytest.raises(Killed):
         curve_keys.make_keys(tmp_path)
     check(tmp_path)
-    left = {name: text for name, text in files(tmp_path).items() if curve_keys.MAKING not in name}
+    left = {name: text for name, text in files(tmp_path).items() if SCRATCH not in name}
     assert len(left) == fatal - (not renamed)
     curve_keys.make_keys(tmp_path)
     check(tmp_path)

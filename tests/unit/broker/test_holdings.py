@@ -15,7 +15,7 @@ def test_tokens_before_a_request_are_right_but_for_clients_that_have_about_as_ma
     holdings = Holdings()
     for one, parts in held.items():
         for part in parts:
-            holdings.add(one, part)
+            holdings.add_tokens(one, part)
     totals = {one: sum(parts) for one, parts in held.items()}
     own = totals.pop(client, 0)
     limit = own + asked
@@ -29,8 +29,8 @@ def test_tokens_before_a_request_are_right_but_for_clients_that_have_about_as_ma
 def test_nothing_is_left_of_clients_that_have_nothing(held: dict[int, int]) -> None:
     holdings = Holdings()
     for one, count in held.items():
-        holdings.add(one, count)
-        holdings.add(one, 0)
+        holdings.add_tokens(one, count)
+        holdings.add_tokens(one, 0)
     for one, count in held.items():
-        holdings.add(one, -count)
+        holdings.add_tokens(one, -count)
     assert (len(holdings), holdings.total, holdings.count_before("new", 10)) == (0, 0, 0)

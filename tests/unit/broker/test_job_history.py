@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-from broker.core.job_history import MAX_BYTES, Story
+from broker.core.job_history import MAX_BYTES, JobHistory
 from broker.wire import protocol as wire
 from tests.harness.core import Core, make_request
 
@@ -13,23 +13,23 @@ def test_story_tells_what_happened_to_a_job(core: Core) -> None:
     core.lost(b"W1")
     core.worker(b"W2")
     core.answer(*core.batches())
-    owner = next(iter(core.scheduler.ledger.by_uuid))
-    words = [line.split()[1] for line in core.scheduler.story(owner, 1, 0)]
+    owner = next(iter(core.scheduler.state.ledger.by_uuid))
+    words = [line.split()[1] for line in core.scheduler.describe_job(owner, 1, 0)]
     assert words == ["admitted", "dispatched", "returned", "dispatched", "ended"]
-    assert core.scheduler.story(owner, 2, 0) == []
+    assert core.scheduler.describe_job(owner, 2, 0) == []
 
 
 def test_story_of_a_job_is_not_that_of_its_neighbours() -> None:
     request, other = make_request([b"a", b"b"]), make_request([b"c"], number=2)
     request.sort_inputs()
     other.sort_inputs()
-    story = Story()
-    story.note_request(1.0, "admitted", "bulk", request)
-    story.note_jobs(2.0, "dispatched", "in batch 1", [request.make_job(1), other.make_job(0)])
-    assert story.tell(b"F", 1, 0) == ["1.000 admitted bulk"]
-    assert story.tell(b"F", 1, 1) == ["1.000 admitted bulk", "2.000 dispatched in batch 1"]
-    assert story.tell(b"F", 2, 0) == ["2.000 dispatched in batch 1"]
-    assert story.tell(b"G", 1, 0) == []
+    history = JobHistory()
+    history.add_request(1.0, "admitted", "bulk", request)
+    history.add_jobs(2.0, "dispatched", "in batch 1", [request.make_job(1), other.make_job(0)])
+    assert history.describe_job(b"F", 1, 0) == ["1.000 admitted bulk"]
+    assert history.describe_job(b"F", 1, 1) == ["1.000 admitted bulk", "2.000 dispatched in batch 1"]
+    assert history.describe_job(b"F", 2, 0) == ["2.000 dispatched in batch 1"]
+    assert history.describe_job(b"G", 1, 0) == []
 
 
 def test_memory_is_bounded_however_many_large_requests_are_abandoned(core: Core) -> None:
@@ -45,20 +45,20 @@ def test_memory_is_bounded_however_many_large_requests_are_abandoned(core: Core)
     finally:
         tracemalloc.stop()
     assert grown < 2 * MAX_BYTES
-    assert core.scheduler.counters["jobs_cancelled"] > 1_000_000
+    assert core.scheduler.count_totals()["jobs_cancelled"] > 1_000_000
 
 
 def test_memory_is_bounded_however_large_the_batches_are() -> None:
     request = make_request([b"a"] * 2048)
     request.sort_inputs()
     jobs = [request.make_job(position) for position in range(request.inputs)]
-    story = Story()
+    history = JobHistory()
     tracemalloc.start()
     try:
         for number in range(5000):
-            story.note_jobs(0.0, "dispatched", f"in batch {number}", jobs)
+            history.add_jobs(0.0, "dispatched", f"in batch {number}", jobs)
         grown, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert grown < 2 * MAX_BYTES
-    assert story.tell(b"F", 1, 2047)[-1] == "0.000 dispatched in batch 4999"
+    assert history.describe_job(b"F", 1, 2047)[-1] == "0.000 dispatched in batch 4999"

@@ -1,18 +1,18 @@
 """Requests, their jobs, and how many tokens inputs are counted as."""
 
-from broker.core.jobs import CHEAPER, SPECIAL_TOKENS, find_bucket, price
+from broker.core.jobs import SPECIAL_TOKENS, TOKENISE_DISCOUNT, choose_pricing, find_bucket
 from broker.wire.protocol import Kind, Option
 from tests.harness.core import make_request
 
 
 def test_tokens_of_text_are_estimated_and_those_of_ids_are_exact() -> None:
-    assert price(Kind.TEXT, 0, 0.5, 100).count_tokens([0, 3, 10]) == [SPECIAL_TOKENS + tokens for tokens in (0, 1, 5)]
-    assert price(Kind.TOKENS, 0, 0.5, 100).count_tokens([0, 4, 40]) == [0, 1, 10]
+    assert choose_pricing(Kind.TEXT, 0, 0.5, 100).count_tokens([0, 3, 10]) == [SPECIAL_TOKENS + n for n in (0, 1, 5)]
+    assert choose_pricing(Kind.TOKENS, 0, 0.5, 100).count_tokens([0, 4, 40]) == [0, 1, 10]
 
 
 def test_no_input_counts_more_than_the_longest_that_the_model_takes() -> None:
-    assert price(Kind.TEXT, 0, 1.0, 100).count_tokens([98, 99, 10**9]) == [100, 101, 101]
-    assert price(Kind.TEXT, Option.TOKENISE, 1.0, 100).count_tokens([CHEAPER * 1000]) == [1001]
+    assert choose_pricing(Kind.TEXT, 0, 1.0, 100).count_tokens([98, 99, 10**9]) == [100, 101, 101]
+    assert choose_pricing(Kind.TEXT, Option.TOKENISE, 1.0, 100).count_tokens([TOKENISE_DISCOUNT * 1000]) == [1001]
 
 
 def test_inputs_of_a_bucket_differ_by_less_than_a_quarter() -> None:
@@ -29,4 +29,4 @@ def test_job_is_made_once_and_holds_its_input() -> None:
     job = request.make_job(2)
     assert request.make_job(2) is job
     assert [bytes(request.make_job(position).payload) for position in range(3)] == [b"one", b"", b"three"]
-    assert repr(job) == "<Job 2 of <Request 1 of 46, 0 of 3 inputs open>>"
+    assert repr(job) == "<Job 2 of <Request 1 of 46, 0 of 3 inputs open>, open>"

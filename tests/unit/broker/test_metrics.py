@@ -1,12 +1,13 @@
 """The broker's metrics: what is counted, what exists at zero, what is forgotten."""
 
+import copy
 import math
 from collections.abc import Callable
 
 import pytest
 
 from broker.core.limits import Limits
-from broker.core.metrics import MAX_GONE, Histogram
+from broker.core.metrics import Family, HistogramFamily
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from tests.harness.core import DIMENSION, EPOCH, Core
@@ -14,31 +15,23 @@ from tests.harness.core import DIMENSION, EPOCH, Core
 Series = dict[tuple[str, ...], float]
 
 
-def families(core: Core) -> dict[str, wire.Family]:
-    """All of them, as a frontend gets them."""
-    core.handle(b"F1", wire.FrontendHeartbeat(metrics=True))
-    *_, (_, stats, _) = core.take(wire.Stats, b"F1")
-    names = [family.name for family in stats.families]
-    assert len(names) == len(set(names))
-    return {family.name: family for family in stats.families}
+def families(core: Core) -> dict[str, Family]:
+    """Return all families by name."""
+    collected = core.scheduler.collect_metrics()
+    found = {family.name: family for family in collected}
+    assert len(found) == len(collected)
+    return found
 
 
 def values(core: Core, name: str) -> Series:
     """A counter's or a gauge's values by their labels."""
-    return {tuple(sample.labels): sample.value for sample in families(core)[name].samples}
+    return {sample.labels: sample.value for sample in families(core)[name].samples}
 
 
 def distribution(core: Core, name: str, *labels: str) -> list[float]:
     """Of a histogram: how often, and the sum."""
-    samples = {tuple(sample.labels): sample for sample in families(core)[name].samples}
+    samples = {sample.labels: sample for sample in families(core)[name].samples}
     return [sum(samples[labels].buckets), samples[labels].value]
-
-
-def test_they_are_told_to_those_who_ask(core: Core) -> None:
-    core.handle(b"F1", wire.FrontendHeartbeat())
-    ((_, stats, _),) = core.take(wire.Stats)
-    assert stats.families == []
-    assert families(core)
 
 
 def test_they_exist_at_zero() -> None:
@@ -47,11 +40,11 @@ def test_they_exist_at_zero() -> None:
     found = families(core)
     assert {sample.value for sample in found["jobs"].samples} == {0}
     assert {sample.labels[0] for sample in found["requests_rejected"].samples} >= {"overloaded", "quota"}
-    assert {sample.labels[0] for sample in found["worker_evictions"].samples} >= {"silent", "connection lost"}
+    assert {sample.labels[0] for sample in found["worker_evictions"].samples} >= {"silent", "connection_lost"}
     assert found["batch_jobs"].samples == []
     core.worker()
     found = families(core)
-    wanted = [["m", "CPU", lane, "host/1"] for lane in ("interactive", "bulk")]
+    wanted = [("m", "CPU", lane, "host/CPU/0") for lane in ("interactive", "bulk")]
     for name in ("batch_jobs", "batch_tokens", "inference_seconds", "tokens", "padding_tokens"):
         assert [sample.labels for sample in found[name].samples] == wanted
         assert {sample.value for sample in found[name].samples} == {0}
@@ -72,7 +65,7 @@ def test_batch_is_counted_from_its_wait_to_its_tokens(core: Core) -> None:
         EPOCH, batch[1], DIMENSION, wire.pack_u32([3, 4, 5]), [], 2_000_000, 2, batch[1], padding=3
     )
     core.handle(b"W1", result, bytes(3 * 4 * DIMENSION))
-    labels = ("m", "CPU", "interactive", "host/1")
+    labels = ("m", "CPU", "interactive", "host/CPU/0")
     assert distribution(core, "queue_seconds", "m", "interactive") == pytest.approx([4, 0.012])
     assert distribution(core, "batch_jobs", *labels) == [2, 4]
     # The first answer told 6 tokens and 5 µs.
@@ -90,14 +83,14 @@ def test_what_is_open_is_told(core: Core) -> None:
     core.submit(2, ["x" * 40], lane=wire.Lane.INTERACTIVE)
     core.submit(3, ["y" * 40, "z" * 40], lane=wire.Lane.BULK)
     core.batches()
-    queue = core.scheduler.models["m"].queue
+    queue = core.scheduler.state.models["m"].queue
     assert values(core, "queue_jobs") == {("m", "interactive"): 1, ("m", "bulk"): 0}
     assert values(core, "queue_tokens")["m", "interactive"] == queue.tokens > 0
     assert values(core, "open_jobs") == {(): 4}
-    assert values(core, "worker_leases") == {("m", "CPU", "host/1"): 2}
-    assert values(core, "worker_credits") == {("m", "CPU", "host/1"): 0}
-    open_tokens = core.scheduler.ledger.tokens
-    speed = core.scheduler.pool.tokens_per_s("m")
+    assert values(core, "worker_leases") == {("m", "CPU", "host/CPU/0"): 2}
+    assert values(core, "worker_credits") == {("m", "CPU", "host/CPU/0"): 0}
+    open_tokens = core.scheduler.state.ledger.tokens
+    speed = core.scheduler.state.pool.sum_tokens_per_s("m")
     assert values(core, "expected_wait_seconds")[("m",)] == pytest.approx(open_tokens / speed)
     core.lost(b"W1")
     assert values(core, "expected_wait_seconds")[("m",)] == math.inf
@@ -127,7 +120,7 @@ def test_ends_of_workers_are_counted_by_why(core: Core) -> None:
     core.lost(b"W1")
     core.worker(b"W2")
     core.handle(b"W2", wire.WorkerGoodbye())
-    assert values(core, "worker_evictions")[("connection lost",)] == 1
+    assert values(core, "worker_evictions")[("connection_lost",)] == 1
     assert values(core, "jobs_requeued")[("m",)] == 3
     assert values(core, "workers_joined") == {(): 2}
     assert values(core, "workers_left") == {(): 1}
@@ -155,9 +148,9 @@ def answer_in_another_shape(core: Core) -> None:
     ("act", "reason"),
     [
         (fall_silent, "silent"),
-        (hang, "its batch ran too long"),
-        (lambda core: core.lost(b"W1"), "connection lost"),
-        (answer_in_another_shape, "answered a batch in another shape"),
+        (hang, "lease_expired"),
+        (lambda core: core.lost(b"W1"), "connection_lost"),
+        (answer_in_another_shape, "invalid_result"),
     ],
 )
 def test_eviction_is_counted_by_its_reason(core: Core, act: Callable[[Core], None], reason: str) -> None:
@@ -179,35 +172,60 @@ def test_workers_that_joined_are_up_or_left_or_were_evicted(core: Core) -> None:
     assert (joined, left, evicted, up) == (4, 1, 1, 2)
 
 
-def test_series_of_workers_that_have_left_are_kept_up_to_a_bound(core: Core) -> None:
-    for number in range(MAX_GONE + 5):
-        join(core, number)
-        core.lost(b"Wn")
-    names = {sample.labels[-1] for sample in families(core)["tokens"].samples}
-    assert len(names) == MAX_GONE + 1
-    assert "host/1" in names
-    assert {f"host/{1000 + number}" for number in (0, MAX_GONE + 4)} - names == {"host/1000"}
+def labels_of(core: Core) -> list[str]:
+    """Return the values of the label `worker`."""
+    return sorted({labels[-1] for labels in values(core, "tokens")})
 
 
-def test_worker_that_is_back_under_its_name_is_not_forgotten(core: Core) -> None:
-    join(core, 0)
-    core.lost(b"Wn")
-    join(core, 0, peer=b"Wm")
-    for number in range(1, MAX_GONE + 5):
-        join(core, number)
-        core.lost(b"Wn")
-    assert "host/1000" in {sample.labels[-1] for sample in families(core)["tokens"].samples}
-
-
-def join(core: Core, number: int, peer: bytes = b"Wn") -> None:
-    """A worker of a name of its own."""
+def join(core: Core, peer: bytes, *, pid: int, host: str = "host", device: str = "CPU") -> None:
     info = wire.ModelInfo("m", "r", DIMENSION, 100)
-    uuid = str(number).encode().ljust(16, peer[-1:])
-    core.handle(peer, wire.WorkerHello(1, 1, "test", uuid, 1, "host", 1000 + number, "CPU", [info], 1000, 10_000, 2))
+    uuid = peer.ljust(16, b".")
+    core.handle(peer, wire.WorkerHello(1, 1, "test", uuid, 1, host, pid, device, [info], 1000, 10_000, 2))
+
+
+def test_series_of_a_worker_end_with_it(core: Core) -> None:
+    core.worker(b"W2")
+    assert labels_of(core) == ["host/CPU/0", "host/CPU/1"]
+    core.lost(b"W1")
+    assert labels_of(core) == ["host/CPU/1"]
+    core.handle(b"W2", wire.WorkerGoodbye())
+    assert labels_of(core) == []
+    assert values(core, "worker_up") == {}
+
+
+def test_restarted_workers_keep_their_label(core: Core) -> None:
+    join(core, b"W2", pid=2)
+    for pid in range(10, 20):
+        core.lost(b"W1")
+        join(core, b"W1", pid=pid)
+        assert labels_of(core) == ["host/CPU/0", "host/CPU/1"]
+    worker = core.scheduler.state.pool.workers[b"W1"]
+    assert (worker.label, worker.name) == ("host/CPU/0", "host/19")
+
+
+def test_reconnected_worker_keeps_its_label(core: Core) -> None:
+    core.worker(b"W2")
+    core.worker(b"W9", uuid=b"W1")
+    assert core.scheduler.state.pool.workers[b"W9"].label == "host/CPU/0"
+
+
+def test_slots_are_counted_per_host_and_device(core: Core) -> None:
+    join(core, b"W2", pid=2, host="other")
+    join(core, b"W3", pid=3, device="GPU")
+    join(core, b"W4", pid=4, device="GPU")
+    assert labels_of(core) == ["host/CPU/0", "host/GPU/0", "host/GPU/1", "other/CPU/0"]
+
+
+def test_collected_families_do_not_change_later(core: Core) -> None:
+    before = core.scheduler.collect_metrics()
+    copied = copy.deepcopy(before)
+    core.submit(1, ["a"])
+    core.answer(core.batches()[0])
+    assert before == copied != core.scheduler.collect_metrics()
 
 
 def test_value_is_in_the_first_bucket_that_reaches_it() -> None:
-    histogram = Histogram("h", "text", ["a"], (1.0, 2.0))
+    histogram = HistogramFamily("h", "text", ("a",), (1.0, 2.0))
     histogram.observe(("x",), [0.5, 1.0, 1.5, 2.0, 2.5])
-    (sample,) = histogram.family().samples
-    assert (sample.buckets, sample.value) == ([2, 2, 1], 7.5)
+    (sample,) = histogram.snapshot().samples
+    assert (sample.buckets, sample.value) == ((2, 2, 1), 7.5)

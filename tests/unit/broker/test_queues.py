@@ -24,7 +24,7 @@ def queue(*requests: Request) -> ModelQueue:
 
 def take(waiting: ModelQueue, tokens: int, now: float = 0.0, lane: Lane = Lane.BULK) -> list[Job]:
     """The next batch, a suspect or of a lane."""
-    return waiting.take_suspect() if waiting.suspected else waiting.take(lane, tokens, now)
+    return waiting.take_suspect() if waiting.has_suspect else waiting.take(lane, tokens, now)
 
 
 def take_requests(waiting: ModelQueue, tokens: int, now: float = 0.0) -> list[Request]:
@@ -36,7 +36,7 @@ def lanes(waiting: ModelQueue, tokens: int, now: float, batches: int) -> list[La
     """The lanes of the next batches, each as soon as it may leave."""
     left = []
     for _ in range(batches):
-        left.append(waiting.find_lanes(tokens)[0])
+        left.append(waiting.list_lanes(tokens)[0])
         waiting.take(left[-1], tokens, now)
     return left
 
@@ -117,10 +117,10 @@ def test_lanes_share_by_weight() -> None:
 def test_interactive_inputs_may_be_a_batch_ahead_but_not_more() -> None:
     waiting = queue(*(ask(*[10] * 1000, lane=lane) for lane in Lane))
     for allowed in (True, True, False, False):
-        assert (Lane.INTERACTIVE in waiting.find_lanes(100)) == allowed
+        assert (Lane.INTERACTIVE in waiting.list_lanes(100)) == allowed
         take(waiting, 100, lane=Lane.INTERACTIVE)
     take(waiting, 100, lane=Lane.BULK)
-    assert Lane.INTERACTIVE in waiting.find_lanes(100)
+    assert Lane.INTERACTIVE in waiting.list_lanes(100)
 
 
 def test_lane_that_was_empty_has_no_claim_on_the_time_before() -> None:
@@ -145,7 +145,7 @@ def test_suspects_leave_one_by_one() -> None:
     waiting = queue(ask(1))
     suspects = make_suspects(ask(1, 1))
     waiting.push_back(suspects)
-    assert waiting.suspected
+    assert waiting.has_suspect
     assert [take(waiting, 100, 0.0) for _ in range(2)] == [[suspects[0]], [suspects[1]]]
     assert len(take(waiting, 100, 0.0)) == 1
 
@@ -178,8 +178,8 @@ def test_discarded_requests_are_gone_wherever_they_wait() -> None:
         waiting.discard(one)
     assert [(request, list(positions)) for request, positions in waiting.list_waiting()] == [(second, [0])]
     assert take_requests(waiting, 100, 2.0) == [second]
-    assert not waiting.suspected
-    assert waiting.find_lanes(100) == []
+    assert not waiting.has_suspect
+    assert waiting.list_lanes(100) == []
     assert (waiting.jobs, waiting.tokens, waiting.count_tokens_ahead(Lane.BULK, "a", 1)) == (0, 0, 0)
 
 

@@ -175,7 +175,7 @@ def test_speed_is_learned_from_a_bulk_batch_with_all_that_overtook_it() -> None:
     core = Core()
     core.frontend()
     core.worker(credit=4, batch_tokens=1000, tokens_per_s=1000)
-    speed = core.scheduler.pool.workers[b"W1"].speed
+    speed = core.scheduler.state.pool.workers[b"W1"].throughput
     for request in range(0, 400, 2):
         core.submit(request + 1, ["x" * 98], lane=Lane.BULK)
         core.submit(request + 2, ["x" * 98])
@@ -216,7 +216,7 @@ def test_words_of_a_hundred_kilobytes_do_not_make_everybody_look_short(core: Cor
         core.submit(request, ["a" * 100_000])
         ((peer, number, _),) = core.batches()
         core.handle(peer, wire.BatchResult(EPOCH, number, DIMENSION, wire.pack_u32([3]), [], 5, 2, number), bytes(16))
-    assert core.scheduler.models["m"].price(Kind.TEXT).count_tokens([1000])[0] > 50
+    assert core.scheduler.state.models["m"].choose_pricing(Kind.TEXT).count_tokens([1000])[0] > 50
 
 
 def test_input_costs_no_more_than_the_longest_that_the_model_takes() -> None:
@@ -224,19 +224,19 @@ def test_input_costs_no_more_than_the_longest_that_the_model_takes() -> None:
     core.frontend()
     core.worker(tokens_per_s=100)
     core.submit(1, ["a" * 100_000, "b" * 1_000_000])
-    assert core.scheduler.ledger.tokens == 2 * 101
+    assert core.scheduler.state.ledger.tokens == 2 * 101
     core.submit(2, ["c"])
     assert core.failures() == []
 
 
 def test_refused_inputs_do_not_make_their_worker_look_fast(core: Core) -> None:
-    before = core.scheduler.pool.workers[b"W1"].speed.tokens_per_s
+    before = core.scheduler.state.pool.workers[b"W1"].throughput.tokens_per_s
     for request in range(50):
         core.submit(request, ["a" * 100_000, "b"])
         (batch,) = core.batches()
         core.now += 0.01
         core.answer(batch, failures=[wire.JobFailure(0, ErrorCode.TOO_LONG, "long")])
-    assert core.scheduler.pool.workers[b"W1"].speed.tokens_per_s <= before
+    assert core.scheduler.state.pool.workers[b"W1"].throughput.tokens_per_s <= before
 
 
 def test_batch_fits_its_frames_however_much_the_worker_wants() -> None:
@@ -254,11 +254,11 @@ def test_batch_fits_its_frames_however_much_the_worker_wants() -> None:
 
 
 def test_lengths_are_learned_from_results(core: Core) -> None:
-    (before,) = core.scheduler.models["m"].price(Kind.TEXT).count_tokens([50])
+    (before,) = core.scheduler.state.models["m"].choose_pricing(Kind.TEXT).count_tokens([50])
     for request in range(50):
         core.submit(request, ["a" * 98])
         core.answer(*core.batches())
-    assert core.scheduler.models["m"].price(Kind.TEXT).count_tokens([50])[0] > 2 * before
+    assert core.scheduler.state.models["m"].choose_pricing(Kind.TEXT).count_tokens([50])[0] > 2 * before
 
 
 def test_frontend_that_does_not_read_its_answers_gets_no_more() -> None:
@@ -289,6 +289,6 @@ def test_frontend_that_does_not_read_its_answers_gets_no_more() -> None:
 
 
 def test_batch_without_a_job_is_a_loud_fault(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core.scheduler.models["m"].queue, "take", lambda *_: [])
+    monkeypatch.setattr(core.scheduler.state.models["m"].queue, "take", lambda *_: [])
     with pytest.raises(LocalProtocolError, match="has no job"):
         core.submit(1, ["a"])

@@ -6,8 +6,9 @@ The pure scheduler: messages and time in, messages out. Every step checks all in
 import pytest
 
 from broker.core.blame import BLOCKED_S, MAX_BLOCKED, MAX_REMEMBERED, TRIAL_S, Blame
-from broker.core.dispatch import kept_for_suspects
+from broker.core.dispatch import find_reserved
 from broker.core.limits import Limits
+from broker.core.outcomes import close_job
 from broker.core.pool import MAX_SUSPECTS
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError
@@ -60,7 +61,7 @@ def test_job_on_trial_can_be_cancelled() -> None:
     core.now += TRIAL_S
     core.handle(b"F1", wire.FrontendHeartbeat())
     assert core.failures() == []
-    assert core.scheduler.ledger.jobs == 0
+    assert core.scheduler.state.ledger.jobs == 0
 
 
 def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
@@ -94,14 +95,14 @@ def test_remembered_ends_of_workers_are_bounded() -> None:
     core.worker(batch_tokens=10**6)
     core.submit(1, ["a"] * 1000)
     blame = Blame(Limits())
-    worker = core.scheduler.pool.workers[b"W1"]
+    worker = core.scheduler.state.pool.workers[b"W1"]
     (lease,) = worker.leases.values()
     for number in range(MAX_REMEMBERED // 1000 + 10):
         worker.incarnation = number
-        blame.crashed(worker, lease, 0.0)
+        blame.blame_for_crash(worker, lease, 0.0)
     assert sum(map(len, blame._crashed.values())) == MAX_REMEMBERED
     core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
-    blame.crashed(worker, lease, 0.0)
+    blame.blame_for_crash(worker, lease, 0.0)
     assert blame._crashed == {}
 
 
@@ -112,16 +113,16 @@ def test_blocked_inputs_are_bounded() -> None:
     jobs = [request.make_job(position) for position in range(request.inputs)]
     blame = Blame(Limits())
     for job in jobs:
-        blame.block(job, 1000.0)
+        blame.block_input(job, 1000.0)
     assert len(blame.find_blocked(jobs, 1000.0)) == MAX_BLOCKED
 
 
 def test_job_that_would_end_twice_is_a_loud_fault_with_its_story(core: Core) -> None:
     core.submit(1, ["a"])
-    ((_, lease),) = core.scheduler.pool.workers[b"W1"].leases.items()
+    ((_, lease),) = core.scheduler.state.pool.workers[b"W1"].leases.items()
     core.answer(*core.batches())
     with pytest.raises(LocalProtocolError, match=r"ends twice: .* admitted .* dispatched .* ended"):
-        core.scheduler._close(lease.jobs[0])
+        close_job(core.scheduler.state, lease.jobs[0])
 
 
 def test_only_the_running_batch_is_blamed() -> None:
@@ -149,7 +150,7 @@ def test_of_each_lane_the_running_batch_is_blamed() -> None:
     core.lost(b"W1")
     core.worker(b"W2", credit=4)
     assert [texts for _, _, texts in core.batches()] == [["b" * 60]]
-    assert sorted(job.request.number for job in core.scheduler.on_trial()) == [1, 2]
+    assert sorted(job.request.number for job in core.scheduler.state.blame.list_on_trial()) == [1, 2]
 
 
 def test_suspect_runs_beside_nothing_else() -> None:
@@ -242,7 +243,7 @@ def test_suspects_take_one_busy_worker_and_leave_the_others() -> None:
     core.tick(1.0)
     held = core.batches()
     core.lost(b"W9")
-    (kept,) = kept_for_suspects(core.scheduler.models, core.scheduler.pool)
+    (kept,) = find_reserved(core.scheduler.state.models, core.scheduler.state.pool)
     for batch in [one for one in held if one[0] == kept.peer]:
         assert core.batches(kept.peer) == []
         core.answer(batch, credit=4)
@@ -269,7 +270,7 @@ def test_worker_that_is_killed_while_it_drains_blames_nobody() -> None:
     core.batches()
     core.handle(b"W1", wire.WorkerDrain(b""))
     core.lost(b"W1")
-    assert core.scheduler.counters["workers_evicted"] == 1
+    assert core.scheduler.count_totals()["workers_evicted"] == 1
     core.worker(b"W2")
     assert [texts for _, _, texts in core.batches()] == [["a"]]
 
@@ -282,14 +283,14 @@ def test_batch_that_hangs_a_draining_worker_is_blamed() -> None:
     core.batches()
     core.handle(b"W1", wire.WorkerDrain(b""))
     core.tick(1.0)
-    assert len(core.scheduler.on_trial()) == 1
+    assert len(core.scheduler.state.blame.list_on_trial()) == 1
 
 
 def test_connection_that_ends_twice_under_a_living_worker_makes_nobody_poison(core: Core) -> None:
     core.submit(1, ["a"])
     for connection in (b"W2", b"W3", b"W4"):
         core.batches()
-        core.lost(next(iter(core.scheduler.pool.workers)))
+        core.lost(next(iter(core.scheduler.state.pool.workers)))
         core.worker(connection, uuid=b"W1")
     core.answer(*core.batches())
     assert core.answers() == {(1, 0): vector("a")}

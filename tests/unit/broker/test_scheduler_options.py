@@ -5,7 +5,7 @@ The pure scheduler: messages and time in, messages out. Every step checks all in
 
 import pytest
 
-from broker.core.jobs import CHEAPER
+from broker.core.jobs import TOKENISE_DISCOUNT
 from broker.core.limits import Limits
 from broker.core.model_loading import FAILED_S, MAX_REMEMBERED
 from broker.wire import protocol as wire
@@ -95,21 +95,21 @@ def test_rows_that_nobody_asked_for_are_not_served(core: Core, wrong: str) -> No
         core.handle(b"W1", result, bytes(4 * DIMENSION))
     assert core.answers() == {}
     ((_, goodbye, _),) = core.take(wire.Goodbye)
-    assert "another shape" in goodbye.text
+    assert "invalid result" in goodbye.text
 
 
 def test_tokenising_is_cheap_and_teaches_no_speed(core: Core) -> None:
-    core.submit(1, ["x" * 100 * CHEAPER], options=Option.TOKENISE)
-    assert core.scheduler.ledger.tokens <= 100
-    worker = core.scheduler.pool.workers[b"W1"]
-    before = worker.speed.tokens_per_s
+    core.submit(1, ["x" * 100 * TOKENISE_DISCOUNT], options=Option.TOKENISE)
+    assert core.scheduler.state.ledger.tokens <= 100
+    worker = core.scheduler.state.pool.workers[b"W1"]
+    before = worker.throughput.tokens_per_s
     core.tick(0.001)
     core.answer(*core.batches())
-    assert worker.speed.tokens_per_s == before
+    assert worker.throughput.tokens_per_s == before
 
 
 def test_cut_tokens_are_told_and_count_for_the_length_of_texts(core: Core) -> None:
-    model = core.scheduler.models["m"]
+    model = core.scheduler.state.models["m"]
     core.submit(1, ["x" * 40, "y"], options=Option.TRUNCATE_END)
     before = model.tokens_per_byte
     result = wire.BatchResult(EPOCH, 1, DIMENSION, wire.pack_u32([20, 3]), [], 5, 2, 1, cut=wire.pack_u32([22, 0]))
@@ -136,7 +136,7 @@ def test_request_of_more_inputs_than_its_key_may_have_is_told_so(core: Core) -> 
     core.submit(1, ["a", "b"], client="key", client_jobs=1)
     ((_, message, _),) = core.take(wire.Failures)
     assert message.failures[0].code == ErrorCode.INVALID_INPUT
-    assert message.failures[0].text == "the request has 2 inputs, and its key may have 1 open at once"
+    assert message.failures[0].text == "the request has 2 inputs, but its key may have 1 open at once; split it"
 
 
 def test_keys_tokens_come_back_with_time() -> None:
@@ -163,9 +163,9 @@ def test_keys_tokens_come_back_with_time() -> None:
 def test_exact_tokens_replace_the_estimate_in_the_quota(core: Core) -> None:
     core.submit(1, ["x" * 28], client="key", client_tokens=40)
     core.answer(*core.batches())
-    assert core.scheduler.quotas.wait_s("key", 10, 40, core.now) == 0
+    assert core.scheduler.state.quotas.find_wait_s("key", 10, 40, core.now) == 0
     # It had 30.
-    assert core.scheduler.quotas.wait_s("key", 11, 40, core.now) > 0
+    assert core.scheduler.state.quotas.find_wait_s("key", 11, 40, core.now) > 0
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -213,8 +213,8 @@ def test_failures_and_silent_processes_are_forgotten(core: Core) -> None:
         core.handle(b"W1", wire.WorkerHeartbeat(2, 0))
     assert states(core) == {"m": (State.AVAILABLE, ""), "other": (State.FAILED, "broken")}
     assert core.scheduler.next_deadline() is not None
-    assert core.scheduler.loading.forget(core.now + FAILED_S)
-    assert core.scheduler.loading.next_deadline() is None
+    assert core.scheduler.state.loading.drop_expired(core.now + FAILED_S)
+    assert core.scheduler.state.loading.next_deadline() is None
 
 
 def test_loading_beside_a_live_worker_changes_nothing(core: Core) -> None:
@@ -230,7 +230,7 @@ def test_model_whose_last_worker_drains_is_unloading(core: Core) -> None:
 def test_processes_that_load_are_remembered_up_to_a_bound(core: Core) -> None:
     for number in range(MAX_REMEMBERED + 5):
         core.handle(b"Wx", loading(str(number), process=str(number).encode()))
-    known = core.scheduler.loading.states()
+    known = core.scheduler.state.loading.list_states()
     assert len(known) == MAX_REMEMBERED
     assert "0" not in known
 

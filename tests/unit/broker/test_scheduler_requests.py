@@ -37,7 +37,7 @@ def test_request_above_the_bounds_is_refused_whole(limits: Limits) -> None:
     core.frontend()
     core.submit(2, ["bb", "cc"])
     assert core.failures() == [(2, -1, ErrorCode.OVERLOADED)]
-    assert core.scheduler.ledger.jobs == 1
+    assert core.scheduler.state.ledger.jobs == 1
     core.submit(3, ["bb"])
     assert core.failures() == []
 
@@ -79,7 +79,7 @@ def test_repeated_submission_is_ignored(core: Core) -> None:
     core.answer(batch)
     assert core.batches() == []
     assert core.answers() == {(1, 0): vector("a")}
-    assert core.scheduler.counters["duplicate_requests"] == 1
+    assert core.scheduler.count_totals()["duplicate_requests"] == 1
 
 
 def test_job_that_the_worker_refuses_fails_alone(core: Core) -> None:
@@ -103,7 +103,7 @@ def test_request_of_several_inputs_expires_whole(core: Core) -> None:
     core.submit(1, ["a", "b"], budget_ms=500)
     core.tick(0.5)
     assert core.failures() == [(1, -1, ErrorCode.DEADLINE)]
-    assert core.scheduler.ledger.jobs == 0
+    assert core.scheduler.state.ledger.jobs == 0
 
 
 def test_deadlines_of_ended_requests_are_let_go_before_there_are_too_many(core: Core) -> None:
@@ -112,7 +112,7 @@ def test_deadlines_of_ended_requests_are_let_go_before_there_are_too_many(core: 
     for request in range(2, 2 * MAX_ENDED):
         core.submit(request, ["a"])
         core.handle(b"F1", wire.Cancel(wire.pack_u64([request])))
-    assert len(core.scheduler.ledger._deadlines) <= MAX_ENDED + 3
+    assert len(core.scheduler.state.ledger._deadlines) <= MAX_ENDED + 3
     for _ in range(20):
         core.handle(b"F1", wire.FrontendHeartbeat())
         core.handle(b"W1", wire.WorkerHeartbeat(0, held[1]))
@@ -167,7 +167,7 @@ def test_jobs_of_a_lost_frontend_are_dropped(core: Core) -> None:
 def test_silent_frontend_is_dropped(core: Core) -> None:
     core.submit(1, ["a"])
     core.tick(3.5)
-    assert core.scheduler.ledger.jobs == 0
+    assert core.scheduler.state.ledger.jobs == 0
     core.handle(b"F1", wire.FrontendHeartbeat())
     assert core.take(wire.Who, b"F1")
 
@@ -176,10 +176,10 @@ def test_frontend_is_not_judged_before_what_it_sent_has_been_read(core: Core) ->
     core.submit(1, ["a"])
     core.now += 3.5
     core.scheduler.tick(core.now, frontends_read=False)
-    assert core.scheduler.ledger.jobs == 1
+    assert core.scheduler.state.ledger.jobs == 1
     core.handle(b"F1", wire.FrontendHeartbeat())
     core.tick()
-    assert core.scheduler.ledger.jobs == 1
+    assert core.scheduler.state.ledger.jobs == 1
 
 
 def test_requests_that_expire_together_are_told_in_several_calls(core: Core) -> None:
@@ -187,7 +187,7 @@ def test_requests_that_expire_together_are_told_in_several_calls(core: Core) -> 
         core.submit(number, ["a"], budget_ms=500)
     core.now += 0.5
     told = []
-    while core.scheduler.ledger.jobs:
+    while core.scheduler.state.ledger.jobs:
         due = core.scheduler.next_deadline()
         assert due is not None
         assert due <= core.now

@@ -152,7 +152,7 @@ def test_late_answers_are_counted_and_ignored(core: Core, epoch: int) -> None:
     core.handle(b"W1", wire.BatchError(epoch, 99, ErrorCode.DEVICE, "", 2, 1))
     assert core.answers() == {}
     assert core.failures() == []
-    assert core.scheduler.counters["late_answers"] == 2
+    assert core.scheduler.count_totals()["late_answers"] == 2
 
 
 def test_worker_that_says_hello_again_on_its_connection_keeps_serving(core: Core) -> None:
@@ -169,7 +169,7 @@ def test_worker_that_says_hello_again_on_its_connection_keeps_serving(core: Core
 
 def test_worker_on_a_new_connection_replaces_its_old_one(core: Core) -> None:
     core.worker(b"W2", uuid=b"W1")
-    assert list(core.scheduler.pool.workers) == [b"W2"]
+    assert list(core.scheduler.state.pool.workers) == [b"W2"]
     assert core.take(wire.Goodbye, b"W1")
 
 
@@ -234,7 +234,7 @@ def test_second_revision_of_a_model_is_refused_while_the_first_is_served(core: C
     assert goodbye.code == ErrorCode.REVISION_CONFLICT
     core.lost(b"W1")
     core.worker(b"W2", revision="other")
-    assert core.scheduler.models["m"].info == ModelInfo("m", "other", DIMENSION, 100)
+    assert core.scheduler.state.models["m"].info == ModelInfo("m", "other", DIMENSION, 100)
 
 
 def test_request_never_has_vectors_of_two_revisions() -> None:
@@ -265,7 +265,7 @@ def test_draining_worker_does_not_count_as_serving(core: Core) -> None:
 def test_models_that_nobody_serves_are_forgotten_in_the_end(core: Core) -> None:
     core.lost(b"W1")
     core.tick(FORGET_MODEL_S)
-    assert core.scheduler.models == {}
+    assert core.scheduler.state.models == {}
 
 
 def test_worker_of_two_models_serves_both() -> None:
@@ -290,14 +290,14 @@ def test_peer_without_a_common_protocol_version_is_refused(core: Core, versions:
     core.handle(b"W9", wire.WorkerHello(*versions, "test", b"." * 16, 1, "host", 1, "CPU", [], 1, 1, 1))
     codes = [(peer, goodbye.code) for peer, goodbye, _ in core.take(wire.Goodbye)]
     assert codes == [(b"F9", ErrorCode.PROTOCOL), (b"W9", ErrorCode.PROTOCOL)]
-    assert b"W9" not in core.scheduler.pool.workers
+    assert b"W9" not in core.scheduler.state.pool.workers
 
 
 def test_stranger_is_asked_who_it_is_and_leaves_no_state(core: Core) -> None:
     core.handle(b"W9", wire.WorkerHeartbeat(2, 0))
     core.submit(1, ["a"], b"F9")
     assert [peer for peer, _, _ in core.take(wire.Who)] == [b"W9", b"F9"]
-    assert core.scheduler.ledger.jobs == 0
+    assert core.scheduler.state.ledger.jobs == 0
 
 
 def test_heartbeats_are_answered(core: Core) -> None:
@@ -314,17 +314,17 @@ def test_heartbeats_are_answered(core: Core) -> None:
 def test_goodbye_of_a_frontend_cancels_what_it_is_owed(core: Core) -> None:
     core.submit(1, ["a"])
     core.handle(b"F1", wire.FrontendGoodbye())
-    assert core.scheduler.ledger.jobs == 0
-    assert core.scheduler.counters["jobs_cancelled"] == 1
+    assert core.scheduler.state.ledger.jobs == 0
+    assert core.scheduler.count_totals()["jobs_cancelled"] == 1
 
 
 def test_frontend_that_leaves_with_open_requests_is_a_loud_fault(core: Core) -> None:
     core.submit(1, ["a"])
     with pytest.raises(LocalProtocolError, match="open requests"):
-        core.scheduler.ledger.leave(core.scheduler.ledger.by_peer[b"F1"])
+        core.scheduler.state.ledger.remove_frontend(core.scheduler.state.ledger.by_peer[b"F1"])
 
 
 def test_broken_invariant_is_loud(core: Core) -> None:
-    core.scheduler.ledger.jobs += 1
+    core.scheduler.state.ledger.jobs += 1
     with pytest.raises(LocalProtocolError, match="number of open jobs"):
-        core.scheduler.check()
+        core.scheduler.check_invariants()

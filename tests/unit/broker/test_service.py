@@ -41,43 +41,43 @@ def test_worker_is_judged_when_all_that_workers_sent_has_been_read(shell: Shell)
     shell.now += 3.6
     shell.read[WORKER] = lambda: False
     shell._tick()
-    assert shell.scheduler.pool.workers
+    assert shell.scheduler.state.pool.workers
     shell.read[WORKER] = lambda: True
     shell._tick()
-    assert not shell.scheduler.pool.workers
+    assert not shell.scheduler.state.pool.workers
 
 
 def test_heartbeat_that_came_during_a_long_turn_counts(shell: Shell) -> None:
     def read() -> bool:
-        shell.scheduler.pool.workers[b"W1"].last_heard = shell.now
+        shell.scheduler.state.pool.workers[b"W1"].last_heard = shell.now
         return True
 
     shell.now += 3.6
     shell.read[WORKER] = read
     shell._tick()
-    assert shell.scheduler.pool.workers
+    assert shell.scheduler.state.pool.workers
 
 
 def test_frontend_is_judged_when_all_that_frontends_sent_has_been_read(shell: Shell) -> None:
     shell.now += 3.6
     shell.read[FRONTEND] = lambda: False
     shell._tick()
-    assert shell.scheduler.ledger.by_peer
+    assert shell.scheduler.state.ledger.by_peer
     shell.read[FRONTEND] = lambda: True
     shell._tick()
-    assert not shell.scheduler.ledger.by_peer
+    assert not shell.scheduler.state.ledger.by_peer
 
 
 def test_nobody_is_judged_right_after_the_process_did_not_run(shell: Shell) -> None:
     shell.now += 3.5 + LATE_S + 1
     shell._tick()
-    assert shell.scheduler.pool.workers
+    assert shell.scheduler.state.pool.workers
     timeout_ms = shell._timeout_ms()
     assert timeout_ms is not None
     assert 0 < timeout_ms <= LATE_S * 1000 + 1
     shell.now += LATE_S
     shell._tick()
-    assert not shell.scheduler.pool.workers
+    assert not shell.scheduler.state.pool.workers
 
 
 class Recorded:

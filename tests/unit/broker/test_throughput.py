@@ -2,47 +2,47 @@
 
 import pytest
 
-from broker.core.admission import UNKNOWN_WAIT_S, expected_wait
+from broker.core.admission import UNKNOWN_WAIT_S, compute_wait_s
 from broker.core.limits import Limits
-from broker.core.throughput import PRIOR_FIXED_S, Speed
+from broker.core.throughput import PRIOR_FIXED_S, Throughput
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from tests.harness.core import Core
 
 
 def test_worker_is_believed_until_it_is_known() -> None:
-    assert Speed(1000, 100).predict(500) == pytest.approx(0.5 + PRIOR_FIXED_S)
-    assert Speed(1000, 100).tokens_per_s == pytest.approx(1000, rel=0.1)
+    assert Throughput(1000, 100).predict_seconds(500) == pytest.approx(0.5 + PRIOR_FIXED_S)
+    assert Throughput(1000, 100).tokens_per_s == pytest.approx(1000, rel=0.1)
 
 
 def test_line_is_learned() -> None:
-    speed = Speed(1000, 100)
+    speed = Throughput(1000, 100)
     for tokens in [10, 500, 90, 300] * 50:
-        speed.learn(tokens, 0.02 + tokens / 250)
-    assert speed.predict(200) == pytest.approx(0.02 + 200 / 250, rel=0.01)
+        speed.record_batch(tokens, 0.02 + tokens / 250)
+    assert speed.predict_seconds(200) == pytest.approx(0.02 + 200 / 250, rel=0.01)
 
 
 def test_batches_of_one_size_still_predict() -> None:
-    speed = Speed(1000, 100)
+    speed = Throughput(1000, 100)
     for _ in range(500):
-        speed.learn(100, 0.4)
-    assert speed.predict(100) == pytest.approx(0.4, rel=0.01)
-    assert speed.predict(50) > 0
+        speed.record_batch(100, 0.4)
+    assert speed.predict_seconds(100) == pytest.approx(0.4, rel=0.01)
+    assert speed.predict_seconds(50) > 0
 
 
 def test_slowing_down_is_noticed_within_some_batches() -> None:
-    speed = Speed(1000, 100)
+    speed = Throughput(1000, 100)
     for _ in range(40):
-        speed.learn(100, 1.0)
+        speed.record_batch(100, 1.0)
     assert speed.tokens_per_s == pytest.approx(100, rel=0.2)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_prediction_is_never_negative(seconds: float) -> None:
-    speed = Speed(1, 1)
+    speed = Throughput(1, 1)
     for tokens in (1, 1000, 2, 500):
-        speed.learn(tokens, seconds)
-    assert speed.predict(10) >= 0
+        speed.record_batch(tokens, seconds)
+    assert speed.predict_seconds(10) >= 0
     assert speed.tokens_per_s > 0
 
 
@@ -77,7 +77,7 @@ def test_request_is_refused_by_the_wait_that_it_can_expect(max_wait_s: float, bu
     core.submit(1, ["a" * 200], client="another")
     core.submit(2, ["b"], budget_ms=budget_ms)
     texts = [message.failures[0].text for _, message, _ in core.take(wire.Failures)]
-    assert texts == ["the queue is 0.62 s long"] * refused
+    assert texts == ["the queue is 0.62 s long; retry later"] * refused
 
 
 def test_jobs_above_the_bound_are_refused_for_as_long_as_those_that_are_open_take() -> None:
@@ -88,7 +88,7 @@ def test_jobs_above_the_bound_are_refused_for_as_long_as_those_that_are_open_tak
     core.submit(2, ["c"])
     ((_, message, _),) = core.take(wire.Failures)
     (failure,) = message.failures
-    assert (failure.code, failure.text) == (ErrorCode.OVERLOADED, "the queue is full")
+    assert (failure.code, failure.text) == (ErrorCode.OVERLOADED, "the queue is full; retry later")
     assert 600 < failure.retry_after_ms < 700
 
 
@@ -103,6 +103,6 @@ def test_retry_after_is_a_second_when_nobody_can_tell() -> None:
     assert message.failures[0].retry_after_ms == UNKNOWN_WAIT_S * 1000
 
 
-def test_expected_wait_is_what_is_ahead_by_the_rate() -> None:
-    assert expected_wait(500, 100.0) == 5.0
-    assert expected_wait(500, 0.0) is None
+def test_compute_wait_s_is_what_is_ahead_by_the_rate() -> None:
+    assert compute_wait_s(500, 100.0) == 5.0
+    assert compute_wait_s(500, 0.0) is None

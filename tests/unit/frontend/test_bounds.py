@@ -13,7 +13,7 @@ from broker.wire.protocol import ModelInfo
 from frontend.api.errors import ApiError, unknown_model
 from frontend.api.rendering import render_tokens
 from frontend.api.schemas import parse_embeddings, parse_tokenize
-from frontend.api.submission import fit
+from frontend.api.submission import build_submission
 from frontend.rest.http_protocol import TimedRequest
 from tests.harness.hostile import BODIES, LONGEST
 
@@ -27,7 +27,7 @@ def refuse(body: bytes) -> float:
     started = time.thread_time()
     try:
         wanted = parse_embeddings(body, 2048)
-        fit(wanted, MODEL, "warn", 300_000)
+        build_submission(wanted, MODEL, "warn", 300_000)
         error = unknown_model(wanted.model)
     except ApiError as caught:
         error = caught

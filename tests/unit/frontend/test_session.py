@@ -146,7 +146,7 @@ def test_heartbeats_report_received_bytes(frontend: Frontend) -> None:
     assert frontend.pass_time(0.25).sends == [(wire.FrontendHeartbeat(8), ())]
     assert frontend.pass_time(0.9) == Step()
     assert frontend.session.next_deadline() == pytest.approx(frontend.now + 0.1)
-    assert frontend.session.heartbeat(metrics=True) == wire.FrontendHeartbeat(8, metrics=True)
+    assert frontend.session.heartbeat() == wire.FrontendHeartbeat(8)
     frontend.receive(wire.Stats({"a": 1}, [], 0, 0))
     assert frontend.session.stats == wire.Stats({"a": 1}, [], 0, 0)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.workers.test_model_folder import CONFIG, save, tensors, write_folder, write_json
-from workers.models import ModelError, PreparedModel, cache, prepare_model
+from workers.models import cache
+from workers.models.folder import ModelError
+from workers.models.prepare import PreparedModel, prepare_model
 
 ROOT = Path(__file__).resolve().parents[3]
 CLI = [sys.executable, "-W", "error", "-m", "workers.models.prepare"]
@@ -46,7 +48,7 @@ def test_the_second_time_it_is_there(folder: Path, place: Path) -> None:
 def test_a_warm_cache_loads_no_converter(folder: Path, place: Path) -> None:
     prepare(folder, place)
     code = (
-        "import sys; from pathlib import Path; from workers.models import prepare_model\n"
+        "import sys; from pathlib import Path; from workers.models.prepare import prepare_model\n"
         f"prepare_model(Path({str(folder)!r}), Path({str(place)!r}), print)\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
@@ -174,9 +176,9 @@ def test_a_cache_that_cannot_be_written_is_told(folder: Path, place: Path) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from workers.models.cache import making, place
+from workers.models.cache import lock_folder
 models = Path(sys.argv[1]) / "models"
-with making(models) as made:
+with lock_folder(models) as made:
     (made / "model.bin").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -201,9 +203,9 @@ def test_two_at_once_are_both_right_and_convert_once(folder: Path, place: Path) 
 
 
 def test_a_maker_waits_for_the_other_and_leaves_its_folder_alone(place: Path) -> None:
-    code = "import sys; from pathlib import Path; from workers.models.cache import making\n"
-    code += "print('started', flush=True)\nwith making(Path(sys.argv[1])) as made: print(made.name, flush=True)"
-    with cache.making(place) as made:
+    code = "import sys; from pathlib import Path; from workers.models.cache import lock_folder\n"
+    code += "print('started', flush=True)\nwith lock_folder(Path(sys.argv[1])) as made: print(made.name, flush=True)"
+    with cache.lock_folder(place) as made:
         (made / "kept").touch()
         other = subprocess.Popen([sys.executable, "-c", code, str(place)], cwd=ROOT, stdout=-1, text=True)
         assert other.stdout is not None

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workers.models import ModelError, prepare_model
-from workers.models.folder import read_folder
+from workers.models.folder import ModelError, read_folder
+from workers.models.prepare import prepare_model
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 
 CONFIG: dict[str, Any] = {

@@ -14,14 +14,14 @@ def session() -> Session:
     """Connected and welcomed by epoch 7 at time 0."""
     hello = wire.WorkerHello(1, 1, "test", b"." * 16, 1, "host", 1, "CPU", [], 100, 1000, 0)
     session = Session(hello, slots=2)
-    session.hello(0.0)
+    session.make_hello(0.0)
     session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, 1), 0.0)
     return session
 
 
 def test_hello_grants_the_free_slots(session: Session) -> None:
     session.handle(BATCH, 0.0)
-    hello = session.hello(0.0)
+    hello = session.make_hello(0.0)
     assert isinstance(hello, wire.WorkerHello)
     assert hello.credit == 1
 
@@ -35,7 +35,7 @@ def test_heartbeat_comes_at_its_interval_and_tells_the_credit(session: Session) 
 
 def test_batch_is_taken_and_its_result_frees_the_slot(session: Session) -> None:
     assert session.handle(BATCH, 0.0) == (BATCH, [])
-    result = session.result(BATCH, 4, wire.pack_u32([3]), [], 10)
+    result = session.make_result(BATCH, 4, wire.pack_u32([3]), [], 10)
     assert result == wire.BatchResult(7, 1, 4, wire.pack_u32([3]), [], 10, credit=2, seen=1)
     assert not session.held
 
@@ -43,13 +43,13 @@ def test_batch_is_taken_and_its_result_frees_the_slot(session: Session) -> None:
 def test_result_tells_what_was_cut_and_padded_and_how_long_the_rows_are(session: Session) -> None:
     session.handle(BATCH, 0.0)
     one, two = wire.pack_u32([1]), wire.pack_u32([2])
-    result = session.result(BATCH, 4, one, [], 10, cut=two, sizes=one, padding=5)
+    result = session.make_result(BATCH, 4, one, [], 10, truncated=two, sizes=one, padding=5)
     assert result == wire.BatchResult(7, 1, 4, one, [], 10, credit=2, seen=1, cut=two, sizes=one, padding=5)
 
 
 def test_error_frees_the_slot_too(session: Session) -> None:
     session.handle(BATCH, 0.0)
-    assert session.error(BATCH, ErrorCode.DEVICE, "x") == wire.BatchError(7, 1, ErrorCode.DEVICE, "x", 2, 1)
+    assert session.make_error(BATCH, ErrorCode.DEVICE, "x") == wire.BatchError(7, 1, ErrorCode.DEVICE, "x", 2, 1)
 
 
 def test_batch_of_another_epoch_is_ignored(session: Session) -> None:
@@ -76,7 +76,7 @@ def test_draining_session_takes_nothing_and_finishes_what_it_holds(session: Sess
     session.handle(BATCH, 0.0)
     assert session.drain() == [wire.WorkerDrain(b"")]
     assert session.due(1.0) == [wire.WorkerHeartbeat(credit=0, seen=1)]
-    result = session.result(BATCH, 4, wire.pack_u32([3]), [], 10)
+    result = session.make_result(BATCH, 4, wire.pack_u32([3]), [], 10)
     assert isinstance(result, wire.BatchResult)
     assert result.credit == 0
     session.handle(wire.Goodbye(ErrorCode.INTERNAL, ""), 2.0)
@@ -93,20 +93,20 @@ def test_one_hello_answers_many_whos(session: Session) -> None:
 
 
 def test_batch_that_does_not_come_back_is_noticed_whoever_still_knows_of_it(session: Session) -> None:
-    assert not session.hung(0.0)
+    assert not session.is_hung(0.0)
     session.handle(BATCH, 0.0)
-    assert not session.hung(0.0)
-    session.hello(10.0)
+    assert not session.is_hung(0.0)
+    session.make_hello(10.0)
     session.handle(wire.Welcome(1, 8, 1000, 3500, 20_000, 2), 10.0)
-    assert not session.hung(19.0)
-    assert session.hung(20.0)
-    session.result(BATCH, 4, wire.pack_u32([3]), [], 10)
-    assert not session.hung(99.0)
+    assert not session.is_hung(19.0)
+    assert session.is_hung(20.0)
+    session.make_result(BATCH, 4, wire.pack_u32([3]), [], 10)
+    assert not session.is_hung(99.0)
 
 
 def test_what_was_meant_for_an_earlier_hello_is_ignored(session: Session) -> None:
-    session.hello(1.0)
-    session.hello(1.5)
+    session.make_hello(1.0)
+    session.make_hello(1.5)
     session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, 2), 1.6)
     assert session.handle(BATCH, 1.6) == (None, [])
     session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, 3), 1.7)
@@ -115,6 +115,6 @@ def test_what_was_meant_for_an_earlier_hello_is_ignored(session: Session) -> Non
 
 def test_broker_that_meets_a_draining_worker_is_told_so(session: Session) -> None:
     session.drain()
-    session.hello(1.0)
+    session.make_hello(1.0)
     batch, replies = session.handle(wire.Welcome(1, 8, 1000, 3500, 20_000, 2), 1.0)
     assert (batch, replies) == (None, [wire.WorkerDrain(b"")])

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.workers.test_model_folder import tokenizer, write_folder, write_json
-from workers.engine.tokenizer import GROUP_CHARACTERS, Tokenizer, groups
-from workers.models import ModelError
-from workers.models.folder import read_folder
+from workers.engine.batch_inputs import truncate_ids
+from workers.engine.tokenizer import GROUP_CHARACTERS, Tokenizer, group_texts
+from workers.models.folder import ModelError, read_folder
 from workers.models.tokenizers import compile_charsmap, convert_tokenizer
 
 #: Letters that a vocabulary must have for a difference between two of them to be seen.
@@ -26,13 +26,13 @@ LETTERS = "abcdefghijxzABJXZéßſςσΣµμϕφϵεкиіІщЩאבגعغกข
 VOCABULARY = [*dict.fromkeys(LETTERS), *(f"##{one}" for one in dict.fromkeys(LETTERS)), "hello", "world"]
 
 
-def convert(folder: Path, spec: dict[str, Any], max_tokens: int = 12) -> tuple[Tokenizer, Any]:
+def convert(folder: Path, spec: dict[str, Any]) -> tuple[Tokenizer, Any]:
     """Ours and Hugging Face's, which neither truncates nor pads."""
     write_json(folder / "tokenizer.json", spec)
     ov.save_model(convert_tokenizer(read_folder(folder)), folder / "tokenizer.xml", compress_to_fp16=False)
     theirs = tokenizers.Tokenizer.from_str(json.dumps(spec))
     theirs.no_truncation()
-    return Tokenizer(folder / "tokenizer.xml", max_tokens), theirs
+    return Tokenizer(folder / "tokenizer.xml"), theirs
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
 def different(ours: Tokenizer, theirs: Any, texts: list[str]) -> list[str]:
     """The texts whose ids are not the same."""
     expected = [one.ids for one in theirs.encode_batch(texts)]
-    got = [one.tolist() for one in ours.encode(texts)]
+    got = [one.tolist() for one in ours.encode_texts(texts)]
     return [text for text, ids, others in zip(texts, got, expected, strict=True) if ids != others]
 
 
@@ -92,10 +92,13 @@ def test_truncation_is_the_tokenizers_own(tmp_path: Path, side: str) -> None:
     folder = write_folder(tmp_path / "tiny")
     text = "abcdefghij hello. a"
     for max_tokens in (3, 4, 9, 14, 15, 16):
-        ours, theirs = convert(folder, tokenizer(), max_tokens)
-        whole = ours.encode([text])[0]
+        ours, theirs = convert(folder, tokenizer())
+        whole = ours.encode_texts([text])[0]
         theirs.enable_truncation(max_tokens, direction=side)
-        assert ours.truncate(whole, at_start=side == "left").tolist() == theirs.encode(text).ids
+        assert (
+            truncate_ids(whole, max_tokens, ours.before, ours.after, at_start=side == "left").tolist()
+            == theirs.encode(text).ids
+        )
         assert len(whole) == 15
 
 
@@ -107,15 +110,18 @@ def test_special_tokens_on_one_side_only_survive_truncation(tmp_path: Path, side
     folder = write_folder(tmp_path / "tiny")
     for order, before, after in (([text, end, end], 0, 2), ([end, text], 1, 0), ([text], 0, 0)):
         pair = [*order, {"Sequence": {"id": "B", "type_id": 1}}]
-        ours, theirs = convert(folder, tokenizer() | {"post_processor": template | {"single": order, "pair": pair}}, 6)
+        ours, theirs = convert(folder, tokenizer() | {"post_processor": template | {"single": order, "pair": pair}})
         assert (ours.before.tolist(), ours.after.tolist()) == ([3] * before, [3] * after)
         theirs.enable_truncation(6, direction=side)
-        whole = ours.encode(["abcdefghij"])[0]
-        assert ours.truncate(whole, at_start=side == "left").tolist() == theirs.encode("abcdefghij").ids
+        whole = ours.encode_texts(["abcdefghij"])[0]
+        assert (
+            truncate_ids(whole, 6, ours.before, ours.after, at_start=side == "left").tolist()
+            == theirs.encode("abcdefghij").ids
+        )
 
 
 def test_a_very_long_text_does_not_pad_its_neighbours(both: tuple[Tokenizer, Any]) -> None:
-    ids = both[0].encode(["a", "hello " * 100_000, *["b"] * 62])
+    ids = both[0].encode_texts(["a", "hello " * 100_000, *["b"] * 62])
     assert [len(one) for one in ids] == [3, 100_002, *[3] * 62]
     assert all(one.base is None for one in ids)  # none of them keeps the whole batch alive
 
@@ -123,14 +129,14 @@ def test_a_very_long_text_does_not_pad_its_neighbours(both: tuple[Tokenizer, Any
 @pytest.mark.parametrize("blank", ["", " ", "\0", "\n\t"])
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_texts_that_are_all_blank_have_a_row_each(both: tuple[Tokenizer, Any], blank: str, number: int) -> None:
-    alone = both[0].encode([blank, "a"])[0].tolist()
-    assert [ids.tolist() for ids in both[0].encode([blank] * number)] == [alone] * number
+    alone = both[0].encode_texts([blank, "a"])[0].tolist()
+    assert [ids.tolist() for ids in both[0].encode_texts([blank] * number)] == [alone] * number
 
 
 @given(st.lists(st.integers(0, 3 * GROUP_CHARACTERS // 2), max_size=30) | st.lists(st.integers(0, 9), max_size=300))
 def test_groups_are_the_texts_in_their_order_and_not_too_large(lengths: list[int]) -> None:
     texts = [Long(length) for length in lengths]
-    made = list(groups(texts)) if texts else []
+    made = list(group_texts(texts)) if texts else []
     assert [text for group in made for text in group] == texts
     for group in made:
         assert len(group) == 1 or max(map(len, group)) * len(group) <= GROUP_CHARACTERS
@@ -165,7 +171,7 @@ def test_the_interpreter_is_free_while_a_text_is_encoded(both: tuple[Tokenizer, 
     ticker.start()
     running.wait()
     started = time.perf_counter()
-    both[0].encode(["hello, " * 1_000_000])
+    both[0].encode_texts(["hello, " * 1_000_000])
     seconds = time.perf_counter() - started
     done.set()
     ticker.join()
@@ -226,5 +232,5 @@ def test_text_is_read_in_a_time_that_grows_with_its_length(both: tuple[Tokenizer
     for doubled in range(16, 24):
         text = piece * (2**doubled // len(piece.encode()))
         started = time.process_time()
-        ours.encode([text])
+        ours.encode_texts([text])
         assert time.process_time() - started < 10

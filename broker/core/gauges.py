@@ -1,0 +1,63 @@
+"""Gauges: metrics read from the scheduler's state at the time of a scrape. Pure; they change no state."""
+
+import math
+from collections.abc import Iterable
+
+from broker.core.metrics import Family, Labels, Sample
+from broker.core.state import State
+from broker.wire.protocol import Lane
+
+
+def list_gauges(state: State) -> list[Family]:
+    """Return the gauges of queues, models, workers and frontends."""
+    return [*_list_queue_gauges(state), *_list_worker_gauges(state)]
+
+
+def _list_queue_gauges(state: State) -> list[Family]:
+    models = state.models
+    lanes = [((name, lane.name.lower()), lane, model.queue) for name, model in models.items() for lane in Lane]
+    suspects = {name: model.queue.jobs - sum(map(model.queue.count_lane_jobs, Lane)) for name, model in models.items()}
+    return [
+        _gauge("queue_jobs", "Jobs waiting", ("model", "lane"),
+               ((labels, queue.count_lane_jobs(lane)) for labels, lane, queue in lanes)),
+        _gauge("queue_tokens", "Tokens waiting", ("model", "lane"),
+               ((labels, queue.count_lane_tokens(lane)) for labels, lane, queue in lanes)),
+        _gauge("queue_suspects", "Jobs waiting to run alone after their batch crashed a worker or failed", ("model",),
+               (((name,), number) for name, number in suspects.items())),
+        _gauge("expected_wait_seconds", "Seconds that a model's workers need for all its open jobs", ("model",),
+               (((name,), predict_wait_s(state, name)) for name in models)),
+        _gauge("open_jobs", "Jobs waiting or running", (), [((), state.ledger.jobs)]),
+        _gauge("frontends", "Frontends connected", (), [((), len(state.ledger.by_uuid))]),
+        _gauge("workers", "Workers ready", ("model",),
+               (((name,), getattr(state.pool.find_live_model(name), "workers", 0)) for name in models)),
+    ]  # fmt: skip
+
+
+def _list_worker_gauges(state: State) -> list[Family]:
+    labels = ("model", "device", "worker")
+    served = [((name, worker.device, worker.label), worker)
+              for worker in state.pool.workers.values() for name in worker.models]  # fmt: skip
+    return [
+        _gauge("worker_up", "1 for each connected worker", labels, ((of, 1) for of, _ in served)),
+        _gauge("worker_credits", "Batches that the worker accepts now", labels,
+               ((of, worker.available) for of, worker in served)),
+        _gauge("worker_leases", "Batches that the worker holds", labels,
+               ((of, len(worker.leases)) for of, worker in served)),
+        _gauge("worker_tokens_per_second", "Throughput learned from the worker's results", labels,
+               ((of, worker.throughput.tokens_per_s) for of, worker in served)),
+        _gauge("worker_streams", "Inferences that run in parallel on the worker", labels,
+               ((of, worker.streams) for of, worker in served)),
+    ]  # fmt: skip
+
+
+def _gauge(name: str, text: str, labels: Labels, samples: Iterable[tuple[Labels, float]]) -> Family:
+    return Family(name, "gauge", text, labels, [Sample(values, value) for values, value in samples])
+
+
+def predict_wait_s(state: State, model: str) -> float:
+    """Return the seconds until all open jobs of a model would have run; infinity without a worker."""
+    tokens = state.models[model].queue.tokens + state.pool.count_leased_tokens(model, Lane.BULK)
+    tokens_per_s = state.pool.sum_tokens_per_s(model)
+    if not tokens:
+        return 0.0
+    return tokens / tokens_per_s if tokens_per_s else math.inf

@@ -1,0 +1,157 @@
+"""How jobs and batches end: answered, failed, cancelled or requeued. Pure.
+
+Each job ends exactly once. The frontend is sent an answer or a failure, unless the frontend cancelled the request.
+"""
+
+import itertools
+
+from broker.core.jobs import Job, Request
+from broker.core.ledger import MAX_EXPIRED
+from broker.core.models import Model
+from broker.core.pool import Lease, Worker
+from broker.core.result_split import split_result
+from broker.core.state import State
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode, LocalProtocolError, describe_replaced_model
+from broker.wire.protocol import Failure, Frame
+
+#: Retry-After of a request that failed as a whole, in milliseconds.
+RETRY_AFTER_MS = 5000
+
+
+def answer_batch(
+    state: State, worker: Worker, lease: Lease, result: wire.BatchResult, frame: Frame, now: float
+) -> None:
+    """Send a valid result's rows to the frontends, and learn from it. The lease has been released."""
+    tokens, failed = wire.unpack_u32(result.tokens), {failure.position for failure in result.failures}
+    # Rejected and tokenize-only jobs cost no inference; their tokens would make the worker look fast.
+    inferred = [
+        count
+        for position, count in enumerate(tokens)
+        if position not in failed and not lease.options[position] & wire.Option.TOKENISE
+    ]
+    worker.record_batch_time(lease, sum(inferred), now)
+    worker.answered_batches += 1
+    worker.answered_jobs += len(lease.jobs)
+    state.events.batch_answered(worker, lease, result, sum(inferred), now)
+    revision = worker.models[lease.model].revision
+    for share in split_result(lease, result, memoryview(frame), revision):
+        state.events.jobs_answered(lease, share.jobs, now)
+        frontend = state.ledger.by_uuid[share.owner]
+        frontend.sent += len(share.frame)
+        state.outbox.put(frontend.peer, share.message, [share.frame])
+        for job in share.jobs:
+            close_job(state, job)
+    for failure in result.failures:
+        if lease.jobs[failure.position].is_open:
+            fail_job(state, lease.jobs[failure.position], failure.code, failure.text, now)
+    _record_lengths(state, lease, result, failed)
+
+
+def _record_lengths(state: State, lease: Lease, result: wire.BatchResult, failed: set[int]) -> None:
+    """Correct quotas and the model's ratio of tokens to bytes by the exact lengths of a batch's jobs."""
+    tokens = wire.unpack_u32(result.tokens)
+    truncated = wire.unpack_u32(result.cut) or [0] * len(lease.jobs)
+    served = [(position, job) for position, job in enumerate(lease.jobs) if position not in failed]
+    for position, job in served:
+        if not lease.options[position] & wire.Option.TOKENISE:
+            state.quotas.correct_charge(job.request.client, job.tokens, tokens[position])
+    texts = [
+        (tokens[position] + truncated[position], job.size)
+        for position, job in served
+        if job.request.kind == wire.Kind.TEXT
+    ]
+    model = state.models[lease.model]
+    model.record_lengths(len(texts), sum(count for count, _ in texts), sum(size for _, size in texts))
+
+
+def fail_batch(state: State, lease: Lease, code: ErrorCode, text: str, now: float) -> None:
+    """Requeue a failed batch of a worker that lives, and fail the jobs that have failed too often."""
+    state.events.batch_failed(lease, text, now)
+    for job in state.blame.blame_for_failure(lease):
+        fail_job(state, job, code, text, now)
+    requeue_lease(state, lease)
+
+
+def requeue_lease(state: State, lease: Lease) -> None:
+    """Return a lease's open jobs to the head of the queue."""
+    jobs = [job for job in lease.jobs if job.is_open]
+    state.models[lease.model].queue.push_back(jobs)
+    state.events.jobs_requeued(lease.model, len(jobs))
+
+
+def end_trials(state: State, now: float) -> None:
+    """Fail the jobs whose trial ends with the verdict poison, and requeue the others."""
+    poison, cleared = state.blame.end_trials(now)
+    for job in poison:
+        state.blame.block_input(job, now)
+        fail_job(state, job, ErrorCode.POISON, ErrorCode.POISON.text, now)
+    for job in cleared:
+        state.models[job.request.model].queue.push_back([job])
+
+
+def fail_poison(state: State, jobs: list[Job], now: float) -> list[Job]:
+    """Fail the jobs whose input is known poison, and return the others."""
+    blocked = state.blame.find_blocked(jobs, now)
+    state.events.jobs_blocked(len(blocked))
+    for job in blocked:
+        fail_job(state, job, ErrorCode.POISON, ErrorCode.POISON.text, now)
+    return [job for job in jobs if job.is_open] if blocked else jobs
+
+
+def fail_job(state: State, job: Job, code: ErrorCode, text: str, now: float) -> None:
+    """End an open job without a vector."""
+    state.events.job_failed(job, code, now)
+    failure = Failure(job.request.number, job.position, code, text)
+    state.outbox.put(state.ledger.by_uuid[job.request.owner].peer, wire.Failures([failure]))
+    close_job(state, job)
+
+
+def fail_request(state: State, request: Request, code: ErrorCode, text: str, now: float) -> None:
+    """End all open jobs of a request without a vector."""
+    state.events.request_failed(request, code, now)
+    failure = Failure(request.number, -1, code, text, RETRY_AFTER_MS)
+    state.outbox.put(state.ledger.by_uuid[request.owner].peer, wire.Failures([failure]))
+    _close_request(state, request)
+
+
+def fail_expired(state: State, now: float) -> None:
+    """Fail the requests whose deadline has passed."""
+    for request in state.ledger.pop_expired(now):
+        fail_request(state, request, ErrorCode.DEADLINE, ErrorCode.DEADLINE.text, now)
+
+
+def fail_unserved(state: State, model: Model, now: float) -> None:
+    """Fail requests that wait for a model without a worker, at most `MAX_EXPIRED` in a call."""
+    text = f"no worker that serves {model.info.name!r} is connected"
+    waiting = dict.fromkeys(request for request, _ in model.queue.list_waiting())
+    for request in itertools.islice(waiting, MAX_EXPIRED):
+        fail_request(state, request, ErrorCode.NO_WORKER, text, now)
+
+
+def fail_partly_answered(state: State, model: Model, now: float) -> None:
+    """Fail requests that have vectors of a model's old revision, because they must not get any of the new one."""
+    waiting = [request for request, _ in model.queue.list_waiting()]
+    on_trial = [job.request for job in state.blame.list_on_trial() if job.request.model == model.info.name]
+    for request in dict.fromkeys([*waiting, *on_trial]):
+        if request.open_jobs < request.inputs:
+            fail_request(state, request, ErrorCode.NO_WORKER, describe_replaced_model(model.info.name), now)
+
+
+def cancel_request(state: State, request: Request, now: float) -> None:
+    """End all open jobs of a request whose client or frontend is gone; the frontend is sent no message."""
+    state.events.request_cancelled(request, now)
+    _close_request(state, request)
+
+
+def _close_request(state: State, request: Request) -> None:
+    state.models[request.model].queue.discard(request)
+    state.ledger.close_request(request)
+
+
+def close_job(state: State, job: Job) -> None:
+    """Close a job that is not in a queue. Raise `LocalProtocolError` with the job's history if it is closed already."""
+    if not job.is_open:
+        history = "; ".join(state.events.history.describe_job(*job.key))
+        raise LocalProtocolError(f"job {job.position} of request {job.request.number} ends twice: {history}")
+    state.ledger.close_job(job)
