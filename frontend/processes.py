@@ -14,12 +14,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Seconds: the delay before a first restart, the maximum delay, and the lifetime that resets the delay.
+#: Seconds: the minimum delay of a restart, the maximum, and the lifetime that resets the delay to the minimum.
 FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S = 0.25, 10.0, 30.0
 #: Exit status of a program that cannot use its settings, such as a model, a device, an address or a flag.
 REFUSED_STATUS = 2
@@ -27,27 +28,24 @@ REFUSED_STATUS = 2
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass(slots=True, eq=False)
 class Child:
     """Process that is restarted when it ends."""
 
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        report: Callable[[str], None],
-        fds: Sequence[int] = (),
-        on_end: Callable[[int], None] = lambda pid: None,
-    ) -> None:
-        self.name = name
-        self.command = command
-        self.process: subprocess.Popen[bytes] | None = None
-        self._report = report
-        self._fds = fds
-        self._on_end = on_end
-        self._starts = 0
-        self._started = 0.0
-        self._delay = FIRST_DELAY_S
-        self._due = 0.0
+    name: str
+    command: Sequence[str]
+    #: Called with a message when the process ends.
+    report: Callable[[str], None]
+    #: Descriptors that the process inherits.
+    fds: Sequence[int] = ()
+    #: Called with the process id when the process ends.
+    on_end: Callable[[int], object] = lambda pid: None
+    process: subprocess.Popen[bytes] | None = None
+    _starts: int = 0
+    _started: float = 0.0
+    _delay_s: float = FIRST_DELAY_S
+    #: When to start the process.
+    _due: float = 0.0
 
     @property
     def refused(self) -> bool:
@@ -71,20 +69,20 @@ class Child:
         self._starts += 1
         try:
             self.process = subprocess.Popen(
-                self.command, cwd=ROOT, preexec_fn=_die_with_parent, process_group=0, pass_fds=self._fds
+                self.command, cwd=ROOT, preexec_fn=_die_with_parent, process_group=0, pass_fds=self.fds
             )
         except (OSError, subprocess.SubprocessError) as error:
             # The system is out of memory or processes, or the interpreter is being replaced.
             self._schedule_restart(now, f"cannot be started: {error}")
 
     def terminate(self) -> None:
-        """Send SIGTERM, with which the process drains."""
-        if self.process and self.process.poll() is None:
+        """Send SIGTERM, with which the process drains, if it runs."""
+        if self.process:
             self.process.terminate()
 
     def reload(self) -> None:
-        """Send SIGHUP, with which the process reloads its keys."""
-        if self.process and self.process.poll() is None:
+        """Send SIGHUP, with which the process reloads its keys, if it runs."""
+        if self.process:
             self.process.send_signal(signal.SIGHUP)
 
     def wait(self, until: float) -> None:
@@ -103,14 +101,14 @@ class Child:
     def _handle_end(self, status: int, now: float) -> None:
         self.kill()
         if self.process:
-            self._on_end(self.process.pid)
+            self.on_end(self.process.pid)
         self.process = None
         self._schedule_restart(now, f"ended with status {status}")
 
     def _schedule_restart(self, now: float, reason: str) -> None:
-        self._delay = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay * 2)
-        self._due = now + self._delay
-        self._report(f"{self.name} {reason}; restarting in {self._delay:.1f} s")
+        self._delay_s = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay_s * 2)
+        self._due = now + self._delay_s
+        self.report(f"{self.name} {reason}; restarting in {self._delay_s:.1f} s")
 
 
 def reload_all(children: Iterable[Child]) -> None:

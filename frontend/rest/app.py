@@ -113,7 +113,7 @@ async def _close_connections(connections: set[Connection]) -> None:
 
 
 async def _end_left_connections(connections: set[Connection]) -> None:
-    """Abort connections whose clients closed them behind bytes that are not read yet, and so cancel their requests."""
+    """Abort connections that clients closed behind bytes that are not read yet, and so cancel the requests."""
     while True:
         await asyncio.sleep(LEFT_INTERVAL_S)
         for connection in list(connections):
@@ -156,7 +156,7 @@ def _render_cancelled(_: Request, __: asyncio.CancelledError) -> HTTPResponse:
 
 
 class _MethodError(ApiError):
-    """Error 405, whose response lists the allowed methods."""
+    """Error 405, with the allowed methods in a header."""
 
     def __init__(self, message: str, allow: str) -> None:
         super().__init__(405, message, code="method_not_allowed")

@@ -30,7 +30,7 @@ _KERNEL_MARGIN_S = 5.0
 
 
 def limit_unread(listening: socket.socket, limit_s: float) -> None:
-    """Let the kernel end each accepted connection whose client acknowledges no bytes for this many seconds.
+    """Let the kernel end an accepted connection if its client acknowledges no bytes for this many seconds.
 
     This covers connections that are closed in this process while the kernel still has their last bytes.
     """
@@ -89,7 +89,7 @@ class Connection(HttpProtocol):
     def close(self, timeout: float | None = None) -> None:
         """Close the connection after all written bytes are sent.
 
-        Sanic would allow 5 s, however fast the client reads, and no time under TLS, whose buffer it does not see.
+        Sanic would allow 5 s, however fast the client reads, and no time under TLS, because it does not see TLS's buffer.
         """
         if self.transport is None or self.transport.is_closing() or self._closing:
             return

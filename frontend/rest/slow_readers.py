@@ -125,7 +125,7 @@ class Readers(Generic[K]):
         return sum(reader.held for key, reader in self._readers.items() if key in among)
 
     def find_slow(self, now: float) -> dict[K, Reason]:
-        """Return the connections whose clients read nothing, or too little, within the time-out."""
+        """Return the connections of clients that read no bytes, or too few, within the time-out."""
         return {key: reason for key, reader in self._readers.items() if (reason := self._check_limits(reader, now))}
 
     def _check_limits(self, reader: _Reader, now: float) -> Reason | None:

@@ -228,7 +228,7 @@ class UnreadAnswers:
         self._ended[reason] += 1
 
     def _forget_connection(self, connection: Connection) -> None:
-        """Forget a connection that has ended, or whose client has read everything.
+        """Forget a connection that has ended or has no unread bytes.
 
         Its memory counts as free at once, so that no other client is ended for the same bytes. Its handler ends in the
         next turn of the event loop, and grants the memory to the next answer.
