@@ -1,4 +1,4 @@
-"""Requests to the broker as awaitable calls: the pure session, its socket, and a future for each request."""
+"""Awaitable requests to the broker: the pure session, its socket, and a future for each request."""
 
 import asyncio
 import contextlib
@@ -23,14 +23,14 @@ from frontend.session.session import Session, Step
 
 log = logging.getLogger(__name__)
 
-#: How much longer than its deadline a request waits for the broker to say that it is over.
+#: Seconds after its deadline for which a request waits for the broker's failure, which names the reason.
 DEADLINE_SLACK_S = 2.0
-#: How long /health waits for the broker's counts.
+#: Seconds for which /health waits for the broker's stats.
 STATS_WAIT_S = 1.0
 
 
 class BrokerClient:
-    """One for each frontend process. All methods run on the event loop's thread."""
+    """The broker, as the handlers of one frontend process call it. All methods run on the event loop's thread."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -42,26 +42,32 @@ class BrokerClient:
             host=socket.gethostname(),
             pid=os.getpid(),
         )
+        # The mutable state of a client is
+        # - the session, which has the requests, the models and the state of the connection;
         self._session = Session(hello, config.broker_grace_s, time.monotonic())
+        # - the socket;
         self._link = Link(config, self._on_connect, self._on_disconnect, self._on_message)
+        # - a future for each call of `run` that has not returned, by the request's number;
         self._futures: dict[int, asyncio.Future[None]] = {}
-        self._flushing = False
-        #: Set and replaced whenever the connection or the models change, and whenever stats come.
+        # - whether the event loop is about to call `_flush`;
+        self._flush_scheduled = False
+        # - events that wake the waiting calls. They are set and replaced when the connection or the models change, and
+        #   when stats arrive.
         self._changed, self._stats_came = asyncio.Event(), asyncio.Event()
 
     @property
     def connected(self) -> bool:
-        """Whether the broker is there, as far as can be told."""
+        """Whether the broker has welcomed this frontend and has not been silent for too long since."""
         return self._session.connected
 
     @property
     def models(self) -> dict[str, ModelInfo]:
-        """Every model that the broker knows."""
+        """The broker's models, by name."""
         return self._session.models
 
     @property
     def states(self) -> dict[str, ModelState]:
-        """The state of each model, including models that no worker has served yet."""
+        """The state of each model by name, including models that no worker has served yet."""
         return self._session.states
 
     # --- requests ----------------------------------------------------------------------------------------------------
@@ -78,13 +84,14 @@ class BrokerClient:
         per_item: bool = False,
         max_tokens: float = math.inf,
     ) -> Pending:
-        """Return a row for each input (with `per_item`: or its failure). Cancelling the call cancels the jobs.
+        """Return the request with a row for each input; with `per_item`, some inputs may have failures instead.
 
-        Raise ApiError when the request, or without `per_item` an input of it, fails.
+        `inputs` are UTF-8 texts or packed token ids, and `deadline` is a monotonic time in seconds. Cancelling the call
+        cancels the jobs. Raise `ApiError` if the request fails, or, without `per_item`, if any of its inputs fails.
         """
         lane = self._choose_lane(inputs) if request_options.lane is None else request_options.lane
         now = time.monotonic()
-        wait_s = self._session.door.refuses(model, lane, request_options.client, deadline - now, now)
+        wait_s = self._session.refusals.find_wait(model, lane, request_options.client, deadline - now, now)
         if wait_s:
             text = f"the queue is {wait_s:.3g} s long"
             raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
@@ -105,11 +112,11 @@ class BrokerClient:
         frame = b"".join(inputs)
         pending = self._session.submit(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)
         future = self._futures[pending.number] = self._loop.create_future()
-        self._flush_soon()
+        self._schedule_flush()
         try:
             await asyncio.wait_for(future, deadline - time.monotonic() + DEADLINE_SLACK_S)
         except TimeoutError:
-            text = "the request's deadline passed before it was answered"
+            text = "the request's deadline passed before the answer was complete"
             raise from_failure(ErrorCode.DEADLINE, text, 5000) from None
         except asyncio.CancelledError:
             pending.abandoned = True
@@ -118,22 +125,22 @@ class BrokerClient:
             del self._futures[pending.number]
             self._session.finish(pending)
             if self._session.has_outgoing:
-                self._flush_soon()
-        self._session.door.note(pending, time.monotonic())
+                self._schedule_flush()
+        self._session.refusals.record_answer(pending, time.monotonic())
         if pending.failure:
             raise from_failure(pending.failure.code, pending.failure.text, pending.failure.retry_after_ms)
         return pending
 
     def _choose_lane(self, inputs: Sequence[bytes]) -> Lane:
-        """Choose by a request's size: a search has few and short inputs."""
+        """Return the interactive lane for few and short inputs, as a search has, and else the bulk lane."""
         config = self._config
         small = len(inputs) <= config.interactive_inputs and sum(map(len, inputs)) <= config.interactive_bytes
         return Lane.INTERACTIVE if small else Lane.BULK
 
     async def find_model(self, name: str) -> ModelInfo:
-        """Return the model, also after the moment that a start or a loss takes.
+        """Return a model, after waiting for the broker or the model for at most the grace period.
 
-        Raise ApiError when the broker does not know it, or has no worker for it yet.
+        Raise `ApiError` if the model is unknown, if it has no worker, or if the broker stays away.
         """
         asked_at = time.monotonic()
         while not isinstance(found := self._session.find_model(name, asked_at, time.monotonic()), ModelInfo):
@@ -142,7 +149,7 @@ class BrokerClient:
         return found
 
     async def fresh_stats(self) -> wire.Stats | None:
-        """Return the broker's counts as of now; the last ones when it does not answer at once, None when it is away."""
+        """Return the broker's current stats, or the last ones if it does not answer in time, or None if it is away."""
         if self.connected:
             came = self._stats_came
             self._link.send(self._session.heartbeat())
@@ -153,50 +160,50 @@ class BrokerClient:
     # --- the connection ----------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Connect, without waiting for the broker. Call it on the running loop."""
+        """Start to connect. Must be called on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._link.open()
         self._timer = self._loop.call_soon(self._on_timer)
 
     def close(self) -> None:
-        """Say goodbye and close; what is still unanswered is cancelled by it."""
+        """Send a goodbye, with which the broker cancels this frontend's jobs, and close the socket."""
         self._timer.cancel()
         if self.connected:
             self._link.send(wire.FrontendGoodbye())
         self._link.close()
 
     def _on_connect(self) -> None:
-        self._advance(self._session.connect)
+        self._run_step(self._session.connect)
 
     def _on_disconnect(self) -> None:
-        self._advance(lambda: self._session.disconnect(time.monotonic()))
+        self._run_step(lambda: self._session.disconnect(time.monotonic()))
 
     def _on_message(self, message: Message, frames: Sequence[Frame]) -> None:
-        self._advance(lambda: self._session.handle(message, frames, time.monotonic()))
+        self._run_step(lambda: self._session.handle(message, frames, time.monotonic()))
         match message:
             case wire.Goodbye():
-                log.warning("the broker ended the session: %s: %s", message.code.name, message.text)
+                log.warning("broker closed the session: %s: %s", message.code.name, message.text)
             case wire.Stats():
                 self._stats_came.set()
                 self._stats_came = asyncio.Event()
 
     def _on_timer(self) -> None:
-        self._advance(lambda: self._session.due(time.monotonic()))
+        self._run_step(lambda: self._session.due(time.monotonic()))
         delay_s = max(0.0, self._session.next_deadline() - time.monotonic())
         self._timer = self._loop.call_later(delay_s, self._on_timer)
 
-    def _flush_soon(self) -> None:
-        """Send all that one turn of the event loop submits and cancels together."""
-        if not self._flushing:
-            self._flushing = True
+    def _schedule_flush(self) -> None:
+        """Flush at the end of this turn of the event loop, so that its submissions leave in one message."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flushing = False
-        self._advance(lambda: self._session.flush(time.monotonic()))
+        self._flush_scheduled = False
+        self._run_step(lambda: self._session.flush(time.monotonic()))
 
-    def _advance(self, call: Callable[[], Step]) -> None:
-        """Make a call of the session, and do what it asks for."""
+    def _run_step(self, call: Callable[[], Step]) -> None:
+        """Call the session. Send the messages, wake the requests that have ended, and log a change of connection."""
         connected, models = self.connected, self._session.models
         step = call()
         for message, frames in step.sends:
@@ -211,11 +218,11 @@ class BrokerClient:
             self._changed.set()
             self._changed = asyncio.Event()
         if self._session.has_outgoing:
-            self._flush_soon()
+            self._schedule_flush()
 
     def _log_connection(self) -> None:
         if self.connected:
             log.info("connected to broker %s", self._config.broker)
         else:
-            waiting = self._session.unanswered
-            log.warning("the broker at %s is away; %d requests wait for it", self._config.broker, waiting)
+            count = self._session.unanswered_count
+            log.warning("lost broker %s; %d requests wait for it to return", self._config.broker, count)

@@ -1,7 +1,8 @@
-"""The frontend's socket to the broker: one raw DEALER on the event loop's `add_reader`.
+"""The frontend's socket to the broker: one raw DEALER, read by the event loop's `add_reader`.
 
-zmq.asyncio costs five times the processor time for each message. The descriptor of a ZeroMQ socket is edge-triggered
-and any call on the socket eats the edge, so reading always drains, and every send is followed by one more look.
+zmq.asyncio takes five times the CPU time for each message. A ZeroMQ socket's descriptor is edge-triggered, and any call
+on the socket consumes the edge (`ZMQ_FD` in zmq_getsockopt(3)). Therefore each read drains the socket, and each send is
+followed by another read.
 """
 
 import asyncio
@@ -19,14 +20,14 @@ from frontend.config import Config
 
 log = logging.getLogger(__name__)
 
-#: Messages read in one turn of the event loop before other work gets its turn.
-MAX_DRAIN = 64
-#: How long `close` lets the last messages leave, in milliseconds.
+#: Maximum number of messages that are read in one turn of the event loop.
+MAX_READS = 64
+#: Milliseconds for which a closed socket goes on to send its last messages.
 LINGER_MS = 500
 
 
 class Link:
-    """A connection that libzmq makes again whenever it ends. All methods run on the event loop's thread."""
+    """Connection to the broker, which libzmq reconnects. All methods run on the event loop's thread."""
 
     def __init__(
         self,
@@ -39,19 +40,19 @@ class Link:
         self._on_connect, self._on_disconnect, self._on_message = on_connect, on_disconnect, on_message
 
     def open(self) -> None:
-        """Connect, without waiting for the broker. Call it on the running loop."""
+        """Start to connect. Must be called on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = open_dealer(self._context, self._config.keys, "frontend")
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
         self._monitor = self._socket.get_monitor_socket(events)
         self._loop.add_reader(self._monitor.fileno(), self._read_monitor)
-        self._loop.add_reader(self._socket.fileno(), self._read)
+        self._loop.add_reader(self._socket.fileno(), self._read_messages)
         self._socket.connect(self._config.broker)
         self._loop.call_soon(self._read_monitor)
 
     def close(self) -> None:
-        """Let the last messages leave, and close."""
+        """Close the socket after its last messages are sent."""
         self._loop.remove_reader(self._monitor.fileno())
         self._loop.remove_reader(self._socket.fileno())
         self._socket.disable_monitor()
@@ -60,12 +61,12 @@ class Link:
         self._context.term()
 
     def send(self, message: Message, frames: Sequence[Frame] = ()) -> None:
-        """Send a message, or drop it while there is no connection: the session sends again what was not answered."""
+        """Send a message, or drop it without a connection, because the session resubmits all unanswered requests."""
         try:
             self._socket.send_multipart(wire.encode(message, frames), zmq.NOBLOCK)
         except zmq.Again:
-            log.debug("not sent, because the broker is away: %s", type(message).__name__)
-        self._loop.call_soon(self._read)
+            log.debug("dropped %s: no connection to the broker", type(message).__name__)
+        self._loop.call_soon(self._read_messages)
 
     def _read_monitor(self) -> None:
         while self._monitor.poll(0):
@@ -75,12 +76,12 @@ class Link:
             elif event == zmq.EVENT_DISCONNECTED:
                 self._on_disconnect()
             else:
-                log.error("the broker at %s refuses this frontend's key", self._config.broker)
+                log.error("broker %s rejected this frontend's key; add the key to its allow-list", self._config.broker)
 
-    def _read(self) -> None:
+    def _read_messages(self) -> None:
         if self._socket.closed:
             return
-        for _ in range(MAX_DRAIN):
+        for _ in range(MAX_READS):
             try:
                 header, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -88,7 +89,7 @@ class Link:
             try:
                 message, payload = wire.decode(wire.TO_FRONTEND, [header.bytes, *(frame.buffer for frame in frames)])
             except RemoteProtocolError as error:
-                log.warning("ignored a malformed message: %s", error)
+                log.warning("ignored malformed message: %s", error)
                 continue
             self._on_message(message, payload)
-        self._loop.call_soon(self._read)
+        self._loop.call_soon(self._read_messages)

@@ -1,11 +1,12 @@
-"""The frontend's truth: every request that has no answer yet, and what has come in for it so far. Pure.
+"""The frontend's record of requests without a complete answer, and of recent refusals. Pure.
 
-The broker's and the workers' state can be lost and made again from here; see `unanswered`.
+A frontend can rebuild the state of a restarted broker from this record: see `PendingRequests.list_unanswered`.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -13,63 +14,53 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_replaced_model, describe_too_many_tokens
 from broker.wire.protocol import Frame, Lane
 
-#: How long the wait that the broker told is taken to be the same, in seconds.
-NOTED_S = 0.1
-#: Clients whose wait is remembered at most.
-MAX_NOTED = 1000
+#: Seconds for which a refusal is repeated without sending the request to the broker.
+REFUSAL_TTL_S = 0.1
+#: Maximum number of refusals that are remembered; above it all are forgotten.
+MAX_REFUSALS = 1000
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Pending:
-    """One request on its way. `failure`, or a row or a failure of each input, ends it."""
+    """Request without a complete answer. It ends with `failure`, or with a row or a failure for each input."""
 
-    __slots__ = (
-        "abandoned",
-        "cut",
-        "deadline",
-        "failure",
-        "failures",
-        "frame",
-        "inference_us",
-        "max_tokens",
-        "missing",
-        "model",
-        "per_item",
-        "queue_us",
-        "revision",
-        "rows",
-        "submission",
-        "tokens",
-        "told",
-    )  # fmt: skip
+    submission: wire.Submission
+    frame: Frame
+    #: Monotonic time, in seconds.
+    deadline: float
+    #: Whether an input that fails leaves the other inputs to be answered.
+    per_item: bool = False
+    #: Maximum number of tokens over all inputs.
+    max_tokens: float = math.inf
+    #: Each input's row as bytes, in the order of the inputs; None until the row arrives.
+    rows: list[memoryview | None] = field(init=False)
+    #: Number of inputs with neither a row nor a failure.
+    missing: int = field(init=False)
+    #: Number of tokens of the inputs that have rows.
+    tokens: int = 0
+    #: Number of truncated tokens by input, for inputs that were truncated.
+    truncated: dict[int, int] = field(default_factory=dict)
+    #: Failures by input, with `per_item`.
+    failures: dict[int, wire.Failure] = field(default_factory=dict)
+    #: Failure of the whole request.
+    failure: wire.Failure | None = None
+    #: Whether the broker has closed the whole request, so that no cancellation is needed.
+    ended_by_broker: bool = False
+    #: Whether the client closed its connection.
+    abandoned: bool = False
+    #: Maximum over the request's batches, in microseconds.
+    queue_us: int = 0
+    inference_us: int = 0
+    #: Revision of the model that made the rows; empty until the first row arrives.
+    revision: str = ""
 
-    def __init__(
-        self, submission: wire.Submission, frame: Frame, deadline: float, *, per_item: bool, max_tokens: float
-    ) -> None:
-        inputs = len(wire.unpack_u32(submission.lengths))
-        self.submission = submission
-        self.model = submission.model
-        self.frame = frame
-        self.deadline = deadline
-        #: Whether an input that fails leaves the others to be answered.
-        self.per_item = per_item
-        #: Tokens that it may have.
-        self.max_tokens = max_tokens
-        #: Each input's row as bytes, in the order of the inputs; None: not there yet.
-        self.rows: list[memoryview | None] = [None] * inputs
-        self.missing = inputs
-        self.tokens = 0
-        #: Tokens cut off, and what went wrong, by input.
-        self.cut: dict[int, int] = {}
-        self.failures: dict[int, wire.Failure] = {}
-        self.failure: wire.Failure | None = None
-        #: Whether the broker itself has ended the whole request.
-        self.told = False
-        #: Whether its client has gone away.
-        self.abandoned = False
-        #: Longest wait in the queue and longest inference among its batches.
-        self.queue_us = self.inference_us = 0
-        #: Of the model that made the rows so far.
-        self.revision = ""
+    def __post_init__(self) -> None:
+        self.missing = len(wire.unpack_u32(self.submission.lengths))
+        self.rows = [None] * self.missing
+
+    def __repr__(self) -> str:
+        state = "failed" if self.failure else f"{self.missing} of {len(self.rows)} inputs missing"
+        return f"<Pending {self.number} {self.model!r}: {state}>"
 
     @property
     def number(self) -> int:
@@ -77,58 +68,65 @@ class Pending:
         return self.submission.request
 
     @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.submission.model
+
+    @property
     def ended(self) -> bool:
-        """Whether there is nothing more to wait for."""
+        """Whether the request has failed or every input has a row or a failure."""
         return self.failure is not None or self.missing == 0
 
-    def place(self, position: int, row: memoryview, tokens: int, cut: int) -> None:
-        """An input's row has come."""
+    def waits_for(self, position: int) -> bool:
+        """Return whether an input exists and has neither a row nor a failure."""
+        return position < len(self.rows) and self.rows[position] is None and position not in self.failures
+
+    def add_row(self, position: int, row: memoryview, tokens: int, truncated: int) -> None:
+        """Store the row of an input. Fail the request if its inputs have more than `max_tokens` together."""
         self.rows[position] = row
         self.tokens += tokens
         self.missing -= 1
-        if cut:
-            self.cut[position] = cut
+        if truncated:
+            self.truncated[position] = truncated
         if self.tokens > self.max_tokens:
             text = describe_too_many_tokens(self.max_tokens)
             self.failure = wire.Failure(self.number, -1, ErrorCode.TOO_MANY_TOKENS, text)
 
-    def fail(self, failure: wire.Failure) -> None:
-        """An input has failed, or the whole request."""
+    def add_failure(self, failure: wire.Failure) -> None:
+        """Store the failure of an input, or of the whole request."""
         if failure.position < 0:
-            self.failure, self.told = failure, True
+            self.failure, self.ended_by_broker = failure, True
         elif not self.per_item:
             self.failure = failure
         elif self.waits_for(failure.position):
             self.failures[failure.position] = failure
             self.missing -= 1
 
-    def waits_for(self, position: int) -> bool:
-        """Whether the input has neither a row nor a failure."""
-        return position < len(self.rows) and self.rows[position] is None and position not in self.failures
 
-
-class Door:
-    """How long the wait was when the broker last refused a request for it: a flood is refused without asking."""
+class RefusalCache:
+    """Queueing delays of the broker's most recent refusals. A flood of requests is refused without the broker."""
 
     def __init__(self) -> None:
+        #: The broker's limit on the queueing delay, in seconds.
         self.max_wait_s = math.inf
+        #: (until when the refusal is repeated, queueing delay in seconds) by model, lane and client.
         self._waits: dict[tuple[str, Lane, str], tuple[float, float]] = {}
 
-    def note(self, pending: Pending, now: float) -> None:
-        """The broker has answered a request."""
+    def record_answer(self, pending: Pending, now: float) -> None:
+        """Remember the queueing delay if the broker refused the request as overloaded."""
         if pending.failure and pending.failure.code == ErrorCode.OVERLOADED:
-            if len(self._waits) > MAX_NOTED:
+            if len(self._waits) > MAX_REFUSALS:
                 self._waits.clear()
             key = (pending.model, pending.submission.lane, pending.submission.client)
-            self._waits[key] = (now + NOTED_S, pending.failure.retry_after_ms / 1000)
+            self._waits[key] = (now + REFUSAL_TTL_S, pending.failure.retry_after_ms / 1000)
 
-    def refuses(self, model: str, lane: Lane, client: str, budget_s: float, now: float) -> float | None:
-        """The wait in seconds for which the broker would refuse such a request; None: it must be asked."""
+    def find_wait(self, model: str, lane: Lane, client: str, budget_s: float, now: float) -> float | None:
+        """Return the queueing delay, in seconds, for which to refuse a request. Return None to submit the request."""
         until, wait_s = self._waits.get((model, lane, client), (now, 0.0))
         return wait_s if now < until and wait_s > min(self.max_wait_s, budget_s) else None
 
 
-class Table:
+class PendingRequests:
     """All pending requests by number."""
 
     def __init__(self) -> None:
@@ -138,37 +136,32 @@ class Table:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(
-        self,
-        submission: wire.Submission,
-        frame: Frame,
-        deadline: float,
-        *,
-        per_item: bool = False,
-        max_tokens: float = math.inf,
+    def add_request(
+        self, submission: wire.Submission, frame: Frame, deadline: float, *, per_item: bool, max_tokens: float
     ) -> Pending:
-        """A new request, whose submission gets its number here; it stays until `remove`."""
+        """Return a new request, and keep the request until `remove`. The submission gets its number here."""
         self._newest += 1
         numbered = msgspec.structs.replace(submission, request=self._newest)
-        pending = Pending(numbered, frame, deadline, per_item=per_item, max_tokens=max_tokens)
+        pending = Pending(numbered, frame, deadline, per_item, max_tokens)
         self._pending[self._newest] = pending
         return pending
 
     def remove(self, pending: Pending) -> None:
-        """Nobody waits for it any more."""
+        """Forget a request."""
         self._pending.pop(pending.number, None)
 
-    def answered(self, answers: wire.Answers, frame: Frame) -> list[Pending]:
-        """Put rows in their places; the requests that this completed. Rows that nobody waits for are dropped."""
-        rows = wire.split(frame, _sizes(answers))
-        cut = wire.unpack_u32(answers.cut) or itertools.repeat(0)
-        ended: list[Pending] = []
-        columns = (
+    def apply_answers(self, answers: wire.Answers, frame: Frame) -> list[Pending]:
+        """Store rows, and return the requests that end with them. Ignore rows of unknown or ended requests."""
+        columns = zip(
             wire.unpack_u64(answers.requests),
             wire.unpack_u32(answers.positions),
             wire.unpack_u32(answers.tokens),
+            wire.split(frame, _list_sizes(answers)),
+            wire.unpack_u32(answers.cut) or itertools.repeat(0),
+            strict=False,
         )
-        for number, position, tokens, row, off in zip(*columns, rows, cut, strict=False):
+        ended: list[Pending] = []
+        for number, position, tokens, row, truncated in columns:
             pending = self._pending.get(number)
             if pending is None or pending.ended or not pending.waits_for(position):
                 continue
@@ -181,29 +174,29 @@ class Table:
             pending.revision = answers.revision
             pending.queue_us = max(pending.queue_us, answers.queue_us)
             pending.inference_us = max(pending.inference_us, answers.inference_us)
-            pending.place(position, row, tokens, off)
+            pending.add_row(position, row, tokens, truncated)
             if pending.ended:
                 ended.append(pending)
         return ended
 
-    def failed(self, failures: Iterable[wire.Failure]) -> list[Pending]:
-        """The requests that these failures ended."""
+    def apply_failures(self, failures: Iterable[wire.Failure]) -> list[Pending]:
+        """Store failures, and return the requests that end with them."""
         ended: list[Pending] = []
         for failure in failures:
             pending = self._pending.get(failure.request)
             if pending and not pending.ended:
-                pending.fail(failure)
+                pending.add_failure(failure)
                 if pending.ended:
                     ended.append(pending)
         return ended
 
-    def unanswered(self) -> list[Pending]:
-        """What a broker that knows nothing must be sent, oldest first."""
+    def list_unanswered(self) -> list[Pending]:
+        """Return the requests to submit to a broker that has lost its state, oldest first."""
         return [pending for pending in self._pending.values() if not pending.ended]
 
 
-def _sizes(answers: wire.Answers) -> Sequence[int]:
-    """Bytes of each row."""
+def _list_sizes(answers: wire.Answers) -> Sequence[int]:
+    """Return the size of each row, in bytes."""
     if answers.sizes:
         return wire.unpack_u32(answers.sizes)
     return [answers.dimension * 4] * (len(answers.positions) // 4)

@@ -1,11 +1,17 @@
-"""The frontend's half of the conversation with the broker: hello, heartbeats, submissions, resends, grace.
+"""The frontend's side of the conversation with the broker. Pure: no socket, clock or event loop.
 
-Pure: no socket, clock or event loop. Each call takes the time and returns what to send and which requests have ended.
-The frontend owns a request until its answer has come: a broker that does not know this frontend, because it or the
-connection is new, is sent everything that is unanswered again, with the same numbers.
+Theory of operation:
 
-AWAY (hello until welcomed) → CONNECTED (heartbeats) → AWAY, when the connection ends, the broker is silent, says
-goodbye, or does not know this frontend.
+1. A session is *away* until the broker's welcome, and then *connected*. At every heartbeat interval it sends a hello
+   while away, and a heartbeat while connected. It is away again when the connection ends, when the broker is silent for
+   the liveness time, and when the broker sends a goodbye or does not recognize this frontend.
+2. A frontend keeps each request until the answer is complete. After each welcome it submits every unanswered request
+   again under its old number, as soon as the broker's list has the request's model.
+3. Requests without a broker, or without their model, fail when the grace period is over.
+4. `submit` and `finish` only record what to send; `flush` returns all submissions and cancellations of one turn of the
+   event loop together.
+
+Each call takes the time, and returns a `Step`: messages to send and requests that have ended.
 """
 
 from collections.abc import Sequence
@@ -17,62 +23,65 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Message, ModelInfo, ModelState, State
 from frontend.api.errors import ApiError, broker_away, from_failure, quote, unknown_model
-from frontend.session.pending import Door, Pending, Table
+from frontend.session.pending import Pending, PendingRequests, RefusalCache
 
-#: Heartbeat and liveness until a welcome names the broker's own, in seconds.
+#: Heartbeat and liveness intervals in seconds, until a welcome has the broker's own.
 HEARTBEAT_S, LIVENESS_S = 0.25, 3.5
-#: Submissions in one message at most, so that the broker's other peers never wait long while it reads one.
+#: Maximum number of submissions in one message, so that the broker's other peers wait briefly while it reads one.
 MAX_SUBMISSIONS = 64
-#: Why a model that has had no worker yet cannot be asked.
+#: Why a model without any worker so far cannot serve requests.
 _NOT_YET = {State.LOADING: "is still being loaded", State.FAILED: "could not be loaded by any worker"}
 
 
 class Outgoing(NamedTuple):
-    """A message to send, with its raw frames."""
+    """Message to send, with its raw frames."""
 
     message: Message
     frames: Sequence[Frame] = ()
 
 
 class Step(NamedTuple):
-    """What a call asks for: messages to send, in this order, and requests that have ended."""
+    """Result of a call: messages to send, in this order, and requests that have ended."""
 
     sends: Sequence[Outgoing] = ()
     ended: Sequence[Pending] = ()
 
 
 class Session:
-    """One for each frontend process."""
+    """Conversation of one frontend process with the broker."""
 
     def __init__(self, hello: wire.FrontendHello, grace_s: float, now: float) -> None:
         self._hello = hello
         self._grace_s = grace_s
+        # What the broker sent since the last welcome.
         self.models: dict[str, ModelInfo] = {}
         #: The state of each model, including models that no worker has served yet.
         self.states: dict[str, ModelState] = {}
         self.stats: wire.Stats | None = None
-        self.door = Door()
+        # Requests. They survive the loss of a broker.
+        self.refusals = RefusalCache()
+        self._requests = PendingRequests()
         self._seen_models: set[str] = set()
-        self._table = Table()
-        #: What the next `flush` submits, by number, and cancels.
+        # What the next `flush` submits, by number, and cancels.
         self._outbox: dict[int, Pending] = {}
         self._cancelled: list[Pending] = []
+        # The state of the connection. The epoch is None while the session is away.
         self._epoch: int | None = None
         #: Bytes of vectors received since the welcome.
-        self._received = 0
+        self._received_bytes = 0
         self._heartbeat_s, self._liveness_s = HEARTBEAT_S, LIVENESS_S
         self._next_heartbeat = now + HEARTBEAT_S
-        self._last_heard = self._welcomed_at = self._away_since = now
+        self._last_message_at = self._welcomed_at = self._away_since = now
 
     @property
     def connected(self) -> bool:
-        """Whether the broker has welcomed this frontend and has been heard since."""
+        """Whether the broker has welcomed this frontend and has not been silent for too long since."""
         return self._epoch is not None
 
     @property
-    def unanswered(self) -> int:
-        """How many requests wait for their answer."""
-        return len(self._table.unanswered())
+    def unanswered_count(self) -> int:
+        """Number of requests without a complete answer."""
+        return len(self._requests.list_unanswered())
 
     @property
     def has_outgoing(self) -> bool:
@@ -82,96 +91,99 @@ class Session:
     # --- the connection ----------------------------------------------------------------------------------------------
 
     def connect(self) -> Step:
-        """Open the conversation: a connection has been made."""
+        """Return the hello for a connection that has been made."""
         return Step([Outgoing(self._hello)])
 
     def disconnect(self, now: float) -> Step:
-        """Note that the connection, or the broker, is gone. Unanswered requests wait for the next one."""
+        """Handle the loss of the connection or of the broker. Unanswered requests wait for the next welcome."""
         if self.connected:
             self._away_since = now
         self._epoch = None
         self.models, self.states, self.stats = {}, {}, None
-        self._forget_outgoing()
+        self._clear_outgoing()
         return Step()
 
     def handle(self, message: Message, frames: Sequence[Frame], now: float) -> Step:
-        """Handle a message from the broker."""
-        self._last_heard = now
+        """Handle a message from the broker. Return what to send and which requests have ended."""
+        self._last_message_at = now
         match message:
             case wire.Answers():
-                self._received += len(frames[0])
-                return Step(ended=self._table.answered(message, frames[0]))
+                self._received_bytes += len(frames[0])
+                return Step(ended=self._requests.apply_answers(message, frames[0]))
             case wire.Failures():
-                return Step(ended=self._table.failed(message.failures))
+                return Step(ended=self._requests.apply_failures(message.failures))
             case wire.Models():
                 self._update_models(message)
             case wire.Stats():
                 self.stats = message
             case wire.Welcome():
-                self._begin(message, now)
+                self._begin_session(message, now)
             case wire.Who():
-                # The broker has forgotten this frontend, and its unanswered requests too.
+                # The broker has lost this frontend's session, and with it the unanswered requests.
                 self.disconnect(now)
                 return self.connect()
             case wire.Goodbye():
                 self.disconnect(now)
         return Step()
 
-    def _begin(self, message: wire.Welcome, now: float) -> None:
+    def _begin_session(self, message: wire.Welcome, now: float) -> None:
         self._epoch = message.epoch
-        self._received = 0
-        self.door.max_wait_s = message.max_wait_ms / 1000
-        # The models follow, and then all that is unanswered is sent again.
+        self._received_bytes = 0
+        self.refusals.max_wait_s = message.max_wait_ms / 1000
+        # The broker sends its models next, and then all unanswered requests are submitted again.
         self.models = {}
-        self._forget_outgoing()
+        self._clear_outgoing()
         self._welcomed_at = now
         self._heartbeat_s, self._liveness_s = message.heartbeat_ms / 1000, message.liveness_ms / 1000
 
-    def _forget_outgoing(self) -> None:
-        """A new conversation begins with all that is unanswered, and its broker has nothing to cancel."""
+    def _clear_outgoing(self) -> None:
+        """Drop submissions and cancellations: a new session submits all unanswered requests, and has none to cancel."""
         self._outbox, self._cancelled = {}, []
 
     def _update_models(self, message: wire.Models) -> None:
-        """Take over the broker's list, and submit the requests that waited for a model that is new on it."""
+        """Replace the list of models, and submit the requests that waited for a model that is new in the list."""
         new = {model.name for model in message.models} - set(self.models)
         self.models = {model.name: model for model in message.models}
         self.states = {state.name: state for state in message.states}
         self._seen_models |= set(self.models)
-        self._outbox |= {one.number: one for one in self._table.unanswered() if one.model in new}
+        unanswered = self._requests.list_unanswered()
+        self._outbox |= {pending.number: pending for pending in unanswered if pending.model in new}
 
     # --- time --------------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
-        """Return when `due` must be called."""
+        """Return when to call `due`."""
         return self._next_heartbeat
 
     def due(self, now: float) -> Step:
-        """Do what time asks for: send a heartbeat, or a hello while away, and end requests whose grace is over."""
+        """Return the heartbeat, or the hello while away, and the requests that exceed the grace period."""
         if now < self._next_heartbeat:
             return Step()
         self._next_heartbeat = now + self._heartbeat_s
-        if self.connected and now >= self._last_heard + self._liveness_s:
+        if self.connected and now >= self._last_message_at + self._liveness_s:
             self.disconnect(now)
         sends = [Outgoing(self.heartbeat() if self.connected else self._hello)]
         since = self._welcomed_at if self.connected else self._away_since
-        return Step(sends, self._give_up() if now >= since + self._grace_s else ())
+        return Step(sends, self._fail_unserved() if now >= since + self._grace_s else ())
 
     def heartbeat(self) -> wire.FrontendHeartbeat:
         """Return a heartbeat, which the broker answers with its stats."""
-        return wire.FrontendHeartbeat(self._received)
+        return wire.FrontendHeartbeat(self._received_bytes)
 
-    def _give_up(self) -> list[Pending]:
-        """Fail what waits for a broker, or for a model to come back to it."""
-        gone = [one for one in self._table.unanswered() if one.model not in self.models]
-        texts = ((one.number, str(self._explain_missing(one.model))) for one in gone)
-        return self._table.failed(wire.Failure(number, -1, ErrorCode.NO_WORKER, text, 5000) for number, text in texts)
+    def _fail_unserved(self) -> list[Pending]:
+        """Fail the requests that wait for a broker or for their model, and return them."""
+        unserved = [pending for pending in self._requests.list_unanswered() if pending.model not in self.models]
+        return self._requests.apply_failures(
+            wire.Failure(pending.number, -1, ErrorCode.NO_WORKER, str(self._explain_missing(pending.model)), 5000)
+            for pending in unserved
+        )
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def find_model(self, name: str, asked_at: float, now: float) -> ModelInfo | float:
-        """Return a model, or the time until which to wait for it: a start or a loss takes a moment.
+        """Return a model, or the time until which to wait for it, because a start or a loss takes a moment.
 
-        Raise ApiError when the broker does not know the model, has no worker for it yet, or is away for too long.
+        Raise `ApiError` if the model is unknown, if it has no worker, or if the grace period for a broker is over.
         """
         if name in self.models:
             return self.models[name]
@@ -193,36 +205,37 @@ class Session:
     def submit(
         self, submission: wire.Submission, frame: Frame, deadline: float, *, per_item: bool, max_tokens: float
     ) -> Pending:
-        """Begin a request, which the next `flush` sends. The submission gets its number here."""
-        pending = self._table.add(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)
+        """Return a new request, which the next `flush` submits. The submission gets its number here."""
+        pending = self._requests.add_request(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)
         self._outbox[pending.number] = pending
         return pending
 
     def finish(self, pending: Pending) -> None:
-        """End a request that nobody waits for any more; the next `flush` cancels it if the broker still holds it."""
-        self._table.remove(pending)
+        """Forget a request. The next `flush` cancels the request if the broker still has jobs of it."""
+        self._requests.remove(pending)
         self._outbox.pop(pending.number, None)
-        if pending.missing and not pending.told:
+        if pending.missing and not pending.ended_by_broker:
             self._cancelled.append(pending)
 
     def flush(self, now: float) -> Step:
-        """Return the messages for all that was submitted and finished since the last call."""
-        outbox = [one for one in self._outbox.values() if not one.ended]
+        """Return the messages for everything that was submitted and finished since the last call."""
+        submitted = [pending for pending in self._outbox.values() if not pending.ended]
         cancelled = self._cancelled
-        self._outbox, self._cancelled = {}, []
+        self._clear_outgoing()
         if not self.connected:
             return Step()
         sends = []
-        for at in range(0, len(outbox), MAX_SUBMISSIONS):
-            part = outbox[at : at + MAX_SUBMISSIONS]
-            sends.append(Outgoing(wire.Submit([_with_budget(one, now) for one in part]), [one.frame for one in part]))
+        for begin in range(0, len(submitted), MAX_SUBMISSIONS):
+            part = submitted[begin : begin + MAX_SUBMISSIONS]
+            message = wire.Submit([_set_budget(pending, now) for pending in part])
+            sends.append(Outgoing(message, [pending.frame for pending in part]))
         if cancelled:
-            abandoned = wire.pack_u64(one.number for one in cancelled if one.abandoned)
-            sends.append(Outgoing(wire.Cancel(wire.pack_u64(one.number for one in cancelled), abandoned)))
+            abandoned = wire.pack_u64(pending.number for pending in cancelled if pending.abandoned)
+            sends.append(Outgoing(wire.Cancel(wire.pack_u64(pending.number for pending in cancelled), abandoned)))
         return Step(sends)
 
 
-def _with_budget(pending: Pending, now: float) -> wire.Submission:
-    """Return the submission with what is left of its time."""
+def _set_budget(pending: Pending, now: float) -> wire.Submission:
+    """Return the submission with the time that remains until its deadline."""
     budget_ms = max(0, int((pending.deadline - now) * 1000))
     return msgspec.structs.replace(pending.submission, budget_ms=budget_ms)
