@@ -190,7 +190,7 @@ def test_worker_with_other_weights_is_told_so(cluster: Cluster, peers: list[Peer
     assert answer
     goodbye, _ = wire.decode(wire.TO_WORKER, answer)
     assert isinstance(goodbye, wire.Goodbye)
-    assert "revision-1, not revision-2" in goodbye.text
+    assert goodbye.text == "other workers serve revision revision-1 of model 'fake', not revision-2"
 
 
 def test_draining_broker_gets_its_last_answer_out(cluster: Cluster, peers: list[Peer]) -> None:

@@ -7,8 +7,8 @@ import pytest
 import zmq
 
 from broker.shell.curve_auth import ROLES, CurveAuth
-from broker.shell.curve_keys import Role, add_key, make_keys
-from broker.wire.curve import KeyFileError, Pair, read_dealer_keys, read_pair, read_public_key
+from broker.shell.curve_keys import add_key, make_keys
+from broker.wire.curve import KeyFileError, Pair, Role, read_dealer_keys, read_pair, read_public_key
 from broker.wire.sockets import open_dealer
 from tests.harness.damage import KEY_DAMAGE, remove
 from workers.config import Config
