@@ -39,7 +39,7 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     job = await read_job_request(request, parse_tokenize)
     check_max_length(job.body, job.model)
     texts = [text.encode() for text in job.body.inputs]
-    with metrics.Waiting(request, job.body.model):
+    with metrics.InFlight(request, job.body.model):
         done = await broker.run(job.body.model, Kind.TEXT, texts, job.options, job.deadline, options=Option.TOKENISE)
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]
