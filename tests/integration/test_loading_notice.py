@@ -75,7 +75,7 @@ def test_without_a_broker_nothing_hangs(endpoint: str) -> None:
 @pytest.mark.parametrize(
     ("flag", "value", "told"),
     [
-        ("--broker", "nonsense", "Invalid argument (addr='nonsense')"),
+        ("--broker", "nonsense", "could not connect to the broker: Invalid argument (addr='nonsense'); check --broker"),
         ("--keys", "/nonexistent", "/nonexistent/worker.key_secret cannot be used as a key: No such file or directory"),
     ],
 )

@@ -118,3 +118,12 @@ def test_broker_that_meets_a_draining_worker_is_told_so(session: Session) -> Non
     session.make_hello(1.0)
     batch, replies = session.handle(wire.Welcome(1, 8, 1000, 3500, 20_000, 2), 1.0)
     assert (batch, replies) == (None, [wire.WorkerDrain(b"")])
+
+
+def test_repr_shows_state_and_held_batches(session: Session) -> None:
+    assert repr(session) == "<Session SERVING epoch=7 held=[]>"
+    session.handle(BATCH, 0.0)
+    session.make_hello(1.0)
+    assert repr(session) == "<Session CONNECTING epoch=None held=[(7, 1)]>"
+    session.drain()
+    assert repr(session) == "<Session DRAINING epoch=None held=[(7, 1)]>"
