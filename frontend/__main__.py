@@ -1,4 +1,4 @@
-"""`python -m frontend`: read the configuration, listen, run Sanic, in one process or several."""
+"""`python -m frontend`: read the configuration, listen, and run Sanic in one process or several."""
 
 import os
 import signal
@@ -8,49 +8,47 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-import msgspec
 import zmq
 from sanic import Sanic
 
 from broker.shared import logs
 from broker.shared.files import explain, read_small_file
+from broker.shared.settings import SettingsError
 from broker.wire.curve import KeyFileError, read_dealer_keys
 from frontend.config import Config, load
-from frontend.processes import REFUSED, share_port
+from frontend.processes import REFUSED_STATUS, share_port
 from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.app import DRAIN_S, create_app
 from frontend.rest.http_protocol import Connection, limit_unread
 
-#: Largest file of a certificate's chain, or of a key.
+#: Maximum size of a file with a certificate chain or a key.
 MAX_PEM_BYTES = 1 << 20
 
 
 class TlsError(Exception):
-    """The certificate or its key cannot be used; the text is one sentence."""
+    """The certificate or its key cannot be used. The text is one sentence for the operator."""
 
 
 def main() -> None:
-    """Exit status 0 after a drain, 2 for a configuration, a file or an address that cannot be used."""
-    # Until there is a handler, which reads the keys anew.
+    """Run until SIGTERM. Exit with 0 after a drain, and with 2 if a setting, a file or an address cannot be used."""
+    # Until the handler that reloads the keys is installed.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(sys.argv[1:], os.environ)
         keys = Keys(config.api_keys, os.environ.get("API_KEY", ""))
-        tls = tls_context(config)
+        tls = make_tls_context(config)
         if config.keys:
             read_dealer_keys(Path(config.keys), "frontend")
         check_endpoint(config.broker)
-    except msgspec.ValidationError as error:
-        refuse(f"configuration: {error}")
-    except (KeysError, KeyFileError, TlsError) as error:
-        refuse(str(error))
+    except (SettingsError, KeysError, KeyFileError, TlsError) as error:
+        exit_refused(str(error))
     except zmq.ZMQError as error:
-        refuse(f"cannot connect to the broker at {config.broker}: {error}")
+        exit_refused(f"cannot connect to the broker at {config.broker}: {error}")
     try:
-        listening = listen(config)
+        listening = open_socket(config)
         limit_unread(listening, config.send_timeout_s)
     except OSError as error:
-        refuse(f"cannot listen on port {config.port} of {config.host}: {error}")
+        exit_refused(f"cannot listen on port {config.port} of {config.host}: {error}")
     if config.processes > 1:
         sys.exit(share_port(config.processes, listening, sys.argv[1:], DRAIN_S + 5))
     logs.set_up("frontend", config.log_level, config.log_format)
@@ -59,8 +57,8 @@ def main() -> None:
     Sanic.serve_single(primary=app)
 
 
-def listen(config: Config) -> socket.socket:
-    """The listening socket: a parent's, or one of its own."""
+def open_socket(config: Config) -> socket.socket:
+    """Return the listening socket of the parent process, or a new one. Raise `OSError` if the address is not free."""
     if config.listen_fd >= 0:
         return socket.socket(fileno=config.listen_fd)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -68,40 +66,43 @@ def listen(config: Config) -> socket.socket:
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Raise zmq.ZMQError if there can be no broker at the endpoint. Sanic would print a traceback later."""
+    """Raise `zmq.ZMQError` if the endpoint is invalid. Otherwise Sanic would print a traceback later."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(endpoint)
 
 
-def tls_context(config: Config) -> ssl.SSLContext | None:
-    """Return what the configured certificate needs, if there is one. Raise TlsError if it cannot be used."""
+def make_tls_context(config: Config) -> ssl.SSLContext | None:
+    """Return the TLS context of the configured certificate, or None without one.
+
+    Raise `TlsError` if the certificate or its key cannot be used.
+    """
     if not config.tls_cert:
         if config.tls_key:
-            raise msgspec.ValidationError("tls_key is given without tls_cert, which would be served in plain text")
+            raise SettingsError("--tls-key is given without --tls-cert; give both for TLS, or neither for plain HTTP")
         return None
     key = config.tls_key or config.tls_cert
     refusal = f"the certificate {config.tls_cert} and the key {key} cannot be used"
     for path in (config.tls_cert, key):
         try:
-            # OpenSSL waits at a FIFO, and does not say which of the files it could not read.
+            # OpenSSL blocks on a FIFO, and its error does not name the file.
             read_small_file(Path(path), MAX_PEM_BYTES)
         except (OSError, ValueError) as error:
             raise TlsError(f"{refusal}: {path}: {explain(error)}") from None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # With a pass phrase that no key has, so that none is asked for at a terminal.
+        # An empty pass phrase, so that OpenSSL does not prompt for one at the terminal.
         context.load_cert_chain(config.tls_cert, key, password="")
-    except OSError as error:  # of which ssl.SSLError is one
-        hint = "both must be PEM and belong together, and the key have no pass phrase"
+    except OSError as error:  # the base class of ssl.SSLError
+        hint = "both must be PEM and belong together, and the key must have no pass phrase"
         raise TlsError(f"{refusal}: {explain(error)}; {hint}") from None
     return context
 
 
-def refuse(reason: str) -> NoReturn:
-    """End with a sentence."""
+def exit_refused(reason: str) -> NoReturn:
+    """Print the reason, and exit with a status after which a supervisor does not restart the process."""
     print(f"vecmill frontend: {reason}", file=sys.stderr)
-    sys.exit(REFUSED)
+    sys.exit(REFUSED_STATUS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m frontend.new_key`: make an API key. What `scripts/api-key` runs."""
+"""`python -m frontend.new_key`, which `scripts/api-key` runs: make an API key."""
 
 import argparse
 import hashlib
@@ -13,17 +13,17 @@ from frontend.rest.api_keys import KeysError, read_keys, read_text
 
 
 def main() -> None:
-    """Print the key to standard output, and its entry beside it or into the file. Exit status 1 when that cannot be."""
+    """Print a new key. Write its entry to the file, or to standard error. Exit with 1 if the file cannot be used."""
     parser = argparse.ArgumentParser(prog="scripts/api-key", description="Make an API key.")
-    parser.add_argument("name", help="whose it is: for logs and limits")
+    parser.add_argument("name", help="name of the client, for logs and limits")
     parser.add_argument(
-        "--tokens-per-minute", type=_positive, default=0, help="tokens it may use in a minute (default: no limit)"
+        "--tokens-per-minute", type=_parse_positive, default=0, help="maximum tokens per minute (default: no limit)"
     )
     parser.add_argument(
-        "--jobs-in-flight", type=_positive, default=0, help="inputs it may have open at once (default: no limit)"
+        "--jobs-in-flight", type=_parse_positive, default=0, help="maximum open inputs (default: no limit)"
     )
-    parser.add_argument("--admin", action="store_true", help="let it use what is for operators")
-    parser.add_argument("--file", type=Path, help="add the entry to this file")
+    parser.add_argument("--admin", action="store_true", help="allow operators' paths")
+    parser.add_argument("--file", type=Path, help="file of API keys to add the entry to")
     options = parser.parse_args()
     key = "vm-" + secrets.token_urlsafe(32)
     entry = ["[[key]]", f"name = {json.dumps(options.name)}", f'sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"']
@@ -35,7 +35,7 @@ def main() -> None:
         print(text, file=sys.stderr)
     else:
         try:
-            add(options.file, text)
+            add_entry(options.file, text)
         except KeysError as error:
             sys.exit(f"vecmill: {error}")
         except OSError as error:
@@ -43,29 +43,29 @@ def main() -> None:
     print(key)
 
 
-def _positive(text: str) -> int:
+def _parse_positive(text: str) -> int:
     if int(text) < 1:
-        raise argparse.ArgumentTypeError("at least 1 is needed; without the flag there is no limit")
+        raise argparse.ArgumentTypeError("must be at least 1; omit the flag for no limit")
     return int(text)
 
 
-def add(path: Path, entry: str) -> None:
-    """Add an entry to a file of keys; KeysError or OSError, and the file as it was, when that gives none."""
+def add_entry(path: Path, entry: str) -> None:
+    """Add an entry to a file of keys. Raise `KeysError` or `OSError`, and keep the file, if that fails."""
     before = read_text(path) if path.exists() else ""
-    made = path.with_name(path.name + ".new")
-    made.unlink(missing_ok=True)
-    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(before + entry)
-        read_keys(made)
+        read_keys(new)
         if path.exists():
-            made.chmod(path.stat().st_mode & 0o777)
-        made.rename(path)
+            new.chmod(path.stat().st_mode & 0o777)
+        new.rename(path)
     except KeysError as error:
         raise KeysError(f"{path} with the new key", error.reason) from None
     finally:
-        made.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Child processes that are kept running: what `--processes` above 1 and scripts/serve share. Does no HTTP.
+"""Child processes that are restarted when they end, for `--processes` and `scripts/serve`.
 
-Sanic's own manager does not start a process again that was killed, so it is not used.
+Sanic's own manager does not restart a process that was killed.
 """
 
 import contextlib
@@ -14,142 +14,141 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Delay of the first restart, its highest value, and how long a child must live for it to start anew, in seconds.
+#: Seconds: the minimum delay of a restart, the maximum, and the lifetime that resets the delay to the minimum.
 FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S = 0.25, 10.0, 30.0
-#: Exit status of our programs for what no restart mends: a model, device or address they cannot use; a wrong flag.
-REFUSED = 2
+#: Exit status of a program that cannot use its settings, such as a model, a device, an address or a flag.
+REFUSED_STATUS = 2
+#: `PR_SET_PDEATHSIG` of linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass(slots=True, eq=False)
 class Child:
-    """A process that is started again when it ends."""
+    """Process that is restarted when it ends."""
 
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        say: Callable[[str], None],
-        fds: Sequence[int] = (),
-        on_end: Callable[[int], None] = lambda pid: None,
-    ) -> None:
-        self.name = name
-        self.command = command
-        self.process: subprocess.Popen[bytes] | None = None
-        self._say = say
-        self._fds = fds
-        self._on_end = on_end
-        self._starts = 0
-        self._started = 0.0
-        self._delay = FIRST_DELAY_S
-        self._due = 0.0
+    name: str
+    command: Sequence[str]
+    #: Called with a message when the process ends.
+    report: Callable[[str], None]
+    #: Descriptors that the process inherits.
+    fds: Sequence[int] = ()
+    #: Called with the process id when the process ends.
+    on_end: Callable[[int], object] = lambda pid: None
+    process: subprocess.Popen[bytes] | None = None
+    _starts: int = 0
+    _started: float = 0.0
+    _delay_s: float = FIRST_DELAY_S
+    #: When to start the process.
+    _due: float = 0.0
 
     @property
     def refused(self) -> bool:
-        """Whether its first start has ended because what it was asked to do cannot be done.
+        """Whether the first process has ended because it cannot use its settings.
 
-        A later one is tried again whatever it ends with: a file that was right may be half written at that moment.
+        Later processes are restarted whatever their status, because a file may be half written for a moment.
         """
-        return self._starts == 1 and self.process is not None and self.process.poll() == REFUSED
+        return self._starts == 1 and self.process is not None and self.process.poll() == REFUSED_STATUS
 
     def keep_running(self, now: float) -> None:
-        """Start it if it does not run and its delay is over."""
+        """Start the process if it does not run and the delay is over."""
         if self.process and self.process.poll() is None:
             return
         if self.process:
-            self._note_end(self.process.returncode, now)
+            self._handle_end(self.process.returncode, now)
         if now >= self._due:
-            self._start(now)
+            self._start_process(now)
 
-    def _start(self, now: float) -> None:
+    def _start_process(self, now: float) -> None:
         self._started = now
         self._starts += 1
         try:
             self.process = subprocess.Popen(
-                self.command, cwd=ROOT, preexec_fn=_die_with_parent, process_group=0, pass_fds=self._fds
+                self.command, cwd=ROOT, preexec_fn=_die_with_parent, process_group=0, pass_fds=self.fds
             )
         except (OSError, subprocess.SubprocessError) as error:
-            # No memory, no process left, or the interpreter is being replaced.
-            self._postpone(now, f"cannot be started: {error}")
+            # The system is out of memory or processes, or the interpreter is being replaced.
+            self._schedule_restart(now, f"cannot be started: {error}")
 
     def terminate(self) -> None:
-        """Ask it to drain, if it runs."""
-        if self.process and self.process.poll() is None:
+        """Send SIGTERM, with which the process drains, if it runs."""
+        if self.process:
             self.process.terminate()
 
     def reload(self) -> None:
-        """Ask it by SIGHUP to read its keys anew, if it runs."""
-        if self.process and self.process.poll() is None:
+        """Send SIGHUP, with which the process reloads its keys, if it runs."""
+        if self.process:
             self.process.send_signal(signal.SIGHUP)
 
     def wait(self, until: float) -> None:
-        """Wait for its end until then, and kill whatever is left of it."""
+        """Wait until a monotonic time for the process to end, and then kill it and its children."""
         if self.process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(max(0.0, until - time.monotonic()))
             self.kill()
 
     def kill(self) -> None:
-        """Kill whatever is left of it and of its own children."""
+        """Kill the process and its children."""
         if self.process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
-    def _note_end(self, status: int, now: float) -> None:
+    def _handle_end(self, status: int, now: float) -> None:
         self.kill()
         if self.process:
-            self._on_end(self.process.pid)
+            self.on_end(self.process.pid)
         self.process = None
-        self._postpone(now, f"ended with status {status}")
+        self._schedule_restart(now, f"ended with status {status}")
 
-    def _postpone(self, now: float, why: str) -> None:
-        self._delay = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay * 2)
-        self._due = now + self._delay
-        self._say(f"{self.name} {why}; starting it again in {self._delay:.1f} s")
+    def _schedule_restart(self, now: float, reason: str) -> None:
+        self._delay_s = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay_s * 2)
+        self._due = now + self._delay_s
+        self.report(f"{self.name} {reason}; restarting in {self._delay_s:.1f} s")
 
 
 def reload_all(children: Iterable[Child]) -> None:
-    """Pass SIGHUP on to all of them that run."""
+    """Send SIGHUP to all children."""
     for child in children:
         child.reload()
 
 
 def _die_with_parent() -> None:
-    """In the child: be ended when the parent ends, even by SIGKILL. A drain is bounded, so SIGTERM will do."""
+    """In the child, request SIGTERM when the parent ends, even by SIGKILL. A drain takes a bounded time."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    # Until it has a handler: what it has not read yet, it need not read anew.
+    # Until the child installs its handler. It has not read any file by then.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def share_port(number: int, listening: socket.socket, arguments: Sequence[str], drain_s: float) -> int:
-    """Run so many frontends on one listening socket until SIGTERM or SIGINT; the exit status. SIGHUP is passed on.
+def share_port(count: int, listening: socket.socket, arguments: Sequence[str], drain_s: float) -> int:
+    """Run several frontends on one listening socket until SIGTERM or SIGINT, and return the exit status.
 
-    The socket belongs to this process, so that a connection that comes while one of them is started again waits.
+    SIGHUP is forwarded to them. This process owns the socket, so that new connections wait during a restart.
     """
     descriptor = listening.fileno()
     command = [sys.executable, "-m", "frontend", *arguments, "--processes", "1", "--listen-fd", str(descriptor)]
-    # Where they count together: prometheus_client looks for this when it is imported.
+    # The frontends' common metrics. prometheus_client reads the variable when it is imported.
     folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vecmill-metrics-")
     children = [
-        Child(f"frontend {one}", command, print_status, [descriptor], on_end=mark_process_dead)
-        for one in range(1, number + 1)
+        Child(f"frontend {number}", command, print_status, [descriptor], on_end=mark_process_dead)
+        for number in range(1, count + 1)
     ]
     stopping: list[int] = []
-    for wanted in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(wanted, lambda received, _: stopping.append(received))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: stopping.append(received))
     signal.signal(signal.SIGHUP, lambda *_: reload_all(children))
-    # Blocked, so that the loop can wait for it.
+    # `sigtimedwait` below requires a blocked signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     while not stopping and not any(child.refused for child in children):
         for child in children:
             child.keep_running(time.monotonic())
         signal.sigtimedwait({signal.SIGCHLD}, 0.5)
-    # Who connects from now on is refused, instead of waiting for a process that is not there.
+    # From now on the kernel rejects new connections, which would wait for a process that is gone.
     listening.close()
     for child in children:
         child.terminate()
@@ -157,10 +156,10 @@ def share_port(number: int, listening: socket.socket, arguments: Sequence[str], 
     for child in children:
         child.wait(until)
     shutil.rmtree(folder, ignore_errors=True)
-    return 0 if stopping else REFUSED
+    return 0 if stopping else REFUSED_STATUS
 
 
 def print_status(text: str) -> None:
-    """Tell the person at the terminal, if it is still there."""
+    """Print to standard error, if it is still open."""
     with contextlib.suppress(OSError):
         print(f"vecmill: {text}", file=sys.stderr, flush=True)

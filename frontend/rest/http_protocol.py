@@ -1,15 +1,16 @@
-"""Connections and requests as Sanic has them, with limits on clients that are slow. Knows no path.
+"""Sanic's connections and requests, with limits on slow clients.
 
-Which clients read their answers too slowly is for `unread_answers.py` to say, by what the kernel tells of each
-connection: it alone sees what the client has taken, whether there is TLS above it or not.
+`unread_answers.py` decides which clients read too slowly. It uses the kernel's counters of each connection, because
+they count what a client has acknowledged, with and without TLS.
+
+This module uses private attributes of Sanic. `pyproject.toml` pins Sanic's minor version, and
+`tests/unit/frontend/test_http_protocol.py` fails if one of them changes.
 """
 
 import asyncio
-import fcntl
 import math
 import socket
 import struct
-import termios
 import time
 from typing import Any, NamedTuple
 
@@ -18,117 +19,124 @@ from sanic.exceptions import BadURL, RequestCancelled, RequestTimeout
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
-#: How often a TLS connection that is to be closed is looked at, in seconds.
-_LOOK_S = 0.05
-#: The state of a connection whose two sides are open, of linux/tcp_states.h.
-_ESTABLISHED = 1
-#: How long what has come of a body may be read in one turn of the event loop, in seconds.
+from frontend.rest.tcp_info import read_tcp_info
+
+#: Interval, in seconds, at which a closing TLS connection is checked for unread bytes.
+_CHECK_INTERVAL_S = 0.05
+#: Seconds of one turn of the event loop in which the parts of a body that have arrived are read.
 _TURN_S = 0.01
-#: How much later than us the kernel ends a client that takes nothing, so that it is us who count it, in seconds.
-_LATER_S = 5.0
+#: Seconds by which the kernel's limit on unread bytes exceeds ours, so that ours comes first and is counted.
+_KERNEL_MARGIN_S = 5.0
 
 
 def limit_unread(listening: socket.socket, limit_s: float) -> None:
-    """Let the kernel end each connection of this socket whose client takes nothing of what waits for it for so long.
+    """Let the kernel end an accepted connection if its client acknowledges no bytes for this many seconds.
 
-    This is for what we cannot see: a connection that is closed here and has its last bytes in the kernel.
+    This covers connections that are closed in this process while the kernel still has their last bytes.
     """
-    limit_ms = math.ceil((limit_s + _LATER_S) * 1000)
+    limit_ms = math.ceil((limit_s + _KERNEL_MARGIN_S) * 1000)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
 
 
-class Outgoing(NamedTuple):
-    """Where a connection's bytes are: with the client's kernel, which has taken them, on the way to it in ours, or
-    still with us; under TLS the event loop may hold more than it tells."""
+class SendProgress(NamedTuple):
+    """Where the bytes are that were written to a connection."""
 
-    taken: int
-    sent: int
-    buffered: int
+    #: Acknowledged by the client's kernel.
+    acked_bytes: int
+    #: In this kernel's send queue.
+    queued_bytes: int
+    #: In this process. Under TLS the event loop may have more than it reports.
+    buffered_bytes: int
 
 
 class Connection(HttpProtocol):
-    """Sanic's connection, known to its application, ended when its client is too slow in sending a request's head, and
-    closed when the client has its answer."""
+    """Sanic's connection, which its application can list.
+
+    It ends if the client sends the head of a request too slowly, and closes when the client has the answer.
+    """
 
     __slots__ = ("_closing",)
 
     def connection_made(self, transport: Any) -> None:
+        """Register the connection with the application."""
         self._closing: asyncio.TimerHandle | None = None
         super().connection_made(transport)  # type: ignore[no-untyped-call]
-        # The first request has to begin as soon as any has to go on; Sanic would wait as long as between two.
+        # The first request must begin within the request time-out. Sanic would wait for the keep-alive time-out.
         self.keep_alive_timeout = self.request_timeout
         self.app.ctx.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Remove the connection from the application's list."""
         if self._closing:
             self._closing.cancel()
         self.app.ctx.connections.discard(self)
         super().connection_lost(exc)  # type: ignore[no-untyped-call]
 
     def data_received(self, data: bytes) -> None:
-        """Sanic counts the time of a request's head from its last byte, and so it does with what it throws away of the
-        body of a request that it has answered; one byte a minute would be for ever."""
+        """Handle received bytes without restarting the time-out of a head, or of a body that is discarded.
+
+        Sanic restarts both at each byte; otherwise a client that sends one byte a minute is never timed out.
+        """
         before, http = self._time, self.http
         super().data_received(data)
         if http is None:
             return
-        thrown_away = http.stage is Stage.IDLE and getattr(http, "request_body", None)
-        if thrown_away or http.stage is Stage.REQUEST:
+        discarding = http.stage is Stage.IDLE and getattr(http, "request_body", None)
+        if discarding or http.stage is Stage.REQUEST:
             self._time = before
-        self.keep_alive_timeout = self.request_timeout if thrown_away else self.app.config.KEEP_ALIVE_TIMEOUT
+        self.keep_alive_timeout = self.request_timeout if discarding else self.app.config.KEEP_ALIVE_TIMEOUT
 
     def close(self, timeout: float | None = None) -> None:
-        """Close when all that was written has left. Sanic would give it 5 s, however well the client reads, and no time
-        under TLS, whose buffer it does not see."""
+        """Close the connection after all written bytes are sent.
+
+        Sanic would allow 5 s, however fast the client reads, and no time under TLS, because it does not see TLS's buffer.
+        """
         if self.transport is None or self.transport.is_closing() or self._closing:
             return
         if self.transport.get_extra_info("ssl_object"):
-            self._close_when_taken(None)
+            self._close_when_sent(None)
             return
         if self._callback_check_timeouts:
             self._callback_check_timeouts.cancel()
         self.transport.close()
 
-    def _close_when_taken(self, before: Outgoing | None) -> None:
-        """Sanic's close, once nothing has waited and nothing has moved for a turn of the event loop: what is still
-        above the kernel would have moved."""
-        now = self.outgoing()
+    def _close_when_sent(self, before: SendProgress | None) -> None:
+        """Close a TLS connection when its queue is empty and has not changed since the last check.
+
+        Bytes that the event loop still has would have moved to the queue by then.
+        """
+        now = self.measure_progress()
         if now is None or self.transport is None or self.transport.is_closing():
             return
-        if now.sent or now != before:
-            self._closing = self.loop.call_later(_LOOK_S, self._close_when_taken, now)
+        if now.queued_bytes or now != before:
+            self._closing = self.loop.call_later(_CHECK_INTERVAL_S, self._close_when_sent, now)
         else:
             super().close()
 
-    def outgoing(self) -> Outgoing | None:
-        """Return where the connection's bytes are, or None if it has ended."""
+    def measure_progress(self) -> SendProgress | None:
+        """Return where the written bytes are, or None if the connection has ended."""
         if self.transport is None or self.conn_info is None or self.conn_info.lost:
             return None
         if self.transport.is_closing() and self.transport.get_extra_info("ssl_object"):
-            # TLS is closed when all is taken, and its socket a moment before we hear of it.
+            # TLS closes after all bytes are sent, and closes the socket before it calls `connection_lost`.
             return None
-        connected = self.transport.get_extra_info("socket")
-        # struct tcp_info of linux/tcp.h: bytes that were answered.
-        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
-        (taken,) = struct.unpack_from("=Q", info, 120)
-        (sent,) = struct.unpack("=i", fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)))
-        return Outgoing(taken, sent, self.transport.get_write_buffer_size())
+        info = read_tcp_info(self.transport.get_extra_info("socket"))
+        return SendProgress(info.acked_bytes, info.queued_bytes, self.transport.get_write_buffer_size())
 
     def has_left(self) -> bool:
-        """Return whether the client has closed its side, which goes unseen while this side does not read."""
+        """Return whether the client closed its side. Without this check, a connection that is not read misses it."""
         if self.transport is None or self.transport.is_closing() or self.transport.is_reading():
             return False
-        info = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-        return bool(info[0] != _ESTABLISHED)
+        return not read_tcp_info(self.transport.get_extra_info("socket")).is_established
 
-    async def until_writable(self) -> None:
-        """Wait until the client has taken nearly all that was written before. Raise RequestCancelled if it has gone."""
+    async def wait_until_writable(self) -> None:
+        """Wait until nearly all written bytes are sent. Raise `RequestCancelled` if the connection has ended."""
         await self._can_write.wait()
         if self.transport is None or self.transport.is_closing():
             raise RequestCancelled
 
-    def reset(self) -> None:
-        """End the connection, and let the kernel forget what its client has not taken."""
+    def reset_connection(self) -> None:
+        """End the connection, and let the kernel drop its send queue."""
         if self.transport is not None:
             linger = struct.pack("ii", 1, 0)
             try:
@@ -138,10 +146,10 @@ class Connection(HttpProtocol):
 
 
 class TimedRequest(Request):
-    """Sanic's request, whose body must keep coming: Sanic itself counts reading it to the time of the answer."""
+    """Sanic's request with a limit on each pause in the body. Sanic counts these pauses as time to answer."""
 
     def __init__(self, url_bytes: bytes, headers: Any, version: str, method: str, *more: Any, **named: Any) -> None:
-        """Sanic makes one without a method to answer what is no request; its URL must not fail a second time."""
+        """Accept a bad URL without a method: Sanic builds such a request to answer unparsable input."""
         try:
             super().__init__(url_bytes, headers, version, method, *more, **named)
         except BadURL:
@@ -150,28 +158,28 @@ class TimedRequest(Request):
             super().__init__(b"*", headers, version, method, *more, **named)
 
     async def receive_body(self) -> None:
-        """Raise RequestTimeout, and give the rest of the body up, when its sender stops."""
+        """Read the body. Raise `RequestTimeout`, and discard the rest, if the client pauses for too long."""
         stream: Any = self.stream
         limit_s = self.app.config.REQUEST_TIMEOUT
         clock = asyncio.get_running_loop().time
-        # Not a list of parts: a body of 8 MB may come in as many of them.
+        # Not a list of parts, because a body of 8 MB may arrive in 8 million of them.
         body = bytearray()
         turn_ends = 0.0
         try:
             async with asyncio.timeout(limit_s) as waiting:
                 async for part in stream:
                     body += part
-                    # Small parts that are here already would keep others from their turn.
+                    # Many small parts that have arrived must not block the event loop.
                     if time.monotonic() >= turn_ends:
                         waiting.reschedule(clock() + limit_s)
                         await asyncio.sleep(0)
                         turn_ends = time.monotonic() + _TURN_S
         except TimeoutError:
-            # Else Sanic would answer, and wait for the rest.
+            # Otherwise Sanic answers and then waits for the rest.
             stream.keep_alive, stream.request_body = False, None
             raise RequestTimeout from None
         self.body = bytes(body)
-        # Sanic stops reading when 64 KiB wait for it, and goes on only for the next request. Until then it would not
-        # see that the client goes away.
+        # Sanic stops reading when 64 KiB are buffered, and resumes for the next request only. Without reading, it does
+        # not notice that the client closes the connection.
         if transport := stream.protocol.transport:
             transport.resume_reading()

@@ -1,95 +1,112 @@
-"""How fast clients take their answers, and which of them have to go. Pure."""
+"""Policy on clients that read their answers slowly: how fast each reads, and which connections to end. Pure."""
 
 from collections import deque
 from collections.abc import Collection, Hashable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-#: A client that holds no more bytes than this is ended for a standstill only: how long a small answer takes depends on
-#: the way to the client.
-SMALL = 64 * 1024
-#: How often within the time-out it is noted what a client has taken.
-NOTES = 16
-#: Where room is needed: how old a client's backlog must be before the client can be ended, in seconds, ...
+#: A client with at most this many bytes is ended for a stall only: the network path, rather than the client, decides
+#: how long a small answer takes.
+SMALL_BYTES = 64 * 1024
+#: Number of samples within the time-out.
+SAMPLES = 16
+#: When memory is needed: seconds after which a client with unread bytes can be ended, ...
 PRESSED_AFTER_S = 1.0
-#: ... and in how many seconds it must be able to take the rest, at its speed of the last half or whole second.
+#: ... unless it can read the rest within this many seconds, at its rate of the last half or whole second.
 PRESSED_FINISH_S = 10.0
 
 
 class Reason(StrEnum):
-    """Why a client is ended."""
+    """Why a connection is ended; a label value of a metric."""
 
     STALLED = "stalled"
     SLOW = "slow"
     PRESSED = "pressed"
 
 
-class Limits(NamedTuple):
-    """What is asked of clients: to take something within the time-out, and this many bytes a second over it."""
+class ReadLimits(NamedTuple):
+    """Limits on clients: the longest time without progress, and the minimum mean rate over that time."""
 
     timeout_s: float
+    #: Bytes per second.
     min_rate: float
 
 
-class _Note(NamedTuple):
-    """How many bytes of its connection a client had taken by then."""
+class _Sample(NamedTuple):
+    """Number of bytes that a client had read at a time."""
 
     at: float
     taken: int
 
 
+@dataclass(slots=True)
 class _Reader:
-    """A client for which bytes wait. `notes`: of about the last time-out; `recent`: of about the last second."""
+    """Client with unread bytes."""
 
-    __slots__ = ("held", "moved_at", "notes", "recent", "rest", "since", "taken")
+    #: When the bytes became unread, in monotonic seconds.
+    since: float
+    #: Bytes that the client has read since it connected.
+    taken: int
+    moved_at: float = field(init=False)
+    #: Memory that becomes free when the connection ends, and unread bytes of the answer.
+    held: int = 0
+    rest: int = 0
+    #: Samples of about the last time-out.
+    samples: deque[_Sample] = field(init=False)
+    #: Samples of about the last second.
+    recent: deque[_Sample] = field(init=False)
 
-    def __init__(self, now: float, taken: int) -> None:
-        self.since = self.moved_at = now
-        self.taken = taken
-        self.held = self.rest = 0
-        self.notes = deque([_Note(now, taken)])
-        self.recent = deque([_Note(now, taken)])
+    def __post_init__(self) -> None:
+        self.moved_at = self.since
+        self.samples = deque([_Sample(self.since, self.taken)])
+        self.recent = deque(self.samples)
 
-    def note(self, now: float, taken: int, held: int, rest: int, timeout_s: float) -> None:
+    def record_state(self, now: float, taken: int, held: int, rest: int, timeout_s: float) -> None:
         if taken != self.taken:
             self.taken, self.moved_at = taken, now
         self.held, self.rest = held, rest
-        _keep(self.notes, _Note(now, taken), timeout_s, timeout_s / NOTES)
-        _keep(self.recent, _Note(now, taken), PRESSED_AFTER_S / 2, PRESSED_AFTER_S / 2)
+        _append_sample(self.samples, _Sample(now, taken), timeout_s, timeout_s / SAMPLES)
+        _append_sample(self.recent, _Sample(now, taken), PRESSED_AFTER_S / 2, PRESSED_AFTER_S / 2)
 
-    def rate(self, now: float) -> float:
-        """Return how many bytes a second the client has taken lately."""
+    def recent_rate(self, now: float) -> float:
+        """Return the rate of about the last second, in bytes per second."""
         first = self.recent[0]
         return (self.taken - first.taken) / (now - first.at) if now > first.at else 0.0
 
     def mean_rate(self, now: float) -> float:
-        """Return how many bytes a second the client has taken over the time-out."""
-        return (self.taken - self.notes[0].taken) / (now - self.notes[0].at)
+        """Return the rate of about the last time-out, in bytes per second."""
+        return (self.taken - self.samples[0].taken) / (now - self.samples[0].at)
 
 
-def _keep(notes: deque[_Note], new: _Note, span_s: float, step_s: float) -> None:
-    """Add a note if the last one is a step old, and drop the oldest while the one after it is as old as the span."""
-    if new.at - notes[-1].at >= step_s:
-        notes.append(new)
-    while len(notes) > 1 and new.at - notes[1].at >= span_s:
-        notes.popleft()
+def _append_sample(samples: deque[_Sample], new: _Sample, span_s: float, step_s: float) -> None:
+    """Append a sample if the last one is a step old. Drop the oldest while the next one is as old as the span."""
+    if new.at - samples[-1].at >= step_s:
+        samples.append(new)
+    while len(samples) > 1 and new.at - samples[1].at >= span_s:
+        samples.popleft()
 
 
 class Readers(Generic[K]):
-    """All clients that have something to take."""
+    """All clients with unread bytes, by connection."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ReadLimits) -> None:
         self._limits = limits
         self._readers: dict[K, _Reader] = {}
 
-    def note(self, key: K, now: float, *, taken: int, sent: int, held: int, rest: int) -> None:
-        """Note the state of a connection, in bytes.
+    def record_state(self, key: K, now: float, *, taken: int, sent: int, held: int, rest: int) -> None:
+        """Record the state of a connection, in bytes.
 
-        `taken`: what the client has taken since it connected. `sent`: what is on the way to it. `held`: the memory that
-        is free when the connection ends. `rest`: what the client has not taken of what it is to get. When nothing is on
-        the way, the client waits for the server, and is measured anew from the next note on.
+        Args:
+            key: The connection.
+            now: Monotonic time in seconds.
+            taken: What the client has read since it connected.
+            sent: What is in the kernel's send queue. If it is 0, the client waits for the server, and its measurement
+                starts again with the next call.
+            held: The memory that becomes free when the connection ends.
+            rest: What the client has not read of its answer.
         """
         if not sent:
             self._readers.pop(key, None)
@@ -97,42 +114,42 @@ class Readers(Generic[K]):
         reader = self._readers.get(key)
         if reader is None:
             reader = self._readers[key] = _Reader(now, taken)
-        reader.note(now, taken, held, rest, self._limits.timeout_s)
+        reader.record_state(now, taken, held, rest, self._limits.timeout_s)
 
     def forget(self, key: K) -> None:
-        """Forget a connection that has ended."""
+        """Forget a connection."""
         self._readers.pop(key, None)
 
-    def held(self, among: Collection[K]) -> int:
-        """Return how many bytes these connections hold."""
+    def sum_held(self, among: Collection[K]) -> int:
+        """Return the memory of these connections, in bytes."""
         return sum(reader.held for key, reader in self._readers.items() if key in among)
 
-    def too_slow(self, now: float) -> dict[K, Reason]:
-        """Return the connections whose clients have taken nothing, or too little, within the time-out."""
-        return {key: reason for key, reader in self._readers.items() if (reason := self._judge(reader, now))}
+    def find_slow(self, now: float) -> dict[K, Reason]:
+        """Return the connections of clients that read no bytes, or too few, within the time-out."""
+        return {key: reason for key, reader in self._readers.items() if (reason := self._check_limits(reader, now))}
 
-    def _judge(self, reader: _Reader, now: float) -> Reason | None:
+    def _check_limits(self, reader: _Reader, now: float) -> Reason | None:
         timeout_s, min_rate = self._limits
         if now - reader.moved_at >= timeout_s:
             return Reason.STALLED
-        judged = reader.held > SMALL and now - reader.notes[0].at >= timeout_s
-        return Reason.SLOW if judged and reader.mean_rate(now) < min_rate else None
+        measured = reader.held > SMALL_BYTES and now - reader.samples[0].at >= timeout_s
+        return Reason.SLOW if measured and reader.mean_rate(now) < min_rate else None
 
-    def slowest(self, now: float, needed: int, among: Collection[K]) -> list[K]:
-        """Return those of the given connections that have to end so that `needed` bytes become free.
+    def choose_slowest(self, now: float, needed: int, among: Collection[K]) -> list[K]:
+        """Return those of the given connections to end so that `needed` bytes become free.
 
-        The slowest comes first, and of two that are equally slow the older one. A connection that has just begun, or
-        that has the rest of its answer within PRESSED_FINISH_S at its present speed, is left out.
+        The slowest comes first, and the older one of two that are equally slow. Connections that are younger than
+        PRESSED_AFTER_S, or finish within PRESSED_FINISH_S at their recent rate, are left out.
         """
-        old = [
-            (reader.rate(now), reader.since, key, reader.held)
+        candidates = [
+            (reader.recent_rate(now), reader.since, key, reader.held)
             for key, reader in self._readers.items()
             if key in among
             and now - reader.since >= PRESSED_AFTER_S
-            and reader.rate(now) * PRESSED_FINISH_S < reader.rest
+            and reader.recent_rate(now) * PRESSED_FINISH_S < reader.rest
         ]
         chosen: list[K] = []
-        for _, _, key, held in sorted(old, key=lambda one: one[:2]):
+        for _, _, key, held in sorted(candidates, key=lambda candidate: candidate[:2]):
             if needed <= 0:
                 break
             chosen.append(key)

@@ -1,7 +1,7 @@
-"""Answers that clients have not read yet: how much memory they may take, and the end of clients that do not read.
+"""Answers that clients have not read yet: their memory, and the end of clients that read too slowly.
 
-A large answer waits for room, still as float32, before it becomes text; then it is written piece by piece as its client
-takes it. So a connection has one answer's text at most, and a process `--max-unread-bytes` of it.
+A large answer waits for memory while its vectors are float32, and is rendered only then. It is written in pieces as its
+client reads, so that a connection has the text of one answer at most, and a process `--max-unread-bytes` of text.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
 
 from sanic import HTTPResponse, Request
 from sanic.response import raw
@@ -20,142 +21,151 @@ from frontend.api.errors import from_failure
 from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.http_protocol import Connection
-from frontend.rest.slow_readers import Limits, Readers, Reason
+from frontend.rest.slow_readers import Readers, ReadLimits, Reason
 
 log = logging.getLogger(__name__)
 
-#: Answers above this size wait for room and are written piece by piece, in pieces of this size.
-PIECE = 128 * 1024
-#: How often it is looked what clients have taken, in seconds, and how many times within a time-out at least.
-LOOK_S, LOOKS = 0.25, 4
-#: How often the log tells of clients that were ended, in seconds.
-TELL_S = 10.0
+#: Answers above this size, in bytes, wait for memory and are written in pieces of this size.
+PIECE_BYTES = 128 * 1024
+#: Longest interval in seconds between two checks of all clients, and the minimum number of checks within a time-out.
+CHECK_INTERVAL_S, MIN_CHECKS = 0.25, 4
+#: Minimum interval between two log messages about ended clients, in seconds.
+LOG_INTERVAL_S = 10.0
 
 
+@dataclass(slots=True, eq=False)
 class Reservation:
-    """An answer's share of the memory. Before its text is made, `size` is an estimate."""
+    """Memory of an answer."""
 
-    __slots__ = ("given", "size", "unwritten", "waiting")
-
-    def __init__(self, waiting: int, size: int) -> None:
-        #: Bytes that it holds while it waits.
-        self.waiting = waiting
-        self.size = size
-        #: Bytes of the text that have not been written to the connection yet.
-        self.unwritten = size
-        self.given: asyncio.Future[None] | None = None
+    #: Bytes that the answer takes while it waits.
+    waiting_bytes: int
+    #: Bytes of the text. An estimate until the text is rendered.
+    size_bytes: int
+    #: Bytes of the text that are not written to the connection yet.
+    unwritten_bytes: int
+    #: Done when the memory is granted.
+    granted: asyncio.Future[None] | None = field(default=None, repr=False)
 
 
 class UnreadAnswers:
     """The unread answers of one process."""
 
     def __init__(self, config: Config) -> None:
-        self._max = config.max_unread_bytes
-        self._look_s = min(LOOK_S, config.send_timeout_s / LOOKS)
-        self._readers: Readers[Connection] = Readers(Limits(config.send_timeout_s, config.min_read_rate))
-        #: Connections that may have something unread, and the answers that are being written to them.
+        self._max_bytes = config.max_unread_bytes
+        self._check_interval_s = min(CHECK_INTERVAL_S, config.send_timeout_s / MIN_CHECKS)
+        self._readers: Readers[Connection] = Readers(ReadLimits(config.send_timeout_s, config.min_read_rate))
+        #: Connections that may have unread bytes, each with the answer that is being written to it.
         self._watched: dict[Connection, Reservation | None] = {}
-        self._rooms: set[Reservation] = set()
+        self._granted: set[Reservation] = set()
         self._queue: list[Reservation] = []
+        # What the next log message reports: ended clients, and the last error in checking or ending one.
         self._ended: Counter[Reason] = Counter()
-        #: What happened when a connection could not be looked at or ended, until the log tells it.
         self._failure: Exception | None = None
-        self._told_at = -math.inf
+        self._logged_at = -math.inf
 
-    async def look(self) -> None:
-        """Look after all clients, until cancelled."""
+    async def watch_clients(self) -> None:
+        """Check all clients at an interval, until cancelled."""
         while True:
-            await asyncio.sleep(self._look_s)
+            await asyncio.sleep(self._check_interval_s)
             try:
-                self._look(time.monotonic())
+                self._check_clients(time.monotonic())
             except Exception:
-                # The next look may be well, and without any there is no limit.
-                log.exception("cannot look after clients that read slowly")
+                # Without further checks there would be no limit.
+                log.exception("could not check clients that read slowly")
 
-    async def begin(self, request: Request) -> None:
-        """Wait until the client has read the answer to what it has asked before on the same connection."""
+    async def wait_for_previous(self, request: Request) -> None:
+        """Wait until the client has read the previous answer of the request's connection."""
         if request.stream:
-            await _connection(request).until_writable()
+            await _get_connection(request).wait_until_writable()
 
-    def watch(self, request: Request) -> None:
-        """Look after the connection of this request from now on: an answer is about to be written to it."""
+    def watch_connection(self, request: Request) -> None:
+        """Check the request's connection from now on, because an answer is about to be written."""
         if request.stream:
-            self._watched.setdefault(_connection(request))
+            self._watched.setdefault(_get_connection(request))
 
-    # --- room --------------------------------------------------------------------------------------------------------
+    # --- memory ------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def reserve_room(self, size: int, until: float, *, waiting: int = 0) -> AsyncIterator[Reservation]:
-        """Wait until there is room for an answer of about this size, and keep it until the context ends.
+        """Wait for the memory of an answer, and release it when the context ends.
 
-        `waiting`: bytes that the answer holds while it waits. Raise ApiError: 503 if too much waits already, 504 if
-        there is no room before `until`.
+        Args:
+            size: Estimated size of the answer, in bytes. Small answers do not wait.
+            until: Monotonic time in seconds until which to wait.
+            waiting: Bytes that the answer takes while it waits.
+
+        Raises:
+            ApiError: 503 if too many answers wait, or 504 if there is no memory before `until`.
         """
-        room = Reservation(waiting, size)
+        room = Reservation(waiting, size, size)
         try:
-            if size > PIECE:
-                await self._enter(room, until)
+            if size > PIECE_BYTES:
+                await self._wait_for_room(room, until)
             yield room
         finally:
-            self._rooms.discard(room)
-            self._give()
+            self._granted.discard(room)
+            self._grant_rooms()
 
-    async def _enter(self, room: Reservation, until: float) -> None:
-        # Half as much again may wait, or one answer of any size.
-        if self._queue and sum(one.waiting for one in self._queue) + room.waiting > self._max // 2:
-            text = "too many answers wait for other clients to read theirs"
+    async def _wait_for_room(self, room: Reservation, until: float) -> None:
+        # Waiting answers may take half of the maximum in addition; a single one may have any size.
+        waiting = sum(queued.waiting_bytes for queued in self._queue)
+        if self._queue and waiting + room.waiting_bytes > self._max_bytes // 2:
+            text = "too many answers wait until other clients have read theirs"
             raise from_failure(ErrorCode.OVERLOADED, text, 1000)
-        room.given = asyncio.get_running_loop().create_future()
+        room.granted = asyncio.get_running_loop().create_future()
         self._queue.append(room)
-        self._give()
+        self._grant_rooms()
         try:
-            # Not wait_for: a client that leaves in the turn in which its answer gets room would not be noticed.
+            # Not `wait_for`, which ignores a cancellation in the turn in which the future is done.
             async with asyncio.timeout(until - time.monotonic()):
-                await room.given
+                await room.granted
         except TimeoutError:
-            text = "the request's deadline passed while other clients did not read their answers"
+            text = "the request's deadline passed while its answer waited until other clients had read theirs"
             raise from_failure(ErrorCode.DEADLINE, text, 1000) from None
         finally:
             if room in self._queue:
                 self._queue.remove(room)
 
-    def _give(self) -> None:
-        """Give room to the answers whose turn it is. When no other has room, the first gets it whatever its size."""
-        while self._queue and (not self._rooms or self._size(self._rooms) + self._queue[0].size <= self._max):
-            room = self._queue.pop(0)
-            assert room.given
-            if not room.given.done():
-                room.given.set_result(None)
-                self._rooms.add(room)
+    def _grant_rooms(self) -> None:
+        """Grant memory to waiting answers in order. The first is granted any size if no other answer has memory."""
+        while self._queue:
+            room = self._queue[0]
+            if self._granted and self._sum_sizes(self._granted) + room.size_bytes > self._max_bytes:
+                return
+            self._queue.pop(0)
+            assert room.granted
+            if not room.granted.done():
+                room.granted.set_result(None)
+                self._granted.add(room)
 
-    def _size(self, rooms: Iterable[Reservation]) -> int:
-        """Return the size of these rooms. One larger than the maximum comes alone, and counts as the maximum."""
-        return sum(min(room.size, self._max) for room in rooms)
+    def _sum_sizes(self, rooms: Iterable[Reservation]) -> int:
+        """Return the size of answers, in bytes. One above the maximum is granted alone, and counts as the maximum."""
+        return sum(min(room.size_bytes, self._max_bytes) for room in rooms)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    async def send(
+    async def write_answer(
         self, request: Request, room: Reservation, body: bytes, headers: dict[str, str], content_type: str
     ) -> None:
-        """Write an answer as its client takes it. Sanic would hold all of it a second time, with the head before it."""
-        connection = _connection(request)
-        # Raises if the client has gone: Sanic fails on an answer of which it has written only the head.
-        await connection.until_writable()
+        """Write an answer as its client reads. Sanic's own response would copy the body to put the head before it."""
+        connection = _get_connection(request)
+        # Raises if the client has left, because Sanic fails on an answer with only a head.
+        await connection.wait_until_writable()
         length = {"content-length": str(len(body))}
         head = HTTPResponse(headers=headers | length, content_type=content_type)
         response = await request.respond(head)
-        room.size = room.unwritten = len(body)
+        room.size_bytes = room.unwritten_bytes = len(body)
         self._watched[connection] = room
-        # What the estimate was too high by may be enough for the next.
-        self._give()
-        # How long it takes is for the readers' limits to say, not for the limit on making an answer.
+        # The answer may be smaller than its estimate.
+        self._grant_rooms()
+        # The limits on readers apply to writing, and Sanic's response time-out only to making the answer.
         limit_s, connection.response_timeout = connection.response_timeout, math.inf
         try:
-            for at in range(0, len(body), PIECE):
-                # A copy: what is written and not taken yet would keep all of the body.
-                await response.send(body[at : at + PIECE])
-                room.unwritten = max(0, len(body) - at - PIECE)
-                # The event loop writes at its end, and knows only then if the client takes no more.
+            for begin in range(0, len(body), PIECE_BYTES):
+                # A copy, because a slice of a memoryview would keep the whole body until it is sent.
+                await response.send(body[begin : begin + PIECE_BYTES])
+                room.unwritten_bytes = max(0, len(body) - begin - PIECE_BYTES)
+                # The event loop writes at the end of its turn, and pauses this connection only then.
                 await asyncio.sleep(0)
         finally:
             connection.response_timeout = limit_s
@@ -164,82 +174,84 @@ class UnreadAnswers:
 
     # --- clients -----------------------------------------------------------------------------------------------------
 
-    def _look(self, now: float) -> None:
+    def _check_clients(self, now: float) -> None:
         for connection in list(self._watched):
             try:
-                self._note(connection, now)
+                self._measure_client(connection, now)
             except Exception as error:
-                # The kernel still ends its client if that takes nothing, and the others keep all their limits.
+                # The kernel still limits this client's stalls, and the other clients keep all limits.
                 self._failure = error
-        for connection, reason in self._readers.too_slow(now).items():
-            self._end(connection, reason)
-        self._press(now)
-        metrics.unread_bytes.set(self._readers.held(self._watched))
-        self._tell(now)
+        for connection, reason in self._readers.find_slow(now).items():
+            self._end_connection(connection, reason)
+        self._free_memory(now)
+        metrics.unread_bytes.set(self._readers.sum_held(self._watched))
+        self._log_ended(now)
 
-    def _note(self, connection: Connection, now: float) -> None:
-        """Note what a client has taken, or forget it when it has all or has gone."""
-        outgoing, room = connection.outgoing(), self._watched[connection]
-        if outgoing is None or not (room or outgoing.sent or outgoing.buffered):
-            self._forget(connection)
+    def _measure_client(self, connection: Connection, now: float) -> None:
+        """Record what a client has read, or forget the connection if it has ended or has no unread bytes."""
+        progress, room = connection.measure_progress(), self._watched[connection]
+        if progress is None or not (room or progress.queued_bytes or progress.buffered_bytes):
+            self._forget_connection(connection)
             return
-        rest = outgoing.sent + outgoing.buffered
+        rest = progress.queued_bytes + progress.buffered_bytes
         held = rest
         if room:
-            held, rest = room.size, rest + room.unwritten
-        self._readers.note(connection, now, taken=outgoing.taken, sent=outgoing.sent, held=held, rest=rest)
+            held, rest = room.size_bytes, rest + room.unwritten_bytes
+        taken, sent = progress.acked_bytes, progress.queued_bytes
+        self._readers.record_state(connection, now, taken=taken, sent=sent, held=held, rest=rest)
 
-    def _press(self, now: float) -> None:
-        """End slow clients whose bytes are needed.
+    def _free_memory(self, now: float) -> None:
+        """End slow clients if their memory is needed.
 
-        Answers that are being written have rooms: their clients are pressed when another answer waits for room. What
-        is left of answers that are written to the end has none: their clients are pressed when it exceeds the maximum.
+        An answer that is being written has a reservation; its client can be ended when another answer waits for memory.
+        An answer that is written but not read has none; its client can be ended when such answers exceed the maximum.
         """
         with_room = {connection for connection, room in self._watched.items() if room}
         without = self._watched.keys() - with_room
-        chosen = self._readers.slowest(now, self._readers.held(without) - self._max, without)
+        chosen = self._readers.choose_slowest(now, self._readers.sum_held(without) - self._max_bytes, without)
         if self._queue:
-            wanted = min(self._max, self._size(self._queue))
-            chosen += self._readers.slowest(now, self._size(self._rooms) + wanted - self._max, with_room)
+            wanted = min(self._max_bytes, self._sum_sizes(self._queue))
+            needed = self._sum_sizes(self._granted) + wanted - self._max_bytes
+            chosen += self._readers.choose_slowest(now, needed, with_room)
         for connection in chosen:
-            self._end(connection, Reason.PRESSED)
+            self._end_connection(connection, Reason.PRESSED)
 
-    def _end(self, connection: Connection, reason: Reason) -> None:
-        """End a connection. One that cannot be ended is tried again at the next look."""
+    def _end_connection(self, connection: Connection, reason: Reason) -> None:
+        """End a connection. If that fails, the next check tries again."""
         try:
-            connection.reset()
+            connection.reset_connection()
         except Exception as error:
             self._failure = error
             return
-        self._forget(connection)
+        self._forget_connection(connection)
         metrics.readers_ended.labels(reason.value).inc()
         self._ended[reason] += 1
 
-    def _forget(self, connection: Connection) -> None:
-        """Forget a connection that has ended, or whose client has everything.
+    def _forget_connection(self, connection: Connection) -> None:
+        """Forget a connection that has ended or has no unread bytes.
 
-        Its room counts as free at once, so that no other client is ended for the same bytes. Its request ends in the
-        event loop's next turn, and gives the room to the next answer.
+        Its memory counts as free at once, so that no other client is ended for the same bytes. Its handler ends in the
+        next turn of the event loop, and grants the memory to the next answer.
         """
         room = self._watched.pop(connection)
         self._readers.forget(connection)
         if room:
-            self._rooms.discard(room)
+            self._granted.discard(room)
 
-    def _tell(self, now: float) -> None:
-        if now < self._told_at + TELL_S or not (self._ended or self._failure):
+    def _log_ended(self, now: float) -> None:
+        if now < self._logged_at + LOG_INTERVAL_S or not (self._ended or self._failure):
             return
         if self._ended:
             counts = ", ".join(f"{reason} {number}" for reason, number in sorted(self._ended.items()))
-            log.warning("ended connections whose clients do not read their answers: %s", counts)
+            log.warning("ended connections of slow readers: %s", counts)
             self._ended.clear()
         if self._failure:
-            log.error("cannot look after a client that reads slowly", exc_info=self._failure)
+            log.error("could not check or end a client that reads slowly", exc_info=self._failure)
             self._failure = None
-        self._told_at = now
+        self._logged_at = now
 
 
-def _connection(request: Request) -> Connection:
+def _get_connection(request: Request) -> Connection:
     connection = request.stream.protocol if request.stream else None
     assert isinstance(connection, Connection)
     return connection
@@ -248,8 +260,8 @@ def _connection(request: Request) -> Connection:
 async def send_answer(
     request: Request, room: Reservation, body: bytes, headers: dict[str, str], content_type: str
 ) -> HTTPResponse | None:
-    """Return a small answer for Sanic to write. Write a large one, and return None."""
-    if len(body) <= PIECE:
+    """Return a small answer, which Sanic writes. Write a large one, and return None."""
+    if len(body) <= PIECE_BYTES:
         return raw(body, headers=headers, content_type=content_type)
-    await request.app.ctx.unread.send(request, room, body, headers, content_type)
+    await request.app.ctx.unread.write_answer(request, room, body, headers, content_type)
     return None

@@ -44,7 +44,7 @@ class Pending:
     failures: dict[int, wire.Failure] = field(default_factory=dict)
     #: Failure of the whole request.
     failure: wire.Failure | None = None
-    #: Whether the broker has closed the whole request, so that there is nothing to cancel.
+    #: Whether the broker has closed the whole request, so that no cancellation is needed.
     ended_by_broker: bool = False
     #: Whether the client closed its connection.
     abandoned: bool = False

@@ -156,7 +156,7 @@ class Session:
         return self._next_heartbeat
 
     def due(self, now: float) -> Step:
-        """Return the heartbeat, or the hello while away, and the requests whose grace period is over."""
+        """Return the heartbeat, or the hello while away, and the requests that exceed the grace period."""
         if now < self._next_heartbeat:
             return Step()
         self._next_heartbeat = now + self._heartbeat_s

@@ -12,11 +12,11 @@ import zmq
 
 from broker.shell.curve_keys import add_key, make_keys
 from broker.wire.curve import read_pair, read_public_key
+from tests.harness.api_keys import make_entry
 from tests.harness.clients import body, right
 from tests.harness.damage import DAMAGE, KEY_DAMAGE, remove
 from tests.harness.peers import Peer
 from tests.harness.processes import ROOT, Cluster, descendants, free_port, until
-from tests.unit.frontend.test_api_keys import entry
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_damaged_key_at_the_start_is_told_in_a_sentence(keys: Path, damaged: str
 
 def test_damaged_api_keys_leave_the_keys_and_are_told_once_a_change(cluster: Cluster) -> None:
     path = cluster.folder / "keys.toml"
-    path.write_text(entry("one", "secret"))
+    path.write_text(make_entry("one", "secret"))
     frontend = cluster.frontend("--api-keys", str(path), environ={"API_KEY": "operator"})
     until(cluster.health)
 
@@ -116,7 +116,7 @@ def test_damaged_api_keys_leave_the_keys_and_are_told_once_a_change(cluster: Clu
         return httpx.get(f"{cluster.url}/v1/config", headers={"Authorization": f"Bearer {key}"}).status_code
 
     def told() -> int:
-        return frontend.output.count(f"the API keys are as before: {path} cannot be used: ")
+        return frontend.output.count(f"could not reload API keys, keeping the old ones: {path} cannot be used: ")
 
     before = told()
     for damage in DAMAGE.values():
@@ -130,7 +130,7 @@ def test_damaged_api_keys_leave_the_keys_and_are_told_once_a_change(cluster: Clu
     assert "Traceback" not in frontend.output
     remove(path)
     until(lambda: (ask("secret"), told() - before) == (200, 1))
-    path.write_text(entry("two", "another"))
+    path.write_text(make_entry("two", "another"))
     until(lambda: ask("another") == 200)
     assert ask("secret") == 401
     assert told() - before == 1
@@ -138,7 +138,7 @@ def test_damaged_api_keys_leave_the_keys_and_are_told_once_a_change(cluster: Clu
 
 def test_frontend_that_is_refused_when_it_is_started_again_does_not_end_the_others(cluster: Cluster) -> None:
     path = cluster.folder / "keys.toml"
-    path.write_text(entry("one", "secret"))
+    path.write_text(make_entry("one", "secret"))
     parent = cluster.frontend("--processes", "2", "--api-keys", str(path))
 
     def live() -> bool:
@@ -153,12 +153,12 @@ def test_frontend_that_is_refused_when_it_is_started_again_does_not_end_the_othe
     assert len(children) == 2
     path.write_text("[[key]")
     subprocess.run(["kill", "-KILL", str(children[0])], check=True)
-    until(lambda: parent.output.count("ended with status 2; starting it again") > 1)
+    until(lambda: parent.output.count("ended with status 2; restarting") > 1)
     assert f"vecmill frontend: {path} cannot be used: " in parent.output
     assert parent.process.poll() is None
     assert children[1] in descendants(parent.process.pid)
     assert live()
-    path.write_text(entry("one", "secret"))
+    path.write_text(make_entry("one", "secret"))
     until(lambda: parent.output.count("Starting worker") == 3)
     assert live()
     parent.signal(signal.SIGTERM)

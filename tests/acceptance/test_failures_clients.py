@@ -1,4 +1,4 @@
-"""What users see when clients give up, frontends are killed and the broker stands still: the three real programs."""
+"""Clients that leave, killed frontends and frozen brokers, as users see them. Real processes."""
 
 import asyncio
 import contextlib
@@ -16,22 +16,22 @@ from tests.harness.clients import Asker, awaited, body, load, right
 from tests.harness.processes import Cluster, Program, free_port, until
 
 
-def second_frontend(cluster: Cluster) -> tuple[Program, str]:
-    """Another frontend, and its URL."""
+def start_second_frontend(cluster: Cluster) -> tuple[Program, str]:
+    """Start another frontend, and return it with its URL."""
     port = free_port()
     frontend, url = cluster.frontend("--port", str(port)), f"http://127.0.0.1:{port}"
     until(lambda: "connected to broker" in frontend.output)
     return frontend, url
 
 
-async def check(asked: "dict[str, asyncio.Task[httpx.Response]]") -> None:
-    """Each text has its vector in the end."""
+async def check_vectors(asked: "dict[str, asyncio.Task[httpx.Response]]") -> None:
+    """Wait for all answers, and check their vectors."""
     assert all([right(await answer, (text,)) for text, answer in asked.items()])
 
 
-def test_jobs_of_a_killed_frontend_leave_the_queue(cluster: Cluster) -> None:
+def test_jobs_of_killed_frontend_leave_queue(cluster: Cluster) -> None:
     cluster.all(requests=1)
-    frontend, url = second_frontend(cluster)
+    frontend, url = start_second_frontend(cluster)
 
     async def run() -> None:
         async with httpx.AsyncClient(timeout=60) as client:
@@ -44,7 +44,7 @@ def test_jobs_of_a_killed_frontend_leave_the_queue(cluster: Cluster) -> None:
             asker.release()
             with pytest.raises(httpx.TransportError):
                 await lost
-            await check(others)
+            await check_vectors(others)
 
     asyncio.run(run())
     assert cluster.count("jobs_cancelled") == 8
@@ -52,7 +52,7 @@ def test_jobs_of_a_killed_frontend_leave_the_queue(cluster: Cluster) -> None:
     assert cluster.number("open_jobs") == 0
 
 
-def test_jobs_of_a_client_that_goes_away_while_they_wait_are_never_dispatched(cluster: Cluster) -> None:
+def test_queued_jobs_of_departed_client_are_never_dispatched(cluster: Cluster) -> None:
     cluster.all(requests=1)
 
     async def run() -> None:
@@ -64,13 +64,13 @@ def test_jobs_of_a_client_that_goes_away_while_they_wait_are_never_dispatched(cl
             gone.cancel()
             await awaited(lambda: cluster.count("jobs_cancelled") == 2)
             asker.release()
-            await check(others)
+            await check_vectors(others)
 
     asyncio.run(run())
     assert cluster.count("jobs_dispatched") == MAX_HELD + 1
 
 
-def test_jobs_whose_deadline_passes_while_they_wait_are_never_dispatched(cluster: Cluster) -> None:
+def test_expired_queued_jobs_are_never_dispatched(cluster: Cluster) -> None:
     cluster.all(requests=1)
 
     async def run() -> None:
@@ -82,7 +82,7 @@ def test_jobs_whose_deadline_passes_while_they_wait_are_never_dispatched(cluster
             assert late.status_code == 504
             assert late.json()["error"]["code"] == "deadline_exceeded"
             asker.release()
-            await check(others)
+            await check_vectors(others)
 
     asyncio.run(run())
     assert cluster.count("jobs_failed") == 2
@@ -90,17 +90,17 @@ def test_jobs_whose_deadline_passes_while_they_wait_are_never_dispatched(cluster
 
 
 class Storm:
-    """Connections of which half are aborted: before their request is whole, or when so many others have an answer."""
+    """Connections of which half are aborted: before the request is complete, or after a number of other answers."""
 
     def __init__(self, port: int, seed: int) -> None:
         self._port = port
         self._dice = random.Random(seed)
         self._answered = 0
-        #: (how many answers must have come, whose connection is then aborted), the soonest last.
+        #: (number of answers, connection to abort after them), the soonest last.
         self._doomed: list[tuple[int, int, asyncio.StreamWriter]] = []
 
     async def rage(self, connections: int) -> Sequence[int]:
-        """The statuses of the requests that were not aborted."""
+        """Return the statuses of the requests that were not aborted."""
         numbers = list(range(connections))
         self._dice.shuffle(numbers)
         stays = set(numbers[: connections // 2])
@@ -148,7 +148,7 @@ async def _close(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-def test_storm_of_clients_that_give_up_leaves_nothing(cluster: Cluster) -> None:
+def test_storm_of_aborted_requests_leaves_no_jobs(cluster: Cluster) -> None:
     cluster.all(us_per_token=100)
     statuses = asyncio.run(Storm(cluster.port, seed=20).rage(1000))
     assert len(statuses) == 500
@@ -165,7 +165,7 @@ HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\n"
 
 
 @pytest.mark.parametrize(
-    "begun",
+    "begin",
     [
         HEAD,
         HEAD + b'Content-Length: 50\r\n\r\n{"model": ',
@@ -175,11 +175,11 @@ HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\n"
     ],
     ids=["head", "body", "no body", "inside a chunk", "between chunks"],
 )
-def test_request_that_stops_in_the_middle_is_told_so_and_its_connection_ends(cluster: Cluster, begun: bytes) -> None:
+def test_stalled_request_is_408_and_closed(cluster: Cluster, begin: bytes) -> None:
     cluster.frontend("--request-timeout-s", "0.3")
     until(cluster.health)
     with socket.create_connection(("127.0.0.1", cluster.port), timeout=20) as connection:
-        connection.sendall(begun)
+        connection.sendall(begin)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     head, _, content = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 "), answer
@@ -187,8 +187,8 @@ def test_request_that_stops_in_the_middle_is_told_so_and_its_connection_ends(clu
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "request_timeout")
 
 
-def test_body_that_comes_slowly_is_waited_for(cluster: Cluster) -> None:
-    """Longer than the limit altogether, and never so long between two parts of it."""
+def test_slow_body_is_waited_for(cluster: Cluster) -> None:
+    """The body takes longer than the limit, and no pause does."""
     cluster.all()
     cluster.programs.pop().close()
     cluster.frontend("--request-timeout-s", "3")
@@ -207,7 +207,7 @@ def test_body_that_comes_slowly_is_waited_for(cluster: Cluster) -> None:
     assert right(asyncio.run(run()), ("slow",))
 
 
-def test_frozen_broker_loses_nothing(cluster: Cluster) -> None:
+def test_frozen_broker_loses_no_request(cluster: Cluster) -> None:
     broker, _, _ = cluster.all(workers=2)
 
     async def freeze() -> None:
@@ -220,7 +220,7 @@ def test_frozen_broker_loses_nothing(cluster: Cluster) -> None:
     until(lambda: cluster.number("open_jobs") == 0)
 
 
-def test_broker_that_stays_frozen_is_told_to_clients(cluster: Cluster) -> None:
+def test_long_frozen_broker_is_503(cluster: Cluster) -> None:
     broker = cluster.broker()
     cluster.worker()
     cluster.frontend("--broker-grace-s", "0.5")

@@ -1,6 +1,5 @@
 """APIs of OVMS beyond OpenAI's: tokenize, the state of the configuration, and KServe's model API."""
 
-import logging
 import re
 import urllib.parse
 
@@ -23,8 +22,6 @@ from frontend.rest.routes.job_request import read_job_request
 from frontend.rest.routes.openai import JSON
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
-
-log = logging.getLogger(__name__)
 
 #: Path of a model: the name, which may contain slashes, the version, and whether its readiness is requested.
 _MODEL = re.compile(r"(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<ready>/ready)?")
@@ -77,8 +74,7 @@ async def reload_config(request: Request) -> HTTPResponse:
     require_admin(request)
     try:
         changed = request.app.ctx.keys.reload()
-    except KeysError as error:
-        log.error("could not reload API keys, keeping the old ones: %s", error)
+    except KeysError:
         text = "Reloading config file failed. Check server logs for more info."
         raise ApiError(500, text, kind="server_error", code="reload_failed") from None
     broker: BrokerClient = request.app.ctx.broker

@@ -1,4 +1,4 @@
-"""SIGHUP, which asks a process to read its files anew: it ends none, whatever there is to read."""
+"""SIGHUP, with which processes reload their files. It ends no process."""
 
 import fcntl
 import os
@@ -12,70 +12,63 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.harness.api_keys import make_entry
 from tests.harness.processes import ROOT, Cluster, alive, descendants, free_port, until
 from tests.harness.servers import MODEL, Server
-from tests.unit.frontend.test_api_keys import entry
-
-
-def live(cluster: Cluster) -> bool:
-    """Whether a frontend answers; needs no key, so that it does not look at the file of keys."""
-    try:
-        return httpx.get(f"{cluster.url}/v2/health/live", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_frontends_read_their_keys_anew(cluster: Cluster, processes: int) -> None:
+def test_frontends_reload_their_keys(cluster: Cluster, processes: int) -> None:
     path = cluster.folder / "keys.toml"
-    path.write_text(entry("one", "secret"))
+    path.write_text(make_entry("one", "secret"))
     frontend = cluster.frontend("--processes", str(processes), "--api-keys", str(path))
     until(lambda: frontend.output.count("Worker ready") == processes)
     children = descendants(frontend.process.pid)
 
-    def hang_up(told: str) -> None:
-        before = frontend.output.count(told)
+    def hang_up(message: str) -> None:
+        before = frontend.output.count(message)
         frontend.signal(signal.SIGHUP)
-        until(lambda: frontend.output.count(told) == before + processes or frontend.process.poll() is not None)
+        until(lambda: frontend.output.count(message) == before + processes or frontend.process.poll() is not None)
         assert frontend.process.poll() is None, frontend.output
         assert descendants(frontend.process.pid) == children
 
     def ask(key: str) -> int:
         return httpx.get(f"{cluster.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
 
-    hang_up("SIGHUP: the API keys are the same")
-    path.write_text(entry("two", "other"))
-    hang_up("SIGHUP: the API keys have changed")
+    hang_up("reloaded API keys: unchanged")
+    path.write_text(make_entry("two", "other"))
+    hang_up("reloaded API keys: changed")
     assert (ask("secret"), ask("other")) == (401, 200)
     path.write_text("[[key]")
-    hang_up(f"the API keys are as before: {path} cannot be used: ")
+    hang_up(f"could not reload API keys, keeping the old ones: {path} cannot be used: ")
     assert (ask("secret"), ask("other")) == (401, 200)
     frontend.signal(signal.SIGTERM)
     assert frontend.wait() == 0
 
 
-def test_worker_that_loads_its_model_goes_on(cluster: Cluster) -> None:
+def test_sighup_does_not_end_loading_worker(cluster: Cluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         index = {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         worker = cluster.real_worker("--cache", str(cluster.folder / "cache"), environ=index)
         silent.settimeout(60)
         silent.accept()[0].close()
         worker.signal(signal.SIGHUP)
-        # It would have ended by the first.
+        # SIGHUP would have ended the worker first.
         worker.signal(signal.SIGTERM)
         assert worker.wait() == -signal.SIGTERM
 
 
-def test_serve_passes_it_on_and_nobody_ends(tmp_path: Path) -> None:
+def test_serve_forwards_sighup_to_all(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
-    path.write_text(entry("one", "secret"))
+    path.write_text(make_entry("one", "secret"))
     server = Server(tmp_path, "--workers", "2", "--frontends", "2", "--api-keys", str(path))
     try:
         children = server.children()
         path.write_text("[[key]")
         server.program.signal(signal.SIGHUP)
         until(
-            lambda: server.program.output.count(f"the API keys are as before: {path}") == 2, what="both frontends' word"
+            lambda: server.program.output.count(f"could not reload API keys, keeping the old ones: {path}") == 2,
+            what="the errors of both frontends",
         )
         for pid in children:
             os.kill(pid, signal.SIGHUP)
@@ -89,7 +82,7 @@ def test_serve_passes_it_on_and_nobody_ends(tmp_path: Path) -> None:
         server.program.close()
 
 
-def test_terminal_that_is_closed_ends_serve_in_order(tmp_path: Path) -> None:
+def test_closed_terminal_ends_serve(tmp_path: Path) -> None:
     ours, terminal = pty.openpty()
     command = [str(ROOT / "scripts/serve"), "--port", str(free_port())]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""GET /v1/config and KServe's readiness while models are loaded, fail, drain and go: real processes."""
+"""States of models in /v1/config and in KServe's readiness. Real processes."""
 
 import signal
 import socket
@@ -10,8 +10,8 @@ import pytest
 from tests.harness.processes import Cluster, until
 
 
-def config(cluster: Cluster) -> dict[str, tuple[str, str, str]]:
-    """State, error code and message of each model."""
+def read_states(cluster: Cluster) -> dict[str, tuple[str, str, str]]:
+    """Return the state, error code and message of each model."""
     models = httpx.get(f"{cluster.url}/v1/config").json()
     found = {}
     for name, one in models.items():
@@ -24,20 +24,20 @@ def config(cluster: Cluster) -> dict[str, tuple[str, str, str]]:
 
 @pytest.fixture
 def empty(cluster: Cluster) -> Cluster:
-    """A cluster without any worker."""
+    """Return a cluster without workers."""
     cluster.broker()
     cluster.frontend("--broker-grace-s", "0.2")
     until(cluster.health, what="the frontend")
     return cluster
 
 
-def test_model_that_cannot_be_loaded_says_why(empty: Cluster, tmp_path: Path) -> None:
-    assert config(empty) == {}
+def test_failed_model_has_reason(empty: Cluster, tmp_path: Path) -> None:
+    assert read_states(empty) == {}
     program = empty.real_worker("--model", str(tmp_path / "none"), "--model-name", "broken")
     assert program.wait(60) == 2
-    until(lambda: "broken" in config(empty), what="the failure")
+    until(lambda: "broken" in read_states(empty), what="the failure")
     sentence = f"the model folder {tmp_path / 'none'} does not exist or is not a folder"
-    assert config(empty) == {"broken": ("LOADING", "FAILED_PRECONDITION", sentence)}
+    assert read_states(empty) == {"broken": ("LOADING", "FAILED_PRECONDITION", sentence)}
     answer = httpx.post(f"{empty.url}/v1/embeddings", json={"model": "broken", "input": "a"})
     assert answer.status_code == 503
     assert answer.json()["error"]["message"] == "the model 'broken' could not be loaded by any worker"
@@ -45,12 +45,12 @@ def test_model_that_cannot_be_loaded_says_why(empty: Cluster, tmp_path: Path) ->
     assert httpx.get(f"{empty.url}/v2/models/other/ready").status_code == 404
 
 
-def test_model_that_is_being_loaded_is_told_until_its_process_ends(empty: Cluster, tmp_path: Path) -> None:
+def test_loading_model_is_listed_until_process_ends(empty: Cluster, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         index = {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         program = empty.real_worker("--cache", str(tmp_path / "cache"), environ=index)
         name = "sentence-transformers/all-MiniLM-L6-v2"
-        until(lambda: config(empty) == {name: ("LOADING", "OK", "OK")}, 30, "the loading model")
+        until(lambda: read_states(empty) == {name: ("LOADING", "OK", "OK")}, 30, "the loading model")
         answer = httpx.post(f"{empty.url}/v1/embeddings", json={"model": name, "input": "a"})
         assert answer.status_code == 503
         assert answer.json()["error"]["message"] == f"the model {name!r} is still being loaded"
@@ -58,24 +58,24 @@ def test_model_that_is_being_loaded_is_told_until_its_process_ends(empty: Cluste
         assert httpx.get(f"{empty.url}/v1/models").json()["data"] == []
         program.signal(signal.SIGTERM)
         assert program.wait(10) != 0
-    until(lambda: config(empty) == {}, what="the end of it")
+    until(lambda: read_states(empty) == {}, what="the end of the worker")
 
 
-def test_model_whose_worker_drains_and_goes(empty: Cluster) -> None:
+def test_draining_model_is_unloading_then_ended(empty: Cluster) -> None:
     program = empty.worker()
     empty.until_workers(1)
-    assert config(empty) == {"fake": ("AVAILABLE", "OK", "OK")}
+    assert read_states(empty) == {"fake": ("AVAILABLE", "OK", "OK")}
     assert httpx.get(f"{empty.url}/v2/models/fake/versions/1/ready").json() == {"name": "fake", "ready": True}
     with httpx.Client() as client:
-        # A batch that holds the drain up, until the file is there.
+        # A batch that delays the drain until the file exists.
         stream = {"model": "fake", "input": "wait go"}
         request = client.build_request("POST", f"{empty.url}/v1/embeddings", json=stream, timeout=0.2)
         with pytest.raises(httpx.ReadTimeout):
             client.send(request)
         program.signal(signal.SIGTERM)
-        until(lambda: config(empty) == {"fake": ("UNLOADING", "OK", "OK")}, what="the drain")
+        until(lambda: read_states(empty) == {"fake": ("UNLOADING", "OK", "OK")}, what="the drain")
         (empty.folder / "go").touch()
     assert program.wait() == 0
-    until(lambda: config(empty) == {"fake": ("END", "OK", "OK")}, what="the end")
+    until(lambda: read_states(empty) == {"fake": ("END", "OK", "OK")}, what="the end")
     assert httpx.get(f"{empty.url}/v2/models/fake").status_code == 200
     assert httpx.get(f"{empty.url}/v2/models/fake/ready").status_code == 503
