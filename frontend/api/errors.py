@@ -4,14 +4,11 @@ import math
 
 import msgspec
 
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode
 from frontend.api.answers import ErrorAnswer, ErrorObject, ErrorType
 
-#: OpenAI's clients do not wait for a longer Retry-After, in seconds.
-MAX_RETRY_AFTER_S = 120
 #: Longest part of a value from a request that an error repeats, in characters.
 MAX_QUOTED_CHARACTERS = 100
-
 
 #: HTTP status, OpenAI's `type` and `code`, and the field at fault, of each code that a job can end with.
 _HTTP_ERRORS: dict[ErrorCode, tuple[int, ErrorType, str, str | None]] = {

@@ -145,8 +145,7 @@ class Service:
         reading = work.inputs
         if work.error or reading is None:
             log.error("batch %d failed: %s", work.batch.batch, work.error, extra=origins(work.batch))
-            text = "the device failed on this input"
-            self._send(socket, self._session.make_error(work.batch, ErrorCode.DEVICE, text))
+            self._send(socket, self._session.make_error(work.batch, ErrorCode.DEVICE, ErrorCode.DEVICE.text))
             return
         number = next(self._batches)
         if number == 1:
