@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 
-import msgspec
 import zmq
 
 from broker.shared import logs
+from broker.shared.settings import SettingsError
 from broker.shell.config import load
 from broker.shell.curve_auth import GateError
 from broker.shell.service import ConfigError, Service, describe
@@ -21,8 +21,8 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(sys.argv[1:], os.environ)
-    except msgspec.ValidationError as error:
-        print(f"vecmill broker: configuration: {error}", file=sys.stderr)
+    except SettingsError as error:
+        print(f"vecmill broker: {error}", file=sys.stderr)
         sys.exit(2)
     logs.set_up("broker", config.log_level, config.log_format)
     logging.getLogger(__name__).info("starting: %s", describe(config))

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-import msgspec
 import zmq
 from sanic import Sanic
 
 from broker.shared import logs
 from broker.shared.files import explain, read_small_file
+from broker.shared.settings import SettingsError
 from broker.wire.curve import KeyFileError, read_dealer_keys
 from frontend.config import Config, load
 from frontend.processes import REFUSED_STATUS, share_port
@@ -40,9 +40,7 @@ def main() -> None:
         if config.keys:
             read_dealer_keys(Path(config.keys), "frontend")
         check_endpoint(config.broker)
-    except msgspec.ValidationError as error:
-        exit_refused(f"configuration: {error}")
-    except (KeysError, KeyFileError, TlsError) as error:
+    except (SettingsError, KeysError, KeyFileError, TlsError) as error:
         exit_refused(str(error))
     except zmq.ZMQError as error:
         exit_refused(f"cannot connect to the broker at {config.broker}: {error}")
@@ -81,9 +79,7 @@ def make_tls_context(config: Config) -> ssl.SSLContext | None:
     """
     if not config.tls_cert:
         if config.tls_key:
-            raise msgspec.ValidationError(
-                "tls_key is given without tls_cert; set both for TLS, or neither for plain HTTP"
-            )
+            raise SettingsError("--tls-key is given without --tls-cert; give both for TLS, or neither for plain HTTP")
         return None
     key = config.tls_key or config.tls_cert
     refusal = f"the certificate {config.tls_cert} and the key {key} cannot be used"

@@ -1,8 +1,8 @@
 # ruff: noqa: E501
-"""What `scripts/mutants` runs: a copy of the tree for each planted bug, and the core's tests on it.
+"""`scripts/mutants`: plant a bug in a copy of the tree, run the tests of the pure modules, and repeat for each bug.
 
-A bug that no test finds is a hole in the tests: exit status 1. The list is kept in step with the code: a text that is
-no longer there is an error too.
+The exit status is 1 if the tests miss a bug. A row whose text no longer occurs exactly once in the code is an error, so
+that the list follows the code.
 """
 
 import concurrent.futures
@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEDULER = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/unit/broker/test_scheduler_*.py"))
-TESTS = [
-    *SCHEDULER,
-    *(f"tests/unit/broker/test_{name}.py" for name in ("abandonment", "holdings", "queues", "quota", "speed", "story")),
-    "tests/unit/frontend/test_session.py",
-    "tests/property",
-]
+#: Unit tests of the broker's core, without `test_` and `.py`.
+UNIT = ["abandonment", "holdings", "job_history", "queues", "quota", "throughput"]
+UNIT += sorted(path.stem.removeprefix("test_") for path in ROOT.glob("tests/unit/broker/test_scheduler_*.py"))
+TESTS = [f"tests/unit/broker/test_{name}.py" for name in UNIT]
+TESTS += ["tests/unit/frontend/test_session.py", "tests/property"]
 
 
 class Bug(NamedTuple):
-    """A text of a file, and what a careless hand made of it."""
+    """Replacement of one text in one file by a wrong one; the name describes the effect."""
 
     name: str
     file: str
@@ -35,7 +33,7 @@ class Bug(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Of the file, from the root of the repository; a name alone is of the broker's core."""
+        """Path of the file from the repository's root; a bare name is in `broker/core`."""
         return self.file if "/" in self.file else f"broker/core/{self.file}"
 
 
@@ -133,8 +131,8 @@ BUGS = [
 NO_BUG = Bug("none", "scheduler.py", "", "")
 
 
-def found(bug: Bug) -> tuple[bool, float]:
-    """Whether the tests fail with the bug in the code, and after how many seconds."""
+def run_tests(bug: Bug) -> tuple[int, float]:
+    """Run the tests with the bug planted; return pytest's exit status (1 if a test failed) and the seconds."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vecmill-mutant-") as name:
         copy = Path(name)
@@ -144,24 +142,25 @@ def found(bug: Bug) -> tuple[bool, float]:
         path = copy / bug.path
         path.write_text(path.read_text().replace(bug.right, bug.wrong))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "600", *TESTS]
-        # Without CI, for the number of examples.
+        # CI would raise the number of examples.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
         status = subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
-    return status == 1, time.monotonic() - started
+    return status, time.monotonic() - started
 
 
 def main() -> None:
-    """Exit status 1 if a bug is not found, or if the tests fail without any."""
+    """Plant every bug; exit with status 1 if one is missed, or if the tests fail without a bug."""
     for bug in BUGS:
         if (number := (ROOT / bug.path).read_text().count(bug.right)) != 1:
-            sys.exit(f"{bug.name}: {bug.path} has {number} times: {bug.right}")
-    if found(NO_BUG)[0]:
-        sys.exit("the tests fail without any planted bug")
+            sys.exit(f"{bug.name}: this text is {number} times in {bug.path}, but must be once: {bug.right}")
+    if (status := run_tests(NO_BUG)[0]) != 0:
+        sys.exit(f"pytest ends with status {status} without a planted bug")
     missed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for bug, (seen, seconds) in zip(BUGS, pool.map(found, BUGS), strict=True):
-            missed += not seen
-            print(f"{'found ' if seen else 'MISSED'} {seconds:5.1f} s  {bug.name}", flush=True)
+        for bug, (status, seconds) in zip(BUGS, pool.map(run_tests, BUGS), strict=True):
+            found = status == 1
+            missed += not found
+            print(f"{'found ' if found else 'MISSED'} {seconds:5.1f} s  {bug.name}", flush=True)
     print(f"{len(BUGS) - missed} of {len(BUGS)} planted bugs found")
     sys.exit(bool(missed))
 

@@ -1,8 +1,8 @@
-"""What `scripts/serve` runs: prepares the model, starts the processes, keeps them running, drains them in order.
+"""`scripts/serve`: prepare the model, start the processes, restart them if they end, and drain them in order.
 
-It restarts a child that ends by itself, with a delay that doubles up to 10 s; it stops frontends first, then workers,
-then the broker, so that every accepted request is answered. Children die with it, whatever ends it. SIGHUP is passed on
-to them; only that of a terminal that has been closed ends everything.
+A process that ends by itself is restarted after a delay that doubles up to 10 s. Frontends stop first, then workers,
+then the broker, so that every admitted request is answered. The kernel kills all processes if this one dies. SIGHUP is
+passed on to the processes, except when the terminal was closed, which stops everything.
 """
 
 import argparse
@@ -25,48 +25,58 @@ sys.path.insert(0, str(ROOT))
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from workers.__main__ import choose_model_name  # noqa: E402
 
-#: How long a role's processes get to drain before they are killed, in seconds.
+#: Seconds until the processes of a role are killed if they have not drained.
 DRAIN_S = 70.0
-#: Where the broker serves its metrics by default.
+#: Default address of the broker's metrics.
 METRICS_BIND = "127.0.0.1:7412"
-#: Exit status of what a signal ended before its work was done, as shells have it for Ctrl-C.
+#: Exit status after a signal that stopped unfinished work: 128 + SIGINT, as in shells.
 INTERRUPTED = 130
 
 
-def positive(text: str) -> int:
-    """A number of processes."""
+def parse_count(text: str) -> int:
+    """Return a number of processes; raise `ArgumentTypeError` if it is below 1."""
     if int(text) < 1:
-        raise argparse.ArgumentTypeError("at least 1 is needed")
+        raise argparse.ArgumentTypeError("must be at least 1")
     return int(text)
 
 
-def arguments() -> argparse.Namespace:
-    """The flags of scripts/serve."""
+def parse_arguments() -> argparse.Namespace:
+    """Return the flags of scripts/serve, with absolute paths."""
     parser = argparse.ArgumentParser(prog="scripts/serve", description="Serve embeddings on this machine.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument("--device", default="CPU", help="OpenVINO device of the workers (default: %(default)s)")
-    parser.add_argument("--workers", type=positive, default=1, help="worker processes (default: %(default)s)")
-    parser.add_argument("--frontends", type=positive, default=1, help="frontend processes (default: %(default)s)")
-    parser.add_argument("--model", default="", help="model folder (default: all-MiniLM-L6-v2, fetched when missing)")
-    parser.add_argument("--model-name", default="", help="name to serve the model under (default: the folder's name)")
-    parser.add_argument("--api-keys", default="", help="file of API keys, see scripts/api-key (default: none needed)")
+    parser.add_argument(
+        "--workers", type=parse_count, default=1, help="number of worker processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--frontends", type=parse_count, default=1, help="number of frontend processes (default: %(default)s)"
+    )
+    parser.add_argument("--model", default="", help="model folder (default: all-MiniLM-L6-v2, fetched if missing)")
+    parser.add_argument("--model-name", default="", help="name of the model in the API (default: the folder's name)")
+    parser.add_argument(
+        "--api-keys", default="", help="file of API keys, made by scripts/api-key (default: no key needed)"
+    )
     parser.add_argument(
         "--metrics-bind",
         help=f"HOST:PORT of the broker's /metrics; empty: none (default: {METRICS_BIND} unless that port is taken)",
     )
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="(default: %(default)s)")
-    parser.add_argument("--cache", default=str(ROOT / ".cache" / "vecmill"), help="folder for models")
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="format of log lines (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache", default=str(ROOT / ".cache" / "vecmill"), help="folder of fetched and converted models"
+    )
     options = parser.parse_args()
-    # The processes run in another folder than the person who gave the paths.
+    # The processes run in another folder.
     options.cache = str(Path(options.cache).absolute())
     options.model = options.model and str(Path(options.model).absolute())
     options.api_keys = options.api_keys and str(Path(options.api_keys).absolute())
     return options
 
 
-def prepare(options: argparse.Namespace) -> Path:
-    """The model's folder, fetched and converted."""
+def prepare_folder(options: argparse.Namespace) -> Path:
+    """Fetch and convert the model if needed; return its folder."""
     from workers.models.default import fetch_default_model
     from workers.models.folder import ModelError
     from workers.models.prepare import prepare_model
@@ -81,10 +91,10 @@ def prepare(options: argparse.Namespace) -> Path:
 
 
 def check_port(host: str, port: int) -> None:
-    """End with a sentence when nobody can listen there: another server's answers are not ours."""
+    """Exit with an error if the port is not free, because another server would answer there."""
     try:
         if not port:
-            raise OSError("0 is no port to call")
+            raise OSError("clients cannot connect to port 0")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
@@ -104,8 +114,8 @@ def choose_metrics_bind() -> str:
     return METRICS_BIND
 
 
-def children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[list[Child]]:
-    """All processes in the order of their start: the broker, the workers, the frontend."""
+def create_children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[list[Child]]:
+    """Return all processes in start order: the broker, the workers, the frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
     metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
@@ -123,8 +133,11 @@ def children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[l
 
 
 def is_ready(url: str) -> bool:
-    """Whether an embedding would be answered. Needs no API key: workers say hello only after an inference."""
-    # Whatever proxy the environment names is not for this.
+    """Return whether the server would answer an embeddings request.
+
+    The readiness path needs no API key. A worker sends its hello only after a first inference.
+    """
+    # Ignore proxies of the environment.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"{url}/v2/health/ready", timeout=1):
@@ -133,8 +146,8 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def announce(url: str, model: str, *, key: bool, seconds: float) -> None:
-    """The URL and a curl to copy."""
+def print_curl(url: str, model: str, *, key: bool, seconds: float) -> None:
+    """Print the URL and a curl command to copy."""
     body = json.dumps({"model": model, "input": ["hello world", "how are you"]})
     headers = "-H 'Content-Type: application/json'" + (' -H "Authorization: Bearer $API_KEY"' if key else "")
     print_status(f"ready after {seconds:.1f} s: {model} at {url}\n")
@@ -142,7 +155,7 @@ def announce(url: str, model: str, *, key: bool, seconds: float) -> None:
 
 
 def has_terminal() -> bool:
-    """Whether this process has a terminal, and nobody has closed it."""
+    """Return whether this process has an open terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -150,8 +163,8 @@ def has_terminal() -> bool:
     return True
 
 
-def stop(groups: list[list[Child]]) -> None:
-    """Frontends, then workers, then the broker."""
+def stop_all(groups: list[list[Child]]) -> None:
+    """Drain frontends, then workers, then the broker."""
     for group in reversed(groups):
         print_status(f"stopping {', '.join(child.name for child in group)}")
         for child in group:
@@ -163,40 +176,40 @@ def stop(groups: list[list[Child]]) -> None:
 
 
 def supervise(options: argparse.Namespace, name: str, groups: list[list[Child]], stopping: list[int]) -> int:
-    """Keep everything running until a signal comes; the exit status."""
+    """Keep all processes running until a signal comes, and return the exit status."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
     url = f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}"
     started, ready = time.monotonic(), False
-    everything = [child for group in groups for child in group]
+    children = [child for group in groups for child in group]
     while not stopping:
-        if not ready and any(child.refused for child in everything):
+        if not ready and any(child.refused for child in children):
             return 1
-        for child in everything:
+        for child in children:
             child.keep_running(time.monotonic())
         if not ready and is_ready(url):
             ready = True
             key = bool(options.api_keys or os.environ.get("API_KEY"))
-            announce(url, name, key=key, seconds=time.monotonic() - started)
+            print_curl(url, name, key=key, seconds=time.monotonic() - started)
         signal.sigtimedwait({signal.SIGCHLD}, 1.0 if ready else 0.05)
     return 0
 
 
 def main() -> None:
-    """Run until SIGINT or SIGTERM; a second one kills everything at once."""
-    # nohup lets SIGHUP be ignored: it should run on without its terminal.
+    """Run until SIGINT or SIGTERM; kill all processes at once at a second signal."""
+    # nohup ignores SIGHUP, so that a command survives its terminal.
     ends_with_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and has_terminal()
     groups: list[list[Child]] = []
     stopping: list[int] = []
 
     def on_hangup(number: int, _: object) -> None:
         if ends_with_terminal and not stopping and not has_terminal():
-            # It may come twice, from the kernel and from the shell.
+            # SIGHUP may come twice, from the kernel and from the shell.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.raise_signal(signal.SIGTERM)
         reload_all(child for group in groups for child in group)
 
     signal.signal(signal.SIGHUP, on_hangup)
-    options = arguments()
+    options = parse_arguments()
 
     def on_signal(number: int, _: object) -> None:
         if stopping:
@@ -207,23 +220,23 @@ def main() -> None:
         stopping.append(number)
 
     check_port(options.host, options.port)
-    # As for Ctrl-C: what has been begun is taken away.
+    # Handle SIGTERM like Ctrl-C, so that unfinished downloads are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        folder = prepare(options)
+        folder = prepare_folder(options)
     except KeyboardInterrupt:
-        print_status("stopped before the model was there")
+        print_status("stopped before the model was ready")
         sys.exit(INTERRUPTED)
     sockets = Path(tempfile.mkdtemp(prefix="vecmill-"))
-    groups = children(options, folder, sockets)
+    groups = create_children(options, folder, sockets)
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
-    # Blocked, so that the loop can wait for it.
+    # Block SIGCHLD, so that the loop can wait for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         status = supervise(options, options.model_name or choose_model_name(folder), groups, stopping)
     finally:
-        stop(groups)
+        stop_all(groups)
         shutil.rmtree(sockets, ignore_errors=True)
     sys.exit(status)
 

@@ -1,6 +1,5 @@
 """Fixtures that more than one kind of test needs."""
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +8,6 @@ import pytest
 
 from tests.harness.peers import Peer
 from tests.harness.processes import Cluster
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The project's shared facts and data, beside the checkout; VECMILL_SHARED names another place."""
-    folder = Path(os.environ.get("VECMILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    if not (folder / "data").is_dir():
-        message = f"{folder}/data is missing: golden vectors and STS-B come from there"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    return folder
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-import msgspec
 import zmq
 
 from broker.shared import logs
+from broker.shared.settings import SettingsError
+from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
@@ -39,8 +40,8 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(sys.argv[1:], os.environ)
-    except msgspec.ValidationError as error:
-        refuse(f"configuration: {error}")
+    except SettingsError as error:
+        refuse(error)
     logs.set_up("worker", config.log_level, config.log_format)
     threading.excepthook = end_process
     # The heartbeat's thread must get its turn soon while others hold the interpreter.
@@ -94,7 +95,7 @@ def serve(config: Config) -> None:
     hello = wire.WorkerHello(
         protocol_min=wire.PROTOCOL_MIN,
         protocol_max=wire.PROTOCOL_MAX,
-        build="",
+        build=VERSION,
         uuid=me.uuid,
         incarnation=time.time_ns(),
         host=me.host,

@@ -1,44 +1,41 @@
-"""A worker's configuration: flags over VECMILL_WORKER_* variables over the defaults here."""
+"""A worker's configuration; see `broker.shared.settings`."""
 
-import argparse
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-PREFIX = "VECMILL_WORKER_"
+from broker.shared import settings
+from broker.shared.settings import LogFormat, LogLevel
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One field a setting; its description is also the help of its flag."""
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of a worker."""
 
     broker: Annotated[str, Meta(description="the broker's endpoint for workers")] = "tcp://127.0.0.1:7411"
-    model: Annotated[str, Meta(description="model folder; empty: all-MiniLM-L6-v2, fetched when missing")] = ""
+    model: Annotated[
+        str, Meta(description="model folder; empty: all-MiniLM-L6-v2, which is downloaded if it is missing")
+    ] = ""
     model_name: Annotated[
-        str, Meta(max_length=512, description="name to serve the model under; empty: the folder's name")
+        str, Meta(max_length=512, description="name to serve the model under; empty: the name of its folder")
     ] = ""
     device: Annotated[str, Meta(description="OpenVINO device, such as CPU, GPU, GPU.1 or NPU")] = "CPU"
     streams: Annotated[
-        int, Meta(ge=0, description="inferences that run side by side on the device; 0: as OpenVINO finds best")
+        int, Meta(ge=0, description="number of inferences that run in parallel; 0: OpenVINO's choice for the device")
     ] = 0
     batch_ms: Annotated[
-        int, Meta(gt=0, description="how long one batch should run, in milliseconds; sets the batch size")
+        int, Meta(gt=0, description="target duration of a batch, in milliseconds; determines its size")
     ] = 100
-    cache: Annotated[str, Meta(description="folder for converted models and compiled blobs")] = "~/.cache/vecmill"
+    cache: Annotated[str, Meta(description="folder for converted and compiled models")] = "~/.cache/vecmill"
     keys: Annotated[str, Meta(description="folder with worker.key_secret and broker.key; empty: no CURVE")] = ""
-    health_file: Annotated[str, Meta(description="file touched every second while the broker knows this worker")] = ""
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="debug, info, warning or error")
-    ] = "info"
-    log_format: Annotated[Literal["text", "json"], Meta(description="lines of text, or a JSON object a line")] = "text"
+    health_file: Annotated[
+        str, Meta(description="file to touch every second while the worker is connected; empty: none")
+    ] = ""
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
 
 def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
-    """Read the configuration; msgspec.ValidationError names a field that is unknown or ill-typed."""
-    parser = argparse.ArgumentParser(prog="python -m workers", description="A Vecmill worker.", allow_abbrev=False)
-    for name, field in msgspec.json.schema(Config)["$defs"]["Config"]["properties"].items():
-        text = f"{field['description']} (default: {field['default']!r}; {PREFIX}{name.upper()})"
-        parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=text.replace("%", "%%"))
-    given = {name.removeprefix(PREFIX).lower(): text for name, text in environ.items() if name.startswith(PREFIX)}
-    return msgspec.convert(given | vars(parser.parse_args(arguments)), Config, strict=False)
+    """Return the configuration. Raise SettingsError if a value is invalid."""
+    return settings.load(Config, "VECMILL_WORKER_", "python -m workers", "A Vecmill worker.", arguments, environ)

@@ -1,29 +1,37 @@
-"""Configuration of the scheduler. Pure."""
+"""Limits and times of the scheduler. Pure."""
+
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Configuration of the scheduler. Times in seconds."""
+    """Limits and times of the scheduler. Fields with a description are settings of the broker."""
 
     heartbeat_s: float = 1.0
-    #: Silence after which a peer counts as dead: three heartbeats and a margin.
+    #: Silence after which a peer is evicted, in seconds: three heartbeats and a margin.
     liveness_s: float = 3.5
-    #: Longest run time of a batch before its worker counts as hung.
-    lease_s: float = 20.0
-    #: How long the jobs of a known model wait while no worker serves it.
-    worker_grace_s: float = 30.0
-    #: Most jobs, tokens and bytes open at once, over all models.
-    max_jobs: int = 100_000
-    max_tokens: int = 20_000_000
-    max_bytes: int = 1 << 30
-    #: Most bytes of vectors that a frontend may have unread when it submits a request.
-    max_unread_bytes: int = 1 << 28
-    #: Maximum share of `max_jobs` that one client may hold while other jobs are open.
-    max_client_share: float = 0.5
-    #: A request that would wait longer than this, or longer than its deadline, is rejected.
-    max_wait_s: float = 30.0
-    #: Worker crashes during one job before the job counts as poison.
+    lease_s: Annotated[
+        float, Meta(gt=0, description="evict a worker when a batch has run for longer than this, in seconds")
+    ] = 20.0
+    worker_grace_s: Annotated[
+        float, Meta(ge=0, description="how long jobs wait for a worker when their model has none, in seconds")
+    ] = 30.0
+    max_jobs: Annotated[int, Meta(gt=0, description="maximum number of open jobs, over all models")] = 100_000
+    max_tokens: Annotated[int, Meta(gt=0, description="maximum number of tokens in open jobs, estimated")] = 20_000_000
+    max_bytes: Annotated[int, Meta(gt=0, description="maximum number of input bytes in open jobs")] = 1 << 30
+    max_unread_bytes: Annotated[
+        int,
+        Meta(gt=0, description="reject requests of a frontend that has more than this many bytes of answers unread"),
+    ] = 1 << 28
+    max_client_share: Annotated[
+        float, Meta(gt=0, le=1, description="maximum share of --max-jobs that one client may hold")
+    ] = 0.5
+    max_wait_s: Annotated[
+        float, Meta(gt=0, description="reject requests whose expected wait is longer than this, in seconds")
+    ] = 30.0
+    #: Crashes of workers that one job may be part of before it is poison.
     max_crashes: int = 2
-    #: Failed batches that contained one job before the job fails.
+    #: Failed inferences that one job may be part of before it fails.
     max_errors: int = 2

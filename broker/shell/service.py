@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import msgspec
 import zmq
 
-from broker.core.limits import Limits
 from broker.core.outbox import Send
 from broker.core.scheduler import Scheduler
 from broker.shared.health import HealthFile
@@ -25,6 +24,7 @@ from broker.shell.metrics_server import MetricsServer
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from broker.wire.errors import ErrorCode, RemoteProtocolError
+from broker.wire.sockets import open_router
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +61,7 @@ class Service:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.scheduler = Scheduler(
-            secrets.randbits(63),
-            msgspec.convert(msgspec.structs.asdict(config), Limits),
-        )
+        self.scheduler = Scheduler(secrets.randbits(63), config)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: dict[bytes, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], bytes] = {}
@@ -295,9 +292,7 @@ class Service:
             self._gate = Gate(self._context, pathlib.Path(self.config.keys))
             self._gate.start()
         for role, domain in DOMAINS.items():
-            socket = self._sockets[role] = self._context.socket(zmq.ROUTER)
-            for name, value in wire.ROUTER_OPTIONS.items():
-                socket.setsockopt(getattr(zmq, name), value)
+            socket = self._sockets[role] = open_router(self._context)
             if self._gate:
                 self._gate.secure(socket, domain)
             self._monitors[socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)] = role

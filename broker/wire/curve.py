@@ -1,7 +1,7 @@
-"""Reading CURVE keys from disk, for all three kinds of process. `broker.keys` makes them.
+"""Reads CURVE keys from disk, for all three programs. `broker.shell.curve_keys` makes them.
 
-pyzmq reads these files too, but raises what a damaged file happens to lead to, waits at a FIFO, and takes text that is
-no key, which libzmq refuses only later.
+pyzmq can read these files too. But it raises various errors for a damaged file, blocks on a FIFO, and accepts text that
+is not a key, which libzmq rejects only later.
 """
 
 import functools
@@ -14,38 +14,38 @@ import zmq
 from zmq.utils import z85
 
 from broker.shared.files import explain, read_small_file
-from broker.wire.protocol import DEALER_OPTIONS
 
-#: Largest file of a key; `broker.keys` makes files of 300 to 500 bytes.
+Role = Literal["worker", "frontend"]
+#: Size limit of a key file in bytes; `broker.shell.curve_keys` makes files of 300 to 500 bytes.
 MAX_BYTES = 64 * 1024
 
 
 class KeyFileError(ValueError):
-    """A file or folder of keys cannot be used. The text is one sentence that names it."""
+    """A file or folder of keys cannot be used. The text is one sentence that names the path."""
 
 
 class Pair(NamedTuple):
-    """A public key and the secret key that it belongs to, both in Z85."""
+    """A public key and its secret key, both in Z85."""
 
     public: bytes
     secret: bytes
 
 
 class DealerKeys(NamedTuple):
-    """What a frontend or a worker needs to connect: its own keys, and whom it expects to find."""
+    """The keys that a frontend or a worker needs to connect: its own pair, and the broker's public key."""
 
     own: Pair
     broker: bytes
 
 
 def read_public_key(path: Path) -> bytes:
-    """Return the public key of a file. Raise KeyFileError if it has none."""
-    return _find_key(path, _read(path), "public")
+    """Return the public key in a file. Raise KeyFileError if the file cannot be used."""
+    return _find_key(path, _read_file(path), "public")
 
 
 def read_pair(path: Path) -> Pair:
-    """Return both keys of a file. Raise KeyFileError if one is missing or they do not belong together."""
-    text = _read(path)
+    """Return both keys in a file. Raise KeyFileError if one is missing or the two do not match."""
+    text = _read_file(path)
     pair = Pair(_find_key(path, text, "public"), _find_key(path, text, "secret"))
     if zmq.curve_public(pair.secret) != pair.public:
         raise KeyFileError(f"{path} cannot be used as a key: its public key does not belong to its secret key")
@@ -53,7 +53,7 @@ def read_pair(path: Path) -> Pair:
 
 
 def read_allow_list(folder: Path) -> frozenset[bytes]:
-    """Return the public keys of all `*.key` files of a folder. Raise KeyFileError if any of them cannot be used."""
+    """Return the public keys in all `*.key` files of a folder. Raise KeyFileError if any of them cannot be used."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
@@ -63,31 +63,14 @@ def read_allow_list(folder: Path) -> frozenset[bytes]:
     )
 
 
-# Workers open two sockets, the second one minutes after the first: files that were damaged in between do not matter.
+# Cached because a worker opens its second socket minutes after the first; files damaged in between must not matter.
 @functools.cache
-def read_dealer_keys(folder: Path, role: Literal["frontend", "worker"]) -> DealerKeys:
-    """Return the keys of a frontend or a worker; a process reads them once. Raise KeyFileError."""
+def read_dealer_keys(folder: Path, role: Role) -> DealerKeys:
+    """Return the keys of a frontend or a worker. Raise KeyFileError if a file cannot be used."""
     return DealerKeys(read_pair(folder / f"{role}.key_secret"), read_public_key(folder / "broker.key"))
 
 
-def open_dealer(
-    context: "zmq.Context[zmq.Socket[bytes]]", keys: str, role: Literal["frontend", "worker"]
-) -> "zmq.Socket[bytes]":
-    """Return a DEALER with the wire's options, not connected yet. It speaks CURVE if `keys` names a folder.
-
-    Raise KeyFileError when a key file cannot be used.
-    """
-    socket = context.socket(zmq.DEALER)
-    for name, value in DEALER_OPTIONS.items():
-        socket.setsockopt(getattr(zmq, name), value)
-    if keys:
-        found = read_dealer_keys(Path(keys), role)
-        socket.curve_publickey, socket.curve_secretkey = found.own
-        socket.curve_serverkey = found.broker
-    return socket
-
-
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         return read_small_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
@@ -99,14 +82,14 @@ def _find_key(path: Path, text: bytes, which: Literal["public", "secret"]) -> by
     found = [value.strip(b" \t'\"") for name, _, value in fields if name.strip() == f"{which}-key".encode()]
     if not found:
         raise KeyFileError(f"{path} cannot be used as a key: it has no {which} key")
-    if not _is_key(found[0]):
+    if not _is_z85_key(found[0]):
         raise KeyFileError(f"{path} cannot be used as a key: its {which} key is not 40 characters of Z85")
     return found[0]
 
 
-def _is_key(text: bytes) -> bool:
+def _is_z85_key(text: bytes) -> bool:
     try:
         return len(text) == 40 and len(z85.decode(text)) == 32
     except (KeyError, struct.error):
-        # A character that Z85 does not have, or five that are more than 32 bits.
+        # A character outside of the Z85 alphabet, or five characters that exceed 32 bits.
         return False

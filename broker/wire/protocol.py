@@ -26,28 +26,6 @@ PROTOCOL_MAX = 1
 #: Longest frame a peer may send, in bytes; libzmq ends the connection of one that sends more.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
-#: Socket options, by zmq name. HWM 0, because bounds come from credits and admission: a high-water mark only adds
-#: ways to lose a message. LINGER 0, because delivery is shown by answers. Heartbeats are libzmq's own, for a host that
-#: vanishes; the messages below show that the process behind the socket lives. Times in milliseconds (keepalive: s).
-SOCKET_OPTIONS = {
-    "LINGER": 0,
-    "SNDHWM": 0,
-    "RCVHWM": 0,
-    "HANDSHAKE_IVL": 5000,
-    "HEARTBEAT_IVL": 1000,
-    "HEARTBEAT_TIMEOUT": 3000,
-    "HEARTBEAT_TTL": 3000,
-    "TCP_KEEPALIVE": 1,
-    "TCP_KEEPALIVE_IDLE": 10,
-    "TCP_KEEPALIVE_INTVL": 3,
-    "TCP_KEEPALIVE_CNT": 5,
-    "MAXMSGSIZE": MAX_FRAME_BYTES,
-}
-#: IMMEDIATE: with the broker away a send fails at once instead of queueing for a connection that may never come.
-DEALER_OPTIONS = SOCKET_OPTIONS | {"IMMEDIATE": 1, "RECONNECT_IVL": 50, "RECONNECT_IVL_MAX": 2000}
-#: MANDATORY: a send to a peer that is gone raises instead of vanishing.
-ROUTER_OPTIONS = SOCKET_OPTIONS | {"ROUTER_MANDATORY": 1}
-
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the wire is little-endian and so must be the machine")
 
@@ -160,10 +138,9 @@ class FrontendHello(Message, tag=1):
 
     protocol_min: int
     protocol_max: int
+    #: The version of Vecmill (`broker.shared.version`).
     build: Name
     uuid: Uuid
-    #: Start time of the process in ns: of two claims to one uuid the newer one is alive.
-    incarnation: U63
     host: Name
     pid: int
 

@@ -1,46 +1,57 @@
-"""Errors as HTTP answers: OpenAI's error object, and the one table from the wire's codes to statuses. Pure."""
+"""Errors as HTTP answers: OpenAI's error object, and the table from error codes to HTTP statuses. Pure."""
 
 import math
+from typing import NamedTuple
 
 import msgspec
 
 from broker.wire.errors import ErrorCode
+from frontend.api.answers import ErrorAnswer, ErrorObject, ErrorType
 
-#: OpenAI's clients give up on a Retry-After above this.
+#: OpenAI's clients do not wait for a longer Retry-After, in seconds.
 MAX_RETRY_AFTER_S = 120
-#: How much of a request's value an error repeats, in characters.
-MAX_QUOTED = 100
+#: Longest part of a value from a request that an error repeats, in characters.
+MAX_QUOTED_CHARACTERS = 100
 
-#: HTTP status, OpenAI's `type` and `code`, and the field at fault, of each code that a job can end with.
-_STATUS = {
-    ErrorCode.INVALID_INPUT: (400, "invalid_request_error", "invalid_input", "input"),
-    ErrorCode.TOO_LONG: (400, "invalid_request_error", "context_length_exceeded", "input"),
-    ErrorCode.TOO_MANY_TOKENS: (400, "invalid_request_error", "max_tokens_per_request", "input"),
-    ErrorCode.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found", "model"),
-    ErrorCode.NO_WORKER: (503, "server_error", "no_worker", "model"),
-    ErrorCode.QUOTA: (429, "rate_limit_error", "rate_limit_exceeded", None),
-    ErrorCode.OVERLOADED: (503, "server_error", "overloaded", None),
-    ErrorCode.DEADLINE: (504, "server_error", "deadline_exceeded", None),
-    ErrorCode.POISON: (422, "invalid_request_error", "poison_input", "input"),
-    ErrorCode.DRAINING: (503, "server_error", "shutting_down", None),
+
+class _HttpError(NamedTuple):
+    """HTTP status, OpenAI's `type` and `code`, and the field at fault."""
+
+    status: int
+    type: ErrorType
+    code: str
+    param: str | None = None
+
+
+_HTTP_ERRORS = {
+    ErrorCode.INVALID_INPUT: _HttpError(400, "invalid_request_error", "invalid_input", "input"),
+    ErrorCode.TOO_LONG: _HttpError(400, "invalid_request_error", "context_length_exceeded", "input"),
+    ErrorCode.TOO_MANY_TOKENS: _HttpError(400, "invalid_request_error", "max_tokens_per_request", "input"),
+    ErrorCode.UNKNOWN_MODEL: _HttpError(404, "invalid_request_error", "model_not_found", "model"),
+    ErrorCode.NO_WORKER: _HttpError(503, "server_error", "no_worker", "model"),
+    ErrorCode.QUOTA: _HttpError(429, "rate_limit_error", "rate_limit_exceeded"),
+    ErrorCode.OVERLOADED: _HttpError(503, "server_error", "overloaded"),
+    ErrorCode.DEADLINE: _HttpError(504, "server_error", "deadline_exceeded"),
+    ErrorCode.POISON: _HttpError(422, "invalid_request_error", "poison_input", "input"),
+    ErrorCode.DRAINING: _HttpError(503, "server_error", "shutting_down"),
 }
-_FAULT = (500, "server_error", "internal_error", None)
+_INTERNAL_ERROR = _HttpError(500, "server_error", "internal_error")
 
 
 class ApiError(Exception):
-    """A request that ends with an error object."""
+    """An error that ends a request, or fails one input of it."""
 
     def __init__(
         self,
         status: int,
         message: str,
         *,
-        kind: str = "invalid_request_error",
+        kind: ErrorType = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float = 0.0,
     ) -> None:
-        # A method or a path may hold bytes that are no text, which no JSON can hold.
+        # A method or a path may hold bytes that are not UTF-8, which JSON cannot hold.
         super().__init__(message.encode("utf-8", "backslashreplace").decode())
         self.status = status
         self.kind = kind
@@ -48,16 +59,16 @@ class ApiError(Exception):
         self.code = code
         self.retry_after_s = retry_after_s
 
-    def fields(self) -> dict[str, str | None]:
-        """The inside of the error object."""
-        return {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
+    def to_object(self) -> ErrorObject:
+        """Return OpenAI's error object."""
+        return ErrorObject(str(self), self.kind, self.param, self.code)
 
     def body(self) -> bytes:
-        """The error object."""
-        return msgspec.json.encode({"error": self.fields()})
+        """Return the body of the answer."""
+        return msgspec.json.encode(ErrorAnswer(self.to_object()))
 
     def headers(self) -> dict[str, str]:
-        """Retry-After in whole seconds, where waiting can help."""
+        """Return WWW-Authenticate for 401, or Retry-After in whole seconds if waiting can help."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         if not self.retry_after_s:
@@ -66,24 +77,31 @@ class ApiError(Exception):
 
 
 def quote(value: str) -> str:
-    """Return what a request has said, in quotes, for an error that names it; of a long one the beginning."""
-    return repr(value) if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]!r}…"
+    """Return a value from a request in quotes, for an error text; only the beginning of a long value."""
+    return repr(value) if len(value) <= MAX_QUOTED_CHARACTERS else f"{value[:MAX_QUOTED_CHARACTERS]!r}…"
 
 
-def from_failure(code: ErrorCode, text: str, retry_after_ms: int = 0) -> ApiError:
-    """What the broker or a worker said of a job, for the client."""
-    status, kind, name, param = _STATUS.get(code, _FAULT)
-    return ApiError(status, text, kind=kind, param=param, code=name, retry_after_s=retry_after_ms / 1000)
+def from_failure(code: ErrorCode, text: str = "", retry_after_ms: int = 0) -> ApiError:
+    """Convert a failure from the broker or a worker; an empty text becomes the code's default text."""
+    error = _HTTP_ERRORS.get(code, _INTERNAL_ERROR)
+    return ApiError(
+        error.status,
+        text or code.text,
+        kind=error.type,
+        param=error.param,
+        code=error.code,
+        retry_after_s=retry_after_ms / 1000,
+    )
 
 
 def unknown_model(name: str, wording: str = "Mediapipe graph definition with requested name is not found") -> ApiError:
-    """No worker has ever announced this model; OVMS's wording for the path at the end."""
+    """Return the error for a model that no worker has announced; the text ends with OVMS's wording for the path."""
     text = f"The model {quote(name)} does not exist - {wording}"
     return ApiError(404, text, param="model", code="model_not_found")
 
 
 def broker_away() -> ApiError:
-    """Return the error of a request that found no broker within the grace."""
+    """Return the error for a request that found no broker within the grace."""
     return ApiError(
         503, "the broker cannot be reached", kind="server_error", code="broker_unavailable", retry_after_s=5
     )

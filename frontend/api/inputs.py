@@ -1,4 +1,4 @@
-"""The JSON of a request's body, and the forms that its inputs may have. Pure. Messages use OVMS's wording."""
+"""Parsing of a request's JSON body, and of the forms that inputs may have. Pure. Error texts use OVMS's wording."""
 
 from typing import Any
 
@@ -7,22 +7,23 @@ import numpy as np
 
 from frontend.api.errors import ApiError
 
-#: OVMS's.
+#: OVMS's limit on nested arrays and objects.
 MAX_DEPTH = 100
-#: Above the most inputs that a request may be configured to have, and a tenth of a second's work.
+#: Most arrays, objects and fields in a body: above the largest `--max-inputs`, and about 0.1 s of parsing.
 MAX_PARTS = 100_000
 
-#: No field takes a fraction, and reading one can take 10 µs: it stays the text that it is, as bytes, which no field
-#: takes either.
+# Numbers with a fraction stay text, as bytes, which no field accepts: converting one to a float can take 10 µs.
 _decode = msgspec.json.Decoder(float_hook=str.encode).decode
 
-#: One entry for each document: a text, or token ids.
-Texts = list[str]
-TokenArrays = list[list[int]]
+#: An input is a text, or the token ids of one document. Elements of a list are all of one kind.
+Inputs = list[str | list[int]]
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """A body as JSON object, without the fields that are null; ApiError 400 when it is none."""
+    """Parse a JSON object and drop fields that are null.
+
+    Raise `ApiError` 400 if the body is not a JSON object.
+    """
     _check_structure(body)
     try:
         fields = _decode(body)
@@ -34,11 +35,14 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _check_structure(body: bytes) -> None:
-    """Refuse a body of too many arrays, objects and fields, or too deep ones, before any of them is made: two million
-    in 8 MB took seconds, in which no other request was served. Its own time depends on the body's length alone."""
+    """Reject a body of too many or too deeply nested parts before it is decoded.
+
+    Decoding two million parts in 8 MB took seconds, during which no other request was served. The time of this check
+    depends on the body's length alone. Raise `ApiError` 400.
+    """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH and body.count(b":") <= MAX_PARTS - MAX_DEPTH:
         return
-    # Without escaped backslashes and quotes, every other quote begins a string; one without an end goes to the end.
+    # Once escaped backslashes and quotes are removed, every other quote begins a string.
     text = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
     outside = ~np.bitwise_xor.accumulate(text == ord('"'))
     begins = outside & ((text == ord("[")) | (text == ord("{")))
@@ -50,24 +54,24 @@ def _check_structure(body: bytes) -> None:
         raise ApiError(400, "JSON body exceeds maximum nesting depth")
 
 
-def string(fields: dict[str, Any], name: str) -> str | None:
-    """An optional string field; ApiError 400 when it is something else."""
+def read_string(fields: dict[str, Any], name: str) -> str | None:
+    """Return an optional string field. Raise `ApiError` 400 if the field has another type."""
     value = fields.get(name)
     if value is None or isinstance(value, str):
         return value
     raise ApiError(400, f"{name} should be string", param=name)
 
 
-def boolean(fields: dict[str, Any], name: str) -> bool | None:
-    """An optional boolean field; ApiError 400 when it is something else."""
+def read_boolean(fields: dict[str, Any], name: str) -> bool | None:
+    """Return an optional boolean field. Raise `ApiError` 400 if the field has another type."""
     value = fields.get(name)
     if value is None or isinstance(value, bool):
         return value
     raise ApiError(400, f"{name} should be boolean", param=name)
 
 
-def model_name(fields: dict[str, Any]) -> str:
-    """The field `model`; ApiError 400 without it."""
+def read_model_name(fields: dict[str, Any]) -> str:
+    """Return the field `model`. Raise `ApiError` 400 if it is missing or is not a string."""
     if "model" not in fields:
         raise ApiError(400, "model field is missing in JSON body", param="model")
     if not isinstance(fields["model"], str):
@@ -75,9 +79,11 @@ def model_name(fields: dict[str, Any]) -> str:
     return fields["model"]
 
 
-def documents(fields: dict[str, Any], name: str, most: int) -> Texts | TokenArrays:
-    """The documents of a field, at least one and at most `most`; ApiError 400 for every other form. Inner arrays may
-    be empty: that is for whoever knows whether one bad document spoils the others."""
+def read_inputs(fields: dict[str, Any], name: str, max_inputs: int) -> Inputs:
+    """Return the inputs in a field, between one and `max_inputs`. Raise `ApiError` 400 for any other form.
+
+    Inner arrays may be empty: `build_submission` handles them, because it depends on `error_policy` what they fail.
+    """
     value = fields.get(name)
     match value:
         case None:
@@ -87,30 +93,30 @@ def documents(fields: dict[str, Any], name: str, most: int) -> Texts | TokenArra
         case []:
             raise ApiError(400, f"{name} array should not be empty", param=name)
         case list():
-            found = _array(value, name, most)
+            inputs = _read_array(value, name, max_inputs)
         case _:
             raise ApiError(400, f"{name} should be string, array of strings or array of integers", param=name)
-    return found
+    return inputs
 
 
-def _array(values: list[Any], name: str, most: int) -> Texts | TokenArrays:
-    kinds = set(map(type, values))
-    if len(values) > most and int not in kinds:
-        raise ApiError(400, f"{name} array has {len(values)} elements, at most {most} are allowed", param=name)
-    if kinds == {str}:
+def _read_array(values: list[Any], name: str, max_inputs: int) -> Inputs:
+    types = set(map(type, values))
+    if len(values) > max_inputs and int not in types:
+        raise ApiError(400, f"{name} array has {len(values)} elements, at most {max_inputs} are allowed", param=name)
+    if types == {str}:
         return values
-    if kinds == {int}:
+    if types == {int}:
         return [values]
-    if not kinds <= {str, int, list}:
+    if not types <= {str, int, list}:
         raise ApiError(400, f"every element in {name} array should be either string or int", param=name)
-    if kinds != {list}:
+    if types != {list}:
         raise ApiError(400, f"{name} must be homogeneous", param=name)
-    inner = [set(map(type, value)) for value in values]
-    if any(not each <= {str, int} for each in inner):
+    inner_types = [set(map(type, value)) for value in values]
+    if any(not each <= {str, int} for each in inner_types):
         raise ApiError(400, f"every element in {name} array should be either string or int", param=name)
-    if len(set().union(*inner)) > 1:
+    if len(set().union(*inner_types)) > 1:
         raise ApiError(400, f"{name} must be homogeneous", param=name)
-    if any(str in each for each in inner):
+    if any(str in each for each in inner_types):
         text = f"{name} must be either array of strings or array of array of integers"
         raise ApiError(400, text, param=name)
     return values

@@ -1,8 +1,7 @@
-"""Answers as they go out. Pure."""
+"""Rendering of answers. Pure."""
 
-import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +10,20 @@ import numpy.typing as npt
 import orjson
 
 from broker.wire.protocol import ModelInfo, ModelState, State
+from frontend.api.answers import (
+    ConfigAnswer,
+    Embedding,
+    EmbeddingsAnswer,
+    ModelList,
+    ModelMetadata,
+    ModelObject,
+    ModelStatus,
+    StatusDetail,
+    Tensor,
+    TokenizeAnswer,
+    Usage,
+    VersionStatus,
+)
 from frontend.api.errors import ApiError
 from frontend.api.schemas import EmbeddingsRequest, TokenizeRequest
 
@@ -19,11 +32,11 @@ Vectors = npt.NDArray[np.float32]
 #: Token ids of one text.
 Ids = npt.NDArray[np.uint32]
 
-#: Below this length a vector is not scaled to length 1: OVMS's eps, and torch's.
-_SHORTEST = 1e-12
+#: Vectors shorter than this are divided by it instead of by their length, as in OVMS and torch.
+_MIN_LENGTH = 1e-12
 
-#: OVMS's names of states, and what it says beside them.
-_STATES = {
+#: OVMS's names of states, and the error code beside each.
+_STATES: dict[State, tuple[Any, str]] = {
     State.AVAILABLE: ("AVAILABLE", "OK"),
     State.LOADING: ("LOADING", "OK"),
     State.FAILED: ("LOADING", "FAILED_PRECONDITION"),
@@ -32,100 +45,134 @@ _STATES = {
 }
 
 
-def shape(rows: Sequence[memoryview], wanted: EmbeddingsRequest, model: ModelInfo) -> Sequence[Any]:
-    """Vectors as the request wants them, float32 little-endian: cut to its dimensions, and of length 1 again."""
-    cut = wanted.dimensions not in (None, model.dimension)
-    of_length_1 = wanted.normalize is True or (wanted.normalize is None and model.normalized)
-    if not rows or not (cut or (of_length_1 and not model.normalized)):
+# --- embeddings ------------------------------------------------------------------------------------------------------
+
+
+def shape_vectors(rows: Sequence[memoryview], request: EmbeddingsRequest, model: ModelInfo) -> Sequence[Any]:
+    """Return rows as float32 arrays, with the dimensions and the normalisation that the request chooses."""
+    fewer = request.dimensions not in (None, model.dimension)
+    normalize = request.normalize is True or (request.normalize is None and model.normalized)
+    if not rows or not (fewer or (normalize and not model.normalized)):
         return [np.frombuffer(row, "<f4") for row in rows]
     vectors: Vectors = np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), model.dimension)
-    vectors = vectors[:, : wanted.dimensions]
-    if of_length_1:
+    vectors = vectors[:, : request.dimensions]
+    if normalize:
         lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(1, keepdims=True))
-        vectors = (vectors / np.maximum(lengths, _SHORTEST)).astype("<f4")
+        vectors = (vectors / np.maximum(lengths, _MIN_LENGTH)).astype("<f4")
     return list(np.ascontiguousarray(vectors))
 
 
 def render_embeddings(
-    wanted: EmbeddingsRequest,
+    request: EmbeddingsRequest,
     vectors: Mapping[int, Any],
     tokens: int,
     *,
-    cut: Mapping[int, int],
-    bad: Mapping[int, ApiError],
+    truncated: Mapping[int, int],
+    errors: Mapping[int, ApiError],
 ) -> bytes:
-    """OpenAI's answer. `vectors` are float32 arrays by place; as text each value is the shortest that reads back to it.
-    `cut`: tokens cut off, and `bad`: what is wrong, by place; each document is in `vectors` or in `bad`."""
-    data: list[dict[str, Any]] = []
-    for index in sorted([*vectors, *bad]):
-        vector = vectors.get(index)
-        if wanted.base64 and vector is not None:
-            vector = base64.b64encode(vector).decode("ascii")
-        item = {"object": "embedding", "embedding": vector, "index": index}
-        if cut.get(index):
-            item["truncated_tokens"] = cut[index]
-        if index in bad:
-            item["error"] = bad[index].fields()
+    """Render OpenAI's answer.
+
+    Args:
+        request: The request that is answered.
+        vectors: Float32 arrays by position; a value becomes the shortest text that reads back to the same float32.
+        tokens: Tokens of all inputs, for `usage`.
+        truncated: Tokens cut off, by position.
+        errors: Errors by position, of the inputs that are not in `vectors`.
+    """
+    base64 = request.encoding_format == "base64"
+    data: list[Embedding] = []
+    for position in sorted([*vectors, *errors]):
+        vector = vectors.get(position)
+        if base64 and vector is not None:
+            vector = vector.data
+        item: Embedding = {"object": "embedding", "embedding": vector, "index": position}
+        if truncated.get(position):
+            item["truncated_tokens"] = truncated[position]
+        if position in errors:
+            item["error"] = errors[position].to_object()
         data.append(item)
-    answer: dict[str, Any] = {
-        "object": "list",
-        "data": data,
-        "model": wanted.model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
-    if wanted.truncate:
-        answer["truncated_tokens"] = sum(cut.values())
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    total = sum(truncated.values()) if request.truncation else msgspec.UNSET
+    answer = EmbeddingsAnswer("list", data, request.model, Usage(tokens, tokens), total)
+    # msgspec encodes buffers as base64, a third faster than base64.b64encode and orjson.
+    return msgspec.json.encode(answer) if base64 else _encode_arrays(answer)
 
 
-def render_tokens(wanted: TokenizeRequest, rows: Sequence[memoryview], model: ModelInfo) -> bytes:
-    """OVMS's answer: flat for a single text, nested for several. `rows`: u32 ids with special tokens."""
-    tokens = [_tokens(wanted, np.frombuffer(row, "<u4"), model) for row in rows]
-    return orjson.dumps({"tokens": tokens[0] if len(tokens) == 1 else tokens}, option=orjson.OPT_SERIALIZE_NUMPY)
+def _encode_arrays(answer: msgspec.Struct) -> bytes:
+    """Encode an answer that holds numpy arrays, which msgspec does not encode."""
+    return orjson.dumps(answer, _to_dict, orjson.OPT_SERIALIZE_NUMPY)
 
 
-def count_token_ids(wanted: TokenizeRequest, rows: Sequence[memoryview], model: ModelInfo) -> int:
-    """Return how many ids the answer has at most, those of the padding included."""
-    shortest = (wanted.max_length or model.max_tokens) if wanted.pad else 0
-    longest = wanted.max_length or math.inf
+def _to_dict(struct: msgspec.Struct) -> dict[str, Any]:
+    fields = {name: getattr(struct, name) for name in struct.__struct_fields__}
+    return {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+
+
+# --- token ids -------------------------------------------------------------------------------------------------------
+
+
+def render_tokens(request: TokenizeRequest, rows: Sequence[memoryview], model: ModelInfo) -> bytes:
+    """Render OVMS's answer: flat for one text, nested for several. `rows` are u32 ids with special tokens."""
+    tokens: list[Any] = [_fit_ids(request, np.frombuffer(row, "<u4"), model) for row in rows]
+    return _encode_arrays(TokenizeAnswer(tokens[0] if len(tokens) == 1 else tokens))
+
+
+def count_token_ids(request: TokenizeRequest, rows: Sequence[memoryview], model: ModelInfo) -> int:
+    """Return an upper bound of the number of ids in the answer, padding included."""
+    shortest = (request.max_length or model.max_tokens) if request.pad_to_max_length else 0
+    longest = request.max_length or math.inf
     return int(sum(max(min(len(row) // 4, longest), shortest) for row in rows))
 
 
-def _tokens(wanted: TokenizeRequest, ids: Ids, model: ModelInfo) -> Ids:
+def _fit_ids(request: TokenizeRequest, ids: Ids, model: ModelInfo) -> Ids:
+    """Return ids without special tokens, truncated and padded, as the request chooses."""
     before, after = len(model.before), len(model.after)
-    if not wanted.special_tokens:
+    if request.add_special_tokens is False:
         ids, before, after = ids[before : len(ids) - after], 0, 0
-    if wanted.max_length is not None and len(ids) > wanted.max_length:
-        # The special tokens stay, where there is room for them.
-        kept = after if wanted.max_length >= before + after else 0
-        ids = np.concatenate([ids[: wanted.max_length - kept], ids[len(ids) - kept :]])
-    if not wanted.pad:
+    if request.max_length is not None and len(ids) > request.max_length:
+        # Keep the special tokens at the end if there is room for all special tokens.
+        tail = after if request.max_length >= before + after else 0
+        ids = np.concatenate([ids[: request.max_length - tail], ids[len(ids) - tail :]])
+    if not request.pad_to_max_length:
         return ids
-    padding = np.full(max(0, (wanted.max_length or model.max_tokens) - len(ids)), model.pad_id, np.uint32)
-    return np.concatenate([padding, ids] if wanted.pad_left else [ids, padding])
+    padding = np.full(max(0, (request.max_length or model.max_tokens) - len(ids)), model.pad_id, np.uint32)
+    return np.concatenate([padding, ids] if request.padding_side == "left" else [ids, padding])
 
 
-def render_model(model: ModelInfo, created: int) -> dict[str, Any]:
-    """OpenAI's model object, with what a client of embeddings wants to know of it."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": created,
-        "owned_by": "vecmill",
-        "dimension": model.dimension,
-        "max_tokens": model.max_tokens,
-        "revision": model.revision,
-        "prompts": model.prompts,
-        "default_prompt": model.default_prompt or None,
-        "matryoshka_dimensions": model.matryoshka_dimensions if model.matryoshka else None,
-    }
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def build_model_object(model: ModelInfo, created: int) -> ModelObject:
+    """Return OpenAI's model object; `created` is in seconds since 1970."""
+    return ModelObject(
+        id=model.name,
+        object="model",
+        created=created,
+        owned_by="vecmill",
+        dimension=model.dimension,
+        max_tokens=model.max_tokens,
+        revision=model.revision,
+        prompts=model.prompts,
+        default_prompt=model.default_prompt or None,
+        matryoshka_dimensions=model.matryoshka_dimensions if model.matryoshka else None,
+    )
+
+
+def render_models(models: Iterable[ModelInfo], created: int) -> bytes:
+    """Render OpenAI's list of models."""
+    return msgspec.json.encode(ModelList("list", [build_model_object(model, created) for model in models]))
 
 
 def render_config(states: Mapping[str, ModelState]) -> bytes:
-    """OVMS's GET /v1/config: every model that is known, and how it is doing."""
-    config = {}
-    for name, one in sorted(states.items()):
-        state, code = _STATES[one.state]
-        status = {"error_code": code, "error_message": one.text or code}
-        config[name] = {"model_version_status": [{"version": "1", "state": state, "status": status}]}
+    """Render OVMS's GET /v1/config: the state of every known model, indented as in OVMS."""
+    config: ConfigAnswer = {}
+    for name, model in sorted(states.items()):
+        state, code = _STATES[model.state]
+        version = VersionStatus("1", state, StatusDetail(code, model.text or code))
+        config[name] = ModelStatus([version])
     return msgspec.json.format(msgspec.json.encode(config), indent=1)
+
+
+def render_model_metadata(model: ModelInfo) -> bytes:
+    """Render KServe's metadata of a model."""
+    inputs, outputs = [Tensor("input", "BYTES", [-1])], [Tensor("embedding", "FP32", [-1, model.dimension])]
+    return msgspec.json.encode(ModelMetadata(model.name, ["1"], "OpenVINO", inputs, outputs))

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
+from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Kind, Lane, Message, ModelInfo, ModelState
@@ -36,9 +37,8 @@ class BrokerClient:
         hello = wire.FrontendHello(
             protocol_min=wire.PROTOCOL_MIN,
             protocol_max=wire.PROTOCOL_MAX,
-            build="",
+            build=VERSION,
             uuid=uuid.uuid4().bytes,
-            incarnation=time.time_ns(),
             host=socket.gethostname(),
             pid=os.getpid(),
         )

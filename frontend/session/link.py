@@ -13,9 +13,9 @@ import zmq
 import zmq.utils.monitor
 
 from broker.wire import protocol as wire
-from broker.wire.curve import open_dealer
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.protocol import Frame, Message
+from broker.wire.sockets import open_dealer
 from frontend.config import Config
 
 log = logging.getLogger(__name__)

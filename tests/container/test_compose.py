@@ -1,6 +1,5 @@
 """The container image and the Compose project, as an operator meets them. Needs a Docker engine; tests run in order."""
 
-import base64
 import json
 import re
 import shutil
@@ -14,6 +13,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+
+from tests.harness.data import read_golden
 
 from .conftest import ROOT, Stack, run
 
@@ -107,12 +108,11 @@ def test_overlay_gives_the_worker_the_device(device: str) -> None:
     assert worker["build"]["target"] == "intel"
 
 
-def test_vectors_are_the_golden_ones(stack: Stack, shared: Path) -> None:
-    rows = json.loads((shared / "data" / "minilm-golden.json").read_text())["rows"]
-    rows = [row for row in rows if row["untruncated_tokens"] <= 256]
+def test_vectors_are_the_golden_ones(stack: Stack) -> None:
+    rows = [row for row in read_golden() if row["untruncated_tokens"] <= 256]
     assert rows
     vectors = np.array(stack.embed(*(row["text"] for row in rows)), np.float32)
-    golden = np.array([np.frombuffer(base64.b64decode(row["vector_f32_base64"]), "<f4") for row in rows])
+    golden = np.array([row["vector"] for row in rows])
     assert np.abs(vectors - golden).max() <= 1e-4
 
 

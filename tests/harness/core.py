@@ -71,7 +71,7 @@ class Core:
 
     def frontend(self, peer: bytes = b"F1", uuid: bytes | None = None) -> bytes:
         """A frontend says hello."""
-        self.handle(peer, wire.FrontendHello(1, 1, "test", (uuid or peer).ljust(16, b"."), 1, "host", 1))
+        self.handle(peer, wire.FrontendHello(1, 1, "test", (uuid or peer).ljust(16, b"."), "host", 1))
         return peer
 
     def worker(

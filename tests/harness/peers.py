@@ -10,13 +10,14 @@ import numpy as np
 import zmq
 import zmq.utils.monitor
 
+from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from tests.harness.fake_worker import model, vector
 
 UUID = b"0123456789abcdef"
 HELLOS = {
-    "frontend": wire.FrontendHello(1, 1, "test", UUID, 1, "host", 1),
-    "worker": wire.WorkerHello(1, 1, "test", UUID, 1, "host", 1, "CPU", [], 1, 1, 1),
+    "frontend": wire.FrontendHello(1, 1, VERSION, UUID, "host", 1),
+    "worker": wire.WorkerHello(1, 1, VERSION, UUID, 1, "host", 1, "CPU", [], 1, 1, 1),
 }
 M = TypeVar("M", bound=wire.Message)
 
@@ -77,7 +78,9 @@ class HandWorker(Peer):
         self.credit, self._seen = credit, 0
         uuid = number.to_bytes(16)
         models = [model(dimension)]
-        self.send(wire.WorkerHello(1, 1, "test", uuid, 1, "hand", number, "CPU", models, batch_tokens, 100_000, credit))
+        self.send(
+            wire.WorkerHello(1, 1, VERSION, uuid, 1, "hand", number, "CPU", models, batch_tokens, 100_000, credit)
+        )
         self.epoch = self.get(wire.Welcome)[0].epoch
         return self
 
@@ -112,7 +115,7 @@ class HandFrontend(Peer):
     def join(self, number: int = 1) -> "HandFrontend":
         """Connect, and be told the models."""
         self.connect()
-        self.send(wire.FrontendHello(1, 1, "test", number.to_bytes(16), 1, "hand", number))
+        self.send(wire.FrontendHello(1, 1, VERSION, number.to_bytes(16), "hand", number))
         while not any(one.workers for one in self.get(wire.Models)[0].models):
             pass
         return self

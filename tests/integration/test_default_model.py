@@ -3,8 +3,6 @@
 Fetches the model into `.cache/vecmill` of the checkout when it is not there.
 """
 
-import base64
-import json
 import os
 import shutil
 import subprocess
@@ -22,6 +20,7 @@ import pytest
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Option
+from tests.harness.data import read_golden, read_texts
 from tests.harness.peers import HandBroker
 from tests.harness.processes import Program, free_port
 from workers.engine.backend import Ids
@@ -70,11 +69,8 @@ def embed(prepared: PreparedModel) -> Embed:
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((shared / "data" / "minilm-golden.json").read_text())["rows"]
-    for row in rows:
-        row["vector"] = np.frombuffer(base64.b64decode(row["vector_f32_base64"]), "<f4")
-    return rows
+def golden() -> list[dict[str, Any]]:
+    return [dict(row) for row in read_golden()]
 
 
 def truncate_end(tokenizer: Tokenizer, ids: Ids) -> Ids:
@@ -103,11 +99,9 @@ def test_all_golden_vectors(tokenizer: Tokenizer, embed: Embed, golden: list[dic
 
 
 def test_a_text_alone_and_among_64_of_mixed_lengths(
-    tokenizer: Tokenizer, embed: Embed, golden: list[dict[str, Any]], shared: Path
+    tokenizer: Tokenizer, embed: Embed, golden: list[dict[str, Any]]
 ) -> None:
-    with (shared / "data" / "load" / "mixed.jsonl").open() as file:
-        others = [json.loads(line)["text"] for line, _ in zip(file, range(64 - 8), strict=False)]
-    texts = [row["text"] for row in golden[:8]] + others
+    texts = [row["text"] for row in golden[:8]] + read_texts("mixed")[: 64 - 8]
     ids = [truncate_end(tokenizer, one) for one in tokenizer.encode_texts(texts)]
     assert len(ids) == 64
     together = embed(ids)
@@ -115,15 +109,14 @@ def test_a_text_alone_and_among_64_of_mixed_lengths(
         assert np.abs(embed([ids[number]])[0] - together[number]).max() <= 1e-5
 
 
-def test_ids_of_real_texts_in_many_languages(tokenizer: Tokenizer, default_folder: Path, shared: Path) -> None:
+def test_ids_of_real_texts_in_many_languages(tokenizer: Tokenizer, default_folder: Path) -> None:
     from tokenizers import Tokenizer as Theirs
 
     theirs = Theirs.from_file(str(default_folder / "tokenizer.json"))
     theirs.no_truncation()
     theirs.no_padding()
     for name in ("queries", "mixed"):
-        with (shared / "data" / "load" / f"{name}.jsonl").open() as file:
-            texts = [json.loads(line)["text"] for line in file]
+        texts = read_texts(name)
         expected = [one.ids for one in theirs.encode_batch(texts)]
         assert [ids.tolist() for ids in tokenizer.encode_texts(texts)] == expected
 

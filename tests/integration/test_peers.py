@@ -120,7 +120,7 @@ def test_peer_of_another_protocol_is_refused_and_others_are_served(
     cluster.all()
     peers.append(Peer(cluster.endpoints[role]).connect())
     hellos = {
-        "frontend": wire.FrontendHello(98, 99, "new", b"u" * 16, 1, "host", 1),
+        "frontend": wire.FrontendHello(98, 99, "new", b"u" * 16, "host", 1),
         "worker": wire.WorkerHello(98, 99, "new", b"u" * 16, 1, "host", 1, "CPU", [model()], 1, 1, 1),
     }
     peers[0].send(hellos[role])

@@ -1,4 +1,4 @@
-"""scripts/setup, with a lock that asks for no package, so that it needs no index."""
+"""`scripts/setup` with an empty lock file, so that it needs no package index."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from tests.harness.processes import ROOT
 
 
 @pytest.mark.parametrize("left", ["half of pip", "no python"])
-def test_what_an_interrupted_setup_left_is_made_anew(tmp_path: Path, left: str) -> None:
+def test_interrupted_setup_is_repeated(tmp_path: Path, left: str) -> None:
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/requirements.txt").write_text("# no package\n")
     setup = shutil.copy(ROOT / "scripts/setup", tmp_path / "scripts")

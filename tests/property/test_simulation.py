@@ -65,7 +65,7 @@ class Frontend(End):
     def __init__(self, sim: "Simulation") -> None:
         super().__init__(sim)
         self.judge = sim
-        hello = wire.FrontendHello(1, 1, "", self.uuid, self.number, "host", self.number)
+        hello = wire.FrontendHello(1, 1, "", self.uuid, "host", self.number)
         self.session = Session(hello, BROKER_GRACE_S, sim.now)
         #: When the model was last known.
         self.last_known = sim.now

@@ -1,4 +1,4 @@
-"""Runs the tokenizer IR that `workers.models.tokenizers` makes.
+"""Token ids of texts, by the tokenizer IR that `workers.models.tokenizers` makes.
 
 A `Tokenizer` serves one thread at a time. The interpreter is free while a text is encoded.
 """

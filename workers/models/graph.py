@@ -1,4 +1,4 @@
-"""Pieces of OpenVINO graphs that model families share: constants, layers, pooling, normalisation."""
+"""Parts of OpenVINO graphs that model families share: constants, layers, pooling, normalisation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,11 +9,11 @@ import openvino.opset15 as op
 
 from workers.models.folder import ModelError, ModelFolder
 
-#: torch.nn.functional.normalize's and sentence-transformers' guards against division by zero.
+#: Smallest divisors, as in torch.nn.functional.normalize and in the mean pooling of sentence-transformers.
 NORMALIZE_EPSILON = 1e-12
 MEAN_EPSILON = 1e-9
 
-#: By the name in config.json. "gelu" is the exact one; the others are approximations by tanh.
+#: Activation functions by their names in config.json. "gelu" is exact; "gelu_new" approximates it with tanh.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu": lambda x: op.gelu(x, "erf"),
     "gelu_new": lambda x: op.gelu(x, "tanh"),
@@ -23,72 +23,75 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 
 
 class Weights:
-    """Tensors by name, as float32, each checked for its shape."""
+    """Tensors of a model by name."""
 
     def __init__(self, tensors: Mapping[str, Any], prefix: str) -> None:
+        """Take tensors whose names all begin with `prefix`."""
         self._tensors = tensors
         self._prefix = prefix
 
-    def __call__(self, name: str, *shape: int) -> Any:
-        """The tensor; ModelError when it is missing or has another shape."""
+    def get_tensor(self, name: str, *shape: int) -> Any:
+        """Return a tensor as float32. Raise `ModelError` if it is missing or has another shape."""
         tensor = self._tensors.get(self._prefix + name)
         if tensor is None:
             raise ModelError(f"model.safetensors has no tensor {self._prefix + name}")
         if tensor.shape != shape:
-            raise ModelError(f"{self._prefix + name} has the shape {tensor.shape}, but config.json asks for {shape}")
+            raise ModelError(f"{self._prefix + name} has the shape {tensor.shape}, but config.json requires {shape}")
         return tensor.astype(np.float32, copy=False)
 
 
-def integers(*values: int) -> Any:
-    """A constant of 64-bit integers."""
+def make_integers(*values: int) -> Any:
+    """Return a constant, int64 `[values]`."""
     return op.constant(np.array(values, np.int64))
 
 
-def scalar(value: float) -> Any:
-    """A float32 constant."""
+def make_scalar(value: float) -> Any:
+    """Return a float32 constant."""
     return op.constant(np.float32(value))
 
 
-def linear(x: Any, weight: Any, bias: Any) -> Any:
-    """x·Wᵀ + b."""
+def apply_linear(x: Any, weight: Any, bias: Any) -> Any:
+    """Return x·Wᵀ + b for x `[batch, length, into]`, W `[out, into]` and b `[out]`."""
     return op.add(op.matmul(x, op.constant(weight), False, True), op.constant(bias.reshape(1, 1, -1)))
 
 
-def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
-    """Normalisation over the last axis, scaled and shifted."""
-    normal = op.mvn(x, integers(-1), True, epsilon, "INSIDE_SQRT")
+def apply_layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+    """Return x normalised over its last axis, scaled and shifted (Ba et al. 2016, arXiv:1607.06450)."""
+    normal = op.mvn(x, make_integers(-1), True, epsilon, "INSIDE_SQRT")
     return op.add(op.multiply(normal, op.constant(weight.reshape(1, 1, -1))), op.constant(bias.reshape(1, 1, -1)))
 
 
-def pool(hidden: Any, mask: Any, folder: ModelFolder) -> list[Any]:
-    """Sentence embeddings [batch, size] of hidden states [batch, length, size]; mask float32 [batch, length], 1 for
-    tokens that count, which come before the padding. If they are normalised, also what they were divided by
-    [batch, 1]."""
-    vectors = {"CLS": _first, "MEAN": _mean, "LAST": _last}[folder.pooling](hidden, mask)
+def pool_states(hidden: Any, mask: Any, folder: ModelFolder) -> list[Any]:
+    """Return the sentence embeddings, float32 `[batch, size]`, as the folder's pooling makes them.
+
+    `hidden` is float32 `[batch, length, size]`. `mask` is float32 `[batch, length]`: 1 for tokens, then 0 for padding.
+    If the folder normalises, the divisors `[batch, 1]` are a second output.
+    """
+    vectors = {"CLS": _pool_first, "MEAN": _pool_mean, "LAST": _pool_last}[folder.pooling](hidden, mask)
     if not folder.normalize:
         return [vectors]
-    length = op.sqrt(op.reduce_sum(op.multiply(vectors, vectors), integers(-1), True))
-    divisor = op.maximum(length, scalar(NORMALIZE_EPSILON))
+    norm = op.sqrt(op.reduce_sum(op.multiply(vectors, vectors), make_integers(-1), True))
+    divisor = op.maximum(norm, make_scalar(NORMALIZE_EPSILON))
     return [op.divide(vectors, divisor), divisor]
 
 
-def _first(hidden: Any, _: Any) -> Any:
+def _pool_first(hidden: Any, _: Any) -> Any:
     return op.gather(hidden, op.constant(np.int64(0)), op.constant(np.int64(1)))
 
 
-def _mean(hidden: Any, mask: Any) -> Any:
-    total = op.reduce_sum(op.multiply(hidden, op.unsqueeze(mask, integers(2))), integers(1), False)
-    return op.divide(total, op.maximum(op.reduce_sum(mask, integers(1), True), scalar(MEAN_EPSILON)))
+def _pool_mean(hidden: Any, mask: Any) -> Any:
+    total = op.reduce_sum(op.multiply(hidden, op.unsqueeze(mask, make_integers(2))), make_integers(1), False)
+    return op.divide(total, op.maximum(op.reduce_sum(mask, make_integers(1), True), make_scalar(MEAN_EPSILON)))
 
 
-def _last(hidden: Any, mask: Any) -> Any:
-    last = op.subtract(op.convert(op.reduce_sum(mask, integers(1), False), "i64"), op.constant(np.int64(1)))
-    picked = op.gather(hidden, op.unsqueeze(last, integers(1)), op.constant(np.int64(1)), 1)
-    return op.squeeze(picked, integers(1))
+def _pool_last(hidden: Any, mask: Any) -> Any:
+    last = op.subtract(op.convert(op.reduce_sum(mask, make_integers(1), False), "i64"), op.constant(np.int64(1)))
+    picked = op.gather(hidden, op.unsqueeze(last, make_integers(1)), op.constant(np.int64(1)), 1)
+    return op.squeeze(picked, make_integers(1))
 
 
-def model(outputs: list[Any], inputs: list[Any], name: str) -> ov.Model:
-    """The graph with what `pool` gives as its outputs."""
+def make_model(outputs: list[Any], inputs: list[Any], name: str) -> ov.Model:
+    """Return a model with the outputs of `pool_states`, named `embedding` and `divisor`."""
     for output, title in zip(outputs, ("embedding", "divisor"), strict=False):
         output.output(0).set_names({title})
     return ov.Model(outputs, inputs, name)

@@ -1,6 +1,6 @@
-"""From a model folder to files that the engine compiles: reads, converts, caches. Runs no inference.
+"""Conversion of a model folder to files that the engine compiles, kept in the cache. Runs no inference.
 
-`python -m workers.models.prepare --model FOLDER --cache FOLDER` does it ahead of a worker's start.
+`python -m workers.models.prepare --model FOLDER --cache FOLDER` converts a model before a worker starts.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from workers.models import cache as entries
 from workers.models.folder import EXPORT_HINT, ModelError, ModelFolder, read_folder
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 
-#: Part of every revision: raise it when a conversion would give other vectors than before.
+#: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
 CONVERTER = 4
-#: Of weights and activations, on every device, so that all of them give the same vectors.
+#: Precision of weights and activations on every device, so that all devices give the same vectors.
 PRECISION = "f32"
-#: The module that builds each `model_type`; a family is one module here.
+#: Module that builds the graph of each `model_type`.
 FAMILIES = {"bert": "workers.models.bert"}
-#: Fields of config.json that say who wrote it, how, and that vectors may be cut; they change no vector.
-_NOT_SHAPING = frozenset(
+#: Fields of config.json that do not change vectors.
+_IRRELEVANT_FIELDS = frozenset(
     {"architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype", "transformers_version"}
 )
 
@@ -33,21 +33,21 @@ Report = Callable[[str], None]
 
 
 class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model ready to be compiled."""
+    """A converted model, ready to be compiled."""
 
-    #: Two models with the same revision give the same vectors. 32 hexadecimal digits.
+    #: Hash of everything that determines the vectors, 32 hexadecimal digits.
     revision: str
     model_path: Path
     tokenizer_path: Path
     #: Values in a vector.
     dimension: int
-    #: Longest input in tokens, special ones included.
+    #: Longest input in tokens, special tokens included.
     max_tokens: int
     #: CLS, MEAN or LAST.
     pooling: str
-    #: Whether vectors are scaled to length 1.
+    #: Whether the model scales vectors to length 1.
     normalize: bool
-    #: Token ids are below this.
+    #: Token ids are below this number.
     vocabulary_size: int
     pad_id: int
     prompts: Prompts
@@ -55,23 +55,26 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
-    """The folder's model, converted if it is not in the cache. ModelError says why it cannot be served."""
+    """Return the folder's model, converted if it is not in the cache. Raise `ModelError` if it cannot be served.
+
+    `report` gets a line for each step of a conversion.
+    """
     folder = read_folder(path)
     if folder.family not in FAMILIES:
         raise ModelError(
-            f"{path} is a model of the type {folder.family!r}, and Vecmill itself builds only "
-            f"{', '.join(FAMILIES)}; {EXPORT_HINT}"
+            f"{path} has the model_type {folder.family!r}, but Vecmill converts only {', '.join(FAMILIES)}; "
+            f"{EXPORT_HINT}"
         )
     prompts = read_prompts(folder, report)
-    revision = _revision(folder, prompts)
-    made_by = _versions()
+    revision = _compute_revision(folder, prompts)
+    made_by = _describe_versions()
     facts = entries.find_entry(cache, revision, made_by)
     if facts is None:
-        report(f"converting {path} (once; kept in {cache})")
+        report(f"converting {path}; the result stays in {cache}")
         try:
-            facts = entries.store_entry(cache, revision, made_by, lambda into: _convert(folder, into, report))
-        except (OSError, RuntimeError) as error:  # OpenVINO has only RuntimeError, for a full disk too
-            raise ModelError(f"the converted model cannot be made in {cache}: {error}") from None
+            facts = entries.store_entry(cache, revision, made_by, lambda into: _convert_model(folder, into, report))
+        except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError for a full disk, too
+            raise ModelError(f"could not write the converted model to {cache}: {error}") from None
     entry = entries.get_entry_folder(cache, revision)
     return PreparedModel(
         revision=revision,
@@ -88,38 +91,42 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     )
 
 
-def _revision(folder: ModelFolder, prompts: Prompts) -> str:
-    """A hash of everything that a plain request's vectors depend on. 90 MB of weights take 0.06 s with SHA
-    instructions."""
+def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
+    """Return a hash of everything that determines the vectors of a plain request.
+
+    A CPU with SHA instructions hashes 90 MB of weights in 0.06 s. Raise `ModelError` if a file cannot be read.
+    """
     config = {
         key: value
         for key, value in sorted(folder.config.items())
-        if key not in _NOT_SHAPING and not key.startswith("_")
+        if key not in _IRRELEVANT_FIELDS and not key.startswith("_")
     }
-    rest = [CONVERTER, PRECISION, folder.family, folder.pooling, folder.normalize, folder.max_tokens, config]
-    rest += [prompts.texts.get(prompts.default, "")]
-    digest = hashlib.sha256(msgspec.json.encode(rest))
-    for path in (folder.weights, folder.tokenizer):
+    settings = [CONVERTER, PRECISION, folder.family, folder.pooling, folder.normalize, folder.max_tokens, config]
+    settings += [prompts.texts.get(prompts.default, "")]
+    digest = hashlib.sha256(msgspec.json.encode(settings))
+    for path in (folder.weights_path, folder.tokenizer_path):
         try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error}") from None
+            raise ModelError(f"could not read {path}: {error}") from None
     return digest.hexdigest()[:32]
 
 
-def _versions() -> str:
+def _describe_versions() -> str:
+    """Return the versions of everything that writes the files of a conversion."""
     names = ("openvino", "openvino-tokenizers")
     return ", ".join([f"converter {CONVERTER}", *(f"{name} {importlib.metadata.version(name)}" for name in names)])
 
 
-def _convert(folder: ModelFolder, into: Path, report: Report) -> entries.Facts:
+def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.Facts:
+    """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
     import openvino as ov
 
     from workers.models.tokenizers import convert_tokenizer
 
     report("  building the OpenVINO model")
-    model = importlib.import_module(FAMILIES[folder.family]).build(folder, _read_weights(folder.weights))
+    model = importlib.import_module(FAMILIES[folder.family]).build_model(folder, _read_weights(folder.weights_path))
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
     ov.save_model(convert_tokenizer(folder), into / entries.TOKENIZER, compress_to_fp16=False)
@@ -132,7 +139,10 @@ def _convert(folder: ModelFolder, into: Path, report: Report) -> entries.Facts:
 
 
 def _read_weights(path: Path) -> dict[str, Any]:
-    """All floating-point tensors by name, bfloat16, which numpy does not have, as float32."""
+    """Return all floating-point tensors by name, with bfloat16 as float32 because numpy has no bfloat16.
+
+    Raise `ModelError` if the file is damaged or has tensors of an unknown type.
+    """
     import numpy as np
     from safetensors import SafetensorError, deserialize
 
@@ -146,23 +156,28 @@ def _read_weights(path: Path) -> dict[str, Any]:
             elif kind in ("F16", "F32", "F64"):
                 values = np.frombuffer(raw, f"<f{int(kind[1:]) // 8}")
             elif kind.startswith(("I", "U", "BOOL")):
-                continue  # such as position ids, which the graph makes itself
+                continue  # such as position ids, which the graph computes
             else:
-                raise ModelError(f"{path}: {name} is of the type {kind}; Vecmill reads F32, F16, BF16 and F64")
+                raise ModelError(f"{path}: {name} has the type {kind}, but Vecmill reads only F32, F16, BF16 and F64")
             tensors[name] = values.reshape(tensor["shape"])
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is damaged: {error}") from None
     return tensors
 
 
+def print_progress(text: str) -> None:
+    """Print a line of progress to the standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def main() -> None:
-    """Exit status 1 with one sentence when the model cannot be prepared."""
+    """Run the command. Exit with status 1 and one sentence if the model cannot be converted."""
     parser = argparse.ArgumentParser(prog="python -m workers.models.prepare", description="Convert a model folder.")
-    parser.add_argument("--model", type=Path, required=True, help="the folder")
-    parser.add_argument("--cache", type=Path, required=True, help="where converted models are kept")
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for converted models")
     options = parser.parse_args()
     try:
-        prepared = prepare_model(options.model, options.cache, lambda text: print(text, file=sys.stderr, flush=True))
+        prepared = prepare_model(options.model, options.cache, print_progress)
     except ModelError as error:
         sys.exit(f"vecmill: {error}")
     print(prepared.model_path.parent)

@@ -8,7 +8,7 @@ import msgspec
 import zmq
 
 from broker.wire import protocol as wire
-from broker.wire.curve import open_dealer
+from broker.wire.sockets import open_dealer
 from workers.config import Config
 
 #: How often it says so: as often as workers send heartbeats.

@@ -13,9 +13,9 @@ import zmq.utils.monitor
 
 from broker.shared.health import HealthFile
 from broker.wire import protocol as wire
-from broker.wire.curve import open_dealer
 from broker.wire.errors import ErrorCode, RemoteProtocolError
 from broker.wire.protocol import Frame, Message
+from broker.wire.sockets import open_dealer
 from workers.config import Config
 from workers.engine.pipeline import Pipeline, Work
 from workers.session.session import Session

@@ -1,9 +1,10 @@
-"""The description of the API: OpenAPI for programs, and Swagger UI on it for people.
+"""Description of the API: OpenAPI for programs, and Swagger UI for people.
 
-Swagger UI is npm's swagger-ui-dist 5.35.0; its two files are as they come, but compressed (`gzip -9n`). Nothing is
-loaded from elsewhere, and no script stands in the page, so that the policy below can forbid both.
+Swagger UI is npm's swagger-ui-dist 5.35.0; its two files are unchanged, but compressed (`gzip -9n`). The page loads
+nothing from other servers and has no inline script, so that the policy below can forbid both.
 """
 
+import functools
 import time
 from pathlib import Path
 
@@ -11,50 +12,55 @@ import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
-from frontend.api.openapi import specification
+from frontend.api.openapi import describe_api
 from frontend.config import Config
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 
 _STATIC = Path(__file__).resolve().parent.parent / "static"
 _POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
-#: The specification does not change while a process lives.
-_SPECIFICATION = msgspec.json.encode(specification())
 
 docs = Blueprint("docs")
 
 
 @docs.get("/openapi.json")
-async def openapi(_: Request) -> HTTPResponse:
-    """OpenAPI 3.1."""
-    return raw(_SPECIFICATION, content_type="application/json")
+async def openapi(request: Request) -> HTTPResponse:
+    """GET /openapi.json: return the description, with the limits of this server's configuration."""
+    config: Config = request.app.ctx.config
+    return raw(encode_description(config), content_type="application/json")
+
+
+@functools.cache
+def encode_description(config: Config) -> bytes:
+    """Return the description of a server with this configuration, as JSON."""
+    return msgspec.json.encode(describe_api(config.max_inputs, config.max_request_tokens))
 
 
 @docs.get("/docs")
 async def page(_: Request) -> HTTPResponse:
-    """Swagger UI."""
+    """GET /docs: return the page of Swagger UI."""
     headers = {"Content-Security-Policy": _POLICY}
     return raw((_STATIC / "docs.html").read_bytes(), headers=headers, content_type="text/html; charset=utf-8")
 
 
 @docs.get("/docs/start.js")
 async def start(_: Request) -> HTTPResponse:
-    """What starts it."""
+    """GET /docs/start.js: return the script that starts Swagger UI."""
     return raw((_STATIC / "start.js").read_bytes(), content_type="text/javascript")
 
 
 @docs.get("/docs/swagger-ui-bundle.js")
 async def script(request: Request) -> HTTPResponse | None:
-    """Its code."""
-    return await _packed(request, "swagger-ui-bundle.js.gz", "text/javascript")
+    """GET /docs/swagger-ui-bundle.js: return the code of Swagger UI."""
+    return await _answer_compressed(request, "swagger-ui-bundle.js.gz", "text/javascript")
 
 
 @docs.get("/docs/swagger-ui.css")
 async def style(request: Request) -> HTTPResponse | None:
-    """Its looks."""
-    return await _packed(request, "swagger-ui.css.gz", "text/css")
+    """GET /docs/swagger-ui.css: return the style sheet of Swagger UI."""
+    return await _answer_compressed(request, "swagger-ui.css.gz", "text/css")
 
 
-async def _packed(request: Request, name: str, content_type: str) -> HTTPResponse | None:
+async def _answer_compressed(request: Request, name: str, content_type: str) -> HTTPResponse | None:
     headers = {"Content-Encoding": "gzip", "Cache-Control": "max-age=86400"}
     config: Config = request.app.ctx.config
     unread: UnreadAnswers = request.app.ctx.unread

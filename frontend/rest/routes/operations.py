@@ -6,6 +6,7 @@ import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
+from frontend.api.answers import HealthAnswer, ServedModel, ServerLive, ServerReady
 from frontend.api.errors import ApiError
 from frontend.config import Config
 from frontend.rest import metrics
@@ -20,7 +21,7 @@ operations = Blueprint("operations")
 @operations.get("/v2/health/live")
 async def live(_: Request) -> HTTPResponse:
     """This process answers."""
-    return raw(b'{"live":true}', content_type=JSON)
+    return raw(msgspec.json.encode(ServerLive(live=True)), content_type=JSON)
 
 
 @operations.get("/v2/health/ready")
@@ -29,7 +30,7 @@ async def ready(request: Request) -> HTTPResponse:
     broker: BrokerClient = request.app.ctx.broker
     if not any(model.workers for model in broker.models.values()):
         raise ApiError(503, "Server is not ready", kind="server_error", code="not_ready", retry_after_s=1)
-    return raw(b'{"ready":true}', content_type=JSON)
+    return raw(msgspec.json.encode(ServerReady(ready=True)), content_type=JSON)
 
 
 @operations.get("/health")
@@ -37,18 +38,16 @@ async def health(request: Request) -> HTTPResponse:
     """What this frontend knows of the broker, the workers and the models; always 200 while the process lives."""
     broker: BrokerClient = request.app.ctx.broker
     stats = await broker.fresh_stats()
-    state = {
-        "status": "ready" if any(model.workers for model in broker.models.values()) else "not ready",
-        "broker": "connected" if broker.connected else "away",
-        "workers": len(stats.workers) if stats else 0,
-        "models": {
-            name: {"workers": model.workers, "revision": model.revision} for name, model in broker.models.items()
-        },
-        "open_jobs": stats.open_jobs if stats else 0,
-        "queued_jobs": stats.queued_jobs if stats else 0,
-        "counters": stats.counters if stats else {},
-        "worker_list": [_fields(worker) for worker in stats.workers] if stats else [],
-    }
+    state = HealthAnswer(
+        status="ready" if any(model.workers for model in broker.models.values()) else "not ready",
+        broker="connected" if broker.connected else "away",
+        workers=len(stats.workers) if stats else 0,
+        models={name: ServedModel(model.workers, model.revision) for name, model in broker.models.items()},
+        open_jobs=stats.open_jobs if stats else 0,
+        queued_jobs=stats.queued_jobs if stats else 0,
+        counters=stats.counters if stats else {},
+        worker_list=[msgspec.structs.asdict(worker) for worker in stats.workers] if stats else [],
+    )
     return raw(msgspec.json.encode(state), content_type=JSON)
 
 
@@ -63,7 +62,3 @@ async def scrape(request: Request) -> HTTPResponse | None:
     body, content_type = metrics.render(request.headers.get("accept", ""), broker_connected=broker.connected)
     async with unread.reserve_room(len(body), time.monotonic() + config.deadline_s, waiting=len(body)) as room:
         return await send_answer(request, room, body, {}, content_type)
-
-
-def _fields(struct: msgspec.Struct) -> dict[str, object]:
-    return {name: getattr(struct, name) for name in struct.__struct_fields__}

@@ -1,7 +1,6 @@
-"""What OVMS has beside OpenAI's API: its tokenize, its view of the configuration, and KServe's API of models."""
+"""APIs of OVMS beyond OpenAI's: tokenize, the state of the configuration, and KServe's model API."""
 
 import re
-import time
 import urllib.parse
 
 import msgspec
@@ -10,68 +9,68 @@ from sanic.response import raw
 
 from broker.shared.version import VERSION
 from broker.wire.protocol import Kind, Option, State
+from frontend.api.answers import ModelReady, ServerMetadata
 from frontend.api.errors import ApiError, quote, unknown_model
-from frontend.api.rendering import count_token_ids, render_config, render_tokens
+from frontend.api.openapi import PREFIXES
+from frontend.api.rendering import count_token_ids, render_config, render_model_metadata, render_tokens
 from frontend.api.schemas import parse_tokenize
 from frontend.api.submission import check_max_length
-from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.api_keys import KeysError
 from frontend.rest.middleware import require_admin
-from frontend.rest.routes.openai import JSON, PREFIXES
-from frontend.rest.routes.request_options import read_request_options
+from frontend.rest.routes.job_request import read_job_request
+from frontend.rest.routes.openai import JSON
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 
-#: A model's name, which may hold slashes, its one version, and what is asked of it.
+#: Path of a model: the name, which may contain slashes, the version, and whether its readiness is requested.
 _MODEL = re.compile(r"(?P<name>.+?)(?:/versions/(?P<version>[^/]+))?(?P<ready>/ready)?")
 
-#: A token's id as text, and a comma.
+#: Typical length of a token id as text, with its comma.
 _TOKEN_BYTES = 7
 
 ovms = Blueprint("ovms")
 
 
 async def tokenize(request: Request) -> HTTPResponse | None:
-    """POST /v3/tokenize: token ids of each text."""
-    started = time.monotonic()
-    config: Config = request.app.ctx.config
+    """POST /v3/tokenize: return the token ids of each text."""
     broker: BrokerClient = request.app.ctx.broker
     unread: UnreadAnswers = request.app.ctx.unread
-    wanted = parse_tokenize(request.body, config.max_inputs)
-    terms = read_request_options(request)
-    model = await broker.find_model(wanted.model)
-    request.ctx.log |= {"model": wanted.model, "inputs": len(wanted.texts)}
-    check_max_length(wanted, model)
-    texts = [text.encode() for text in wanted.texts]
-    until = started + terms.deadline_s
-    with metrics.Waiting(request, wanted.model):
-        done = await broker.run(wanted.model, Kind.TEXT, texts, terms, until, options=Option.TOKENISE)
+    job = await read_job_request(request, parse_tokenize)
+    check_max_length(job.body, job.model)
+    texts = [text.encode() for text in job.body.inputs]
+    with metrics.Waiting(request, job.body.model):
+        done = await broker.run(job.body.model, Kind.TEXT, texts, job.options, job.deadline, options=Option.TOKENISE)
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]
-    ids = sum(map(len, rows)) // 4
-    async with unread.reserve_room(count_token_ids(wanted, rows, model) * _TOKEN_BYTES, until, waiting=ids * 4) as room:
-        body = render_tokens(wanted, rows, model)
-        # What it was made of need not wait for the client to read it.
-        del done, rows, texts, wanted
+    row_bytes = sum(map(len, rows))
+    text_bytes = count_token_ids(job.body, rows, job.model) * _TOKEN_BYTES
+    async with unread.reserve_room(text_bytes, job.deadline, waiting=row_bytes) as room:
+        body = render_tokens(job.body, rows, job.model)
+        # Free the ids and the texts before the client reads the answer.
+        del done, rows, texts, job
         request.body = b""
         return await send_answer(request, room, body, {}, JSON)
 
 
-for version, prefix in PREFIXES.items():
+for prefix in PREFIXES:
+    version = prefix.strip("/").replace("/", "_")
     ovms.add_route(tokenize, f"{prefix}/tokenize", methods=["POST"], name=f"tokenize_{version}")
 
 
-@ovms.get("/v1/config")
-async def config_status(request: Request) -> HTTPResponse:
-    """How every known model is doing, as OVMS tells it."""
+@ovms.get("/v1/config", name="config_status")
+async def show_config(request: Request) -> HTTPResponse:
+    """GET /v1/config: show the state of every known model."""
     broker: BrokerClient = request.app.ctx.broker
     return raw(render_config(broker.states), content_type=JSON)
 
 
 @ovms.post("/v1/config/reload")
 async def reload_config(request: Request) -> HTTPResponse:
-    """Read the API keys anew: all that a frontend has of configuration that can change. Models are their workers'."""
+    """POST /v1/config/reload: reload the API keys.
+
+    Nothing else in a frontend's configuration can change while it runs; models are configured at their workers.
+    """
     require_admin(request)
     try:
         changed = request.app.ctx.keys.reload()
@@ -82,31 +81,23 @@ async def reload_config(request: Request) -> HTTPResponse:
     return raw(render_config(broker.states), status=201 if changed else 200, content_type=JSON)
 
 
-@ovms.get("/v2")
-async def server_metadata(_: Request) -> HTTPResponse:
-    """KServe's description of the server."""
-    return raw(msgspec.json.encode({"name": "vecmill", "version": VERSION, "extensions": []}), content_type=JSON)
+@ovms.get("/v2", name="server_metadata")
+async def describe_server(_: Request) -> HTTPResponse:
+    """GET /v2: return KServe's server metadata."""
+    return raw(msgspec.json.encode(ServerMetadata("vecmill", VERSION, [])), content_type=JSON)
 
 
-@ovms.get("/v2/models/<path:path>")
-async def model_metadata(request: Request, path: str) -> HTTPResponse:
-    """KServe's description of a model, and whether it can be asked."""
+@ovms.get("/v2/models/<path:path>", name="model_metadata")
+async def describe_model(request: Request, path: str) -> HTTPResponse:
+    """GET /v2/models/{name}[/versions/1][/ready]: return KServe's model metadata, or whether the model is ready."""
     broker: BrokerClient = request.app.ctx.broker
-    asked = _MODEL.fullmatch(urllib.parse.unquote(path))
-    name = asked["name"] if asked else ""
+    match = _MODEL.fullmatch(urllib.parse.unquote(path))
+    name = match["name"] if match else ""
     state, model = broker.states.get(name), broker.models.get(name)
-    if asked is None or state is None or asked["version"] not in (None, "1"):
+    if match is None or state is None or match["version"] not in (None, "1"):
         raise unknown_model(name, "Model with requested name is not found")
-    if model is None or (asked["ready"] and state.state != State.AVAILABLE):
-        text = f"the model {quote(name)} is not ready"
+    if model is None or (match["ready"] and state.state != State.AVAILABLE):
+        text = f"the model {quote(name)} is not ready; retry later"
         raise ApiError(503, text, kind="server_error", code="not_ready", retry_after_s=5)
-    if asked["ready"]:
-        return raw(msgspec.json.encode({"name": name, "ready": True}), content_type=JSON)
-    metadata = {
-        "name": name,
-        "versions": ["1"],
-        "platform": "OpenVINO",
-        "inputs": [{"name": "input", "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, model.dimension]}],
-    }
-    return raw(msgspec.json.encode(metadata), content_type=JSON)
+    body = msgspec.json.encode(ModelReady(name, ready=True)) if match["ready"] else render_model_metadata(model)
+    return raw(body, content_type=JSON)

@@ -1,1 +1,1 @@
-"""The contract as a table: one row a behaviour, written from the issue and from what OVMS and OpenAI do."""
+"""The contract of the HTTP API as tables: a row for each behaviour of OVMS, OpenAI and Vecmill's extensions."""

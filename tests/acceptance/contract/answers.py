@@ -1,4 +1,4 @@
-"""What rows ask of an answer to POST /v1/embeddings."""
+"""Checks of answers to POST /v1/embeddings."""
 
 import math
 import re
@@ -13,64 +13,64 @@ LONG = "hello " * 400
 
 
 def data(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The items."""
+    """Return the items of an answer."""
     found: list[dict[str, Any]] = answer.json()["data"]
     return found
 
 
-def length(answer: httpx.Response, at: int = 0) -> float:
-    """Of a vector."""
-    return math.sqrt(sum(value * value for value in data(answer)[at]["embedding"]))
+def length(answer: httpx.Response) -> float:
+    """Return the Euclidean length of the first vector."""
+    return math.sqrt(sum(value * value for value in data(answer)[0]["embedding"]))
 
 
-def number(answer: httpx.Response) -> int:
-    """Of vectors, whose indexes are in order."""
+def count(answer: httpx.Response) -> int:
+    """Return the number of items, whose indexes must be in order."""
     assert [item["index"] for item in data(answer)] == list(range(len(data(answer))))
     return len(data(answer))
 
 
-def keys(answer: httpx.Response, at: int = 0) -> tuple[list[str], list[str]]:
-    """Of the answer and of an item, in their order."""
-    return list(answer.json()), list(data(answer)[at])
+def keys(answer: httpx.Response) -> tuple[list[str], list[str]]:
+    """Return the keys of the answer and of its first item, in their order."""
+    return list(answer.json()), list(data(answer)[0])
 
 
-def milliseconds(answer: httpx.Response) -> bool:
-    """Whether the times are numbers with three decimals at most, and no part is longer than the whole."""
+def has_times(answer: httpx.Response) -> bool:
+    """Return whether times have at most three decimals, and no part is longer than the whole."""
     names = ("x-queue-time", "x-inference-time", "x-total-time")
     assert all(re.fullmatch(r"\d+(\.\d{1,3})?", answer.headers[name]) for name in names)
     queue, inference, total = (float(answer.headers[name]) for name in names)
     return max(queue, inference) <= total
 
 
-def most_digits(answer: httpx.Response) -> int:
-    """Significant digits of the number that has the most, as it is printed: float32 needs 9 at most."""
+def count_digits(answer: httpx.Response) -> int:
+    """Return the most significant digits of a printed number: float32 needs at most 9."""
     numbers = answer.text.partition("[")[2].partition("[")[2].partition("]")[0].split(",")
     return max(len(number.lower().partition("e")[0].lstrip("-").replace(".", "").lstrip("0")) for number in numbers)
 
 
-def of_text(*texts: str) -> Any:
-    """Whether the vectors are those that the fake model has for these texts."""
+def has_vectors_of(*texts: str) -> Any:
+    """Return a check that the vectors are those of the fake model for these texts."""
     return lambda answer: [item["embedding"] for item in data(answer)] == [vector(text).tolist() for text in texts]
 
 
-def bad(name: str, message: str, param: str | None = "input", **more: Any) -> Row:
-    """A 400."""
+def invalid(name: str, message: str, param: str | None = "input", **more: Any) -> Row:
+    """Return a row whose request is answered 400."""
     return embed(name, 400, message=message, param=param, **more)
 
 
-def outcome(*codes: str | None) -> Any:
-    """Whether each item has a vector ("ok") or an error of this code, in its place."""
+def has_outcomes(*codes: str | None) -> Any:
+    """Return a check that each item has a vector ("ok") or an error with this code."""
 
     def check(answer: httpx.Response) -> bool:
         found = [item["error"]["code"] if "error" in item else "ok" for item in data(answer)]
-        wholes = [(item["embedding"] is None) == ("error" in item) for item in data(answer)]
-        return number(answer) == len(codes) and found == list(codes) and all(wholes)
+        exclusive = [(item["embedding"] is None) == ("error" in item) for item in data(answer)]
+        return count(answer) == len(codes) and found == list(codes) and all(exclusive)
 
     return check
 
 
-def rows(sections: dict[str, list[Row]]) -> list[Row]:
-    """The rows of sections, whose names tell them."""
+def name_rows(sections: dict[str, list[Row]]) -> list[Row]:
+    """Return the rows of all sections, with the section in each name."""
     return [
         row._replace(name=f"embeddings, {section}: {row.name}") for section, rows in sections.items() for row in rows
     ]

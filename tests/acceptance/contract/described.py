@@ -1,4 +1,4 @@
-"""Whether the API's description (frontend/api/openapi.py) and what a server takes and answers agree."""
+"""Agreement of a server's description of its API (GET /openapi.json) with what it accepts and answers."""
 
 import re
 from typing import Any
@@ -6,40 +6,38 @@ from typing import Any
 import httpx
 from openapi_schema_validator import OAS31Validator
 
-from frontend.api.openapi import specification
 from tests.acceptance.contract.row import Row
 
-SPECIFICATION = specification()
 
+def check_description(row: Row, answer: httpx.Response, description: dict[str, Any]) -> None:
+    """Check a row's request and answer against the server's description.
 
-def agree(row: Row, answer: httpx.Response) -> None:
-    """AssertionError, or jsonschema's ValidationError, says what the description does not allow."""
-    operation = _operation(row)
+    Raise `AssertionError`, or jsonschema's `ValidationError`, if the description does not allow them.
+    """
+    operation = _find_operation(row, description)
     if operation is None:
         assert answer.status_code >= 400 or row.method == "OPTIONS"
         return
     assert str(answer.status_code) in operation["responses"], f"{answer.status_code} is not described"
-    described = operation["responses"][str(answer.status_code)]
-    names = {name.lower() for name in described["headers"]}
+    response = operation["responses"][str(answer.status_code)]
+    names = {name.lower() for name in response["headers"]}
     assert {name for name in answer.headers if name.startswith("x-")} <= names
-    kind = answer.headers["content-type"].partition(";")[0]
-    assert kind in described["content"], kind
-    if kind == "application/json":
-        _validate(answer.json(), described["content"][kind]["schema"])
-    # With error_policy an answer of 200 may be one about inputs that are none.
+    content_type = answer.headers["content-type"].partition(";")[0]
+    assert content_type in response["content"], content_type
+    if content_type == "application/json":
+        _validate(answer.json(), response["content"][content_type]["schema"], description)
+    # With error_policy, an answer may have the status 200 although inputs are invalid.
     if answer.status_code < 300 and isinstance(row.body, dict) and row.body.get("error_policy") != "per_item":
-        _validate(row.body, operation["requestBody"]["content"]["application/json"]["schema"])
+        _validate(row.body, operation["requestBody"]["content"]["application/json"]["schema"], description)
 
 
-def _operation(row: Row) -> dict[str, Any] | None:
-    """The description of a path's method, if it has one; of a path that fits two templates the narrower."""
-    path = row.path.partition("?")[0]
-    fitting = [one for one in SPECIFICATION["paths"] if re.fullmatch(re.sub(r"\\{name\\}", ".+", re.escape(one)), path)]
-    operation: dict[str, Any] | None
-    operation = SPECIFICATION["paths"][max(fitting, key=len)].get(row.method.lower()) if fitting else None
-    return operation
+def _find_operation(row: Row, description: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the description of a path's method, if any; the longest template if several match the path."""
+    path, paths = row.path.partition("?")[0], description["paths"]
+    templates = [template for template in paths if re.fullmatch(re.sub(r"\\{name\\}", ".+", re.escape(template)), path)]
+    return paths[max(templates, key=len)].get(row.method.lower()) if templates else None
 
 
-def _validate(value: Any, schema: dict[str, Any]) -> None:
-    # References are looked up in the schema that they stand in.
-    OAS31Validator({"components": SPECIFICATION["components"], **schema}).validate(value)
+def _validate(value: Any, schema: dict[str, Any], description: dict[str, Any]) -> None:
+    # The validator resolves references within the schema that it is given.
+    OAS31Validator({"components": description["components"], **schema}).validate(value)

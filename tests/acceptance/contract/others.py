@@ -1,5 +1,5 @@
 # ruff: noqa: E501  a row is a line where it can be
-"""Tokenize, models, configuration, KServe, keys, CORS, and paths that are none."""
+"""Tokenize, models, configuration, KServe, API keys, CORS, and unknown paths."""
 
 import httpx
 
@@ -15,7 +15,7 @@ KEY, ADMIN = {"Authorization": "Bearer vm-contract"}, {"Authorization": "Bearer 
 
 
 def tokens(*ids: int) -> dict[str, object]:
-    """The answer for one text."""
+    """Return the answer for one text."""
     return {"tokens": list(ids)}
 
 
@@ -27,20 +27,20 @@ TOKENIZE = [
     tokenize("an empty text", text="", json=tokens(101, 102)),
     tokenize("without special tokens", add_special_tokens=False, json=tokens(7592, 2088)),
     tokenize("with special tokens", add_special_tokens=True, json=tokens(101, 7592, 2088, 102)),
-    tokenize("longer than the model takes", text="hello " * 400,
+    tokenize("longer than the model accepts", text="hello " * 400,
              check=lambda answer: len(answer.json()["tokens"]) == 402),
-    tokenize("max_length cuts", max_length=3, json=tokens(101, 7592, 102)),
+    tokenize("max_length truncates", max_length=3, json=tokens(101, 7592, 102)),
     tokenize("max_length without special tokens", max_length=1, add_special_tokens=False, json=tokens(7592)),
     tokenize("max_length above the text", max_length=100, json=tokens(101, 7592, 2088, 102)),
-    tokenize("filled up", max_length=6, pad_to_max_length=True, json=tokens(101, 7592, 2088, 102, 0, 0)),
-    tokenize("filled up on the right", max_length=6, pad_to_max_length=True, padding_side="right",
+    tokenize("padded", max_length=6, pad_to_max_length=True, json=tokens(101, 7592, 2088, 102, 0, 0)),
+    tokenize("padded on the right", max_length=6, pad_to_max_length=True, padding_side="right",
              json=tokens(101, 7592, 2088, 102, 0, 0)),
-    tokenize("filled up on the left", max_length=6, pad_to_max_length=True, padding_side="left",
+    tokenize("padded on the left", max_length=6, pad_to_max_length=True, padding_side="left",
              json=tokens(0, 0, 101, 7592, 2088, 102)),
-    tokenize("not filled up", max_length=6, pad_to_max_length=False, json=tokens(101, 7592, 2088, 102)),
-    tokenize("several, cut and filled up", text=["hello world", ""], max_length=3, pad_to_max_length=True,
+    tokenize("not padded", max_length=6, pad_to_max_length=False, json=tokens(101, 7592, 2088, 102)),
+    tokenize("several, truncated and padded", text=["hello world", ""], max_length=3, pad_to_max_length=True,
              json={"tokens": [[101, 7592, 102], [101, 102, 0]]}),
-    tokenize("filled up to the model's length", pad_to_max_length=True,
+    tokenize("padded to the model's length", pad_to_max_length=True,
              check=lambda answer: len(answer.json()["tokens"]) == 256),
     tokenize("nulls", max_length=None, pad_to_max_length=None, padding_side=None, add_special_tokens=None,
              json=tokens(101, 7592, 2088, 102)),
@@ -64,7 +64,7 @@ TOKENIZE = [
     tokenize("model a number", 400, model=1, message="model field is not a string", param="model"),
     tokenize("model null", 400, model=None, message="model field is missing in JSON body", param="model"),
     tokenize("a wrong lane", 400, headers={"x-vecmill-lane": "fast"}, param="x-vecmill-lane"),
-    Row("tokenize: no JSON", "POST", "/v3/tokenize", 400, b"hello",
+    Row("tokenize: not JSON", "POST", "/v3/tokenize", 400, b"hello",
         message="The file is not valid json - Cannot parse JSON body"),
     Row("tokenize: an array", "POST", "/v3/tokenize", 400, [], message="JSON body must be an object"),
     tokenize("max_length 0", 400, max_length=0, message="max_length should be greater than 0", param="max_length"),
@@ -74,7 +74,7 @@ TOKENIZE = [
     tokenize("max_length with no room for special tokens", max_length=1,
              check=lambda answer: len(answer.json()["tokens"]) == 1),
     tokenize("max_length of OVMS's limit", max_length=8192, json=tokens(101, 7592, 2088, 102)),
-    tokenize("filled up without special tokens", max_length=4, pad_to_max_length=True, add_special_tokens=False,
+    tokenize("padded without special tokens", max_length=4, pad_to_max_length=True, add_special_tokens=False,
              json=tokens(7592, 2088, 0, 0)),
     tokenize("a NUL in it", text="null\0inside", check=lambda answer: len(answer.json()["tokens"]) == 5),
     tokenize("max_length a string", 400, max_length="5", message="max_length should be unsigned integer"),
@@ -89,7 +89,7 @@ TOKENIZE = [
 
 
 def one_model(answer: httpx.Response) -> bool:
-    """Whether the list has the default model alone, as OpenAI describes models."""
+    """Return whether the list has only the default model, as OpenAI's object."""
     (model,) = answer.json()["data"]
     return (model["id"], model["object"], model["owned_by"]) == (REAL, "model", "vecmill") and model["created"] > 0
 
@@ -99,13 +99,13 @@ MODELS = [
     *(get(f"{prefix}/models/{REAL}", json={"id": REAL, "object": "model"}) for prefix in ("/v1", "/v3", "/v3/v1")),
     get(f"/v3/models/{QUOTED}", json={"id": REAL, "dimension": 384, "max_tokens": 256}),
     get("/v1/models/fake", server="fake", json={"prompts": {"query": "query: ", "document": "passage: "}},
-        name="tells prompts"),
+        name="has prompts"),
     get("/v1/models/fake", server="fake", json={"matryoshka_dimensions": [4], "default_prompt": None},
-        name="tells dimensions"),
+        name="has dimensions"),
     get("/v1/models/other", 404, code="model_not_found", message="Model not found", differs="unknown model"),
     get("/v3/models/a/b/c", 404, code="model_not_found", message="The model 'a/b/c' does not exist"),
     get("/v1/config", check=lambda answer: answer.json() == {REAL: AVAILABLE}),
-    get("/v1/config", name="is printed as OVMS prints it", check=lambda answer: answer.text.startswith(
+    get("/v1/config", name="is indented as in OVMS", check=lambda answer: answer.text.startswith(
         '{\n "sentence-transformers/all-MiniLM-L6-v2": {\n  "model_version_status": [\n   {\n    "version": "1",')),
     Row("reload", "POST", "/v1/config/reload", 200, check=lambda answer: answer.json() == {REAL: AVAILABLE},
         differs="reload"),
@@ -113,7 +113,7 @@ MODELS = [
     get("/v2/health/live", json={"live": True}),
     get("/v2/health/ready", json={"ready": True}),
     get(f"/v2/models/{REAL}", json={"name": REAL, "versions": ["1"], "platform": "OpenVINO"}),
-    get(f"/v2/models/{REAL}", name="tells its tensors", json={
+    get(f"/v2/models/{REAL}", name="has its tensors", json={
         "inputs": [{"name": "input", "datatype": "BYTES", "shape": [-1]}],
         "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, 384]}]}),
     get(f"/v2/models/{QUOTED}/versions/1", json={"name": REAL}),
@@ -126,11 +126,13 @@ MODELS = [
     get("/health", json={"status": "ready", "broker": "connected", "workers": 1}),
     get("/metrics", check=lambda answer: "# TYPE vecmill_requests_total counter" in answer.text, differs="metrics"),
     get("/openapi.json", json={"openapi": "3.1.0"}),
+    get("/openapi.json", server="strict", name="has the server's limits", check=lambda answer: answer.json()
+        ["components"]["schemas"]["EmbeddingsRequest"]["properties"]["input"]["anyOf"][1]["maxItems"] == 3),
     get("/docs", sends={"content-type": "text/html; charset=utf-8", "content-security-policy": ...}),
     get("/docs/swagger-ui.css", sends={"content-encoding": "gzip"}),
-    get("/v1/models/fake", server="strict", name="tells the default prompt", json={
+    get("/v1/models/fake", server="strict", name="has the default prompt", json={
         "default_prompt": "topic", "prompts": {"query": "query: ", "document": "passage: ", "topic": "topic: "}}),
-    Row("reload of what is not configured", "POST", "/v1/config/reload", 200, b"not read", server="fake"),
+    Row("reload without API keys", "POST", "/v1/config/reload", 200, b"not read", server="fake"),
     get("/docs/swagger-ui-bundle.js", sends={"content-encoding": "gzip"}),
 ]  # fmt: skip
 
@@ -147,7 +149,7 @@ EDGES = [
     Row("POST of models", "POST", "/v1/models", 405, {}, message="Unsupported method"),
     Row("PUT", "PUT", "/v3/tokenize", 405, {}, message="Unsupported method"),
     Row("OPTIONS", "OPTIONS", "/v3/embeddings", 204, sends={"allow": "OPTIONS, POST"}, differs="OPTIONS"),
-    Row("OPTIONS of a path that is none", "OPTIONS", "/nothing", 404),
+    Row("OPTIONS of an unknown path", "OPTIONS", "/nothing", 404),
     Row("preflight", "OPTIONS", "/v1/embeddings", 204, headers=PREFLIGHT, sends={
         "access-control-allow-origin": "*", "access-control-allow-headers": "authorization,content-type",
         "access-control-allow-methods": "OPTIONS, POST"}, differs="CORS"),
@@ -173,7 +175,7 @@ EDGES = [
         server="locked"),
     Row("a key of another scheme", "GET", "/v1/models", 401, headers={"Authorization": "Basic vm-contract"},
         server="locked"),
-    Row("a bad body without a key tells nothing of it", "POST", "/v1/embeddings", 401, b"hello", server="locked"),
+    Row("an invalid body without a key", "POST", "/v1/embeddings", 401, b"hello", server="locked"),
     Row("preflight needs no key", "OPTIONS", "/v1/embeddings", 204, headers=PREFLIGHT, server="locked"),
     Row("reload without a key", "POST", "/v1/config/reload", 401, server="locked", differs="guarded paths"),
     Row("reload with a user's key", "POST", "/v1/config/reload", 403, headers=KEY, server="locked", code="forbidden"),
@@ -182,30 +184,30 @@ EDGES = [
         {"model": FAKE, "input": ["a"] * 11}, KEY, "locked", message="its key may have 10 open at once"),
 ]  # fmt: skip
 
-#: Of a server where the model `fake` is gone, `broken` could not be loaded, and the default one is being loaded.
-CANNOT = {FAKE: "", "broken": "could not be loaded by any worker", REAL: "is still being loaded"}
+#: Parts of messages on a server where `fake` has lost its worker, `broken` failed to load, and the default is loading.
+UNSERVED = {FAKE: "", "broken": "could not be loaded by any worker", REAL: "is still being loaded"}
 STATES = [
     get("/v1/config", server="states", check=lambda answer: {
         name: (one["model_version_status"][0]["state"], one["model_version_status"][0]["status"]["error_code"])
         for name, one in answer.json().items()
     } == {FAKE: ("END", "OK"), "broken": ("LOADING", "FAILED_PRECONDITION"), REAL: ("LOADING", "OK")}),
-    get("/v1/config", name="says why it failed", server="states", check=lambda answer: "does not exist or is not a folder"
+    get("/v1/config", name="has the reason of a failure", server="states", check=lambda answer: "does not exist or is not a folder"
         in answer.json()["broken"]["model_version_status"][0]["status"]["error_message"]),
     get("/v1/models", json={"data": []}, server="states"),
     get("/v2/health/ready", 503, message="Server is not ready", server="states"),
     get(f"/v2/models/{FAKE}", json={"name": FAKE, "versions": ["1"]}, server="states"),
     get("/v2/models/broken", 503, server="states"),
     get("/v2/models/other/ready", 404, server="states"),
-    *(get(f"/v2/models/{name}/ready", 503, sends={"retry-after": ...}, server="states") for name in CANNOT),
-    *(get(f"/v1/models/{name}", 404, code="model_not_found", server="states") for name in CANNOT),
+    *(get(f"/v2/models/{name}/ready", 503, sends={"retry-after": ...}, server="states") for name in UNSERVED),
+    *(get(f"/v1/models/{name}", 404, code="model_not_found", server="states") for name in UNSERVED),
     *(Row(f"embeddings of {name}", "POST", "/v1/embeddings", 503, {"model": name, "input": "a"}, server="states",
-          code="no_worker", message=message, sends={"retry-after": ...}) for name, message in CANNOT.items()),
+          code="no_worker", message=message, sends={"retry-after": ...}) for name, message in UNSERVED.items()),
     *(Row(f"tokenize of {name}", "POST", "/v1/tokenize", 503, {"model": name, "text": "a"}, server="states",
-          code="no_worker", message=message, sends={"retry-after": ...}) for name, message in CANNOT.items()),
-    Row("bad input comes first", "POST", "/v1/embeddings", 400, {"model": FAKE, "input": []}, server="states"),
+          code="no_worker", message=message, sends={"retry-after": ...}) for name, message in UNSERVED.items()),
+    Row("an invalid input is found first", "POST", "/v1/embeddings", 400, {"model": FAKE, "input": []}, server="states"),
 ]  # fmt: skip
 
-#: Of a server that no worker has come to.
+#: On a server to which no worker has connected.
 EMPTY = [
     get("/v2/health/ready", 503, message="Server is not ready", sends={"retry-after": ...}, server="empty"),
     get("/v2/health/live", json={"live": True}, server="empty"),
@@ -217,7 +219,7 @@ EMPTY = [
         code="no_worker", sends={"retry-after": ...}),
     Row("tokenize without a worker", "POST", "/v1/tokenize", 503, {"model": FAKE, "text": "a"}, server="empty",
         code="no_worker", sends={"retry-after": ...}),
-    Row("bad input without a worker", "POST", "/v1/embeddings", 400, {"model": FAKE}, server="empty"),
+    Row("an invalid input without a worker", "POST", "/v1/embeddings", 400, {"model": FAKE}, server="empty"),
 ]  # fmt: skip
 
 ROWS = [

@@ -1,4 +1,4 @@
-"""A row of the contract."""
+"""A row of the contract: a request, and what its answer must be."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,50 +6,51 @@ from typing import Any, NamedTuple
 
 import httpx
 
-#: The fake model is served by tests/harness/fake_worker.py: its token ids are the characters of a text.
+#: Names of models. tests/harness/fake_worker.py serves the fake model, whose token ids are the characters of a text.
 REAL, FAKE = "sentence-transformers/all-MiniLM-L6-v2", "fake"
 Check = Callable[[httpx.Response], bool]
 
 
 class Row(NamedTuple):
-    """A request, and what must hold of its answer."""
+    """A request, and what its answer must be."""
 
     name: str
     method: str
     path: str
     status: int
-    #: Sent as JSON, unless it is bytes.
+    #: Bytes, or a value to send as JSON.
     body: Any = None
     headers: Mapping[str, str] = {}
-    #: `real` has the default model, `fake` the fake one, `locked` too, and wants keys; `strict` has it with a default
-    #: prompt, and allows little; `states` has models that cannot be asked; `empty` knows none.
+    #: `real` serves the default model and `fake` the fake one; `locked` serves the fake one and requires API keys;
+    #: `strict` serves it with a default prompt and low limits; `states` knows models that are not served; `empty` knows
+    #: no model.
     server: str = "real"
-    #: Part of the error's message; its param and its code.
+    #: Part of the error's message, its param and its code; empty: any.
     message: str = ""
     param: str | None = ""
     code: str | None = ""
-    #: Fields that the answer has, compared as they are.
+    #: Fields that the answer must have, with their values.
     json: Mapping[str, Any] = {}
-    #: Headers that the answer has; a value of ... is any.
+    #: Headers that the answer must have, with their values; `...`: any value.
     sends: Mapping[str, Any] = {}
     check: Check | None = None
-    #: Where OVMS (or OpenAI) does otherwise: the first cell of the row in docs/differences.md.
+    #: If OVMS or OpenAI behave differently: the first cell of the row in docs/differences.md.
     differs: str = ""
 
-    def ask(self, url: str) -> httpx.Response:
-        """Send it."""
+    def send(self, url: str) -> httpx.Response:
+        """Send the request to a server, and return the answer."""
         content = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
         headers = {"Content-Type": "application/json", **self.headers}
         return httpx.request(
             self.method, url + self.path, content=b"" if self.body is None else content, headers=headers, timeout=60
         )
 
-    def hold(self, answer: httpx.Response) -> None:
-        """AssertionError says what does not."""
+    def check_answer(self, answer: httpx.Response) -> None:
+        """Raise `AssertionError` if the answer is not as the row demands."""
         assert answer.status_code == self.status, answer.text[:500]
         assert answer.headers["x-request-id"]
         if self.status >= 400:
-            self._hold_error(answer)
+            self._check_error(answer)
         for name, value in self.json.items():
             assert answer.json()[name] == value, name
         for name, value in self.sends.items():
@@ -57,7 +58,7 @@ class Row(NamedTuple):
             assert value in (..., answer.headers[name]), answer.headers[name]
         assert self.check is None or self.check(answer), answer.text[:500]
 
-    def _hold_error(self, answer: httpx.Response) -> None:
+    def _check_error(self, answer: httpx.Response) -> None:
         assert answer.headers["content-type"] == "application/json"
         assert list(answer.json()) == ["error"]
         error = answer.json()["error"]
@@ -70,34 +71,37 @@ class Row(NamedTuple):
 
 
 def embed(name: str, status: int = 200, *, model: Any = REAL, path: str = "/v1/embeddings", **more: Any) -> Row:
-    """A row of POST /v1/embeddings. What is no field of a row is one of the body; `...` leaves it out."""
-    mine = {field: more.pop(field) for field in list(more) if field in Row._fields}
-    body = mine.pop("body", None)
+    """Return a row of POST /v1/embeddings.
+
+    Arguments that are not fields of `Row` are fields of the body; the value `...` omits a field.
+    """
+    row_fields = {field: more.pop(field) for field in list(more) if field in Row._fields}
+    body = row_fields.pop("body", None)
     if body is None:
         fields = {"model": model, "input": "hello world", **more}
         body = {field: value for field, value in fields.items() if value is not ...}
-    return Row(name, "POST", path, status, body, **mine)
+    return Row(name, "POST", path, status, body, **row_fields)
 
 
 def fake(name: str, status: int = 200, **more: Any) -> Row:
-    """As `embed`, of the fake model."""
+    """Return a row like `embed`, with the fake model."""
     return embed(name, status, model=FAKE, server="fake", **more)
 
 
 def strict(name: str, status: int = 200, **more: Any) -> Row:
-    """As `embed`, of the fake model with a default prompt on the server that allows little."""
+    """Return a row like `embed`, with the fake model on the server with a default prompt and low limits."""
     return embed(name, status, model=FAKE, server="strict", **more)
 
 
 def tokenize(name: str, status: int = 200, *, path: str = "/v3/tokenize", **more: Any) -> Row:
-    """A row of POST /v3/tokenize."""
-    mine = {field: more.pop(field) for field in list(more) if field in Row._fields}
+    """Return a row of POST /v3/tokenize."""
+    row_fields = {field: more.pop(field) for field in list(more) if field in Row._fields}
     fields = {"model": REAL, "text": "hello world", **more}
     body = {field: value for field, value in fields.items() if value is not ...}
-    return Row(f"tokenize: {name}", "POST", path, status, body, **mine)
+    return Row(f"tokenize: {name}", "POST", path, status, body, **row_fields)
 
 
 def get(path: str, status: int = 200, **more: Any) -> Row:
-    """A row of a GET."""
+    """Return a row of a GET request."""
     name = more.pop("name", "")
     return Row(f"GET {path} {name}".rstrip(), "GET", path, status, **more)

@@ -1,4 +1,4 @@
-"""The servers that the rows are asked of, by the names that rows have for them."""
+"""Servers that the rows are sent to, by name (`Row.server`)."""
 
 import contextlib
 import hashlib
@@ -13,14 +13,14 @@ from tests.acceptance.contract.row import REAL
 from tests.harness.processes import Cluster, until
 from tests.harness.servers import Server
 
-#: What the strict server allows.
+#: Limits of the strict server.
 STRICT = ("--max-inputs", "3", "--max-request-tokens", "100", "--max-body-bytes", "2000", "--dimensions-policy",
           "refuse", "--allowed-origins", "https://a.example")  # fmt: skip
 
 
 @contextlib.contextmanager
-def servers(folder: Path) -> Iterator[dict[str, str]]:
-    """Start them all; the URL of each."""
+def start_servers(folder: Path) -> Iterator[dict[str, str]]:
+    """Start all servers, and give the URL of each by name."""
     names = ("fake", "locked", "strict", "states", "empty")
     for name in ("real", *names):
         (folder / name).mkdir()
@@ -33,7 +33,7 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
             cluster.broker()
         clusters["fake"].worker()
         clusters["fake"].frontend()
-        _lock(clusters["locked"])
+        _start_locked(clusters["locked"])
         clusters["strict"].worker(default_prompt="topic")
         clusters["strict"].frontend(*STRICT)
         for name in ("fake", "locked", "strict"):
@@ -42,26 +42,25 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
             clusters[name].frontend("--broker-grace-s", "0.2")
             cluster = clusters[name]
             until(lambda cluster=cluster: cluster.health().get("broker") == "connected", what=name)  # type: ignore[misc]
-        _bring_into_states(clusters["states"], stack.enter_context(socket.create_server(("127.0.0.1", 0))))
+        _start_states(clusters["states"], stack.enter_context(socket.create_server(("127.0.0.1", 0))))
         yield {"real": real.url} | {name: cluster.url for name, cluster in clusters.items()}
 
 
-def _lock(cluster: Cluster) -> None:
-    """It wants keys, and allows any dimensions."""
+def _start_locked(cluster: Cluster) -> None:
+    """Start a worker, and a frontend that requires API keys and allows any dimensions."""
     keys = cluster.folder / "keys.toml"
-    keys.write_text(
-        _entry("one", "vm-contract", "jobs_in_flight = 10") + _entry("root", "vm-contract-admin", "admin = true")
-    )
+    user = _format_key("one", "vm-contract", "jobs_in_flight = 10")
+    keys.write_text(user + _format_key("root", "vm-contract-admin", "admin = true"))
     cluster.worker()
     cluster.frontend("--api-keys", str(keys), "--dimensions-policy", "allow")
 
 
-def _entry(name: str, key: str, line: str) -> str:
+def _format_key(name: str, key: str, line: str) -> str:
     return f'[[key]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n{line}\n'
 
 
-def _bring_into_states(cluster: Cluster, silent: socket.socket) -> None:
-    """The fake model is gone, `broken` has failed, and the default model waits for an index that is silent."""
+def _start_states(cluster: Cluster, silent: socket.socket) -> None:
+    """Start models: `fake` loses its worker, `broken` fails to load, the default model waits for its index."""
     gone = cluster.worker()
     cluster.until_workers(1)
     gone.signal(signal.SIGTERM)
@@ -73,7 +72,7 @@ def _bring_into_states(cluster: Cluster, silent: socket.socket) -> None:
 
 
 def _is_ready(url: str) -> bool:
-    """Whether a worker is there; needs no key."""
+    """Return whether a worker is connected; needs no API key."""
     try:
         return httpx.get(f"{url}/v2/health/ready").status_code == 200
     except httpx.TransportError:

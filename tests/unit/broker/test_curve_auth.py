@@ -8,7 +8,8 @@ import zmq
 
 from broker.shell.curve_auth import ROLES, Gate
 from broker.shell.curve_keys import Role, add_key, make_keys
-from broker.wire.curve import KeyFileError, Pair, open_dealer, read_dealer_keys, read_pair, read_public_key
+from broker.wire.curve import KeyFileError, Pair, read_dealer_keys, read_pair, read_public_key
+from broker.wire.sockets import open_dealer
 from tests.harness.damage import KEY_DAMAGE, remove
 from workers.config import Config
 from workers.session.loading_notice import connect_dealer

@@ -19,7 +19,7 @@ MODEL = wire.ModelInfo("m", "r", 2, 256, 1)
 SUBMISSION = wire.Submission(5, "m", Lane.BULK, "key", 1000, Kind.TEXT, wire.pack_u32([1, 2]))
 
 MESSAGES: list[tuple[Any, Message, list[bytes]]] = [
-    (wire.FROM_FRONTEND, wire.FrontendHello(1, 1, "b", UUID, 3, "h", 4), []),
+    (wire.FROM_FRONTEND, wire.FrontendHello(1, 1, "b", UUID, "h", 4), []),
     (wire.FROM_FRONTEND, wire.Submit([SUBMISSION, SUBMISSION]), [b"abc", b"def"]),
     (wire.FROM_FRONTEND, wire.Cancel(wire.pack_u64([1, 2**40])), []),
     (wire.FROM_FRONTEND, wire.FrontendHeartbeat(), []),

@@ -286,7 +286,7 @@ def test_worker_of_two_models_serves_both() -> None:
 
 @pytest.mark.parametrize("versions", [(0, 0), (2, 9)])
 def test_peer_without_a_common_protocol_version_is_refused(core: Core, versions: tuple[int, int]) -> None:
-    core.handle(b"F9", wire.FrontendHello(*versions, "test", b"." * 16, 1, "host", 1))
+    core.handle(b"F9", wire.FrontendHello(*versions, "test", b"." * 16, "host", 1))
     core.handle(b"W9", wire.WorkerHello(*versions, "test", b"." * 16, 1, "host", 1, "CPU", [], 1, 1, 1))
     codes = [(peer, goodbye.code) for peer, goodbye, _ in core.take(wire.Goodbye)]
     assert codes == [(b"F9", ErrorCode.PROTOCOL), (b"W9", ErrorCode.PROTOCOL)]

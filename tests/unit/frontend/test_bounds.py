@@ -1,4 +1,4 @@
-"""What one request may cost: time that grows with its length and no faster, and memory of its size."""
+"""Cost of one request: time at most proportional to its length, and memory of its size."""
 
 import asyncio
 import time
@@ -17,18 +17,18 @@ from frontend.api.submission import build_submission
 from frontend.rest.http_protocol import TimedRequest
 from tests.harness.hostile import BODIES, LONGEST
 
-#: The slowest takes a tenth of it on one core of a small machine.
-MOST_S = 2.0
+#: The slowest body takes a tenth of this on one core of a small machine.
+MAX_S = 2.0
 MODEL = ModelInfo("fake", "r", 8, 256, vocabulary=30_000)
 
 
-def refuse(body: bytes) -> float:
-    """Read a body that is refused; the seconds that it took."""
+def measure_rejection(body: bytes) -> float:
+    """Return the seconds of CPU time until a body is rejected."""
     started = time.thread_time()
     try:
-        wanted = parse_embeddings(body, 2048)
-        build_submission(wanted, MODEL, "warn", 300_000)
-        error = unknown_model(wanted.model)
+        request = parse_embeddings(body, 2048)
+        build_submission(request, MODEL, "warn", 300_000)
+        error = unknown_model(request.model)
     except ApiError as caught:
         error = caught
     assert error.status in (400, 404)
@@ -37,20 +37,20 @@ def refuse(body: bytes) -> float:
 
 
 @pytest.mark.parametrize("kind", BODIES)
-def test_body_is_refused_in_a_time_that_grows_with_its_length(kind: str) -> None:
-    # From small to large: what grows faster fails soon.
+def test_rejection_time_is_proportional_to_length(kind: str) -> None:
+    # From small to large, so that time that grows faster fails soon.
     for doubled in range(14, 24):
         body = BODIES[kind](2**doubled)
         assert 2**doubled / 2 < len(body) <= 2**doubled <= LONGEST
-        assert refuse(body) < MOST_S
+        assert measure_rejection(body) < MAX_S
 
 
-def test_token_ids_of_the_longest_text_are_told_in_time() -> None:
+def test_longest_text_is_tokenized_in_time() -> None:
     row = memoryview(np.full(LONGEST, 999, "<u4").tobytes())
-    wanted = parse_tokenize(b'{"model": "fake", "text": "a"}', 1)
+    request = parse_tokenize(b'{"model": "fake", "text": "a"}', 1)
     started = time.thread_time()
-    assert len(render_tokens(wanted, [row], MODEL)) == LONGEST * 4 + 12
-    assert time.thread_time() - started < MOST_S
+    assert len(render_tokens(request, [row], MODEL)) == LONGEST * 4 + 12
+    assert time.thread_time() - started < MAX_S
 
 
 # --- bodies in many parts --------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ class Transport:
 
 
 class Stream:
-    """A body that comes in parts."""
+    """A body that arrives in parts."""
 
     def __init__(self, parts: AsyncIterator[bytes]) -> None:
         self._parts = parts
@@ -76,20 +76,20 @@ class Stream:
         return self._parts
 
 
-def receiving(parts: AsyncIterator[bytes]) -> TimedRequest:
-    """A request whose body comes in these parts."""
+def build_request(parts: AsyncIterator[bytes]) -> TimedRequest:
+    """Return a request whose body arrives in these parts."""
     request = TimedRequest.__new__(TimedRequest)
     request.app = SimpleNamespace(config=SimpleNamespace(REQUEST_TIMEOUT=30.0))  # type: ignore[assignment]
     request.stream = Stream(parts)  # type: ignore[assignment]
     return request
 
 
-def test_body_in_tiny_parts_takes_the_memory_of_its_bytes() -> None:
+def test_body_in_tiny_parts_takes_little_memory() -> None:
     async def parts() -> AsyncIterator[bytes]:
         for number in range(200_000):
             yield b"%02d" % (number % 100)
 
-    request = receiving(parts())
+    request = build_request(parts())
     tracemalloc.start()
     try:
         asyncio.run(request.receive_body())
@@ -101,7 +101,7 @@ def test_body_in_tiny_parts_takes_the_memory_of_its_bytes() -> None:
     assert peak < 4 * len(request.body)
 
 
-def test_body_in_tiny_parts_leaves_others_their_turn() -> None:
+def test_body_in_tiny_parts_yields_to_others() -> None:
     turns: list[int] = []
 
     async def parts() -> AsyncIterator[bytes]:
@@ -112,7 +112,7 @@ def test_body_in_tiny_parts_leaves_others_their_turn() -> None:
 
     async def both() -> None:
         asyncio.get_running_loop().call_soon(turns.append, 1)
-        await receiving(parts()).receive_body()
+        await build_request(parts()).receive_body()
         assert turns
 
     asyncio.run(both())

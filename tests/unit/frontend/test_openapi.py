@@ -1,48 +1,69 @@
-"""The description of the API: valid, and of the paths that there are."""
+"""Description of the API: valid OpenAPI, of the application's paths, types and limits."""
 
 import re
 
+import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from frontend.api.openapi import specification
+from frontend.api.openapi import describe_api
 from frontend.config import Config
 from frontend.rest.api_keys import Keys
 from frontend.rest.app import create_app
+from frontend.rest.routes.docs import encode_description
 
-
-def test_it_is_valid_openapi() -> None:
-    OpenAPIV31SpecValidator(specification()).validate()
-
-
-#: One route of Sanic's, because a model's name may hold slashes, and what can be asked of a model.
-OF_A_MODEL = {
+DESCRIPTION = describe_api(2048, 300_000)
+SCHEMAS = DESCRIPTION["components"]["schemas"]
+#: Paths of one route in Sanic: names of models may contain slashes, so that the rest of the path is parsed by hand.
+MODEL_PATHS = {
     "/v2/models/<path:path>": [
-        f"/v2/models/{{name}}{what}" for what in ("", "/ready", "/versions/1", "/versions/1/ready")
+        f"/v2/models/{{name}}{suffix}" for suffix in ("", "/ready", "/versions/1", "/versions/1/ready")
     ]
 }
 
 
-def described_as(path: str) -> list[str]:
-    """The paths of a route."""
-    return OF_A_MODEL.get(path, [re.sub(r"<(\w+):path>", r"{\1}", path)])
+def test_description_is_valid_openapi() -> None:
+    OpenAPIV31SpecValidator(DESCRIPTION).validate()
 
 
-def test_its_paths_and_methods_are_the_applications() -> None:
+def list_described_paths(path: str) -> list[str]:
+    """Return the paths in the description that belong to a route."""
+    return MODEL_PATHS.get(path, [re.sub(r"<(\w+):path>", r"{\1}", path)])
+
+
+def test_described_paths_are_the_applications() -> None:
     app = create_app(Config(), Keys("", ""))
     served = {
         (path, method.lower())
         for route in app.router.routes
-        for path in described_as(f"/{route.path}")
+        for path in list_described_paths(f"/{route.path}")
         for method in route.methods - {"OPTIONS", "HEAD"}
     }
-    described = {(path, method) for path, item in specification()["paths"].items() for method in item}
+    described = {(path, method) for path, item in DESCRIPTION["paths"].items() for method in item}
     assert served == described
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v3/embeddings", "/v3/v1/embeddings"])
-def test_it_says_what_an_embeddings_request_may_hold(path: str) -> None:
-    body = specification()["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    fields = specification()["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"]
+def test_embeddings_request_has_all_fields(path: str) -> None:
+    body = DESCRIPTION["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    fields = SCHEMAS[body["$ref"].rpartition("/")[2]]["properties"]
     names = {"model", "input", "encoding_format", "dimensions", "user", "truncate", "prompt_name", "input_type"}
     assert set(fields) == names | {"normalize", "error_policy"}
+    assert all("description" in field for field in fields.values())
+
+
+def test_server_describes_its_own_limits() -> None:
+    description = encode_description(Config(max_inputs=65_536, max_request_tokens=1_000_000))
+    schemas = msgspec.json.decode(description)["components"]["schemas"]
+    field = schemas["EmbeddingsRequest"]["properties"]["input"]
+    assert [form.get("maxItems") for form in field["anyOf"]] == [None, 65_536, None, 65_536]
+    assert "1000000 tokens" in field["description"]
+    assert schemas["TokenizeRequest"]["properties"]["text"]["anyOf"][1]["maxItems"] == 65_536
+
+
+def test_answer_requires_what_is_always_sent() -> None:
+    required = {name: set(schema["required"]) for name, schema in SCHEMAS.items()}
+    assert required["EmbeddingsAnswer"] == {"object", "data", "model", "usage"}
+    assert required["Embedding"] == {"object", "embedding", "index"}
+    assert required["ErrorObject"] == {"message", "type", "param", "code"}
+    assert required["ModelObject"] == set(SCHEMAS["ModelObject"]["properties"])

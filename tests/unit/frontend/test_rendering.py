@@ -1,4 +1,4 @@
-"""Answers as they go out."""
+"""Rendering of answers."""
 
 import base64
 from typing import Any
@@ -11,43 +11,52 @@ from hypothesis import strategies as st
 
 from broker.wire.protocol import ModelInfo, ModelState, State, pack_u32
 from frontend.api.errors import ApiError
-from frontend.api.rendering import count_token_ids, render_config, render_embeddings, render_model, render_tokens, shape
+from frontend.api.rendering import (
+    build_model_object,
+    count_token_ids,
+    render_config,
+    render_embeddings,
+    render_model_metadata,
+    render_models,
+    render_tokens,
+    shape_vectors,
+)
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings, parse_tokenize
 
 MODEL = ModelInfo("m", "r", 2, 5, normalized=True)
 
 
-def wanted(**fields: Any) -> EmbeddingsRequest:
-    """A request."""
+def parse(**fields: Any) -> EmbeddingsRequest:
+    """Parse a request with these fields."""
     return parse_embeddings(msgspec.json.encode({"model": "m", "input": "a", **fields}), 3)
 
 
 def row(*values: float) -> memoryview:
-    """A row as it comes in."""
+    """Return a row as the broker sends it."""
     return memoryview(np.array(values, "<f4").tobytes())
 
 
 def render(*rows: memoryview, tokens: int = 9, **fields: Any) -> bytes:
-    """The answer with these vectors."""
-    vectors = {at: np.frombuffer(one, "<f4") for at, one in enumerate(rows)}
-    return render_embeddings(wanted(**fields), vectors, tokens, cut={}, bad={})
+    """Render an answer with these vectors."""
+    vectors = {position: np.frombuffer(row, "<f4") for position, row in enumerate(rows)}
+    return render_embeddings(parse(**fields), vectors, tokens, truncated={}, errors={})
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
-def test_floats_are_the_shortest_text_that_reads_back_to_the_same_float32(values: list[float]) -> None:
+def test_float_is_its_shortest_float32_text(values: list[float]) -> None:
     texts = render(row(*values)).split(b'"embedding":[')[1].split(b"]")[0].decode().split(",")
     assert np.array([np.float32(text) for text in texts]).tobytes() == row(*values)
     for text, value in zip(texts, np.array(values, "<f4"), strict=True):
         shortest = np.format_float_scientific(value, unique=True, trim="-")
-        assert len(digits(text)) <= len(digits(shortest))
+        assert len(list_digits(text)) <= len(list_digits(shortest))
 
 
-def digits(number: str) -> str:
-    """The significant digits of a printed number."""
+def list_digits(number: str) -> str:
+    """Return the significant digits of a printed number."""
     return number.lower().split("e")[0].lstrip("-").replace(".", "").strip("0")
 
 
-def test_answer_has_openais_shape() -> None:
+def test_answer_is_openais_object() -> None:
     assert render(row(1, 0.1), row(2, 0.5)) == (
         b'{"object":"list","data":[{"object":"embedding","embedding":[1.0,0.1],"index":0},'
         b'{"object":"embedding","embedding":[2.0,0.5],"index":1}],"model":"m",'
@@ -60,31 +69,33 @@ def test_base64_is_little_endian_float32() -> None:
     assert base64.b64decode(answer["data"][0]["embedding"]) == row(1.5, -2)
 
 
-def test_cut_tokens_are_told_where_cutting_was_asked_for() -> None:
-    vectors = {at: np.frombuffer(row(1), "<f4") for at in range(2)}
-    answer = msgspec.json.decode(render_embeddings(wanted(truncate=True), vectors, 9, cut={1: 7}, bad={}))
+def test_truncated_tokens_are_reported_if_truncate_is_set() -> None:
+    vectors = {position: np.frombuffer(row(1), "<f4") for position in range(2)}
+    answer = msgspec.json.decode(render_embeddings(parse(truncate=True), vectors, 9, truncated={1: 7}, errors={}))
     assert list(answer) == ["object", "data", "model", "usage", "truncated_tokens"]
     assert answer["truncated_tokens"] == 7
-    assert [one.get("truncated_tokens") for one in answer["data"]] == [None, 7]
-    answer = msgspec.json.decode(render_embeddings(wanted(truncate=True), vectors, 9, cut={}, bad={}))
+    assert [item.get("truncated_tokens") for item in answer["data"]] == [None, 7]
+    answer = msgspec.json.decode(render_embeddings(parse(truncate=True), vectors, 9, truncated={}, errors={}))
     assert answer["truncated_tokens"] == 0
 
 
-def test_bad_items_are_reported_in_their_places() -> None:
+@pytest.mark.parametrize("encoding_format", ["float", "base64"])
+def test_error_of_an_input_is_in_its_item(encoding_format: str) -> None:
     vectors = {1: np.frombuffer(row(1), "<f4")}
-    bad = {0: ApiError(400, "no", param="input", code="c"), 2: ApiError(400, "nor this")}
-    answer = msgspec.json.decode(render_embeddings(wanted(encoding_format="base64"), vectors, 9, cut={}, bad=bad))
-    assert [one["index"] for one in answer["data"]] == [0, 1, 2]
-    assert answer["data"][0] == {
-        "object": "embedding",
-        "embedding": None,
-        "index": 0,
-        "error": {"message": "no", "type": "invalid_request_error", "param": "input", "code": "c"},
-    }
+    errors = {0: ApiError(400, "no", param="input", code="c"), 2: ApiError(400, "not this either")}
+    body = render_embeddings(parse(encoding_format=encoding_format), vectors, 9, truncated={}, errors=errors)
+    answer = msgspec.json.decode(body)
+    assert [item["index"] for item in answer["data"]] == [0, 1, 2]
+    assert list(answer["data"][0].items()) == [
+        ("object", "embedding"),
+        ("embedding", None),
+        ("index", 0),
+        ("error", {"message": "no", "type": "invalid_request_error", "param": "input", "code": "c"}),
+    ]
     assert "error" not in answer["data"][1]
 
 
-# --- shape -----------------------------------------------------------------------------------------------------------
+# --- vectors ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_bad_items_are_reported_in_their_places() -> None:
         (True, {"dimensions": 2}, [0.6, 0.8]),
         (True, {"dimensions": 1}, [1.0]),
         (True, {"dimensions": 1, "normalize": True}, [1.0]),
-        # The worker has sent what it has before normalisation.
+        # The worker sends vectors before normalisation.
         (True, {"dimensions": 1, "normalize": False}, [0.6]),
         (True, {"normalize": False}, [0.6, 0.8]),
         (False, {}, [0.6, 0.8]),
@@ -102,20 +113,18 @@ def test_bad_items_are_reported_in_their_places() -> None:
         (False, {"dimensions": 1, "normalize": True}, [1.0]),
     ],
 )
-def test_vectors_are_cut_and_then_of_length_1_where_they_should(
-    normalized: bool, fields: dict[str, Any], vector: list[float]
-) -> None:
+def test_vector_is_cut_then_normalised(normalized: bool, fields: dict[str, Any], vector: list[float]) -> None:
     model = msgspec.structs.replace(MODEL, normalized=normalized)
-    (found,) = shape([row(0.6, 0.8)], wanted(**fields), model)
+    (found,) = shape_vectors([row(0.6, 0.8)], parse(**fields), model)
     assert found.dtype == np.float32
     assert found.tolist() == np.array(vector, np.float32).tolist()
 
 
-def test_normalize_scales_what_the_model_does_not() -> None:
+def test_normalize_true_scales_unnormalised_vectors() -> None:
     model = msgspec.structs.replace(MODEL, normalized=False)
-    found = shape([row(3, 4), row(0, 0)], wanted(normalize=True), model)
-    assert [one.tolist() for one in found] == [np.array([0.6, 0.8], np.float32).tolist(), [0, 0]]
-    assert shape([], wanted(normalize=True), model) == []
+    found = shape_vectors([row(3, 4), row(0, 0)], parse(normalize=True), model)
+    assert [vector.tolist() for vector in found] == [np.array([0.6, 0.8], np.float32).tolist(), [0, 0]]
+    assert shape_vectors([], parse(normalize=True), model) == []
 
 
 # --- tokenize --------------------------------------------------------------------------------------------------------
@@ -138,48 +147,50 @@ def test_normalize_scales_what_the_model_does_not() -> None:
         ({"max_length": 3, "pad_to_max_length": True}, [1, 7, 2]),
     ],
 )
-def test_token_ids_are_cut_and_filled_up(fields: dict[str, Any], tokens: list[int]) -> None:
+def test_token_ids_are_truncated_and_padded(fields: dict[str, Any], tokens: list[int]) -> None:
     model = ModelInfo("m", "r", 2, 6, pad_id=5, before=[1], after=[2])
     rows = [memoryview(pack_u32([1, 7, 8, 9, 2]))]
-    one = parse_tokenize(msgspec.json.encode({"model": "m", "text": ["a"], **fields}), 3)
-    assert msgspec.json.decode(render_tokens(one, rows, model)) == {"tokens": tokens}
-    assert len(tokens) <= count_token_ids(one, rows, model) <= max(len(tokens), len(rows[0]) // 4)
-    assert msgspec.json.decode(render_tokens(one, rows * 2, model)) == {"tokens": [tokens, tokens]}
+    request = parse_tokenize(msgspec.json.encode({"model": "m", "text": ["a"], **fields}), 3)
+    assert msgspec.json.decode(render_tokens(request, rows, model)) == {"tokens": tokens}
+    assert len(tokens) <= count_token_ids(request, rows, model) <= max(len(tokens), len(rows[0]) // 4)
+    assert msgspec.json.decode(render_tokens(request, rows * 2, model)) == {"tokens": [tokens, tokens]}
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def test_model_object_tells_what_a_client_of_embeddings_wants_to_know() -> None:
+def test_model_object_has_openais_fields_and_ours() -> None:
     model = ModelInfo("m", "r", 384, 256, workers=2)
-    assert render_model(model, 1_700_000_000) == {
-        "id": "m",
-        "object": "model",
-        "created": 1_700_000_000,
-        "owned_by": "vecmill",
-        "dimension": 384,
-        "max_tokens": 256,
-        "revision": "r",
-        "prompts": {},
-        "default_prompt": None,
-        "matryoshka_dimensions": None,
-    }
-    model = msgspec.structs.replace(model, prompts={"q": "q: "}, default_prompt="q", matryoshka=True)
-    assert list(render_model(model, 1).values())[-3:] == [{"q": "q: "}, "q", []]
+    expected = (
+        b'{"id":"m","object":"model","created":1700000000,"owned_by":"vecmill","dimension":384,"max_tokens":256,'
+        b'"revision":"r","prompts":{},"default_prompt":null,"matryoshka_dimensions":null}'
+    )
+    assert msgspec.json.encode(build_model_object(model, 1_700_000_000)) == expected
+    assert render_models([model], 1_700_000_000) == b'{"object":"list","data":[' + expected + b"]}"
+    prompted = msgspec.structs.replace(model, prompts={"q": "q: "}, default_prompt="q", matryoshka=True)
+    found = build_model_object(prompted, 1)
+    assert (found.prompts, found.default_prompt, found.matryoshka_dimensions) == ({"q": "q: "}, "q", [])
 
 
-def test_configuration_is_printed_as_ovms_prints_it() -> None:
+def test_model_metadata_is_kserves() -> None:
+    assert render_model_metadata(ModelInfo("m", "r", 384, 256)) == (
+        b'{"name":"m","versions":["1"],"platform":"OpenVINO","inputs":[{"name":"input","datatype":"BYTES","shape":[-1]}],'
+        b'"outputs":[{"name":"embedding","datatype":"FP32","shape":[-1,384]}]}'
+    )
+
+
+def test_config_is_indented_as_in_ovms() -> None:
     assert render_config({"a/b": ModelState("a/b", State.AVAILABLE)}).decode() == (
         '{\n "a/b": {\n  "model_version_status": [\n   {\n    "version": "1",\n    "state": "AVAILABLE",\n'
         '    "status": {\n     "error_code": "OK",\n     "error_message": "OK"\n    }\n   }\n  ]\n }\n}'
     )
 
 
-def test_every_state_has_ovms_name() -> None:
+def test_every_state_has_its_ovms_name() -> None:
     states = {state.name: ModelState(state.name, state, "why" if state == State.FAILED else "") for state in State}
     config = msgspec.json.decode(render_config(states))
-    found = {name: one["model_version_status"][0] for name, one in config.items()}
-    assert {name: (one["state"], *one["status"].values()) for name, one in found.items()} == {
+    found = {name: model["model_version_status"][0] for name, model in config.items()}
+    assert {name: (version["state"], *version["status"].values()) for name, version in found.items()} == {
         "AVAILABLE": ("AVAILABLE", "OK", "OK"),
         "LOADING": ("LOADING", "OK", "OK"),
         "FAILED": ("LOADING", "FAILED_PRECONDITION", "why"),

@@ -1,4 +1,4 @@
-"""Requests, as far as they are checked without a model."""
+"""Requests: parsing, and all checks that do not need the model."""
 
 import msgspec
 import pytest
@@ -6,7 +6,14 @@ import pytest
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Lane, Option
 from frontend.api.errors import ApiError, from_failure, unknown_model
-from frontend.api.schemas import parse_embeddings, parse_headers, parse_tokenize
+from frontend.api.schemas import (
+    TokenizeRequest,
+    hash_client,
+    parse_deadline_s,
+    parse_embeddings,
+    parse_lane,
+    parse_tokenize,
+)
 
 BAD = [
     (b"", "Cannot parse JSON body"),
@@ -61,7 +68,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("body", "message"), BAD, ids=range(len(BAD)))
-def test_bad_request_is_refused_with_its_reason(body: bytes, message: str) -> None:
+def test_invalid_request_is_rejected_with_reason(body: bytes, message: str) -> None:
     with pytest.raises(ApiError) as caught:
         parse_embeddings(body, max_inputs=3)
     assert caught.value.status == 400
@@ -70,7 +77,7 @@ def test_bad_request_is_refused_with_its_reason(body: bytes, message: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("value", "documents"),
+    ("value", "inputs"),
     [
         ("text", ["text"]),
         ("", [""]),
@@ -81,17 +88,17 @@ def test_bad_request_is_refused_with_its_reason(body: bytes, message: str) -> No
         ([[1], []], [[1], []]),
     ],
 )
-def test_inputs_are_taken(value: object, documents: object) -> None:
+def test_inputs_become_a_list(value: object, inputs: object) -> None:
     request = parse_embeddings(msgspec.json.encode({"model": "m", "input": value}), max_inputs=3)
-    assert (request.documents, request.base64) == (documents, False)
+    assert request.inputs == inputs
 
 
-def test_brackets_in_texts_are_no_nesting() -> None:
+def test_brackets_in_texts_do_not_count_as_nesting() -> None:
     texts = ["[" * 200_000, '"[{' * 1000, "\\" * 999 + '"[' + ":" * 200_000]
-    assert parse_embeddings(msgspec.json.encode({"model": "m", "input": texts}), 3).documents == texts
+    assert parse_embeddings(msgspec.json.encode({"model": "m", "input": texts}), 3).inputs == texts
 
 
-def test_null_is_as_if_absent_and_unknown_fields_are_ignored() -> None:
+def test_null_and_unknown_fields_are_ignored() -> None:
     names = (
         "encoding_format",
         "user",
@@ -117,9 +124,9 @@ def test_null_is_as_if_absent_and_unknown_fields_are_ignored() -> None:
         ("start", Option.TRUNCATE_START),
     ],
 )
-def test_truncation_is_chosen_by_side_or_by_a_boolean(value: object, option: Option) -> None:
+def test_truncate_is_a_side_or_a_boolean(value: object, option: Option) -> None:
     body = msgspec.json.encode({"model": "m", "input": "a", "truncate": value})
-    assert parse_embeddings(body, 3).truncate == option
+    assert parse_embeddings(body, 3).truncation == option
 
 
 # --- tokenize --------------------------------------------------------------------------------------------------------
@@ -146,7 +153,7 @@ BAD_TOKENIZE = [
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD_TOKENIZE, ids=range(len(BAD_TOKENIZE)))
-def test_bad_tokenize_is_refused_in_ovms_words(fields: dict[str, object], message: str) -> None:
+def test_invalid_tokenize_is_rejected_in_ovms_words(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ApiError) as caught:
         parse_tokenize(msgspec.json.encode(fields), max_inputs=3)
     assert (caught.value.status, str(caught.value)) == (400, message)
@@ -154,22 +161,10 @@ def test_bad_tokenize_is_refused_in_ovms_words(fields: dict[str, object], messag
 
 def test_tokenize_has_ovms_defaults_and_options() -> None:
     plain = parse_tokenize(b'{"model": "m", "text": "a", "max_length": null}', 3)
-    assert (plain.texts, plain.max_length, plain.pad, plain.pad_left, plain.special_tokens) == (
-        ["a"],
-        None,
-        False,
-        False,
-        True,
-    )
-    body = {"model": "m", "text": ["a", "b"], "max_length": 9, "pad_to_max_length": True, "padding_side": "left"}
-    other = parse_tokenize(msgspec.json.encode(body | {"add_special_tokens": False}), 3)
-    assert (other.texts, other.max_length, other.pad, other.pad_left, other.special_tokens) == (
-        ["a", "b"],
-        9,
-        True,
-        True,
-        False,
-    )
+    assert plain == TokenizeRequest(model="m", inputs=["a"])
+    options = {"max_length": 9, "pad_to_max_length": True, "padding_side": "left", "add_special_tokens": False}
+    other = parse_tokenize(msgspec.json.encode({"model": "m", "text": ["a", "b"]} | options), 3)
+    assert other == TokenizeRequest(model="m", inputs=["a", "b"], **options)  # type: ignore[arg-type]
 
 
 # --- headers, errors -------------------------------------------------------------------------------------------------
@@ -188,21 +183,21 @@ def test_every_code_has_a_status(code: ErrorCode) -> None:
     assert error.headers() == {"Retry-After": "1"}
 
 
-def test_long_name_is_told_by_its_beginning() -> None:
+def test_long_value_is_quoted_by_its_beginning() -> None:
     assert str(unknown_model("x" * 100)).startswith(f"The model '{'x' * 100}' does not exist")
     assert str(unknown_model("x" * 101)).startswith(f"The model '{'x' * 100}'… does not exist")
 
 
-def test_message_may_name_bytes_that_are_no_text() -> None:
+def test_message_may_hold_bytes_that_are_not_utf8() -> None:
     body = ApiError(405, "Method PO\udcf0T").body()
     assert msgspec.json.decode(body)["error"]["message"] == r"Method PO\udcf0T"
 
 
-def test_missing_key_is_told_how_to_come() -> None:
+def test_missing_key_is_answered_with_scheme() -> None:
     assert ApiError(401, "no").headers() == {"WWW-Authenticate": "Bearer"}
 
 
-def test_param_is_named_only_when_that_field_is_at_fault() -> None:
+def test_param_is_the_field_at_fault() -> None:
     at_fault = {code: from_failure(code, "").param for code in ErrorCode}
     assert {code: param for code, param in at_fault.items() if param} == {
         ErrorCode.INVALID_INPUT: "input",
@@ -214,39 +209,47 @@ def test_param_is_named_only_when_that_field_is_at_fault() -> None:
     }
 
 
-def test_retry_after_is_what_clients_still_wait_for() -> None:
+def test_retry_after_is_at_most_two_minutes() -> None:
     assert from_failure(ErrorCode.OVERLOADED, "", 10**7).headers() == {"Retry-After": "120"}
 
 
+def test_failure_without_text_gets_the_codes_text() -> None:
+    assert str(from_failure(ErrorCode.DRAINING)) == "the server is shutting down"
+    assert str(from_failure(ErrorCode.DRAINING, "going away")) == "going away"
+
+
 @pytest.mark.parametrize(
-    ("headers", "wanted"),
+    ("headers", "lane", "deadline_s"),
     [
-        ({}, (None, 60.0)),
-        ({"x-vecmill-lane": "Bulk"}, (Lane.BULK, 60.0)),
-        ({"x-vecmill-lane": "interactive", "x-vecmill-deadline-ms": "1500"}, (Lane.INTERACTIVE, 1.5)),
-        ({"x-vecmill-deadline-ms": "999999999"}, (None, 60.0)),
+        ({}, None, 60.0),
+        ({"x-vecmill-lane": "Bulk"}, Lane.BULK, 60.0),
+        ({"x-vecmill-lane": "interactive", "x-vecmill-deadline-ms": "1500"}, Lane.INTERACTIVE, 1.5),
+        ({"x-vecmill-deadline-ms": "999999999"}, None, 60.0),
     ],
 )
-def test_headers_choose_lane_and_deadline(headers: dict[str, str], wanted: tuple[Lane | None, float]) -> None:
-    assert parse_headers(headers, "10.0.0.1", 60.0)[:2] == wanted
+def test_headers_choose_lane_and_deadline(headers: dict[str, str], lane: Lane | None, deadline_s: float) -> None:
+    assert parse_lane(headers) == lane
+    assert parse_deadline_s(headers, 60.0) == deadline_s
 
 
-def test_client_is_its_address_and_what_it_sends_for_a_key() -> None:
-    senders = [(address, key) for address in ("10.0.0.1", "10.0.0.2") for key in ("", "sk-one", "sk-öther")]
-    terms = [parse_headers({"authorization": f"Bearer {key}"}, address, 60.0) for address, key in senders]
-    clients = [one.client for one in terms]
-    assert len(set(clients)) == len(senders)
-    assert len({one.address for one in terms}) == 2
+def test_client_hash_hides_the_text() -> None:
+    texts = [f"{address} Bearer {key}" for address in ("10.0.0.1", "10.0.0.2") for key in ("", "sk-one", "sk-öther")]
+    clients = [hash_client(text) for text in texts]
+    assert len(set(clients)) == len(texts)
+    assert clients == [hash_client(text) for text in texts]
     assert not any("sk" in client or "10.0" in client for client in clients)
-    assert parse_headers({"authorization": "Bearer sk-one"}, "10.0.0.1", 1.0).client == clients[1]
+
+
+@pytest.mark.parametrize("name", ["fast", ""])
+def test_unknown_lane_is_rejected(name: str) -> None:
+    with pytest.raises(ApiError, match="must be interactive or bulk"):
+        parse_lane({"x-vecmill-lane": name})
 
 
 @pytest.mark.parametrize(
-    "headers",
-    [{"x-vecmill-lane": "fast"}, {"x-vecmill-lane": ""}]
-    + [{"x-vecmill-deadline-ms": text} for text in ("", "0", "-1", "1.5", "soon", "\u0663", "9" * 5000, "1" + "0" * 9)]
-    + [{"x-vecmill-deadline-ms": text} for text in ("0" * 11 + "1" + "9" * 5000, "0" * 5000)],
+    "text",
+    ["", "0", "-1", "1.5", "soon", "\u0663", "9" * 5000, "1" + "0" * 9, "0" * 11 + "1" + "9" * 5000, "0" * 5000],
 )
-def test_headers_that_say_nothing_are_refused(headers: dict[str, str]) -> None:
-    with pytest.raises(ApiError, match="must be"):
-        parse_headers(headers, "10.0.0.1", 60.0)
+def test_invalid_deadline_is_rejected(text: str) -> None:
+    with pytest.raises(ApiError, match="must be a whole number above 0"):
+        parse_deadline_s({"x-vecmill-deadline-ms": text}, 60.0)

@@ -11,7 +11,7 @@ from frontend.api.errors import ApiError
 from frontend.session.pending import Pending
 from frontend.session.session import MAX_SUBMISSIONS, Session, Step
 
-HELLO = wire.FrontendHello(1, 1, "", b"f" * 16, 1, "host", 1)
+HELLO = wire.FrontendHello(1, 1, "", b"f" * 16, "host", 1)
 GRACE_S = 5.0
 M = ModelInfo("m", "r", 2, 100, workers=1)
 

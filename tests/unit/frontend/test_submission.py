@@ -1,4 +1,4 @@
-"""A request beside the model that it asks for."""
+"""Validation of requests against their model, and what is sent for them."""
 
 from typing import Any
 
@@ -14,26 +14,26 @@ PLAIN = ModelInfo("m", "r", 8, 5, vocabulary=100, normalized=True)
 PROMPTED = msgspec.structs.replace(PLAIN, prompts={"query": "q: ", "passage": "p: ", "odd": "o: "})
 
 
-def fitted(
+def build(
     model: ModelInfo, value: object, policy: str = "warn", max_tokens: int = 20, **fields: Any
 ) -> PreparedSubmission:
-    """A request, fitted."""
+    """Build the submission of a request."""
     body = msgspec.json.encode({"model": "m", "input": value, **fields})
     return build_submission(parse_embeddings(body, 10), model, policy, max_tokens)
 
 
-def refused(model: ModelInfo, value: object, **fields: Any) -> ApiError:
-    """Why a request does not fit."""
+def reject(model: ModelInfo, value: object, **fields: Any) -> ApiError:
+    """Return the error of a request that the model cannot serve."""
     with pytest.raises(ApiError) as caught:
-        fitted(model, value, **fields)
+        build(model, value, **fields)
     assert caught.value.status == 400
     return caught.value
 
 
-def test_texts_and_ids_are_sent_as_they_are() -> None:
-    assert fitted(PLAIN, ["a", "é"])[:4] == (Kind.TEXT, [b"a", "é".encode()], Option(0), range(2))
-    assert fitted(PLAIN, [1, 2])[:4] == (Kind.TOKENS, [pack_u32([1, 2])], Option(0), [0])
-    assert fitted(PLAIN, [[1], [2, 3]])[1] == [pack_u32([1]), pack_u32([2, 3])]
+def test_texts_and_ids_are_sent_unchanged() -> None:
+    assert build(PLAIN, ["a", "é"])[:4] == (Kind.TEXT, [b"a", "é".encode()], Option(0), range(2))
+    assert build(PLAIN, [1, 2])[:4] == (Kind.TOKENS, [pack_u32([1, 2])], Option(0), [0])
+    assert build(PLAIN, [[1], [2, 3]])[1] == [pack_u32([1]), pack_u32([2, 3])]
 
 
 # --- token ids -------------------------------------------------------------------------------------------------------
@@ -49,64 +49,64 @@ def test_texts_and_ids_are_sent_as_they_are() -> None:
         ([1] * 6, "Input length 6 longer than allowed 5"),
     ],
 )
-def test_ids_that_the_model_does_not_take_are_refused(ids: object, message: str) -> None:
-    error = refused(PLAIN, ids)
+def test_invalid_ids_are_rejected(ids: object, message: str) -> None:
+    error = reject(PLAIN, ids)
     assert message in str(error)
     assert error.param == "input"
 
 
-def test_bad_ids_fail_alone_where_that_is_asked_for() -> None:
-    found = fitted(PLAIN, [[1], [], [2, 3], [100], [1] * 6], error_policy="per_item")
+def test_per_item_keeps_the_valid_ids() -> None:
+    found = build(PLAIN, [[1], [], [2, 3], [100], [1] * 6], error_policy="per_item")
     assert found.inputs == [pack_u32([1]), pack_u32([2, 3])]
-    assert list(found.places) == [0, 2]
-    assert {place: error.code for place, error in found.bad.items()} == {
+    assert list(found.positions) == [0, 2]
+    assert {position: error.code for position, error in found.errors.items()} == {
         1: None,
         3: "invalid_input",
         4: "context_length_exceeded",
     }
 
 
-def test_ids_that_are_to_be_cut_may_be_too_long() -> None:
-    found = fitted(PLAIN, [1] * 9, truncate="start")
+def test_ids_to_truncate_may_be_too_long() -> None:
+    found = build(PLAIN, [1] * 9, truncate="start")
     assert found[:3] == (Kind.TOKENS, [pack_u32([1] * 9)], Option.TRUNCATE_START)
 
 
-def test_a_model_that_tells_no_vocabulary_takes_what_fits_the_wire() -> None:
+def test_model_without_vocabulary_accepts_31_bit_ids() -> None:
     unknown = msgspec.structs.replace(PLAIN, vocabulary=0)
-    assert fitted(unknown, [2**31 - 1]).inputs
-    assert "not in the model's vocabulary" in str(refused(unknown, [2**31]))
+    assert build(unknown, [2**31 - 1]).inputs
+    assert "not in the model's vocabulary" in str(reject(unknown, [2**31]))
 
 
-def test_token_arrays_are_counted_before_they_are_sent() -> None:
-    assert fitted(PLAIN, [[1] * 5] * 4).inputs
-    error = refused(PLAIN, [[1] * 5] * 5)
+def test_too_many_token_ids_are_rejected() -> None:
+    assert build(PLAIN, [[1] * 5] * 4).inputs
+    error = reject(PLAIN, [[1] * 5] * 5)
     assert str(error).startswith("the request has more than 20 tokens")
     assert error.code == "max_tokens_per_request"
-    # What is cut does not count.
-    assert fitted(PLAIN, [[1] * 50], truncate=True).inputs
+    # Tokens that are cut off do not count.
+    assert build(PLAIN, [[1] * 50], truncate=True).inputs
 
 
 # --- dimensions, normalisation ---------------------------------------------------------------------------------------
 
 
-def test_other_dimensions_are_served_with_a_warning_unless_the_model_declares_them() -> None:
+def test_undeclared_dimensions_are_warned_about_or_rejected() -> None:
     some = msgspec.structs.replace(PLAIN, matryoshka=True, matryoshka_dimensions=[4])
     every = msgspec.structs.replace(PLAIN, matryoshka=True)
-    assert fitted(PLAIN, "a", dimensions=8).warning == ""
-    assert "does not declare" in fitted(PLAIN, "a", dimensions=4).warning
-    assert fitted(PLAIN, "a", "allow", dimensions=4).warning == ""
-    assert fitted(some, "a", "refuse", dimensions=4).warning == ""
-    assert "does not declare" in fitted(some, "a", dimensions=3).warning
-    assert fitted(every, "a", "refuse", dimensions=1).warning == ""
-    assert refused(PLAIN, "a", policy="refuse", dimensions=4).param == "dimensions"
-    assert "the model makes vectors of 8" in str(refused(every, "a", dimensions=9))
+    assert build(PLAIN, "a", dimensions=8).warning == ""
+    assert "does not declare" in build(PLAIN, "a", dimensions=4).warning
+    assert build(PLAIN, "a", "allow", dimensions=4).warning == ""
+    assert build(some, "a", "refuse", dimensions=4).warning == ""
+    assert "does not declare" in build(some, "a", dimensions=3).warning
+    assert build(every, "a", "refuse", dimensions=1).warning == ""
+    assert reject(PLAIN, "a", policy="refuse", dimensions=4).param == "dimensions"
+    assert "the model's vectors have 8 values" in str(reject(every, "a", dimensions=9))
 
 
-def test_vectors_before_normalisation_are_asked_for_where_there_is_one() -> None:
-    assert fitted(PLAIN, "a", normalize=False).options == Option.RAW
-    assert fitted(PLAIN, "a", normalize=True).options == 0
+def test_normalize_false_requests_raw_vectors() -> None:
+    assert build(PLAIN, "a", normalize=False).options == Option.RAW
+    assert build(PLAIN, "a", normalize=True).options == 0
     plain = msgspec.structs.replace(PLAIN, normalized=False)
-    assert fitted(plain, "a", normalize=False).options == 0
+    assert build(plain, "a", normalize=False).options == 0
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -125,32 +125,35 @@ def test_vectors_before_normalisation_are_asked_for_where_there_is_one() -> None
         ({"input_type": "odd"}, b"o: a"),
     ],
 )
-def test_prompts_are_chosen_by_name_or_by_what_the_input_is(fields: dict[str, Any], text: bytes) -> None:
-    assert fitted(PROMPTED, "a", **fields).inputs == [text]
+def test_prompt_is_chosen_by_name_or_input_type(fields: dict[str, Any], text: bytes) -> None:
+    assert build(PROMPTED, "a", **fields).inputs == [text]
 
 
-def test_default_prompt_is_for_inputs_that_ask_for_none() -> None:
+def test_default_prompt_is_for_texts_without_choice() -> None:
     model = msgspec.structs.replace(PROMPTED, default_prompt="odd")
-    assert fitted(model, ["a", "b"]).inputs == [b"o: a", b"o: b"]
-    assert fitted(model, "a", prompt_name="query").inputs == [b"q: a"]
-    assert fitted(model, [1]).inputs == [pack_u32([1])]
+    assert build(model, ["a", "b"]).inputs == [b"o: a", b"o: b"]
+    assert build(model, "a", prompt_name="query").inputs == [b"q: a"]
+    assert build(model, [1]).inputs == [pack_u32([1])]
 
 
-def test_model_without_such_a_prompt_gets_none() -> None:
-    assert fitted(PLAIN, "a", input_type="search_query").inputs == [b"a"]
+def test_input_type_without_prompt_adds_nothing() -> None:
+    assert build(PLAIN, "a", input_type="search_query").inputs == [b"a"]
     default = msgspec.structs.replace(PLAIN, prompts={"odd": "o: "}, default_prompt="odd")
-    assert fitted(default, "a", input_type="query").inputs == [b"a"]
+    assert build(default, "a", input_type="query").inputs == [b"a"]
 
 
-def test_unknown_prompts_are_refused_with_those_there_are() -> None:
-    assert str(refused(PROMPTED, "a", prompt_name="x")) == "prompt_name is 'x', but the model has query, passage, odd"
-    assert str(refused(PLAIN, "a", prompt_name="x")) == "prompt_name is 'x', but the model has none"
-    assert "must be one of query, search_query, document" in str(refused(PROMPTED, "a", input_type="x"))
-    assert refused(PROMPTED, [1], prompt_name="query").param == "prompt_name"
-    assert refused(PROMPTED, [1], input_type="query").param == "input_type"
+def test_unknown_prompt_error_lists_the_prompts() -> None:
+    assert (
+        str(reject(PROMPTED, "a", prompt_name="x"))
+        == "prompt_name is 'x', but the model has the prompts query, passage, odd"
+    )
+    assert str(reject(PLAIN, "a", prompt_name="x")) == "prompt_name is 'x', but the model has no prompts"
+    assert "must be one of query, search_query, document" in str(reject(PROMPTED, "a", input_type="x"))
+    assert reject(PROMPTED, [1], prompt_name="query").param == "prompt_name"
+    assert reject(PROMPTED, [1], input_type="query").param == "input_type"
 
 
-def test_max_length_has_ovms_limit() -> None:
+def test_max_length_above_ovms_limit_is_rejected() -> None:
     def check(max_length: int | None, model: ModelInfo) -> None:
         check_max_length(
             parse_tokenize(msgspec.json.encode({"model": "m", "text": "a", "max_length": max_length}), 1), model

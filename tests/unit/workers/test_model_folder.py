@@ -246,12 +246,12 @@ def test_folder_has_the_prompts_that_sentence_transformers_would_use(folder: Pat
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"prompts": ["query: "]}, "prompts are not texts by name"),
-        ({"prompts": {"query": 1}}, "prompts are not texts by name"),
-        ({"prompts": {"": "query: "}}, "prompts are not texts by name"),
+        ({"prompts": ["query: "]}, "prompts must be an object"),
+        ({"prompts": {"query": 1}}, "prompts must be an object"),
+        ({"prompts": {"": "query: "}}, "prompts must be an object"),
         ({"prompts": {"a": "\ud800"}}, "surrogates not allowed"),
-        ({"prompts": {"a": "b"}, "default_prompt_name": "query"}, "there is no prompt named 'query'"),
-        ({"prompts": {"a": "b"}, "default_prompt_name": ["a"]}, r"there is no prompt named \['a'\]"),
+        ({"prompts": {"a": "b"}, "default_prompt_name": "query"}, "default_prompt_name is 'query'"),
+        ({"prompts": {"a": "b"}, "default_prompt_name": ["a"]}, r"default_prompt_name is \['a'\]"),
         ({"prompts": {"a": "b" * 4097}}, "more than 4096 characters"),
         ({"prompts": {"a" * 513: "b"}}, "more than"),
         ({"prompts": {str(number): "" for number in range(1001)}}, "more than 1000 prompts"),
@@ -267,10 +267,10 @@ def test_prompts_that_are_left_out_of_the_pooling_are_not_offered(folder: Path) 
     write_json(folder / "modules.json", modules)
     write_json(folder / "pool" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
     assert prompts(folder, prompts={"query": "q: "}) == Prompts()
-    said: list[str] = []
-    read_prompts(read_folder(folder), said.append)
-    assert said == [f"{folder} leaves prompts out of the pooling, which Vecmill does not do: none of them is offered"]
-    with pytest.raises(ModelError, match="leaves its default prompt out of the pooling"):
+    reports: list[str] = []
+    read_prompts(read_folder(folder), reports.append)
+    assert [report.partition(",")[0] for report in reports] == [f"{folder} excludes prompts from the pooling"]
+    with pytest.raises(ModelError, match="excludes its default prompt from the pooling"):
         prompts(folder, prompts={"query": "q: "}, default_prompt_name="query")
     # An empty prompt has nothing to leave out.
     assert prompts(folder, prompts={"query": ""}, default_prompt_name="query") == Prompts({"query": ""}, "query")
@@ -281,7 +281,7 @@ def test_matryoshka_is_what_the_model_declares(folder: Path) -> None:
     assert read_matryoshka(folder, {"is_matryoshka": True}) == Matryoshka(True, [])
     assert read_matryoshka(folder, {"matryoshka_dimensions": [64, 128]}) == Matryoshka(True, [64, 128])
     for wrong in ("64", [0], [True], [1.5]):
-        with pytest.raises(ModelError, match="matryoshka_dimensions are not numbers"):
+        with pytest.raises(ModelError, match="matryoshka_dimensions must be a list"):
             read_matryoshka(folder, {"matryoshka_dimensions": wrong})
     with pytest.raises(ModelError, match="is_matryoshka is 'yes'"):
         read_matryoshka(folder, {"is_matryoshka": "yes"})

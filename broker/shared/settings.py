@@ -1,0 +1,117 @@
+"""Settings of the three programs: flags override environment variables, which override defaults.
+
+A `Config` struct has one field for each setting. The field's description is the help text of its flag; a field without
+a description is not a setting and keeps its default.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from broker.shared.version import VERSION
+
+C = TypeVar("C", bound=msgspec.Struct)
+
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least severe messages to log")]
+LogFormat = Annotated[Literal["text", "json"], Meta(description="log lines of text, or one JSON object per line")]
+
+#: Kubernetes sets these for every Service in a pod's namespace. Those of a Service called vecmill-broker begin with
+#: VECMILL_BROKER_ like our own. https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_SERVICE_LINK = re.compile(r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+#: The value of the one more that it sets, …_PORT, which can also be the name of a setting.
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.*")
+_TYPES = {"integer": "an integer", "number": "a number", "string": "text"}
+_BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "greater than {}",
+    "maximum": "at most {}",
+    "maxLength": "of at most {} characters",
+}
+
+
+class SettingsError(ValueError):
+    """A setting has an invalid value. The text is one sentence that names the flag or the variable."""
+
+
+def load(
+    config_type: type[C],
+    prefix: str,
+    prog: str,
+    description: str,
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+) -> C:
+    """Return the configuration. Raise SettingsError if a value is invalid.
+
+    Unknown flags end the process, as argparse does. Unknown variables with this prefix are named in a warning on
+    standard error; those that Kubernetes sets are ignored.
+    """
+    properties = msgspec.json.schema(config_type)["$defs"][config_type.__name__]["properties"]
+    settings = {name: schema for name, schema in properties.items() if "description" in schema}
+    flags = vars(build_parser(settings, prefix, prog, description).parse_args(arguments))
+    given: dict[str, tuple[str, str]] = {}
+    for variable, text in find_variables(prefix, environ).items():
+        name = variable.removeprefix(prefix).lower()
+        if name in settings:
+            given[name] = variable, text
+        else:
+            # Printed because the log is not set up before its settings have been read.
+            close = [prefix + one.upper() for one in difflib.get_close_matches(name, settings, n=1)]
+            hint = f"; did you mean {close[0]}?" if close else ""
+            print(f"{prog}: warning: ignored the unknown variable {variable}{hint}", file=sys.stderr)
+    given |= {name: (_format_flag(name), text) for name, text in flags.items()}
+    types = {field.name: field.type for field in msgspec.structs.fields(config_type)}
+    return config_type(**{name: _convert(types[name], settings[name], *given[name]) for name in given})
+
+
+def build_parser(
+    settings: Mapping[str, Mapping[str, Any]], prefix: str, prog: str, description: str
+) -> argparse.ArgumentParser:
+    """Return a parser with a flag for each setting, given by the JSON schemas of their fields."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"vecmill {VERSION}")
+    for name, schema in settings.items():
+        text = f"{schema['description']} (default: {schema['default']!r}; variable {prefix}{name.upper()})"
+        metavar = "|".join(schema["enum"]) if "enum" in schema else "TEXT" if schema["type"] == "string" else "N"
+        flag = _format_flag(name)
+        parser.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%"))
+    return parser
+
+
+def find_variables(prefix: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with this prefix, without those that Kubernetes sets for its Services."""
+    return {
+        variable: text
+        for variable, text in environ.items()
+        if variable.startswith(prefix) and not _is_service_link(variable.removeprefix(prefix), text)
+    }
+
+
+def _is_service_link(name: str, text: str) -> bool:
+    is_port = name == "PORT" or name.endswith("_PORT")
+    return bool(_SERVICE_LINK.fullmatch(name) or (is_port and _SERVICE_URL.fullmatch(text)))
+
+
+def _convert(kind: Any, schema: Mapping[str, Any], source: str, text: str) -> Any:
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        raise SettingsError(f"{source} is {text!r}, but must be {describe_values(schema)}") from None
+
+
+def describe_values(schema: Mapping[str, Any]) -> str:
+    """Return in words which values the JSON schema of a setting allows."""
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    bounds = " and ".join(words.format(schema[key]) for key, words in _BOUNDS.items() if key in schema)
+    return f"{_TYPES[schema['type']]} {bounds}".strip()
+
+
+def _format_flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
