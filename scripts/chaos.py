@@ -10,7 +10,7 @@ A request ends well with a 200 and the right vectors. The following ends are exc
 - The connection belonged to a frontend process that was killed; its connections are listed just before the kill.
 - A 503 or 504 with Retry-After, while the broker or all workers were away or had just returned.
 - A 504 of a request with a short deadline, while any process was away.
-- A 422, because a job whose worker was killed twice cannot be distinguished from poison.
+- A 422, because a job that was killed with its worker twice cannot be distinguished from poison.
 
 Every other end is a fault, and so is a process that ends by itself.
 """

@@ -155,7 +155,7 @@ class System:
         ]
         flags = ("--broker", frontends, "--port", str(self.port), "--processes", "2", "--deadline-s", str(DEADLINE_S))
         self.frontend = create_member("frontend", "frontend", *flags)
-        #: Ports of clients whose connection was lost with a killed frontend process.
+        #: Ports of clients that lost their connection with a killed frontend process.
         self.lost_ports: set[int] = set()
         #: When the broker or all workers were last away, and when the broker or any worker was.
         self.absent_at = self.partly_absent_at = time.monotonic()

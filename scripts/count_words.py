@@ -1,84 +1,104 @@
-"""Print figures of the code's language, to compare Vecmill with other codebases.
+"""`scripts/count_words`: print figures of names, docstrings and words, to compare Vecmill with other codebases.
 
-Names: functions whose name is one word, and the median length of a function's name. Docstrings: how many of the
-functions that return or raise something say so. Words: frequencies per 10,000 words of docstrings, comments and pages.
+Names: share of functions named by one word, and length of names. Docstrings: share of the functions that return or
+raise something and document it. Words: frequency per 10,000 words of docstrings, comments and Markdown.
 """
 
+import argparse
 import ast
 import io
 import re
 import statistics
-import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PRODUCT = ["broker", "workers", "frontend"]
-#: The highest figures of seven codebases: h11, httpcore, uvicorn, dramatiq, mosec, distributed, sanic.
-WORDS = {
-    r"tell|told|tells": 6.2,
-    r"say|says|said": 6.2,
-    r"whom|whose": 1.0,
-    r"ask|asked": 2.9,
-    r"nothing": 2.6,
-    r"beside": 0.3,
-    r"(?<=[a-z]), for(?= (?:it|they|he|the|a|an|what|that|this|no|one|each)\b)": 1.0,
-    r"so many|so long": 1.8,
-    r"anew|let in": 0.0,
+PRODUCT = ["broker", "workers", "frontend", "docs", "README.md", "ARCHITECTURE.md"]
+#: Highest frequencies in h11, httpcore, uvicorn, dramatiq, mosec, distributed and sanic.
+UPPER_BOUNDS = {
+    "tell|told|tells": 6.2,
+    "say|says|said": 6.2,
+    "whom|whose": 1.0,
+    "ask|asked": 2.9,
+    "nothing": 2.6,
+    "beside": 0.3,
+    "(?<=[a-z], )for(?= (?:it|they|he|the|a|an|what|that|this|no|one|each)\\b)": 1.0,
+    "so many|so long": 1.8,
+    "anew|let in": 0.0,
 }
-#: Their lowest figures.
-EXPECTED = {r"return|returns": 11.8, r"raise|raises": 6.6}
+#: Lowest frequencies in the same codebases.
+LOWER_BOUNDS = {"return|returns": 11.8, "raise|raises": 6.6}
+MAX_LINES = 350
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def main() -> None:
-    """Print the figures of the folders and pages given, or of the whole product."""
-    roots = [ROOT / name for name in sys.argv[1:] or [*PRODUCT, "docs", "README.md", "ARCHITECTURE.md"]]
+    """Print the figures of the given files and folders."""
+    parser = argparse.ArgumentParser(prog="scripts/count_words", description="Print figures of names and words.")
+    parser.add_argument(
+        "paths", nargs="*", default=PRODUCT, help="files and folders (default: the product and its docs)"
+    )
+    roots = [ROOT / name for name in parser.parse_args().paths]
     files = [path for root in roots for path in ([root] if root.is_file() else sorted(root.rglob("*")))]
-    sources = [path for path in files if path.suffix == ".py"]
-    print_names([node for path in sources for node in list_functions(path)])
-    texts = [text for path in sources for text in list_prose(path)]
+    modules = {path: path.read_text() for path in files if path.suffix == ".py"}
+    print_names([node for source in modules.values() for node in list_functions(source)])
+    texts = [text for source in modules.values() for text in list_prose(source)]
     texts += [path.read_text() for path in files if path.suffix == ".md"]
     print_frequencies("\n".join(texts))
-    for path in sources:
-        if (lines := len(path.read_text().splitlines())) > 350:
-            print(f"{path.relative_to(ROOT)} has {lines} lines")
-    print(f"{sum(len(path.read_text().splitlines()) for path in sources)} lines of Python")
+    lines = {path.relative_to(ROOT): source.count("\n") for path, source in modules.items()}
+    for path, number in lines.items():
+        if number > MAX_LINES:
+            print(f"{path} has {number} lines")
+    print(f"{sum(lines.values())} lines of Python")
 
 
-def list_functions(path: Path) -> Iterator[Function]:
-    """Yield all functions of a module, without `__magic__` ones."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def list_functions(source: str) -> Iterator[Function]:
+    """Yield all functions of a module except `__magic__` methods."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, Function) and not (node.name.startswith("__") and node.name.endswith("__")):
             yield node
 
 
 def print_names(functions: list[Function]) -> None:
-    """Print figures of the functions' names and docstrings."""
+    """Print figures of the names and docstrings of functions."""
     names = [node.name.strip("_") for node in functions]
     if not names:
         return
-    single = sum("_" not in name for name in names)
-    print(f"{len(names)} functions; names of one word {single / len(names):.0%}; ", end="")
+    lengths = list(map(len, names))
     print(
-        f"length of names: median {statistics.median(map(len, names)):.0f}, mean {statistics.mean(map(len, names)):.1f}"
+        f"{len(names)} functions; names of one word {sum('_' not in name for name in names) / len(names):.0%}; ", end=""
     )
-    for word, kind in (("return", ast.Return), ("raise", ast.Raise)):
-        documented = [node for node in functions if ast.get_docstring(node) and does(node, kind)]
-        said = sum(word in (ast.get_docstring(node) or "").lower() for node in documented)
-        print(f"{len(documented)} documented functions {word} something; {said} docstrings have the word")
+    print(f"length of names: median {statistics.median(lengths):.0f}, mean {statistics.mean(lengths):.1f}")
+    for word, has_statement in (("return", returns_value), ("raise", raises_error)):
+        docstrings = [ast.get_docstring(node) for node in functions if has_statement(node)]
+        documented = [text for text in docstrings if text]
+        count = sum(re.search(rf"\b{word}", text, re.IGNORECASE) is not None for text in documented)
+        print(f"{len(documented)} functions with a docstring {word} something; {count} docstrings have the word")
 
 
-def does(function: Function, kind: type[ast.Return] | type[ast.Raise]) -> bool:
-    """Return whether a function returns a value, or raises, itself."""
-    found = [node for node in ast.walk(function) if isinstance(node, kind)]
-    return any(not isinstance(node, ast.Return) or node.value is not None for node in found)
+def list_statements(function: Function) -> Iterator[ast.AST]:
+    """Yield the nodes of a function's body without those of nested functions and classes."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, Function | ast.ClassDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
 
 
-def list_prose(path: Path) -> Iterator[str]:
+def returns_value(function: Function) -> bool:
+    """Return whether a function returns a value."""
+    return any(isinstance(node, ast.Return) and node.value is not None for node in list_statements(function))
+
+
+def raises_error(function: Function) -> bool:
+    """Return whether a function raises a new error, which `raise` alone does not."""
+    return any(isinstance(node, ast.Raise) and node.exc is not None for node in list_statements(function))
+
+
+def list_prose(source: str) -> Iterator[str]:
     """Yield all docstrings and comments of a module."""
-    source = path.read_text()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | Function) and (text := ast.get_docstring(node)):
             yield text
@@ -88,14 +108,13 @@ def list_prose(path: Path) -> Iterator[str]:
 
 
 def print_frequencies(text: str) -> None:
-    """Print how often words occur, beside the bound that the figures of other codebases give."""
+    """Print the frequencies of words and their bounds."""
     words = max(1, len(re.findall(r"[A-Za-z']+", text)))
     print(f"{words} words; per 10,000:")
-    for pattern, bound in (WORDS | EXPECTED).items():
-        expression = rf"\b(?:{pattern})\b" if pattern[0].isalpha() else pattern
-        count = len(re.findall(expression, text, re.IGNORECASE))
-        sign = "at least" if pattern in EXPECTED else "at most"
-        label = pattern.split("(?= ")[0].removeprefix("(?<=[a-z])")
+    for pattern, bound in (UPPER_BOUNDS | LOWER_BOUNDS).items():
+        count = len(re.findall(rf"\b(?:{pattern})\b", text, re.IGNORECASE))
+        sign = "at least" if pattern in LOWER_BOUNDS else "at most"
+        label = ", for the …" if pattern.startswith("(") else pattern
         print(f"  {label:<20} {count / words * 10_000:6.1f}  ({sign} {bound})")
 
 

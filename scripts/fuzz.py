@@ -56,7 +56,7 @@ class System(NamedTuple):
     url: str
     model: str
     pids: frozenset[int]
-    #: Body of a request whose vectors the neighbour checks.
+    #: Body of the neighbour's request.
     question: dict[str, Any]
     close: Any
 

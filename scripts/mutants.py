@@ -1,7 +1,7 @@
 # ruff: noqa: E501
 """`scripts/mutants`: plant a bug in a copy of the tree, run the tests of the pure modules, and repeat for each bug.
 
-The exit status is 1 if the tests miss a bug. A row whose text no longer occurs exactly once in the code is an error, so
+The exit status is 1 if the tests miss a bug. A row with a text that does not occur exactly once in the code is an error, so
 that the list follows the code.
 """
 

@@ -1,4 +1,4 @@
-"""Fixtures that more than one kind of test needs."""
+"""Fixtures for several levels of tests."""
 
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.harness.processes import Cluster
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """Processes of the three kinds, as a test starts them; none is left afterwards."""
+    """Return a cluster whose processes are killed after the test."""
     cluster = Cluster(tmp_path)
     yield cluster
     cluster.close()
@@ -20,7 +20,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1, and its key."""
+    """Return the paths of a certificate for 127.0.0.1 and of its key."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
@@ -30,7 +30,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def peers() -> Iterator[list[Peer]]:
-    """Peers to be closed."""
+    """Return a list of peers that are closed after the test."""
     made: list[Peer] = []
     yield made
     for peer in made:

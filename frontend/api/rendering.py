@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from broker.wire.protocol import ModelInfo, ModelState, State
+from broker.wire.protocol import Availability, ModelInfo, ModelState
 from frontend.api.answers import (
     ConfigAnswer,
     Embedding,
@@ -36,12 +36,12 @@ Ids = npt.NDArray[np.uint32]
 _MIN_LENGTH = 1e-12
 
 #: OVMS's names of states, and the error code beside each.
-_STATES: dict[State, tuple[Any, str]] = {
-    State.AVAILABLE: ("AVAILABLE", "OK"),
-    State.LOADING: ("LOADING", "OK"),
-    State.FAILED: ("LOADING", "FAILED_PRECONDITION"),
-    State.UNLOADING: ("UNLOADING", "OK"),
-    State.END: ("END", "OK"),
+_STATES: dict[Availability, tuple[Any, str]] = {
+    Availability.AVAILABLE: ("AVAILABLE", "OK"),
+    Availability.LOADING: ("LOADING", "OK"),
+    Availability.FAILED: ("LOADING", "FAILED_PRECONDITION"),
+    Availability.UNLOADING: ("UNLOADING", "OK"),
+    Availability.END: ("END", "OK"),
 }
 
 

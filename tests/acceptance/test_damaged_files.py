@@ -51,7 +51,7 @@ def test_damaged_allow_list_at_a_reload_leaves_everything_as_it_was(
     cluster.until_workers(1)
     removed = add_key(keys, "worker", "removed")
     broker.signal(signal.SIGHUP)
-    until(lambda: "keys read anew" in broker.output)
+    until(lambda: "keys reloaded" in broker.output)
     # What the next reload that succeeds will do.
     added = add_key(keys, "worker", "added")
     (keys / "broker" / "workers" / "removed.key").unlink()
@@ -65,7 +65,7 @@ def test_damaged_allow_list_at_a_reload_leaves_everything_as_it_was(
     for number, (kind, damage) in enumerate(KEY_DAMAGE.items()):
         damaged = keys / "broker" / ("workers", "frontends")[number % 2] / f"{kind}.key"
         damage(damaged)
-        hang_up(f"the keys are as before: {damaged} cannot be used as a key")
+        hang_up(f"keeping the old ones: {damaged} cannot be used as a key")
         assert lets_in(endpoints["worker"], keys / "worker" / "worker.key_secret")
         assert lets_in(endpoints["frontend"], keys / "frontend" / "frontend.key_secret")
         assert lets_in(endpoints["worker"], removed.path)
@@ -74,7 +74,7 @@ def test_damaged_allow_list_at_a_reload_leaves_everything_as_it_was(
         assert right(answer, (kind,))
         remove(damaged)
     assert "Traceback" not in broker.output
-    hang_up("keys read anew")
+    hang_up("keys reloaded")
     assert lets_in(endpoints["worker"], added.path)
     assert not lets_in(endpoints["worker"], removed.path)
     cluster.worker("--broker", endpoints["worker"], "--keys", str(added.path.parent))

@@ -1,4 +1,4 @@
-"""A scheduler between peers that tests play by hand: every call is followed by a check of all invariants."""
+"""Scheduler whose peers and clock are played by a test; all invariants are checked after each call."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Core:
-    """The scheduler, its clock, and all it has sent that no test has looked at yet."""
+    """Scheduler, its clock, and the messages that it has sent and no test has taken."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.scheduler = Scheduler(EPOCH, limits)
@@ -29,18 +29,18 @@ class Core:
         self._options: dict[int, bytes] = {}
 
     def handle(self, peer: bytes, message: Message, *frames: bytes) -> None:
-        """A message comes in, by way of the codec."""
+        """Deliver a message from a peer, encoded and decoded on the way."""
         decoder: Any = wire.FROM_FRONTEND if peer.startswith(b"F") else wire.FROM_WORKER
         decoded, payload = wire.decode(decoder, wire.encode(message, frames))
         self._out(self.scheduler.handle(peer, decoded, self.now, payload))
 
     def tick(self, after: float = 0.0) -> None:
-        """Time passes, in one jump."""
+        """Advance the clock in one step."""
         self.now += after
         self._out(self.scheduler.tick(self.now))
 
     def lost(self, peer: bytes) -> None:
-        """A connection ends."""
+        """End a peer's connection."""
         self._out(self.scheduler.lost(peer, self.now))
 
     def _out(self, sends: list[Send]) -> None:
@@ -53,24 +53,24 @@ class Core:
         self.scheduler.check_invariants()
 
     def take(self, kind: type[M], peer: bytes | None = None) -> list[tuple[bytes, M, list[bytes]]]:
-        """What was sent of a kind, which is then forgotten."""
-        mine = [one for one in self.sent if isinstance(one.message, kind) and peer in (None, one.peer)]
-        self.sent = [one for one in self.sent if one not in mine]
-        return [(one.peer, one.message, [bytes(frame) for frame in one.frames]) for one in mine]  # type: ignore[misc]
+        """Remove and return the sent messages of a kind, with their peers and frames."""
+        taken = [send for send in self.sent if isinstance(send.message, kind) and peer in (None, send.peer)]
+        self.sent = [send for send in self.sent if send not in taken]
+        return [(send.peer, send.message, [bytes(frame) for frame in send.frames]) for send in taken]  # type: ignore[misc]
 
     def waiting(self, model: str = "m") -> list[tuple[int, int]]:
-        """What waits for a model: numbers of requests and positions in them."""
+        """Return the queued inputs of a model as request number and position."""
         waiting = self.scheduler.state.models[model].queue.list_waiting()
         return [(request.number, position) for request, positions in waiting for position in positions]
 
     def frontend_requests(self, peer: bytes = b"F1") -> list[Request]:
-        """The open requests of a frontend."""
+        """Return the open requests of a frontend."""
         return list(self.scheduler.state.ledger.by_peer[peer].requests.values())
 
     # --- peers -------------------------------------------------------------------------------------------------------
 
     def frontend(self, peer: bytes = b"F1", uuid: bytes | None = None) -> bytes:
-        """A frontend says hello."""
+        """Connect a frontend and return its peer id."""
         self.handle(peer, wire.FrontendHello(1, 1, "test", (uuid or peer).ljust(16, b"."), "host", 1))
         return peer
 
@@ -85,7 +85,7 @@ class Core:
         tokens_per_s: int = 10_000,
         uuid: bytes | None = None,
     ) -> bytes:
-        """A worker says hello."""
+        """Connect a worker with one model and return its peer id."""
         info = ModelInfo(model, revision, DIMENSION, 100)
         uuid = (uuid or peer).ljust(16, b".")
         self.handle(
@@ -107,7 +107,7 @@ class Core:
         client_jobs: int = 0,
         client_tokens: int = 0,
     ) -> None:
-        """A frontend submits a request, whose id tells its number."""
+        """Submit a request from a frontend; its request id contains its number."""
         payloads = [text.encode() for text in texts]
         lengths = wire.pack_u32(map(len, payloads))
         origin = wire.Origin(f"request {request}")
@@ -117,10 +117,10 @@ class Core:
         self.handle(peer, wire.Submit([submission]), b"".join(payloads))
 
     def batches(self, peer: bytes | None = None) -> list[tuple[bytes, int, list[str]]]:
-        """The batches sent since the last look: worker, number, texts."""
+        """Take the sent batches and return the worker, number and texts of each."""
         found = []
         for to, batch, frames in self.take(wire.Batch, peer):
-            texts = [str(part, "utf-8") for part in wire.split(frames[0], wire.unpack_u32(batch.lengths))]
+            texts = [str(part, "utf-8") for part in wire.split_frame(frames[0], wire.unpack_u32(batch.lengths))]
             found.append((to, batch.batch, texts))
         return found
 
@@ -132,7 +132,7 @@ class Core:
         credit: int = 2,
         epoch: int = EPOCH,
     ) -> None:
-        """A worker answers a batch with rows that tell their texts."""
+        """Answer a batch from its worker, with the vector or token ids of each text."""
         peer, number, texts = batch
         failed = {failure.position for failure in failures}
         options = self._options[number]
@@ -143,34 +143,34 @@ class Core:
         self.handle(peer, result, b"".join(rows))
 
     def fail(self, batch: tuple[bytes, int, list[str]]) -> None:
-        """A worker's device fails on a batch."""
+        """Report from a worker that its device failed on a batch."""
         peer, number, _ = batch
         self.handle(peer, wire.BatchError(EPOCH, number, ErrorCode.DEVICE, "failed", 2, number))
 
     def answers(self, peer: bytes = b"F1") -> dict[tuple[int, int], bytes]:
-        """The rows sent to a frontend since the last look, by request and position; none comes twice."""
+        """Take the rows sent to a frontend and return them by request and position; fail if a row comes twice."""
         found: dict[tuple[int, int], bytes] = {}
         for _, message, frames in self.take(wire.Answers, peer):
             columns = list(zip(wire.unpack_u64(message.requests), wire.unpack_u32(message.positions), strict=True))
             sizes = wire.unpack_u32(message.sizes) or [message.dimension * 4] * len(columns)
-            for key, part in zip(columns, wire.split(frames[0], sizes), strict=True):
+            for key, part in zip(columns, wire.split_frame(frames[0], sizes), strict=True):
                 assert key not in found
                 found[key] = bytes(part)
         return found
 
     def failures(self, peer: bytes = b"F1") -> list[tuple[int, int, ErrorCode]]:
-        """The failures sent to a frontend since the last look: request, position, code."""
+        """Take the failures sent to a frontend and return the request, position and code of each."""
         messages = self.take(wire.Failures, peer)
         return [(one.request, one.position, one.code) for _, message, _ in messages for one in message.failures]
 
 
 def row(text: str, options: int = 0) -> bytes:
-    """What a text is answered with: a vector, or its token ids between two special ones."""
+    """Return the answer to a text: a vector, or token ids between two special tokens."""
     return wire.pack_u32([0, *map(ord, text), 0]) if options & Option.TOKENISE else vector(text)
 
 
 def vector(text: str) -> bytes:
-    """The vector that belongs to a text, and to no other in these tests."""
+    """Return the vector of a text, which differs between the texts of these tests."""
     return np.frombuffer(text.encode().ljust(DIMENSION, b"\0")[:DIMENSION], np.uint8).astype("<f4").tobytes()
 
 

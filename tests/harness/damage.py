@@ -1,4 +1,4 @@
-"""Ways in which a file can be damaged, for everything that reads one: each makes a path so, whatever is there."""
+"""Ways to damage a file. Each replaces whatever is at a path."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ Damage = Callable[[Path], None]
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -50,7 +50,7 @@ def _huge(path: Path) -> None:
         file.truncate(1 << 30)
 
 
-#: Of any file.
+#: Damage of any file, by name.
 DAMAGE: dict[str, Damage] = {
     "empty": _content(b""),
     "blanks": _content(b" \n\n"),
@@ -63,7 +63,7 @@ DAMAGE: dict[str, Damage] = {
     "dangling link": _dangling,
     "huge": _huge,
 }
-#: Of a CURVE key's file.
+#: Damage of a CURVE key file, by name.
 KEY_DAMAGE: dict[str, Damage] = DAMAGE | {
     "no fields": _content(b"metadata\ncurve\n"),
     "field without a value": _content(b"curve\n    public-key\n"),

@@ -1,4 +1,4 @@
-"""Peers of the broker that a test plays by hand, one message at a time."""
+"""Broker, frontends and workers that a test plays by hand at real sockets, one message at a time."""
 
 import contextlib
 import time
@@ -23,7 +23,7 @@ M = TypeVar("M", bound=wire.Message)
 
 
 class Peer:
-    """A DEALER played by hand."""
+    """DEALER socket with its monitor."""
 
     def __init__(self, endpoint: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -33,17 +33,17 @@ class Peer:
         self._monitor = self.socket.get_monitor_socket()
 
     def key(self, public: bytes, secret: bytes, server: bytes) -> "Peer":
-        """Speak CURVE."""
+        """Use CURVE with these keys, and return the peer."""
         self.socket.curve_publickey, self.socket.curve_secretkey, self.socket.curve_serverkey = public, secret, server
         return self
 
     def connect(self) -> "Peer":
-        """Connect without waiting."""
+        """Start to connect, and return the peer."""
         self.socket.connect(self._endpoint)
         return self
 
     def event(self, *wanted: int) -> int:
-        """The first of these events of the connection."""
+        """Return the first of these monitor events; raise AssertionError if none comes within 5 s."""
         while self._monitor.poll(5000):
             event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
             if event in wanted:
@@ -51,16 +51,16 @@ class Peer:
         raise AssertionError("no such event in 5 s")
 
     def send(self, message: wire.Message, *frames: wire.Frame) -> None:
-        """Send a message."""
+        """Send a message without waiting; drop it if the peer is not connected."""
         with contextlib.suppress(zmq.Again):
             self.socket.send_multipart(wire.encode(message, frames), zmq.NOBLOCK)
 
     def receive(self, within_ms: int = 5000) -> list[bytes] | None:
-        """The next message's frames; None when none comes."""
+        """Return the frames of the next message, or None if no message comes in time."""
         return self.socket.recv_multipart() if self.socket.poll(within_ms) else None
 
     def close(self) -> None:
-        """Close all."""
+        """Close the socket and its context."""
         self.socket.disable_monitor()
         self._monitor.close()
         self.socket.close()
@@ -68,12 +68,12 @@ class Peer:
 
 
 class HandWorker(Peer):
-    """A worker played by hand. Its heartbeats go out while it waits for a message."""
+    """Worker that sends heartbeats while it waits for a message."""
 
     epoch = 0
 
     def join(self, *, batch_tokens: int = 1024, credit: int = 1, dimension: int = 8, number: int = 1) -> "HandWorker":
-        """Connect, and be welcomed with the fake model."""
+        """Connect, offer the fake model, and wait for the welcome."""
         self.connect()
         self.credit, self._seen = credit, 0
         uuid = number.to_bytes(16)
@@ -85,52 +85,52 @@ class HandWorker(Peer):
         return self
 
     def get(self, kind: type[M], within_s: float = 20.0) -> tuple[M, list[wire.Frame]]:
-        """The next message of this kind; others are passed over."""
+        """Return the next message of a kind; drop messages of other kinds."""
         return _get(self, wire.TO_WORKER, kind, within_s, lambda: self.send(self.heartbeat()))
 
     def heartbeat(self) -> wire.Message:
-        """That it lives, and takes so many batches more."""
+        """Return a heartbeat with the current credit."""
         return wire.WorkerHeartbeat(self.credit, self._seen)
 
     def batch(self) -> tuple[wire.Batch, list[str]]:
-        """The next batch and its texts."""
+        """Return the next batch and its texts."""
         batch, (frame,) = self.get(wire.Batch)
         self._seen = batch.batch
-        return batch, [str(text, "utf-8") for text in wire.split(frame, wire.unpack_u32(batch.lengths))]
+        return batch, [str(text, "utf-8") for text in wire.split_frame(frame, wire.unpack_u32(batch.lengths))]
 
     def result(self, batch: wire.Batch, texts: Sequence[str], dimension: int = 8) -> tuple[wire.BatchResult, bytes]:
-        """The right answer to a batch, or to one with other texts."""
+        """Return the correct result of a batch, as if it had these texts."""
         tokens = wire.pack_u32(map(len, texts))
         rows = np.array([vector(text, dimension) for text in texts], "<f4").tobytes()
         return wire.BatchResult(self.epoch, batch.batch, dimension, tokens, [], 1, self.credit, self._seen), rows
 
     def answer(self, batch: wire.Batch, texts: Sequence[str]) -> None:
-        """Answer a batch as it should be."""
+        """Send the correct result of a batch."""
         self.send(*self.result(batch, texts))
 
 
 class HandFrontend(Peer):
-    """A frontend played by hand. Its heartbeats go out while it waits for a message."""
+    """Frontend that sends heartbeats while it waits for a message."""
 
     def join(self, number: int = 1) -> "HandFrontend":
-        """Connect, and be told the models."""
+        """Connect, and wait until a model has a worker."""
         self.connect()
         self.send(wire.FrontendHello(1, 1, VERSION, number.to_bytes(16), "hand", number))
-        while not any(one.workers for one in self.get(wire.Models)[0].models):
+        while not any(model.workers for model in self.get(wire.Models)[0].models):
             pass
         return self
 
     def get(self, kind: type[M], within_s: float = 20.0) -> tuple[M, list[wire.Frame]]:
-        """The next message of this kind; others are passed over."""
+        """Return the next message of a kind; drop messages of other kinds."""
         return _get(self, wire.TO_FRONTEND, kind, within_s, lambda: self.send(wire.FrontendHeartbeat()))
 
     def submit(self, request: int, texts: Sequence[str], lane: wire.Lane = wire.Lane.BULK) -> None:
-        """Ask for vectors, with a minute's time."""
+        """Submit a request with a budget of one minute."""
         self.send(*submit(request, texts, lane))
 
 
 class HandBroker:
-    """A broker's socket for one role, played by hand."""
+    """ROUTER socket of a broker for one role."""
 
     def __init__(self, endpoint: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -140,42 +140,46 @@ class HandBroker:
         self._peer = b""
 
     def bind(self) -> "HandBroker":
-        """Wait for connections."""
+        """Bind the socket, and return the broker."""
         self.socket.bind(self._endpoint)
         return self
 
     def send(self, message: wire.Message, *frames: wire.Frame) -> None:
-        """Send to the peer that was heard last."""
+        """Send a message to the peer of the last received message."""
         self.socket.send_multipart([self._peer, *wire.encode(message, frames)])
 
     def receive(self, decoder: msgspec.msgpack.Decoder[M], within_ms: int) -> tuple[M, list[wire.Frame]] | None:
-        """The next message of whichever peer."""
+        """Return the next message of any peer, or None if no message comes in time."""
         if not self.socket.poll(within_ms):
             return None
         self._peer, *frames = self.socket.recv_multipart()
         return wire.decode(decoder, frames)
 
     def close(self) -> None:
-        """Close all."""
+        """Close the socket and its context."""
         self.socket.close()
         self._context.term()
 
 
 def submit(request: int, texts: Sequence[str], lane: wire.Lane = wire.Lane.BULK) -> tuple[wire.Submit, bytes]:
-    """A submission of texts, and its frame."""
+    """Return a submission of texts and its frame."""
     inputs = [text.encode() for text in texts]
     lengths = wire.pack_u32(map(len, inputs))
     return wire.Submit([wire.Submission(request, "fake", lane, "", 60_000, wire.Kind.TEXT, lengths)]), b"".join(inputs)
 
 
 def _get(
-    peer: Peer, decoder: msgspec.msgpack.Decoder[Any], kind: type[M], within_s: float, beat: Callable[[], None]
+    peer: Peer,
+    decoder: msgspec.msgpack.Decoder[Any],
+    kind: type[M],
+    within_s: float,
+    send_heartbeat: Callable[[], None],
 ) -> tuple[M, list[wire.Frame]]:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         frames = peer.receive(500)
         if frames is None:
-            beat()
+            send_heartbeat()
             continue
         message, payload = wire.decode(decoder, frames)
         if isinstance(message, kind):

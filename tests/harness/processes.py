@@ -1,4 +1,4 @@
-"""Real processes for tests: started, awaited, killed, and never left behind."""
+"""Processes that tests start, wait for and kill."""
 
 import contextlib
 import os
@@ -18,25 +18,25 @@ T = TypeVar("T")
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
+    """Return a free TCP port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], T], within_s: float = 20.0, what: str = "the condition") -> T:
-    """The condition's first true value; AssertionError when it does not come in time."""
+    """Return the first true value of a condition; raise AssertionError if it stays false."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
         time.sleep(0.01)
-    raise AssertionError(f"{what} did not come within {within_s} s")
+    raise AssertionError(f"waited {within_s} s in vain for {what}")
 
 
 def descendants(pid: int) -> list[int]:
-    """A process's children, and theirs."""
+    """Return the ids of all descendants of a process."""
     found: list[int] = []
     with contextlib.suppress(FileNotFoundError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -46,14 +46,14 @@ def descendants(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs."""
+    """Return whether a process runs and is not a zombie."""
     with contextlib.suppress(FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
 class Program:
-    """One process with its output in a file."""
+    """Process in its own session, with its output in a file."""
 
     def __init__(self, name: str, command: list[str], log: Path, environ: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -66,26 +66,26 @@ class Program:
 
     @property
     def output(self) -> str:
-        """What it has printed so far."""
+        """Output so far."""
         return self.log.read_text()
 
     def signal(self, number: int) -> None:
-        """Send a signal to it alone."""
+        """Send a signal to the process but not to its children."""
         self.process.send_signal(number)
 
     def wait(self, within_s: float = 20.0) -> int:
-        """Its exit status."""
+        """Wait for the end of the process and return its exit status."""
         return self.process.wait(within_s)
 
     def close(self) -> None:
-        """Kill it and all of its session."""
+        """Kill the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 class Cluster:
-    """A broker, fake workers and a frontend on endpoints of their own."""
+    """Broker, workers and frontend on sockets in a folder and on a free port."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,7 +101,7 @@ class Cluster:
         return self._start("broker", *binds, "--metrics-bind", self.metrics_bind, *flags)
 
     def worker(self, *flags: str, **fakery: int | str) -> Program:
-        """Start a fake worker; what its backend is like are fields of `Fakery`."""
+        """Start a fake worker; `fakery` sets fields of `Fakery`, its backend's properties."""
         environ = {f"FAKE_{name.upper()}": str(value) for name, value in fakery.items()}
         environ["FAKE_FOLDER"] = str(self.folder)
         return self._start("tests.harness.fake_worker", "--broker", self.endpoints["worker"], *flags, environ=environ)
@@ -116,46 +116,46 @@ class Cluster:
         return self._start("frontend", *known, *flags, environ=environ)
 
     def all(self, workers: int = 1, **fakery: int) -> tuple[Program, list[Program], Program]:
-        """Start everything and wait until it is ready."""
+        """Start the broker, fake workers and a frontend, and wait until the workers have joined."""
         started = self.broker(), [self.worker(**fakery) for _ in range(workers)], self.frontend()
         self.until_workers(workers)
         return started
 
     def until_workers(self, number: int) -> None:
-        """Wait until the frontend knows of so many workers."""
+        """Wait until the frontend reports this number of workers."""
         until(lambda: self.health().get("workers") == number, what=f"{number} workers")
 
     def health(self) -> dict[str, object]:
-        """GET /health; empty while nobody listens."""
+        """Return GET /health, or an empty object while no frontend listens."""
         with contextlib.suppress(httpx.TransportError):
             answer: dict[str, object] = httpx.get(f"{self.url}/health", timeout=5).json()
             return answer
         return {}
 
     def counters(self) -> dict[str, int]:
-        """The broker's counters as the frontend last heard of them."""
+        """Return the broker's counters, as in the frontend's last heartbeat."""
         counters = self.health()["counters"]
         assert isinstance(counters, dict)
         return counters
 
     def count(self, name: str) -> int:
-        """One of the broker's counters."""
+        """Return one of the broker's counters."""
         return self.counters().get(name, 0)
 
     def number(self, name: str) -> int:
-        """One of the numbers of /health, such as open_jobs."""
+        """Return a number of /health, such as open_jobs."""
         number = self.health()[name]
         assert isinstance(number, int)
         return number
 
     def workers(self) -> list[dict[str, Any]]:
-        """What the broker tells of each worker."""
+        """Return the broker's list of workers."""
         listed = self.health()["worker_list"]
         assert isinstance(listed, list)
         return listed
 
     def close(self) -> None:
-        """Kill whatever still runs."""
+        """Kill all processes that still run."""
         for program in self.programs:
             program.close()
 

@@ -1,4 +1,4 @@
-"""scripts/serve with the real default model, for tests."""
+"""`scripts/serve` with the default model, and its vectors."""
 
 import base64
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float32]
 
 
 class Server:
-    """A running scripts/serve."""
+    """Running `scripts/serve` on a free port."""
 
     def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
         self.port = free_port()
@@ -29,19 +29,19 @@ class Server:
         return False
 
     def children(self) -> list[int]:
-        """Its processes, and theirs."""
+        """Return the ids of all processes of the server."""
         return descendants(self.program.process.pid)
 
     def embed(self, texts: Sequence[str], **fields: object) -> httpx.Response:
-        """POST /v1/embeddings."""
+        """Return the answer of POST /v1/embeddings, with base64 vectors unless `fields` changes that."""
         body = {"model": MODEL, "input": list(texts), "encoding_format": "base64", **fields}
         return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=60)
 
 
 def rows(answer: httpx.Response) -> Array:
-    """The vectors of an answer, [inputs, dimension]."""
+    """Return the vectors of an answer, shape [inputs, dimension]."""
     assert answer.status_code == 200, answer.text
     data = answer.json()["data"]
-    assert [one["index"] for one in data] == list(range(len(data)))
-    vectors = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in data]
+    assert [item["index"] for item in data] == list(range(len(data)))
+    vectors = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in data]
     return np.stack(vectors)

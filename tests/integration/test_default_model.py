@@ -203,7 +203,7 @@ def test_tokenised_and_embedded_jobs_share_a_batch(engine: Engine, golden: list[
          (long["text"], Option(0)), ([99_999], Option.TOKENISE)],
     )  # fmt: skip
     frame, sizes = work.build_frame()
-    first, vector, second, back = wire.split(frame, wire.unpack_u32(sizes))
+    first, vector, second, back = wire.split_frame(frame, wire.unpack_u32(sizes))
     assert list(wire.unpack_u32(bytes(first))) == [101, 7592, 2088, 102]
     assert len(vector) == 384 * 4
     assert len(second) == 4 * long["untruncated_tokens"]

@@ -84,7 +84,7 @@ def test_result_of_another_shape_is_never_served(cluster: Cluster, peers: list[P
             result, rows = worker.result(batch, texts)
             worker.send(result, rows[:-4])
     goodbye, _ = worker.get(wire.Goodbye)
-    assert goodbye.code == (ErrorCode.LEASE_EXPIRED if wrong == "bytes" else ErrorCode.DRAINING)
+    assert goodbye.code == (ErrorCode.LEASE_EXPIRED if wrong == "bytes" else ErrorCode.INTERNAL)
     cluster.worker()
     assert right(asked.result(), ("a", "b"))
     assert cluster.count("malformed_messages") == (wrong == "bytes")
@@ -131,7 +131,7 @@ def test_peer_of_another_protocol_is_refused_and_others_are_served(
     assert isinstance(goodbye, wire.Goodbye)
     assert goodbye.code == ErrorCode.PROTOCOL
     assert cluster.count("peers_refused") == 1
-    assert "speaks protocol 1 to 1" in cluster.programs[0].output
+    assert "supports protocol versions 1 to 1" in cluster.programs[0].output
     assert right(httpx.post(f"{cluster.url}/v1/embeddings", json=body("a"), timeout=30), ("a",))
     assert cluster.number("workers") == 1
 

@@ -10,7 +10,7 @@ import pytest
 import zmq
 import zmq.auth
 
-from broker.shell.curve_auth import Gate, GateError
+from broker.shell.curve_auth import CurveAuth, CurveAuthError
 from broker.shell.curve_keys import add_key, make_keys
 from broker.wire import protocol as wire
 from tests.harness.fake_worker import vector
@@ -79,7 +79,7 @@ def test_key_taken_off_the_list_is_not_served_any_more(cluster: Cluster, endpoin
     (keys / "broker" / "workers" / "worker.key").unlink()
     broker.signal(signal.SIGHUP)
     cluster.until_workers(0)
-    until(lambda: "this key has been taken off the list" in cluster.programs[1].output)
+    until(lambda: "this key has been removed" in cluster.programs[1].output)
     cluster.worker("--broker", endpoints["worker"], "--keys", str(added.path.parent))
     cluster.until_workers(1)
     assert httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "fake", "input": "a"}).status_code == 200
@@ -105,7 +105,7 @@ def test_requests_of_a_frontend_whose_key_is_taken_off_the_list_end_soon(
 def test_open_door_is_not_served_behind(tmp_path: Path, keys: Path) -> None:
     """A broker whose lists let a stranger in must not start: here the stranger's door has no lock at all."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    gate = Gate(context, keys / "broker")
+    auth = CurveAuth(context, keys / "broker")
     with context.socket(zmq.ROUTER) as door:
         door.linger = 0
         public, secret = zmq.auth.load_certificate(keys / "broker" / "broker.key_secret")
@@ -113,8 +113,8 @@ def test_open_door_is_not_served_behind(tmp_path: Path, keys: Path) -> None:
         door.curve_publickey, door.curve_secretkey = public, secret
         door.curve_server = True
         door.bind("tcp://127.0.0.1:*")
-        with pytest.raises(GateError, match="does not turn an unknown key away"):
-            gate.try_stranger(door)
+        with pytest.raises(CurveAuthError, match="does not reject an unknown key"):
+            auth.verify_rejection(door)
     context.term()
 
 
@@ -190,7 +190,7 @@ def test_worker_with_other_weights_is_told_so(cluster: Cluster, peers: list[Peer
     assert answer
     goodbye, _ = wire.decode(wire.TO_WORKER, answer)
     assert isinstance(goodbye, wire.Goodbye)
-    assert "revision-1, not revision-2" in goodbye.text
+    assert goodbye.text == "other workers serve revision revision-1 of model 'fake', not revision-2"
 
 
 def test_draining_broker_gets_its_last_answer_out(cluster: Cluster, peers: list[Peer]) -> None:

@@ -240,11 +240,11 @@ def test_the_command_tells_of_a_key_that_is_off_the_list(tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, "-m", "broker.shell.curve_keys", tmp_path], capture_output=True, text=True, check=True
     )
-    assert done.stdout.count("off the broker's list") == 1
-    assert "--add worker garage would put it back" in done.stdout
+    assert done.stdout.count("removed from the broker's allow-list") == 1
+    assert "to put it back: --add worker garage" in done.stdout
 
 
 def test_key_of_an_unknown_role_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a role: "):
+    with pytest.raises(ValueError, match="is not a role; choose worker or frontend"):
         curve_keys.add_key(tmp_path, "wrker", "x")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

@@ -33,5 +33,5 @@ def test_failure_is_logged_once_until_it_works_again(tmp_path: Path, caplog: pyt
     folder.rmdir()
     for now in (600.0, 700.0):
         health.touch(now)
-    failure = f"the health file {folder / 'health'} cannot be touched: No such file or directory; trying again"
-    assert caplog.messages == [failure, f"the health file {folder / 'health'} is touched again", failure]
+    failure = f"cannot touch the health file {folder / 'health'}, retrying: No such file or directory"
+    assert caplog.messages == [failure, f"can touch the health file {folder / 'health'} again", failure]

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from broker.shared.logs import INDENT, formatter
+from broker.shared.logs import INDENT, build_formatter
 
 #: C0, DEL and C1; separators of lines; what turns the direction of writing; half a character; what cannot be seen.
 ODD = [*map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))]
@@ -29,7 +29,7 @@ def logged(kind: str, message: str, *args: object, **more: object) -> str:
     """What a logger writes, with a traceback whose exceptions hold a forged line."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
-    handler.setFormatter(formatter("test", kind))
+    handler.setFormatter(build_formatter("test", kind))
     log = logging.Logger("anybody's")
     log.addHandler(handler)
     try:

@@ -6,7 +6,7 @@ import pytest
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Kind, Lane, ModelInfo, ModelState, State
+from broker.wire.protocol import Availability, Kind, Lane, ModelInfo, ModelState
 from frontend.api.errors import ApiError
 from frontend.session.pending import Pending
 from frontend.session.session import MAX_SUBMISSIONS, Session, Step
@@ -198,7 +198,11 @@ def test_missing_model_is_waited_for(frontend: Frontend) -> None:
 def test_missing_model_is_explained(frontend: Frontend) -> None:
     frontend.now += GRACE_S
     assert "The model 'n' does not exist" in explain_missing(frontend, "n")
-    states = [ModelState("n", State.LOADING), ModelState("o", State.FAILED, "broken"), ModelState("p", State.END)]
+    states = [
+        ModelState("n", Availability.LOADING),
+        ModelState("o", Availability.FAILED, "broken"),
+        ModelState("p", Availability.END),
+    ]
     frontend.receive(wire.Models([M], states))
     assert explain_missing(frontend, "n") == "the model 'n' is still being loaded"
     assert explain_missing(frontend, "o") == "the model 'o' could not be loaded by any worker"

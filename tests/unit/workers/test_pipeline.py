@@ -183,7 +183,7 @@ def test_rows_keep_the_order_of_the_jobs() -> None:
     tokenise = int(Option.TOKENISE)
     work = run_batch(make_batch("ab", "x" * 65, "c", "y" * 70, options=bytes([tokenise, 0, 0, tokenise])))
     frame, sizes = work.build_frame()
-    ids, row, long = wire.split(frame, wire.unpack_u32(sizes))
+    ids, row, long = wire.split_frame(frame, wire.unpack_u32(sizes))
     assert list(wire.unpack_u32(bytes(ids))) == [97, 98]
     assert np.frombuffer(row, "<f4").tolist() == vector("c").tolist()
     assert len(long) == 4 * 70
