@@ -1,6 +1,6 @@
-"""Which jobs go together to which worker, and when.
+"""Dispatch: which jobs form a batch, which worker gets the batch, and when.
 
-The pure scheduler: messages and time in, messages out. Every step checks all invariants (see tests/harness/core.py).
+Each call of the scheduler is followed by a check of all invariants; see `tests/harness/core.py`.
 """
 
 import pytest
@@ -13,12 +13,12 @@ from broker.wire.protocol import Kind, Lane
 from tests.harness.core import DIMENSION, EPOCH, Core, vector
 
 
-def test_idle_worker_gets_work_at_once(core: Core) -> None:
+def test_idle_worker_gets_job_at_once(core: Core) -> None:
     core.submit(1, ["a"])
     assert core.batches() == [(b"W1", 1, ["a"])]
 
 
-def test_jobs_gather_across_requests_while_all_workers_are_busy(core: Core) -> None:
+def test_jobs_of_requests_are_batched_while_waiting(core: Core) -> None:
     core.frontend(b"F2")
     core.submit(1, ["a"])
     (first,) = core.batches()
@@ -29,7 +29,7 @@ def test_jobs_gather_across_requests_while_all_workers_are_busy(core: Core) -> N
     assert core.batches() == [(b"W1", 2, ["b", "c", "d"])]
 
 
-def test_each_frontend_gets_its_own_rows_in_one_message_a_batch(core: Core) -> None:
+def test_frontend_gets_rows_in_one_message(core: Core) -> None:
     core.frontend(b"F2")
     core.submit(9, ["x"])
     (first,) = core.batches()
@@ -40,11 +40,11 @@ def test_each_frontend_gets_its_own_rows_in_one_message_a_batch(core: Core) -> N
     assert core.answers() == {(9, 0): vector("x")}
     core.answer(*core.batches())
     assert core.answers(b"F1") == {(1, 0): vector("b")}
-    assert len([one for one in core.sent if one.peer == b"F2" and isinstance(one.message, wire.Answers)]) == 1
+    assert len([send for send in core.sent if send.peer == b"F2" and isinstance(send.message, wire.Answers)]) == 1
     assert core.answers(b"F2") == {(1, 0): vector("a"), (2, 0): vector("c"), (2, 1): vector("d")}
 
 
-def test_batch_is_bounded_by_the_workers_budget() -> None:
+def test_batch_is_bounded_by_batch_tokens() -> None:
     core = Core()
     core.frontend()
     core.worker(batch_tokens=20)
@@ -52,7 +52,7 @@ def test_batch_is_bounded_by_the_workers_budget() -> None:
     assert [len(texts) for _, _, texts in core.batches()] == [2]
 
 
-def test_job_above_the_budget_runs_alone() -> None:
+def test_job_above_batch_tokens_runs_alone() -> None:
     core = Core()
     core.frontend()
     core.worker(batch_tokens=5)
@@ -68,7 +68,7 @@ def test_idle_workers_share_a_request(core: Core) -> None:
     assert sorted(texts for _, _, texts in core.batches()) == [["a", "b"], ["c", "d"]]
 
 
-def test_busy_worker_gets_its_next_batch_just_in_time() -> None:
+def test_next_batch_is_sent_just_in_time() -> None:
     core = Core()
     core.frontend()
     core.worker(tokens_per_s=100)
@@ -87,7 +87,7 @@ def test_busy_worker_gets_its_next_batch_just_in_time() -> None:
     assert core.batches() == []
 
 
-def test_interactive_job_does_not_wait_for_bulk_batches() -> None:
+def test_interactive_job_overtakes_bulk_batches() -> None:
     core = Core()
     core.frontend()
     core.worker(credit=4, batch_tokens=100)
@@ -104,7 +104,7 @@ def test_interactive_job_does_not_wait_for_bulk_batches() -> None:
     assert [texts for _, _, texts in core.batches()] == [["c", "d"]]
 
 
-def test_late_worker_holds_two_batches_of_a_lane_and_leaves_room_for_the_other() -> None:
+def test_late_worker_holds_two_batches_per_lane() -> None:
     core = Core()
     core.frontend()
     core.worker(credit=4, batch_tokens=10)
@@ -116,8 +116,8 @@ def test_late_worker_holds_two_batches_of_a_lane_and_leaves_room_for_the_other()
     assert [texts for _, _, texts in core.batches()] == [["a"]]
 
 
-def test_returned_bulk_batch_has_no_claim_on_the_time_before() -> None:
-    """While it was leased, only interactive jobs left."""
+def test_requeued_bulk_batch_saves_no_share() -> None:
+    """Only interactive jobs were dispatched while the bulk batch was leased."""
     core = Core(Limits(lease_s=1000, liveness_s=1000))
     core.frontend()
     core.worker(credit=4, batch_tokens=100)
@@ -132,16 +132,16 @@ def test_returned_bulk_batch_has_no_claim_on_the_time_before() -> None:
     core.worker(b"W2", credit=4, batch_tokens=100)
     for lane in Lane:
         core.submit(1000 + lane, ["z" * 300] * 50, lane=lane, budget_ms=10**6)
-    left = []
+    lanes = []
     for _ in range(20):
         for to, sent, frames in core.take(wire.Batch):
-            left.append(sent.lane)
+            lanes.append(sent.lane)
             texts = [str(part, "utf-8") for part in wire.split_frame(frames[0], wire.unpack_u32(sent.lengths))]
             core.answer((to, sent.batch, texts), credit=4)
-    assert left[:10].count(Lane.INTERACTIVE) >= 4
+    assert lanes[:10].count(Lane.INTERACTIVE) >= 4
 
 
-def test_batch_says_which_lane_it_is_of() -> None:
+def test_batch_has_the_lane_of_its_jobs() -> None:
     core = Core()
     core.frontend()
     core.worker(credit=4)
@@ -156,22 +156,22 @@ def test_interactive_flood_leaves_bulk_its_share() -> None:
     core.worker(credit=4, batch_tokens=100)
     for lane in Lane:
         core.submit(1 + lane, ["x" * 50] * 2000, lane=lane, budget_ms=1_000_000)
-    done = {lane: 0 for lane in Lane}
+    answered = {lane: 0 for lane in Lane}
     held: list[tuple[Lane, tuple[bytes, int, list[str]]]] = []
-    while sum(done.values()) < 2000:
+    while sum(answered.values()) < 2000:
         for to, batch, frames in core.take(wire.Batch):
             texts = [str(part, "utf-8") for part in wire.split_frame(frames[0], wire.unpack_u32(batch.lengths))]
             held.append((batch.lane, (to, batch.batch, texts)))
-        # As a worker runs them: interactive ones first.
-        held.sort(key=lambda one: (one[0], one[1][1]))
+        # A worker runs interactive batches first.
+        held.sort(key=lambda item: (item[0], item[1][1]))
         lane, first = held.pop(0)
         core.now += 0.01
         core.answer(first, credit=4 - len(held))
-        done[lane] += len(first[2])
-    assert 0.15 < done[Lane.BULK] / 2000 < 0.25
+        answered[lane] += len(first[2])
+    assert 0.15 < answered[Lane.BULK] / 2000 < 0.25
 
 
-def test_speed_is_learned_from_a_bulk_batch_with_all_that_overtook_it() -> None:
+def test_throughput_includes_batches_that_overtook() -> None:
     core = Core()
     core.frontend()
     core.worker(credit=4, batch_tokens=1000, tokens_per_s=1000)
@@ -197,7 +197,7 @@ def test_no_batch_without_credit() -> None:
     assert core.batches() == [(b"W1", 1, ["a"])]
 
 
-def test_credit_is_absolute_so_repeating_it_grants_nothing(core: Core) -> None:
+def test_repeated_credit_adds_no_credit(core: Core) -> None:
     core.submit(1, ["a"])
     core.batches()
     for _ in range(3):
@@ -211,7 +211,7 @@ def test_credit_is_absolute_so_repeating_it_grants_nothing(core: Core) -> None:
     assert core.batches() == []
 
 
-def test_words_of_a_hundred_kilobytes_do_not_make_everybody_look_short(core: Core) -> None:
+def test_long_words_do_not_spoil_token_estimate(core: Core) -> None:
     for request in range(200):
         core.submit(request, ["a" * 100_000])
         ((peer, number, _),) = core.batches()
@@ -219,7 +219,7 @@ def test_words_of_a_hundred_kilobytes_do_not_make_everybody_look_short(core: Cor
     assert core.scheduler.state.models["m"].choose_pricing(Kind.TEXT).count_tokens([1000])[0] > 50
 
 
-def test_input_costs_no_more_than_the_longest_that_the_model_takes() -> None:
+def test_input_counts_at_most_model_maximum() -> None:
     core = Core(Limits(max_tokens=500))
     core.frontend()
     core.worker(tokens_per_s=100)
@@ -229,7 +229,7 @@ def test_input_costs_no_more_than_the_longest_that_the_model_takes() -> None:
     assert core.failures() == []
 
 
-def test_refused_inputs_do_not_make_their_worker_look_fast(core: Core) -> None:
+def test_rejected_inputs_do_not_raise_throughput(core: Core) -> None:
     before = core.scheduler.state.pool.workers[b"W1"].throughput.tokens_per_s
     for request in range(50):
         core.submit(request, ["a" * 100_000, "b"])
@@ -239,7 +239,7 @@ def test_refused_inputs_do_not_make_their_worker_look_fast(core: Core) -> None:
     assert core.scheduler.state.pool.workers[b"W1"].throughput.tokens_per_s <= before
 
 
-def test_batch_fits_its_frames_however_much_the_worker_wants() -> None:
+def test_batch_is_bounded_in_jobs_and_bytes() -> None:
     core = Core(Limits(max_client_share=1.0))
     core.frontend()
     core.worker(batch_tokens=2**31)
@@ -253,7 +253,7 @@ def test_batch_fits_its_frames_however_much_the_worker_wants() -> None:
     assert len(batch[2]) == 4
 
 
-def test_lengths_are_learned_from_results(core: Core) -> None:
+def test_tokens_per_byte_are_learned_from_results(core: Core) -> None:
     (before,) = core.scheduler.state.models["m"].choose_pricing(Kind.TEXT).count_tokens([50])
     for request in range(50):
         core.submit(request, ["a" * 98])
@@ -261,14 +261,14 @@ def test_lengths_are_learned_from_results(core: Core) -> None:
     assert core.scheduler.state.models["m"].choose_pricing(Kind.TEXT).count_tokens([50])[0] > 2 * before
 
 
-def test_frontend_that_does_not_read_its_answers_gets_no_more() -> None:
+def test_frontend_with_unread_answers_is_rejected() -> None:
     core = Core(Limits(max_unread_bytes=3 * DIMENSION * 4))
     core.frontend()
     core.worker()
     for request in range(4):
         core.submit(request, ["a"])
         core.answer(*core.batches())
-    # It has not said what it has read, so it may be one of a build that never does.
+    # The frontend has not reported what it has read; frontends of older builds never do.
     core.submit(4, ["b"])
     core.answer(*core.batches())
     core.handle(b"F1", wire.FrontendHeartbeat(DIMENSION * 4))
@@ -288,7 +288,7 @@ def test_frontend_that_does_not_read_its_answers_gets_no_more() -> None:
     assert core.failures() == []
 
 
-def test_batch_without_a_job_is_a_loud_fault(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_without_job_raises(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core.scheduler.state.models["m"].queue, "take", lambda *_: [])
     with pytest.raises(LocalProtocolError, match="has no job"):
         core.submit(1, ["a"])

@@ -1,6 +1,6 @@
-"""Which jobs are suspected of a worker's end or a failed batch, and what becomes of them.
+"""Blame: which jobs are suspected after a crash or a failed batch, and how the suspicion ends.
 
-The pure scheduler: messages and time in, messages out. Every step checks all invariants (see tests/harness/core.py).
+Each call of the scheduler is followed by a check of all invariants; see `tests/harness/core.py`.
 """
 
 import pytest
@@ -16,7 +16,7 @@ from broker.wire.protocol import Lane, ModelInfo
 from tests.harness.core import DIMENSION, Core, make_request, vector
 
 
-def test_jobs_that_saw_a_worker_die_run_alone_and_the_culprit_is_poison(core: Core) -> None:
+def test_suspects_run_alone_and_culprit_is_poison(core: Core) -> None:
     core.submit(1, ["good", "bad", "fine"])
     core.batches()
     core.lost(b"W1")
@@ -36,7 +36,7 @@ def test_jobs_that_saw_a_worker_die_run_alone_and_the_culprit_is_poison(core: Co
     assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
 
 
-def test_worker_that_is_back_in_time_acquits_the_job_on_trial() -> None:
+def test_reconnected_worker_clears_job_on_trial() -> None:
     core = Core(Limits(max_crashes=1))
     core.frontend()
     core.worker()
@@ -64,7 +64,7 @@ def test_job_on_trial_can_be_cancelled() -> None:
     assert core.scheduler.state.ledger.jobs == 0
 
 
-def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
+def test_known_poison_is_blocked_for_a_while() -> None:
     core = Core(Limits(max_crashes=1))
     core.frontend()
     core.worker()
@@ -89,7 +89,7 @@ def test_known_poison_is_refused_at_the_door_for_a_while() -> None:
     assert len(core.batches()) == 1
 
 
-def test_remembered_ends_of_workers_are_bounded() -> None:
+def test_remembered_crashes_are_bounded() -> None:
     core = Core()
     core.frontend()
     core.worker(batch_tokens=10**6)
@@ -117,7 +117,7 @@ def test_blocked_inputs_are_bounded() -> None:
     assert len(blame.find_blocked(jobs, 1000.0)) == MAX_BLOCKED
 
 
-def test_job_that_would_end_twice_is_a_loud_fault_with_its_story(core: Core) -> None:
+def test_closing_job_twice_raises_with_history(core: Core) -> None:
     core.submit(1, ["a"])
     ((_, lease),) = core.scheduler.state.pool.workers[b"W1"].leases.items()
     core.answer(*core.batches())
@@ -139,7 +139,7 @@ def test_only_the_running_batch_is_blamed() -> None:
     assert core.waiting() == [(1, 0), (2, 0)]
 
 
-def test_of_each_lane_the_running_batch_is_blamed() -> None:
+def test_running_batch_of_each_lane_is_blamed() -> None:
     core = Core(Limits(max_crashes=1))
     core.frontend()
     core.worker(credit=4, batch_tokens=20)
@@ -153,7 +153,7 @@ def test_of_each_lane_the_running_batch_is_blamed() -> None:
     assert sorted(job.request.number for job in core.scheduler.state.blame.list_on_trial()) == [1, 2]
 
 
-def test_suspect_runs_beside_nothing_else() -> None:
+def test_suspect_runs_without_other_batches() -> None:
     core = Core()
     core.frontend()
     core.worker(credit=4)
@@ -163,18 +163,18 @@ def test_suspect_runs_beside_nothing_else() -> None:
     core.lost(b"W1")
     core.worker(b"W1", credit=4)
     core.submit(3, ["c"])
-    ran = []
+    texts = []
     for _ in range(2):
         (alone,) = core.batches()
-        ran += alone[2]
+        texts += alone[2]
         core.tick(0.5)
         assert core.batches() == []
         core.answer(alone, credit=4)
-    assert sorted(ran) == ["a", "b"]
+    assert sorted(texts) == ["a", "b"]
     assert [texts for _, _, texts in core.batches()] == [["c"]]
 
 
-def test_suspect_waits_until_a_worker_is_idle() -> None:
+def test_suspect_waits_for_an_idle_worker() -> None:
     core = Core()
     core.frontend()
     core.worker(credit=4)
@@ -189,49 +189,49 @@ def test_suspect_waits_until_a_worker_is_idle() -> None:
     assert [texts for _, _, texts in core.batches()] == [["a"]]
 
 
-def many_suspects(core: Core, number: int) -> None:
-    """A batch of so many jobs was in a worker that died."""
+def create_suspects(core: Core, number: int) -> None:
+    """Crash a worker that holds a batch of this number of jobs."""
     core.worker(b"W9", credit=4, batch_tokens=10**6)
-    core.submit(1, [f"s{one}" for one in range(number)], budget_ms=1_000_000)
+    core.submit(1, [f"s{index}" for index in range(number)], budget_ms=1_000_000)
     core.batches()
     core.lost(b"W9")
 
 
-def served(core: Core, batches: int) -> list[str]:
-    """The first text of each of the next batches, each answered before the next is looked for."""
-    first: list[str] = []
-    while len(first) < batches:
+def serve_batches(core: Core, batches: int) -> list[str]:
+    """Answer the next batches, and return the first text of each."""
+    texts: list[str] = []
+    while len(texts) < batches:
         for batch in core.batches():
-            first.append(batch[2][0])
+            texts.append(batch[2][0])
             core.now += 0.001
             core.answer(batch, credit=4)
-    return first
+    return texts
 
 
 def test_suspects_leave_time_for_others() -> None:
     core = Core(Limits(liveness_s=1000))
     core.frontend()
-    many_suspects(core, 100)
+    create_suspects(core, 100)
     core.submit(2, ["other"], budget_ms=1_000_000)
     core.worker(credit=4)
-    first = served(core, 100)
-    assert "other" in first[: MAX_SUSPECTS + 2]
+    texts = serve_batches(core, 100)
+    assert "other" in texts[: MAX_SUSPECTS + 2]
 
 
-def test_one_models_suspects_and_anothers_jobs_share_a_worker() -> None:
+def test_suspects_share_worker_with_other_model() -> None:
     core = Core(Limits(liveness_s=1000))
     core.frontend()
-    many_suspects(core, 30)
+    create_suspects(core, 30)
     models = [ModelInfo("m", "r", DIMENSION, 100), ModelInfo("n", "r", DIMENSION, 100)]
     core.handle(b"W1", wire.WorkerHello(1, 1, "", b"1" * 16, 1, "h", 1, "CPU", models, 10, 1000, 4))
     core.submit(2, ["n" * 30] * 60, model="n", lane=Lane.BULK, budget_ms=1_000_000)
-    first = served(core, 60)
-    suspects = [text for text in first if text.startswith("s")]
+    texts = serve_batches(core, 60)
+    suspects = [text for text in texts if text.startswith("s")]
     assert len(suspects) == 30
-    assert first[: MAX_SUSPECTS + 3].count("n" * 30) >= 1
+    assert texts[: MAX_SUSPECTS + 3].count("n" * 30) >= 1
 
 
-def test_suspects_take_one_busy_worker_and_leave_the_others() -> None:
+def test_one_busy_worker_is_reserved_for_suspects() -> None:
     core = Core(Limits(liveness_s=1000))
     core.frontend()
     core.worker(b"W9", credit=1)
@@ -243,18 +243,18 @@ def test_suspects_take_one_busy_worker_and_leave_the_others() -> None:
     core.tick(1.0)
     held = core.batches()
     core.lost(b"W9")
-    (kept,) = find_reserved(core.scheduler.state.models, core.scheduler.state.pool)
-    for batch in [one for one in held if one[0] == kept.peer]:
-        assert core.batches(kept.peer) == []
+    (reserved,) = find_reserved(core.scheduler.state.models, core.scheduler.state.pool)
+    for batch in [batch for batch in held if batch[0] == reserved.peer]:
+        assert core.batches(reserved.peer) == []
         core.answer(batch, credit=4)
-    assert [texts for _, _, texts in core.batches(kept.peer)] == [["s1"]]
-    other = next(one for one in held if one[0] != kept.peer)
+    assert [texts for _, _, texts in core.batches(reserved.peer)] == [["s1"]]
+    other = next(batch for batch in held if batch[0] != reserved.peer)
     core.answer(other, credit=4)
     core.tick(1.0)
     assert {(peer, texts[0][0]) for peer, _, texts in core.batches()} == {(other[0], "x")}
 
 
-def test_leaving_worker_blames_nobody(core: Core) -> None:
+def test_no_job_is_blamed_for_goodbye(core: Core) -> None:
     core.submit(1, ["a", "b"])
     core.batches()
     core.handle(b"W1", wire.WorkerGoodbye())
@@ -262,7 +262,7 @@ def test_leaving_worker_blames_nobody(core: Core) -> None:
     assert core.batches() == [(b"W2", 2, ["a", "b"])]
 
 
-def test_worker_that_is_killed_while_it_drains_blames_nobody() -> None:
+def test_no_job_is_blamed_for_interrupted_drain() -> None:
     core = Core(Limits(max_crashes=1))
     core.frontend()
     core.worker()
@@ -275,7 +275,7 @@ def test_worker_that_is_killed_while_it_drains_blames_nobody() -> None:
     assert [texts for _, _, texts in core.batches()] == [["a"]]
 
 
-def test_batch_that_hangs_a_draining_worker_is_blamed() -> None:
+def test_batch_that_hangs_draining_worker_is_blamed() -> None:
     core = Core(Limits(max_crashes=1, lease_s=1))
     core.frontend()
     core.worker()
@@ -286,7 +286,7 @@ def test_batch_that_hangs_a_draining_worker_is_blamed() -> None:
     assert len(core.scheduler.state.blame.list_on_trial()) == 1
 
 
-def test_connection_that_ends_twice_under_a_living_worker_makes_nobody_poison(core: Core) -> None:
+def test_lost_connections_of_live_worker_blame_no_job(core: Core) -> None:
     core.submit(1, ["a"])
     for connection in (b"W2", b"W3", b"W4"):
         core.batches()
@@ -296,7 +296,7 @@ def test_connection_that_ends_twice_under_a_living_worker_makes_nobody_poison(co
     assert core.answers() == {(1, 0): vector("a")}
 
 
-def test_failed_batch_runs_again_job_by_job_and_only_the_culprit_fails(core: Core) -> None:
+def test_jobs_of_failed_batch_run_alone(core: Core) -> None:
     core.submit(1, ["good", "bad", "fine"])
     core.fail(*core.batches())
     for _ in range(3):
@@ -308,7 +308,7 @@ def test_failed_batch_runs_again_job_by_job_and_only_the_culprit_fails(core: Cor
     assert core.batches() == []
 
 
-def test_job_that_fails_once_gets_another_try(core: Core) -> None:
+def test_job_is_retried_after_one_failure(core: Core) -> None:
     core.submit(1, ["a"])
     core.fail(*core.batches())
     core.answer(*core.batches())

@@ -1,6 +1,6 @@
-"""Workers that leave, die, fall silent, hang and come back, and peers of every kind.
+"""Workers that leave, crash, fall silent, hang or reconnect, and hellos of all peers.
 
-The pure scheduler: messages and time in, messages out. Every step checks all invariants (see tests/harness/core.py).
+Each call of the scheduler is followed by a check of all invariants; see `tests/harness/core.py`.
 """
 
 import pytest
@@ -13,7 +13,7 @@ from broker.wire.protocol import Lane, ModelInfo
 from tests.harness.core import DIMENSION, Core, vector
 
 
-def test_dead_workers_batch_goes_to_another(core: Core) -> None:
+def test_batch_of_lost_worker_is_requeued(core: Core) -> None:
     core.submit(1, ["a"])
     core.batches()
     core.worker(b"W2")
@@ -24,7 +24,7 @@ def test_dead_workers_batch_goes_to_another(core: Core) -> None:
     assert core.answers() == {(1, 0): vector("a")}
 
 
-def test_requeued_jobs_keep_their_place_at_the_head() -> None:
+def test_requeued_jobs_return_to_queue_head() -> None:
     core = Core()
     core.frontend()
     core.worker(batch_tokens=10)
@@ -36,7 +36,7 @@ def test_requeued_jobs_keep_their_place_at_the_head() -> None:
     assert core.waiting() == [(0, 0), (1, 0), (2, 0), (3, 0)]
 
 
-def test_draining_worker_gets_nothing_new_and_its_unstarted_batch_goes_elsewhere() -> None:
+def test_unstarted_batch_of_draining_worker_is_requeued() -> None:
     core = Core()
     core.frontend()
     core.worker(batch_tokens=10)
@@ -52,7 +52,7 @@ def test_draining_worker_gets_nothing_new_and_its_unstarted_batch_goes_elsewhere
     assert core.batches() == [(b"W2", 3, ["y" * 30, "z"])]
 
 
-def test_draining_worker_that_gives_back_what_it_never_had_changes_nothing(core: Core) -> None:
+def test_unknown_batch_in_drain_is_ignored(core: Core) -> None:
     core.submit(1, ["a"])
     (batch,) = core.batches()
     core.handle(b"W1", wire.WorkerDrain(wire.pack_u64([batch[1] + 1])))
@@ -60,7 +60,7 @@ def test_draining_worker_that_gives_back_what_it_never_had_changes_nothing(core:
     assert core.answers() == {(1, 0): vector("a")}
 
 
-def test_refusal_of_a_job_that_is_no_longer_open_is_not_told(core: Core) -> None:
+def test_failure_of_cancelled_job_is_dropped(core: Core) -> None:
     core.submit(1, ["a", "b"])
     (batch,) = core.batches()
     core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
@@ -79,7 +79,7 @@ def test_silent_worker_is_evicted(core: Core) -> None:
     assert core.batches() == [(b"W2", 2, ["a"])]
 
 
-def test_heartbeats_keep_a_worker_until_its_lease_ends() -> None:
+def test_worker_with_heartbeats_is_evicted_after_lease() -> None:
     core = Core(Limits(lease_s=10, liveness_s=3))
     core.frontend()
     core.worker()
@@ -96,7 +96,7 @@ def test_heartbeats_keep_a_worker_until_its_lease_ends() -> None:
 
 
 @pytest.mark.parametrize("stuck", list(Lane))
-def test_batch_that_hangs_beside_another_lanes_batches_is_found(stuck: Lane) -> None:
+def test_lease_expires_while_other_lane_is_answered(stuck: Lane) -> None:
     core = Core(Limits(lease_s=10, liveness_s=1000))
     core.frontend()
     core.worker(credit=4)
@@ -112,7 +112,7 @@ def test_batch_that_hangs_beside_another_lanes_batches_is_found(stuck: Lane) -> 
     assert [message.code for _, message, _ in core.take(wire.Goodbye)] == [ErrorCode.LEASE_EXPIRED]
 
 
-def test_lease_of_a_stuck_batch_is_not_renewed_by_other_batches_answers() -> None:
+def test_lease_is_not_renewed_by_other_answers() -> None:
     core = Core(Limits(lease_s=10, liveness_s=1000))
     core.frontend()
     core.worker(batch_tokens=5)
@@ -129,7 +129,7 @@ def test_lease_of_a_stuck_batch_is_not_renewed_by_other_batches_answers() -> Non
     assert stuck
 
 
-def test_result_of_another_shape_is_not_served_and_its_jobs_are_tried_elsewhere(core: Core) -> None:
+def test_jobs_of_invalid_result_run_elsewhere(core: Core) -> None:
     core.submit(1, ["a", "b"])
     ((peer, number, _),) = core.batches()
     core.answer((peer, number, ["a"]))
@@ -155,7 +155,7 @@ def test_late_answers_are_counted_and_ignored(core: Core, epoch: int) -> None:
     assert core.scheduler.count_totals()["late_answers"] == 2
 
 
-def test_worker_that_says_hello_again_on_its_connection_keeps_serving(core: Core) -> None:
+def test_worker_with_repeated_hello_keeps_serving(core: Core) -> None:
     core.submit(1, ["a"])
     (first,) = core.batches()
     core.worker()
@@ -167,20 +167,20 @@ def test_worker_that_says_hello_again_on_its_connection_keeps_serving(core: Core
     assert core.take(wire.Goodbye) == []
 
 
-def test_worker_on_a_new_connection_replaces_its_old_one(core: Core) -> None:
+def test_reconnected_worker_replaces_its_old_session(core: Core) -> None:
     core.worker(b"W2", uuid=b"W1")
     assert list(core.scheduler.state.pool.workers) == [b"W2"]
     assert core.take(wire.Goodbye, b"W1")
 
 
-def test_jobs_wait_for_a_worker_to_come_back(core: Core) -> None:
+def test_jobs_wait_for_the_next_worker(core: Core) -> None:
     core.lost(b"W1")
     core.submit(1, ["a"], budget_ms=60_000)
     core.worker(b"W2")
     assert core.batches() == [(b"W2", 1, ["a"])]
 
 
-def test_without_a_worker_for_longer_than_the_grace_requests_fail() -> None:
+def test_requests_fail_after_grace_without_worker() -> None:
     core = Core(Limits(worker_grace_s=2))
     core.frontend()
     core.worker()
@@ -193,7 +193,7 @@ def test_without_a_worker_for_longer_than_the_grace_requests_fail() -> None:
     assert core.failures() == [(2, -1, ErrorCode.NO_WORKER)]
 
 
-def test_without_a_grace_a_served_model_is_served() -> None:
+def test_zero_grace_still_serves_models() -> None:
     core = Core(Limits(worker_grace_s=0))
     core.frontend()
     core.worker()
@@ -217,18 +217,18 @@ def test_client_may_always_have_one_input() -> None:
     assert core.failures(b"F2") == [(2, -1, ErrorCode.QUOTA)]
 
 
-def test_frontend_is_told_of_models_as_they_come_and_go() -> None:
+def test_models_are_sent_when_workers_change() -> None:
     core = Core()
     core.frontend()
     core.worker()
     core.worker(b"W2")
     core.lost(b"W1")
     core.lost(b"W2")
-    seen = [[model.workers for model in message.models] for _, message, _ in core.take(wire.Models, b"F1")]
-    assert seen == [[], [1], [2], [1], [0]]
+    worker_counts = [[model.workers for model in message.models] for _, message, _ in core.take(wire.Models, b"F1")]
+    assert worker_counts == [[], [1], [2], [1], [0]]
 
 
-def test_second_revision_of_a_model_is_refused_while_the_first_is_served(core: Core) -> None:
+def test_second_revision_is_refused_while_first_serves(core: Core) -> None:
     core.worker(b"W2", revision="other")
     ((_, goodbye, _),) = core.take(wire.Goodbye, b"W2")
     assert goodbye.code == ErrorCode.REVISION_CONFLICT
@@ -237,7 +237,7 @@ def test_second_revision_of_a_model_is_refused_while_the_first_is_served(core: C
     assert core.scheduler.state.models["m"].info == ModelInfo("m", "other", DIMENSION, 100)
 
 
-def test_request_never_has_vectors_of_two_revisions() -> None:
+def test_request_never_mixes_two_revisions() -> None:
     core = Core()
     core.frontend()
     core.worker(batch_tokens=5)
@@ -262,7 +262,7 @@ def test_draining_worker_does_not_count_as_serving(core: Core) -> None:
     assert goodbye.code == ErrorCode.REVISION_CONFLICT
 
 
-def test_models_that_nobody_serves_are_forgotten_in_the_end(core: Core) -> None:
+def test_unserved_models_are_forgotten_after_a_while(core: Core) -> None:
     core.lost(b"W1")
     core.tick(FORGET_MODEL_S)
     assert core.scheduler.state.models == {}
@@ -276,16 +276,16 @@ def test_worker_of_two_models_serves_both() -> None:
     for request in range(6):
         core.now += 0.001
         core.submit(request, ["x" * 20], model="ab"[request % 2])
-    served = []
+    served_models = []
     for _ in range(6):
         ((peer, batch, frames),) = core.take(wire.Batch)
-        served.append(batch.model)
+        served_models.append(batch.model)
         core.answer((peer, batch.batch, [str(bytes(frames[0]), "utf-8")]), credit=1)
-    assert served == ["a", "b"] * 3
+    assert served_models == ["a", "b"] * 3
 
 
 @pytest.mark.parametrize("versions", [(0, 0), (2, 9)])
-def test_peer_without_a_common_protocol_version_is_refused(core: Core, versions: tuple[int, int]) -> None:
+def test_peer_without_common_protocol_version_is_refused(core: Core, versions: tuple[int, int]) -> None:
     core.handle(b"F9", wire.FrontendHello(*versions, "test", b"." * 16, "host", 1))
     core.handle(b"W9", wire.WorkerHello(*versions, "test", b"." * 16, 1, "host", 1, "CPU", [], 1, 1, 1))
     codes = [(peer, goodbye.code) for peer, goodbye, _ in core.take(wire.Goodbye)]
@@ -293,7 +293,7 @@ def test_peer_without_a_common_protocol_version_is_refused(core: Core, versions:
     assert b"W9" not in core.scheduler.state.pool.workers
 
 
-def test_stranger_is_asked_who_it_is_and_leaves_no_state(core: Core) -> None:
+def test_unknown_peer_is_sent_who(core: Core) -> None:
     core.handle(b"W9", wire.WorkerHeartbeat(2, 0))
     core.submit(1, ["a"], b"F9")
     assert [peer for peer, _, _ in core.take(wire.Who)] == [b"W9", b"F9"]
@@ -308,23 +308,23 @@ def test_heartbeats_are_answered(core: Core) -> None:
     assert core.take(wire.Heartbeat, b"W1")
     ((_, stats, _),) = core.take(wire.Stats, b"F1")
     assert stats.counters["jobs_answered"] == 1
-    assert [(one.name, one.answered_jobs) for one in stats.workers] == [("host/1", 1)]
+    assert [(worker.name, worker.answered_jobs) for worker in stats.workers] == [("host/1", 1)]
 
 
-def test_goodbye_of_a_frontend_cancels_what_it_is_owed(core: Core) -> None:
+def test_goodbye_of_frontend_cancels_its_requests(core: Core) -> None:
     core.submit(1, ["a"])
     core.handle(b"F1", wire.FrontendGoodbye())
     assert core.scheduler.state.ledger.jobs == 0
     assert core.scheduler.count_totals()["jobs_cancelled"] == 1
 
 
-def test_frontend_that_leaves_with_open_requests_is_a_loud_fault(core: Core) -> None:
+def test_removing_frontend_with_open_requests_raises(core: Core) -> None:
     core.submit(1, ["a"])
     with pytest.raises(LocalProtocolError, match="open requests"):
         core.scheduler.state.ledger.remove_frontend(core.scheduler.state.ledger.by_peer[b"F1"])
 
 
-def test_broken_invariant_is_loud(core: Core) -> None:
+def test_broken_invariant_raises(core: Core) -> None:
     core.scheduler.state.ledger.jobs += 1
     with pytest.raises(LocalProtocolError, match="number of open jobs"):
         core.scheduler.check_invariants()
