@@ -11,6 +11,7 @@ from broker.core.metrics import Family, HistogramFamily
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from tests.harness.core import DIMENSION, EPOCH, Core
+from tests.harness.processes import ROOT
 
 Series = dict[tuple[str, ...], float]
 
@@ -214,6 +215,12 @@ def test_slots_are_counted_per_host_and_device(core: Core) -> None:
     join(core, b"W3", pid=3, device="GPU")
     join(core, b"W4", pid=4, device="GPU")
     assert labels_of(core) == ["host/CPU/0", "host/GPU/0", "host/GPU/1", "other/CPU/0"]
+
+
+def test_all_families_are_documented(core: Core) -> None:
+    page = (ROOT / "docs/metrics.md").read_text()
+    names = {f"vecmill_{name}" + "_total" * (family.kind == "counter") for name, family in families(core).items()}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 def test_collected_families_do_not_change_later(core: Core) -> None:
