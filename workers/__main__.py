@@ -33,7 +33,7 @@ def main() -> None:
     try:
         config = load(sys.argv[1:], os.environ)
     except SettingsError as error:
-        refuse(error)
+        exit_refused(error)
     logs.set_up("worker", config.log_level, config.log_format)
     threading.excepthook = end_process
     # In seconds. The thread that sends heartbeats must not wait long for threads that hold the interpreter.
@@ -41,8 +41,8 @@ def main() -> None:
     serve(config)
 
 
-def refuse(reason: object) -> NoReturn:
-    """Exit with status 2, `REFUSED` of the supervisor, which then does not start the process again."""
+def exit_refused(reason: object) -> NoReturn:
+    """Print a sentence and exit with status 2, after which supervisors do not start the process again."""
     print(f"vecmill worker: {reason}", file=sys.stderr)
     sys.exit(2)
 
@@ -70,9 +70,9 @@ def serve(config: Config) -> None:
             engine = Engine(prepared, config.device, config.streams, cache)
             engine.warm_up()
     except zmq.ZMQError as error:
-        refuse(f"could not connect to the broker: {error}; check --broker")
+        exit_refused(f"could not connect to the broker: {error}; check --broker")
     except (ModelError, DeviceError, KeyFileError) as error:
-        refuse(error)
+        exit_refused(error)
     hello = make_hello(config, loading, prepared, engine)
     log.info(
         "serving %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; "

@@ -105,7 +105,7 @@ async def list_models(request: Request) -> HTTPResponse:
 
 
 async def retrieve_model(request: Request, name: str) -> HTTPResponse:
-    """GET /v1/models/{name}: describe a model, whose name may contain slashes."""
+    """GET /v1/models/{name}: describe a model; the name may contain slashes."""
     broker: BrokerClient = request.app.ctx.broker
     name = urllib.parse.unquote(name)
     model = broker.models.get(name)

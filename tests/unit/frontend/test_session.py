@@ -36,15 +36,15 @@ class Frontend:
     def submit(self, model: str = "m", inputs: int = 1) -> Pending:
         """Submit a request of one-letter texts."""
         lengths = wire.pack_u32([1] * inputs)
-        asked = wire.Submission(0, model, Lane.BULK, "", 0, Kind.TEXT, lengths)
-        return self.session.submit(asked, b"a" * inputs, self.now + 60, per_item=False, max_tokens=math.inf)
+        submission = wire.Submission(0, model, Lane.BULK, "", 0, Kind.TEXT, lengths)
+        return self.session.submit(submission, b"a" * inputs, self.now + 60, per_item=False, max_tokens=math.inf)
 
     def flush(self) -> list[tuple[str, list[int]]]:
         """Flush, and return the kind of each message with the numbers of its requests."""
         found = []
         for message, _ in self.session.flush(self.now).sends:
             if isinstance(message, wire.Submit):
-                found.append(("submit", [one.request for one in message.submissions]))
+                found.append(("submit", [submission.request for submission in message.submissions]))
             elif isinstance(message, wire.Cancel):
                 found.append(("cancel", wire.unpack_u64(message.requests).tolist()))
         return found
