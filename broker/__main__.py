@@ -1,36 +1,47 @@
-"""`python -m broker`: read the configuration, set up logging, run the service."""
+"""`python -m broker`: read the configuration, set up the log, run the service."""
 
 import logging
 import os
 import signal
 import sys
+from typing import NoReturn
 
+import msgspec
 import zmq
 
 from broker.shared import logs
 from broker.shared.settings import SettingsError
 from broker.shell.config import load
-from broker.shell.curve_auth import GateError
-from broker.shell.service import ConfigError, Service, describe
+from broker.shell.curve_auth import CurveAuthError
+from broker.shell.routers import ConfigError
+from broker.shell.service import Service
 from broker.wire.curve import KeyFileError
+
+#: Exit status for what no restart can repair, such as an invalid setting or a taken port.
+REFUSED = 2
 
 
 def main() -> None:
-    """Exit status 0 after a drain, 2 for a configuration that is refused."""
-    # Until the service listens for it: a reload ends no process.
+    """Run a broker. Exit with status 0 after a drain, and with 2 if the broker cannot start."""
+    # Ignored until the service handles it: a reload must not end a process that is starting.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(sys.argv[1:], os.environ)
     except SettingsError as error:
-        print(f"vecmill broker: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse_start(error)
     logs.set_up("broker", config.log_level, config.log_format)
-    logging.getLogger(__name__).info("starting: %s", describe(config))
+    settings = " ".join(f"{name}={value}" for name, value in msgspec.structs.asdict(config).items() if value != "")
+    logging.getLogger(__name__).info("starting: %s", settings)
     try:
         Service(config).run()
-    except (ConfigError, GateError, KeyFileError, OSError, zmq.ZMQError) as error:
-        print(f"vecmill broker: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (ConfigError, CurveAuthError, KeyFileError, zmq.ZMQError) as error:
+        refuse_start(error)
+
+
+def refuse_start(error: Exception) -> NoReturn:
+    """Print why the broker cannot start, and exit."""
+    print(f"vecmill broker: {error}", file=sys.stderr)
+    sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m workers`: read the configuration, prepare and compile the model, run the service."""
+"""Entry point of a worker, `python -m workers`: configuration, preparation of the model, service."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import zmq
 
@@ -26,38 +26,30 @@ if TYPE_CHECKING:
     from workers.models.prepare import PreparedModel
 
 
-class Process(NamedTuple):
-    """Who this is."""
-
-    uuid: bytes
-    host: str
-    pid: int
-
-
 def main() -> None:
-    """Exit status 0 after a drain, 2 for a configuration, model, device, key or address that cannot be used."""
-    # A worker has nothing to read anew.
+    """Run a worker. Exit with 0 after a drain, 2 if a setting, model, device or key cannot be used, 70 if it hangs."""
+    # A worker has no files to reload.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         config = load(sys.argv[1:], os.environ)
     except SettingsError as error:
-        refuse(error)
+        exit_refused(error)
     logs.set_up("worker", config.log_level, config.log_format)
     threading.excepthook = end_process
-    # The heartbeat's thread must get its turn soon while others hold the interpreter.
+    # In seconds. The thread that sends heartbeats must not wait long for threads that hold the interpreter.
     sys.setswitchinterval(0.001)
     serve(config)
 
 
-def refuse(reason: object) -> NoReturn:
-    """End, as nothing can be served; the reason is one sentence."""
+def exit_refused(reason: object) -> NoReturn:
+    """Print a sentence and exit with status 2, after which supervisors do not start the process again."""
     print(f"vecmill worker: {reason}", file=sys.stderr)
     sys.exit(2)
 
 
 def serve(config: Config) -> None:
     """Prepare the model, then serve until drained."""
-    # These import OpenVINO: a wrong flag should not wait a second to be told.
+    # These import OpenVINO, which takes a second; a wrong flag is reported before.
     from workers.engine.engine import DeviceError, Engine
     from workers.engine.pipeline import Pipeline
     from workers.models.default import NAME, fetch_default_model
@@ -69,51 +61,60 @@ def serve(config: Config) -> None:
     log = logging.getLogger(__name__)
     cache = Path(config.cache).expanduser()
     started = time.monotonic()
-    me = Process(uuid.uuid4().bytes, socket.gethostname(), os.getpid())
     name = config.model_name or choose_model_name(Path(config.model or NAME))
-    loading = wire.WorkerLoading(me.uuid, me.host, me.pid, name)
+    loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), name)
     try:
         with announce_loading(config, loading, (ModelError, DeviceError)):
             folder = Path(config.model) if config.model else fetch_default_model(cache, log.info)
             prepared = prepare_model(folder, cache, log.info)
             engine = Engine(prepared, config.device, config.streams, cache)
             engine.warm_up()
-    except (ModelError, DeviceError, KeyFileError, zmq.ZMQError) as error:
-        refuse(error)
-    batch_tokens = max(engine.micro_batch_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))
+    except zmq.ZMQError as error:
+        exit_refused(f"could not connect to the broker: {error}; check --broker")
+    except (ModelError, DeviceError, KeyFileError) as error:
+        exit_refused(error)
+    hello = make_hello(config, loading, prepared, engine)
     log.info(
-        "%s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d, batches of %d tokens; ready in %.1f s",
+        "serving %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; "
+        "started in %.1f s",
         name,
         prepared.revision,
         config.device,
         engine.streams,
         engine.tokens_per_second,
         engine.micro_batch_tokens,
-        batch_tokens,
+        hello.batch_tokens,
         time.monotonic() - started,
-    )
-    hello = wire.WorkerHello(
-        protocol_min=wire.PROTOCOL_MIN,
-        protocol_max=wire.PROTOCOL_MAX,
-        build=VERSION,
-        uuid=me.uuid,
-        incarnation=time.time_ns(),
-        host=me.host,
-        pid=me.pid,
-        device=config.device,
-        models=[describe(name, prepared, engine)],
-        batch_tokens=batch_tokens,
-        tokens_per_s=max(1, int(engine.tokens_per_second)),
-        credit=0,
-        streams=engine.streams,
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)
     pipeline = Pipeline(engine, lambda: os.eventfd_write(wakeup, 1))
     Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
 
 
-def describe(name: str, prepared: "PreparedModel", engine: "Engine") -> wire.ModelInfo:
-    """The model as it is announced."""
+def make_hello(
+    config: Config, loading: wire.WorkerLoading, prepared: "PreparedModel", engine: "Engine"
+) -> wire.WorkerHello:
+    """Return the hello of the process that sent `loading`. A batch of its size takes `batch_ms` on the device."""
+    batch_tokens = int(engine.tokens_per_second * config.batch_ms / 1000)
+    return wire.WorkerHello(
+        protocol_min=wire.PROTOCOL_MIN,
+        protocol_max=wire.PROTOCOL_MAX,
+        build=VERSION,
+        uuid=loading.uuid,
+        incarnation=time.time_ns(),
+        host=loading.host,
+        pid=loading.pid,
+        device=config.device,
+        models=[describe_model(loading.model, prepared, engine)],
+        batch_tokens=max(engine.micro_batch_tokens, batch_tokens),
+        tokens_per_s=max(1, int(engine.tokens_per_second)),
+        credit=0,
+        streams=engine.streams,
+    )
+
+
+def describe_model(name: str, prepared: "PreparedModel", engine: "Engine") -> wire.ModelInfo:
+    """Return the model as the worker announces it."""
     return wire.ModelInfo(
         name=name,
         revision=prepared.revision,
@@ -132,13 +133,13 @@ def describe(name: str, prepared: "PreparedModel", engine: "Engine") -> wire.Mod
 
 
 def choose_model_name(folder: Path) -> str:
-    """What a model is served as when nobody names it: its folder's name; the default model by its known name."""
+    """Return the name to serve a model under if none is set: its folder's name, or the default model's full name."""
     name = folder.resolve().name
     return f"sentence-transformers/{name}" if name == "all-MiniLM-L6-v2" else name
 
 
 def end_process(args: threading.ExceptHookArgs) -> None:
-    """A thread of the pipeline died: a worker that only looks alive is worse than a dead one."""
+    """End the process after a thread of the pipeline died, because without it the worker answers no batch."""
     logging.getLogger(__name__).critical("thread %s died", args.thread, exc_info=args.exc_value)
     os._exit(70)
 

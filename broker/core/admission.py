@@ -12,11 +12,9 @@ from broker.core.ledger import Frontend
 from broker.core.limits import Limits
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode
 from broker.wire.protocol import Failure, Frame
 
-#: Longest Retry-After, in seconds: OpenAI's clients give up on a longer one.
-MAX_RETRY_AFTER_S = 120.0
 #: Retry-After if the throughput is unknown.
 UNKNOWN_WAIT_S = 1.0
 #: Abandoned jobs have no effect up to this multiple of their holder's limit, because a client with a short timeout may

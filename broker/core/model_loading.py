@@ -2,7 +2,7 @@
 
 import itertools
 
-from broker.wire.protocol import State, WorkerLoading
+from broker.wire.protocol import Availability, WorkerLoading
 
 #: Seconds for which a failure is reported if no process tries again.
 FAILED_S = 3600.0
@@ -47,11 +47,11 @@ class ModelLoading:
         """Return when the next notice expires; None without notices."""
         return min((at + self._lifetime_s(notice) for at, notice in self._notices.values()), default=None)
 
-    def list_states(self) -> dict[str, tuple[State, str]]:
+    def list_states(self) -> dict[str, tuple[Availability, str]]:
         """Return the state of each model, and the latest error of a failed one. Loading takes precedence."""
         notices = [notice for _, notice in self._notices.values()]
-        failed = {notice.model: (State.FAILED, notice.failure) for notice in notices if notice.failure}
-        loading = {notice.model: (State.LOADING, "") for notice in notices if not notice.failure}
+        failed = {notice.model: (Availability.FAILED, notice.failure) for notice in notices if notice.failure}
+        loading = {notice.model: (Availability.LOADING, "") for notice in notices if not notice.failure}
         return dict(itertools.chain(failed.items(), loading.items()))
 
     def _lifetime_s(self, notice: WorkerLoading) -> float:

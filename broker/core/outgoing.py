@@ -33,9 +33,9 @@ def build_models(state: State) -> wire.Models:
 
 def _describe_state(state: State, model: wire.ModelInfo) -> wire.ModelState:
     if model.workers:
-        return wire.ModelState(model.name, wire.State.AVAILABLE)
+        return wire.ModelState(model.name, wire.Availability.AVAILABLE)
     draining = state.pool.has_draining_worker(model.name)
-    return wire.ModelState(model.name, wire.State.UNLOADING if draining else wire.State.END)
+    return wire.ModelState(model.name, wire.Availability.UNLOADING if draining else wire.Availability.END)
 
 
 def build_stats(state: State) -> wire.Stats:

@@ -15,8 +15,8 @@ SCRATCH = ".making"
 def read_small_file(path: Path, max_bytes: int) -> bytes:
     """Return the content of a regular file.
 
-    Raise OSError if it cannot be read and ValueError if it is something else or too large. Never wait: opening a FIFO
-    would, without O_NONBLOCK, until somebody writes to it.
+    Raise OSError if the file cannot be read, and ValueError if it is not a regular file or too large. Never block: an
+    open without O_NONBLOCK would wait for a writer if the path is a FIFO.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -32,15 +32,15 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
 
 
 def explain(error: Exception) -> str:
-    """Return why a file cannot be used, without its path, which the caller names."""
+    """Return why a file cannot be used, without the path, which the caller's message contains."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 @contextlib.contextmanager
 def make_scratch_folder(parent: Path) -> Iterator[Path]:
-    """Yield an empty folder in `parent`, closed to other users, and remove it at the end.
+    """Yield an empty, private folder in `parent`, and remove it at the end.
 
-    A process that is killed or interrupted leaves the folder to `remove_scratch_folders`.
+    After a kill or an interrupt the folder stays until `remove_scratch_folders` is called.
     """
     path = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}-", dir=parent))
     try:
@@ -52,15 +52,15 @@ def make_scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def remove_scratch_folders(root: Path) -> None:
-    """Remove the scratch folders at any depth below `root`; the caller holds a lock, so their processes are gone."""
+    """Remove all scratch folders below `root`. The caller must hold the lock under which they are made."""
     for path in list(root.rglob(f"{SCRATCH}*")):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def move_into_place(source: Path, target: Path) -> None:
-    """Rename a file or folder from a scratch folder to `target`, and replace what is there.
+    """Rename a file or folder from a scratch folder to `target`, replacing what is there.
 
-    The content is on the disk before the name is, so that no crash leaves half of it under the name `target`.
+    The content is synced before the rename, so that a crash never leaves an incomplete `target`.
     """
     for path in (*source.rglob("*"), source):
         sync_path(path)

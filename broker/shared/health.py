@@ -1,36 +1,36 @@
-"""The file that tells a container's engine, by the time of its last change, that a process is well."""
+"""Health file: its modification time shows a container's engine that the process works."""
 
 import logging
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-#: How often it is touched, in seconds.
+#: How often the file is touched, in seconds.
 INTERVAL_S = 1.0
 
 
 class HealthFile:
-    """A file that is touched once a second. One that cannot be touched ends nothing: it only looks unwell."""
+    """A file that is touched once per second. An error only makes the process look unhealthy; it does not end it."""
 
     def __init__(self, path: str) -> None:
-        """`path`: empty for none."""
+        """Use this path; empty: no file."""
         self._path = path
-        #: When it is next touched.
+        #: Time of the next touch.
         self.due = 0.0
-        self._fails = False
+        self._failing = False
 
     def touch(self, now: float) -> None:
-        """Touch it if it is time to. A failure is logged once, until it works again."""
+        """Touch the file if that is due. Errors are logged once, until the file can be touched again."""
         if not self._path or now < self.due:
             return
         self.due = now + INTERVAL_S
         try:
             Path(self._path).touch()
         except OSError as error:
-            if not self._fails:
-                log.error("the health file %s cannot be touched: %s; trying again", self._path, error.strerror)
-            self._fails = True
+            if not self._failing:
+                log.error("cannot touch the health file %s, retrying: %s", self._path, error.strerror)
+            self._failing = True
         else:
-            if self._fails:
-                log.info("the health file %s is touched again", self._path)
-            self._fails = False
+            if self._failing:
+                log.info("can touch the health file %s again", self._path)
+            self._failing = False

@@ -1,7 +1,7 @@
-"""What all three processes log, and how: lines of text, or a JSON object a line, on standard error.
+"""Set-up of the log of all three programs: lines of text, or one JSON object per line, on standard error.
 
-Whatever a record holds, of a request or a library, cannot forge a line: characters that are not printable are escaped,
-and the lines of a traceback are indented, which the beginning of no record is.
+No content of a record, from a request or a library, can forge a line: characters that are not printable are escaped,
+and the lines of a traceback are indented, unlike the first line of a record.
 """
 
 import logging
@@ -14,65 +14,68 @@ INDENT = "    "
 
 
 def set_up(role: str, level: str, kind: str) -> None:
-    """Log what is at least of this level. `kind`: text or json."""
+    """Log messages of at least this level. `kind` is text or json."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter(role, kind))
+    handler.setFormatter(build_formatter(role, kind))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
-def formatter(role: str, kind: str) -> logging.Formatter:
-    """Return the formatter of a process's log."""
+def build_formatter(role: str, kind: str) -> logging.Formatter:
+    """Return the formatter for a role and a kind of log, text or json."""
     if kind == "text":
         return _TextFormatter(f"%(asctime)s %(levelname)s {role}: %(message)s")
-    # The time is RFC 3339 in UTC; what a call gives as `extra` comes behind.
+    # The time is RFC 3339 in UTC. The fields of a call's `extra` follow.
     return _ObjectFormatter(
         "%(levelname)s %(message)s",
         timestamp="time",
         rename_fields={"levelname": "level"},
         static_fields={"role": role},
-        json_default=lambda value: escape(str(value)),
+        json_default=lambda value: escape_text(str(value)),
     )
 
 
-def escape(text: str) -> str:
-    """Return the text with its control, format and surrogate characters, and its separators of lines, as escapes."""
+def escape_text(text: str) -> str:
+    """Return the text with control, format and surrogate characters and line separators replaced by escapes."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def indent(text: str) -> str:
-    """Return the lines of a traceback, escaped one by one and indented."""
-    return "\n".join(INDENT + escape(line) for line in text.split("\n"))
+def indent_lines(text: str) -> str:
+    """Return the lines of a traceback, each escaped and indented."""
+    return "\n".join(INDENT + escape_text(line) for line in text.split("\n"))
 
 
 class _TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  its name in logging
-        return escape(super().formatMessage(record))
+        return escape_text(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        return indent(super().formatException(ei))
+        return indent_lines(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
-        return indent(super().formatStack(stack_info))
+        return indent_lines(super().formatStack(stack_info))
 
 
 class _ObjectFormatter(JsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        return {name: indent(value) if _is_trace(name, value) else _escaped(value) for name, value in log_data.items()}
+        return {
+            name: indent_lines(value) if _is_traceback(name, value) else _escape_value(value)
+            for name, value in log_data.items()
+        }
 
 
-def _is_trace(name: str, value: object) -> bool:
+def _is_traceback(name: str, value: object) -> bool:
     return name in ("exc_info", "stack_info") and isinstance(value, str)
 
 
-def _escaped(value: Any) -> Any:
-    """Return the value with all texts in it escaped."""
+def _escape_value(value: Any) -> Any:
+    """Return the value with all strings in it escaped."""
     match value:
         case str():
-            return escape(value)
+            return escape_text(value)
         case dict():
-            return {_escaped(key): _escaped(one) for key, one in value.items()}
+            return {_escape_value(key): _escape_value(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_escaped(one) for one in value]
+            return [_escape_value(item) for item in value]
     return value

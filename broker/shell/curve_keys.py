@@ -1,17 +1,18 @@
-"""CURVE keys on disk: who may talk to the broker. `python -m broker.keys FOLDER` makes them.
+"""Makes the CURVE keys of all processes: `python -m broker.shell.curve_keys FOLDER`.
 
-Each folder holds what its owner may see and nothing else, so that it can be mounted or copied alone:
+Each folder holds only what its owner needs, so that it can be mounted or copied alone. The broker's folder has an
+allow-list of public keys for each role:
 
-    broker/      broker.key_secret     workers/*.key  frontends/*.key    whom the broker lets in, by public key
+    broker/      broker.key_secret     workers/*.key  frontends/*.key
     worker/      worker.key_secret     broker.key
     frontend/    frontend.key_secret   broker.key
 
-Secrets are the truth: one is put in place whole and never replaced, and every public file is written again from the
-secret that it belongs to when the two differ. So a run that was killed leaves nothing that the next does not repair.
+A secret is put in place complete and never replaced, and a public file that does not match its secret is written again.
+So the next run repairs whatever a killed run left.
 
-A worker or frontend that has the broker's public key but is not on the broker's list has been taken off it, and stays
-off until `--add` names it. One without that key is what a killed run left, and is put on the list. Where there is no
-list at all, nobody has been taken off.
+A worker or frontend that has `broker.key` but is not on the allow-list was removed from the list, and stays removed
+until `--add` names it. One without `broker.key` was left by a killed run and is added to the list. If there is no list
+at all, no key was removed.
 """
 
 import argparse
@@ -22,102 +23,102 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import zmq.auth
 
 from broker.shared.files import make_scratch_folder, move_into_place, remove_scratch_folders
-from broker.wire.curve import KeyFileError, read_pair, read_public_key
+from broker.wire.curve import KeyFileError, Role, read_pair, read_public_key
 
-Role = Literal["worker", "frontend"]
 ROLES: tuple[Role, ...] = get_args(Role)
-
 SECRET, PUBLIC = ".key_secret", ".key"
 
 
 class Key(NamedTuple):
-    """A key pair as people may see it."""
+    """A key pair, without its secret."""
 
     path: Path
     public: str
+    #: Whether this run has made the pair.
     made: bool
-    #: Whether the broker lets it in, or is the broker's.
+    #: Whether the broker accepts the key. True for the broker's own.
     listed: bool = True
 
 
 def make_keys(root: Path) -> list[Key]:
-    """Make the keys that are missing and repair what a killed run left. KeyFileError names a file that is damaged.
+    """Make the missing keys, repair what a killed run left, and return all keys.
 
-    Keys that have been taken off the broker's list stay off.
+    Keys that were removed from an allow-list stay removed. Raise KeyFileError if a secret's file is damaged.
     """
     for folder in (root, *(root / name for name in ("broker", *ROLES))):
-        _folder(folder)
-    with _locked(root):
+        _make_private_folder(folder)
+    with _lock_root(root):
         remove_scratch_folders(root)
-        broker = _pair(root / "broker" / f"broker{SECRET}")
+        broker = _make_pair(root / "broker" / f"broker{SECRET}")
         peers = {root / role / f"{role}{SECRET}" for role in ROLES}
         peers |= {path for role in ROLES for path in root.glob(f"*/{role}{SECRET}")}
         for role in ROLES:
-            _begin_list(_list(root, role), [path for path in sorted(peers) if path.name == role + SECRET])
-        return [broker, *(_keep(root, path, broker) for path in sorted(peers))]
+            _restore_list(_get_list(root, role), [path for path in sorted(peers) if path.name == role + SECRET])
+        return [broker, *(_repair_peer(root, path, broker) for path in sorted(peers))]
 
 
 def add_key(root: Path, role: Role, name: str) -> Key:
-    """One more worker or frontend: `name` is its folder beside broker/ and its entry in the broker's list.
+    """Make a key for one more worker or frontend, or put a removed key back on the allow-list. Return the key.
 
-    One that has been taken off the list is put back.
+    `name` becomes the peer's folder in `root` and its entry in the list. Raise ValueError if role or name is invalid.
     """
     if role not in ROLES:
-        raise ValueError(f"{role!r} is not a role: {' or '.join(ROLES)}")
+        raise ValueError(f"{role!r} is not a role; choose {' or '.join(ROLES)}")
     if name == "broker" or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
-        raise ValueError(f"{name!r} is not a name for a key: lower-case letters, digits and hyphens, and not 'broker'")
+        text = f"{name!r} is not a name for a key; use lower-case letters, digits and hyphens, and not 'broker'"
+        raise ValueError(text)
     make_keys(root)
-    with _locked(root):
-        broker = _pair(root / "broker" / f"broker{SECRET}")
-        return _enrol(root, root / name / f"{role}{SECRET}", broker)
+    with _lock_root(root):
+        broker = _make_pair(root / "broker" / f"broker{SECRET}")
+        return _enroll_peer(root, root / name / f"{role}{SECRET}", broker)
 
 
-def _list(root: Path, role: str) -> Path:
-    """Return the folder of the public keys that the broker lets in as this role."""
+def _get_list(root: Path, role: str) -> Path:
+    """Return the folder of the public keys that the broker accepts for this role."""
     return root / "broker" / f"{role}s"
 
 
-def _begin_list(folder: Path, secrets: list[Path]) -> None:
-    """Put everybody who has a key on a list that is missing. It is put in place whole: see the module's docstring."""
+def _restore_list(folder: Path, secrets: list[Path]) -> None:
+    """Make a missing allow-list of all existing keys. It is put in place complete; see the module's docstring."""
     secrets = [secret for secret in secrets if secret.exists()]
     if folder.exists() or not secrets:
         return
-    with make_scratch_folder(folder.parent) as making:
-        whole = _folder(making / folder.name)
+    with make_scratch_folder(folder.parent) as scratch:
+        complete = _make_private_folder(scratch / folder.name)
         for secret in secrets:
-            _publish(_pair(secret).public, whole / f"{secret.parent.name}{PUBLIC}")
-        move_into_place(whole, folder)
+            _publish_key(_make_pair(secret).public, complete / f"{secret.parent.name}{PUBLIC}")
+        move_into_place(complete, folder)
 
 
-def _keep(root: Path, secret: Path, broker: Key) -> Key:
-    """Make a peer's key if it is missing, and repair what is there of it, unless it has been taken off the list."""
+def _repair_peer(root: Path, secret: Path, broker: Key) -> Key:
+    """Return a peer's key, made or repaired unless it was removed from the allow-list."""
     role, folder = secret.name.removesuffix(SECRET), secret.parent
-    entry = _list(root, role) / f"{folder.name}{PUBLIC}"
+    entry = _get_list(root, role) / f"{folder.name}{PUBLIC}"
     if secret.exists() and (folder / f"broker{PUBLIC}").exists() and not entry.exists():
-        return _pair(secret)._replace(listed=False)
-    return _enrol(root, secret, broker)
+        return _make_pair(secret)._replace(listed=False)
+    return _enroll_peer(root, secret, broker)
 
 
-def _enrol(root: Path, secret: Path, broker: Key) -> Key:
-    """Make a peer's key if it is missing, tell the broker of it, and then the peer of the broker."""
-    key = _pair(secret)
+def _enroll_peer(root: Path, secret: Path, broker: Key) -> Key:
+    """Make a peer's key if it is missing. Write it to the allow-list first, and then the broker's to the peer."""
+    key = _make_pair(secret)
     role, name = secret.name.removesuffix(SECRET), secret.parent.name
-    _publish(key.public, _list(root, role) / f"{name}{PUBLIC}")
-    _publish(broker.public, secret.parent / f"broker{PUBLIC}")
+    _publish_key(key.public, _get_list(root, role) / f"{name}{PUBLIC}")
+    _publish_key(broker.public, secret.parent / f"broker{PUBLIC}")
     return key
 
 
-def _pair(secret: Path) -> Key:
-    """The key of this secret's file, made if there is no file."""
+def _make_pair(secret: Path) -> Key:
+    """Return the key in a secret's file, which is made if it is missing."""
     missing = not secret.exists()
     if missing:
-        with make_scratch_folder(_folder(secret.parent)) as making:
-            _, made = zmq.auth.create_certificates(making, secret.name.removesuffix(SECRET))
+        with make_scratch_folder(_make_private_folder(secret.parent)) as scratch:
+            _, made = zmq.auth.create_certificates(scratch, secret.name.removesuffix(SECRET))
             os.chmod(made, 0o600)
             move_into_place(Path(made), secret)
     secret.chmod(0o600)
@@ -127,20 +128,20 @@ def _pair(secret: Path) -> Key:
         raise KeyFileError(f"{error}; remove it to have another made") from None
 
 
-def _publish(public: str, path: Path) -> None:
-    """Write a public key's file unless it is there and right."""
-    _folder(path.parent)
+def _publish_key(public: str, path: Path) -> None:
+    """Write a public key's file unless the file has this key already."""
+    _make_private_folder(path.parent)
     with contextlib.suppress(KeyFileError):
         if read_public_key(path).decode() == public:
             return
-    with make_scratch_folder(path.parent) as making:
+    with make_scratch_folder(path.parent) as scratch:
         text = f'#   ZeroMQ CURVE public certificate\n\nmetadata\ncurve\n    public-key = "{public}"\n'
-        (making / path.name).write_text(text)
-        move_into_place(making / path.name, path)
+        (scratch / path.name).write_text(text)
+        move_into_place(scratch / path.name, path)
 
 
-def _folder(path: Path) -> Path:
-    """Make a folder that only its owner enters. One that is mounted may belong to somebody else and be right so."""
+def _make_private_folder(path: Path) -> Path:
+    """Return a folder that only its owner can enter. A mounted folder of another owner keeps its mode."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_uid == os.geteuid():
         path.chmod(0o700)
@@ -148,8 +149,8 @@ def _folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One run at a time. On broker/, which containers share, not on the root, which each has of its own."""
+def _lock_root(root: Path) -> Iterator[None]:
+    """Exclude other runs. The lock is on broker/, which containers share, unlike the root."""
     descriptor = os.open(root / "broker", os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -159,12 +160,13 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Exit status 1 with one sentence when keys cannot be made."""
-    parser = argparse.ArgumentParser(prog="python -m broker.keys", description="Make the CURVE keys that are missing.")
-    parser.add_argument("folder", type=Path, help="where the folders broker, worker and frontend are or will be")
-    parser.add_argument(
-        "--add", nargs=2, metavar=("ROLE", "NAME"), help="one more worker or frontend, by its name; or back on the list"
+    """Make keys and print them. Exit with status 1 if they cannot be made."""
+    parser = argparse.ArgumentParser(
+        prog="python -m broker.shell.curve_keys", description="Make the CURVE keys that are missing."
     )
+    parser.add_argument("folder", type=Path, help="folder of the folders broker, worker and frontend")
+    text = "add a key for the worker or frontend NAME, or put it back on the allow-list"
+    parser.add_argument("--add", nargs=2, metavar=("ROLE", "NAME"), help=text)
     options = parser.parse_args()
     try:
         keys = [add_key(options.folder, *options.add)] if options.add else make_keys(options.folder)
@@ -174,7 +176,7 @@ def main() -> None:
         print(f"{'made' if key.made else 'kept'} {key.path}, public key {key.public}")
         if not key.listed:
             role, name = key.path.name.removesuffix(SECRET), key.path.parent.name
-            print(f"     it is off the broker's list and stays off; --add {role} {name} would put it back")
+            print(f"     removed from the broker's allow-list; to put it back: --add {role} {name}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ processes must word alike are here.
 
 import enum
 
+#: Longest Retry-After, in seconds: OpenAI's clients give up on a longer one.
+MAX_RETRY_AFTER_S = 120
+
 
 class ErrorCode(enum.IntEnum):
     """Why a job, a request or a peer was rejected. Numbers are part of the wire: append, never renumber.

@@ -37,9 +37,7 @@ class Embedding(TypedDict):
     """Vector of one input."""
 
     object: Literal["embedding"]
-    embedding: Annotated[
-        list[float] | str | None, Meta(description="Values, or base64 of little-endian float32; null beside an error")
-    ]
+    embedding: Annotated[list[float] | str | None, Meta(description="Values, or base64; null if there is an error")]
     index: Annotated[int, Meta(description="Position of the input in the request")]
     truncated_tokens: NotRequired[Annotated[int, Meta(description="Tokens that were cut off this input")]]
     error: NotRequired[Annotated[ErrorObject, Meta(description="With error_policy per_item: why the input failed")]]

@@ -1,41 +1,29 @@
 """Errors as HTTP answers: OpenAI's error object, and the table from error codes to HTTP statuses. Pure."""
 
 import math
-from typing import NamedTuple
 
 import msgspec
 
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode
 from frontend.api.answers import ErrorAnswer, ErrorObject, ErrorType
 
-#: OpenAI's clients do not wait for a longer Retry-After, in seconds.
-MAX_RETRY_AFTER_S = 120
 #: Longest part of a value from a request that an error repeats, in characters.
 MAX_QUOTED_CHARACTERS = 100
 
-
-class _HttpError(NamedTuple):
-    """HTTP status, OpenAI's `type` and `code`, and the field at fault."""
-
-    status: int
-    type: ErrorType
-    code: str
-    param: str | None = None
-
-
-_HTTP_ERRORS = {
-    ErrorCode.INVALID_INPUT: _HttpError(400, "invalid_request_error", "invalid_input", "input"),
-    ErrorCode.TOO_LONG: _HttpError(400, "invalid_request_error", "context_length_exceeded", "input"),
-    ErrorCode.TOO_MANY_TOKENS: _HttpError(400, "invalid_request_error", "max_tokens_per_request", "input"),
-    ErrorCode.UNKNOWN_MODEL: _HttpError(404, "invalid_request_error", "model_not_found", "model"),
-    ErrorCode.NO_WORKER: _HttpError(503, "server_error", "no_worker", "model"),
-    ErrorCode.QUOTA: _HttpError(429, "rate_limit_error", "rate_limit_exceeded"),
-    ErrorCode.OVERLOADED: _HttpError(503, "server_error", "overloaded"),
-    ErrorCode.DEADLINE: _HttpError(504, "server_error", "deadline_exceeded"),
-    ErrorCode.POISON: _HttpError(422, "invalid_request_error", "poison_input", "input"),
-    ErrorCode.DRAINING: _HttpError(503, "server_error", "shutting_down"),
+#: HTTP status, OpenAI's `type` and `code`, and the field at fault, of each code that a job can end with.
+_HTTP_ERRORS: dict[ErrorCode, tuple[int, ErrorType, str, str | None]] = {
+    ErrorCode.INVALID_INPUT: (400, "invalid_request_error", "invalid_input", "input"),
+    ErrorCode.TOO_LONG: (400, "invalid_request_error", "context_length_exceeded", "input"),
+    ErrorCode.TOO_MANY_TOKENS: (400, "invalid_request_error", "max_tokens_per_request", "input"),
+    ErrorCode.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found", "model"),
+    ErrorCode.NO_WORKER: (503, "server_error", "no_worker", "model"),
+    ErrorCode.QUOTA: (429, "rate_limit_error", "rate_limit_exceeded", None),
+    ErrorCode.OVERLOADED: (503, "server_error", "overloaded", None),
+    ErrorCode.DEADLINE: (504, "server_error", "deadline_exceeded", None),
+    ErrorCode.POISON: (422, "invalid_request_error", "poison_input", "input"),
+    ErrorCode.DRAINING: (503, "server_error", "shutting_down", None),
 }
-_INTERNAL_ERROR = _HttpError(500, "server_error", "internal_error")
+_INTERNAL_ERROR: tuple[int, ErrorType, str, None] = (500, "server_error", "internal_error", None)
 
 
 class ApiError(Exception):
@@ -77,21 +65,14 @@ class ApiError(Exception):
 
 
 def quote(value: str) -> str:
-    """Return a value from a request in quotes, for an error text; only the beginning of a long value."""
+    """Return a value from a request in quotes, and only the beginning of a long value."""
     return repr(value) if len(value) <= MAX_QUOTED_CHARACTERS else f"{value[:MAX_QUOTED_CHARACTERS]!r}…"
 
 
 def from_failure(code: ErrorCode, text: str = "", retry_after_ms: int = 0) -> ApiError:
     """Convert a failure from the broker or a worker; an empty text becomes the code's default text."""
-    error = _HTTP_ERRORS.get(code, _INTERNAL_ERROR)
-    return ApiError(
-        error.status,
-        text or code.text,
-        kind=error.type,
-        param=error.param,
-        code=error.code,
-        retry_after_s=retry_after_ms / 1000,
-    )
+    status, kind, name, param = _HTTP_ERRORS.get(code, _INTERNAL_ERROR)
+    return ApiError(status, text or code.text, kind=kind, param=param, code=name, retry_after_s=retry_after_ms / 1000)
 
 
 def unknown_model(name: str, wording: str = "Mediapipe graph definition with requested name is not found") -> ApiError:

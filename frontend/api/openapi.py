@@ -4,7 +4,6 @@ Schemas are generated from the types in answers.py and schemas.py, with the limi
 list of paths is written here; a test compares it with the application's routes.
 """
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -35,15 +34,10 @@ _STATUSES = {
     503: "The server cannot serve this request now",
     504: "The deadline passed",
 }
-#: Statuses of answers to requests that are sent to workers, beyond those that every answer may have.
-_JOB_STATUSES = (400, 404, 408, 413, 422, 429, 500, 503, 504)
 
 _TEXT: Schema = {"type": "string"}
-_TOKEN_IDS: Schema = {
-    "type": "array",
-    "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID},
-    "minItems": 1,
-}
+_TOKEN_ID = {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}
+_TOKEN_IDS: Schema = {"type": "array", "items": _TOKEN_ID, "minItems": 1}
 _MODEL_NAME = {
     "name": "name",
     "in": "path",
@@ -102,35 +96,42 @@ def _describe_paths() -> Schema:
     for prefix in PREFIXES:
         paths |= {
             f"{prefix}/embeddings": {"post": _describe_embeddings(prefix)},
-            f"{prefix}/models": {"get": _describe("List the models that are served", answers.ModelList, tag=prefix)},
-            f"{prefix}/models/{{name}}": {
-                "get": _describe("Describe a model", answers.ModelObject, [404], parameters=[_MODEL_NAME], tag=prefix)
-            },
+            f"{prefix}/models": _describe_get("List the models that are served", answers.ModelList, tag=prefix),
+            f"{prefix}/models/{{name}}": _describe_get("Describe a model", answers.ModelObject, 404, tag=prefix),
             f"{prefix}/tokenize": {
                 "post": _describe_job("Tokenize texts", TokenizeRequest, answers.TokenizeAnswer, prefix)
             },
         }
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/1"):
         paths |= {
-            model: {"get": _describe_model("KServe: describe a model", answers.ModelMetadata)},
-            f"{model}/ready": {"get": _describe_model("KServe: check that a model is ready", answers.ModelReady)},
+            model: _describe_get("KServe: describe a model", answers.ModelMetadata, 404, 503),
+            f"{model}/ready": _describe_get("KServe: check that a model is ready", answers.ModelReady, 404, 503),
         }
-    reload = _describe("Reload the API keys", answers.ConfigAnswer, [403, 408, 413, 500])
+    reload = _describe("Reload the API keys", answers.ConfigAnswer, 403, 408, 413, 500)
     reload["responses"]["201"] = _describe_response(201, _refer(answers.ConfigAnswer))
-    return paths | {
-        "/v2": {"get": _describe("KServe: describe the server", answers.ServerMetadata)},
-        "/v2/health/live": {"get": _describe_open("KServe: check that the process runs", answers.ServerLive)},
-        "/v2/health/ready": {"get": _describe_open("KServe: check for a worker", answers.ServerReady, [503])},
-        "/v1/config": {"get": _describe("Show the state of all known models", answers.ConfigAnswer)},
+    paths |= {
+        "/v2": _describe_get("KServe: describe the server", answers.ServerMetadata),
+        "/v1/config": _describe_get("Show the state of all known models", answers.ConfigAnswer),
         "/v1/config/reload": {"post": reload},
-        "/health": {"get": _describe("Show the state of the system", answers.HealthAnswer)},
-        "/metrics": {"get": _describe("Metrics for Prometheus", str, content="text/plain")},
-        "/openapi.json": {"get": _describe_open("This description", dict[str, Any])},
-        "/docs": {"get": _describe_open("This description as a page", str, content="text/html")},
-        "/docs/start.js": {"get": _describe_open("Script of the page", str, content="text/javascript")},
-        "/docs/swagger-ui-bundle.js": {"get": _describe_open("Script of the page", str, content="text/javascript")},
-        "/docs/swagger-ui.css": {"get": _describe_open("Style of the page", str, content="text/css")},
+        "/health": _describe_get("Show the state of the system", answers.HealthAnswer),
+        "/metrics": _describe_get("Metrics for Prometheus", str, content="text/plain"),
     }
+    keyless = {
+        "/v2/health/live": _describe_get("KServe: check that the process runs", answers.ServerLive),
+        "/v2/health/ready": _describe_get("KServe: check that a worker is connected", answers.ServerReady, 503),
+        "/openapi.json": _describe_get("This description", dict[str, Any]),
+        "/docs": _describe_get("This description as a page", str, content="text/html"),
+        "/docs/start.js": _describe_get("Script of the page", str, content="text/javascript"),
+        "/docs/swagger-ui-bundle.js": _describe_get("Script of the page", str, content="text/javascript"),
+        "/docs/swagger-ui.css": _describe_get("Style sheet of the page", str, content="text/css"),
+    }
+    for item in keyless.values():
+        item["get"]["security"] = [{}]
+        del item["get"]["responses"]["401"]
+    for path, item in paths.items():
+        if "{name}" in path:
+            item["get"]["parameters"] = [_MODEL_NAME]
+    return paths | keyless
 
 
 def _describe_embeddings(prefix: str) -> Schema:
@@ -149,44 +150,30 @@ def _describe_job(summary: str, body: type, answer: type, prefix: str) -> Schema
     """Describe an operation that workers perform."""
     lane = {"enum": ["interactive", "bulk"]}
     deadline_ms = {"type": "integer", "minimum": 1, "maximum": 10**MAX_DEADLINE_DIGITS - 1}
-    parameters = [
-        _describe_parameter("x-vecmill-lane", "Queue of the request; by default chosen by its size", lane),
-        _describe_parameter("x-vecmill-deadline-ms", "Longest time that the request may take", deadline_ms),
-        _describe_parameter("x-request-id", "Id for logs, which the answer repeats", _TEXT),
-        _describe_parameter("traceparent", "W3C Trace Context, for logs", _TEXT),
-    ]
-    operation = _describe(summary, answer, _JOB_STATUSES, parameters=parameters, tag=prefix)
+    headers = {
+        "x-vecmill-lane": _describe_header("Queue of the request; by default chosen by its size", lane),
+        "x-vecmill-deadline-ms": _describe_header("Longest time that the request may take", deadline_ms),
+        "x-request-id": _describe_header("Id for logs, which the answer repeats"),
+        "traceparent": _describe_header("W3C Trace Context, for logs"),
+    }
+    operation = _describe(summary, answer, 400, 404, 408, 413, 422, 429, 500, 503, 504, tag=prefix)
+    operation["parameters"] = [{"name": name, "in": "header"} | header for name, header in headers.items()]
     content = {"application/json": {"schema": _refer(body)}}
     return operation | {"requestBody": {"required": True, "content": content}}
 
 
-def _describe_model(summary: str, answer: type) -> Schema:
-    return _describe(summary, answer, [404, 503], parameters=[_MODEL_NAME])
-
-
-def _describe_open(
-    summary: str, answer: Any, statuses: Iterable[int] = (), content: str = "application/json"
-) -> Schema:
-    """Describe an operation that needs no API key."""
-    operation = _describe(summary, answer, statuses, content=content)
-    del operation["responses"]["401"]
-    return operation | {"security": [{}]}
+def _describe_get(*arguments: Any, **options: str) -> Schema:
+    return {"get": _describe(*arguments, **options)}
 
 
 def _describe(
-    summary: str,
-    answer: Any,
-    statuses: Iterable[int] = (),
-    *,
-    parameters: Sequence[Schema] = (),
-    content: str = "application/json",
-    tag: str = "operations",
+    summary: str, answer: Any, *statuses: int, content: str = "application/json", tag: str = "operations"
 ) -> Schema:
     """Describe an operation; `statuses` are those of its errors beyond 401 and 431."""
     error = _refer(answers.ErrorAnswer)
     responses = {"200": _describe_response(200, _refer(answer), content)}
     responses |= {str(status): _describe_response(status, error) for status in sorted({401, 431, *statuses})}
-    return {"summary": summary, "tags": [tag], "parameters": list(parameters), "responses": responses}
+    return {"summary": summary, "tags": [tag], "parameters": [], "responses": responses}
 
 
 def _describe_response(status: int, schema: Schema, content: str = "application/json") -> Schema:
@@ -200,7 +187,3 @@ def _describe_response(status: int, schema: Schema, content: str = "application/
 
 def _describe_header(text: str, schema: Schema = _TEXT) -> Schema:
     return {"description": text, "schema": schema}
-
-
-def _describe_parameter(name: str, text: str, schema: Schema) -> Schema:
-    return {"name": name, "in": "header", "required": False, "description": text, "schema": schema}

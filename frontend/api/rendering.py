@@ -9,21 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from broker.wire.protocol import ModelInfo, ModelState, State
-from frontend.api.answers import (
-    ConfigAnswer,
-    Embedding,
-    EmbeddingsAnswer,
-    ModelList,
-    ModelMetadata,
-    ModelObject,
-    ModelStatus,
-    StatusDetail,
-    Tensor,
-    TokenizeAnswer,
-    Usage,
-    VersionStatus,
-)
+from broker.wire.protocol import Availability, ModelInfo, ModelState
+from frontend.api import answers
 from frontend.api.errors import ApiError
 from frontend.api.schemas import EmbeddingsRequest, TokenizeRequest
 
@@ -35,13 +22,13 @@ Ids = npt.NDArray[np.uint32]
 #: Vectors shorter than this are divided by it instead of by their length, as in OVMS and torch.
 _MIN_LENGTH = 1e-12
 
-#: OVMS's names of states, and the error code beside each.
-_STATES: dict[State, tuple[Any, str]] = {
-    State.AVAILABLE: ("AVAILABLE", "OK"),
-    State.LOADING: ("LOADING", "OK"),
-    State.FAILED: ("LOADING", "FAILED_PRECONDITION"),
-    State.UNLOADING: ("UNLOADING", "OK"),
-    State.END: ("END", "OK"),
+#: OVMS's names of states, with the error code of each.
+_STATES: dict[Availability, tuple[Any, str]] = {
+    Availability.AVAILABLE: ("AVAILABLE", "OK"),
+    Availability.LOADING: ("LOADING", "OK"),
+    Availability.FAILED: ("LOADING", "FAILED_PRECONDITION"),
+    Availability.UNLOADING: ("UNLOADING", "OK"),
+    Availability.END: ("END", "OK"),
 }
 
 
@@ -80,19 +67,19 @@ def render_embeddings(
         errors: Errors by position, of the inputs that are not in `vectors`.
     """
     base64 = request.encoding_format == "base64"
-    data: list[Embedding] = []
+    data: list[answers.Embedding] = []
     for position in sorted([*vectors, *errors]):
         vector = vectors.get(position)
         if base64 and vector is not None:
             vector = vector.data
-        item: Embedding = {"object": "embedding", "embedding": vector, "index": position}
+        item: answers.Embedding = {"object": "embedding", "embedding": vector, "index": position}
         if truncated.get(position):
             item["truncated_tokens"] = truncated[position]
         if position in errors:
             item["error"] = errors[position].to_object()
         data.append(item)
     total = sum(truncated.values()) if request.truncation else msgspec.UNSET
-    answer = EmbeddingsAnswer("list", data, request.model, Usage(tokens, tokens), total)
+    answer = answers.EmbeddingsAnswer("list", data, request.model, answers.Usage(tokens, tokens), total)
     # msgspec encodes buffers as base64, a third faster than base64.b64encode and orjson.
     return msgspec.json.encode(answer) if base64 else _encode_arrays(answer)
 
@@ -113,7 +100,7 @@ def _to_dict(struct: msgspec.Struct) -> dict[str, Any]:
 def render_tokens(request: TokenizeRequest, rows: Sequence[memoryview], model: ModelInfo) -> bytes:
     """Render OVMS's answer: flat for one text, nested for several. `rows` are u32 ids with special tokens."""
     tokens: list[Any] = [_fit_ids(request, np.frombuffer(row, "<u4"), model) for row in rows]
-    return _encode_arrays(TokenizeAnswer(tokens[0] if len(tokens) == 1 else tokens))
+    return _encode_arrays(answers.TokenizeAnswer(tokens[0] if len(tokens) == 1 else tokens))
 
 
 def count_token_ids(request: TokenizeRequest, rows: Sequence[memoryview], model: ModelInfo) -> int:
@@ -141,9 +128,9 @@ def _fit_ids(request: TokenizeRequest, ids: Ids, model: ModelInfo) -> Ids:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def build_model_object(model: ModelInfo, created: int) -> ModelObject:
+def build_model_object(model: ModelInfo, created: int) -> answers.ModelObject:
     """Return OpenAI's model object; `created` is in seconds since 1970."""
-    return ModelObject(
+    return answers.ModelObject(
         id=model.name,
         object="model",
         created=created,
@@ -159,20 +146,20 @@ def build_model_object(model: ModelInfo, created: int) -> ModelObject:
 
 def render_models(models: Iterable[ModelInfo], created: int) -> bytes:
     """Render OpenAI's list of models."""
-    return msgspec.json.encode(ModelList("list", [build_model_object(model, created) for model in models]))
+    return msgspec.json.encode(answers.ModelList("list", [build_model_object(model, created) for model in models]))
 
 
 def render_config(states: Mapping[str, ModelState]) -> bytes:
     """Render OVMS's GET /v1/config: the state of every known model, indented as in OVMS."""
-    config: ConfigAnswer = {}
+    config: answers.ConfigAnswer = {}
     for name, model in sorted(states.items()):
         state, code = _STATES[model.state]
-        version = VersionStatus("1", state, StatusDetail(code, model.text or code))
-        config[name] = ModelStatus([version])
+        version = answers.VersionStatus("1", state, answers.StatusDetail(code, model.text or code))
+        config[name] = answers.ModelStatus([version])
     return msgspec.json.format(msgspec.json.encode(config), indent=1)
 
 
 def render_model_metadata(model: ModelInfo) -> bytes:
     """Render KServe's metadata of a model."""
-    inputs, outputs = [Tensor("input", "BYTES", [-1])], [Tensor("embedding", "FP32", [-1, model.dimension])]
-    return msgspec.json.encode(ModelMetadata(model.name, ["1"], "OpenVINO", inputs, outputs))
+    text, vector = answers.Tensor("input", "BYTES", [-1]), answers.Tensor("embedding", "FP32", [-1, model.dimension])
+    return msgspec.json.encode(answers.ModelMetadata(model.name, ["1"], "OpenVINO", [text], [vector]))

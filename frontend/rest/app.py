@@ -76,7 +76,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
 
 async def _start_up(app: Sanic) -> None:  # type: ignore[type-arg]
     return_freed_memory()
-    metrics.touch({metrics.endpoint_of_name(route.name) for route in app.router.routes})
+    metrics.create_series({metrics.get_route_endpoint(route.name) for route in app.router.routes})
     app.ctx.broker = BrokerClient(app.ctx.config)
     app.ctx.broker.open()
     for task in (app.ctx.unread.watch_clients(), _end_left_connections(app.ctx.connections)):

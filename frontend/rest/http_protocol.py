@@ -89,7 +89,8 @@ class Connection(HttpProtocol):
     def close(self, timeout: float | None = None) -> None:
         """Close the connection after all written bytes are sent.
 
-        Sanic would allow 5 s, however fast the client reads, and no time under TLS, because it does not see TLS's buffer.
+        Sanic would allow 5 s, however fast the client reads. Under TLS it would allow no time, because it does not see
+        TLS's buffer.
         """
         if self.transport is None or self.transport.is_closing() or self._closing:
             return

@@ -1,7 +1,7 @@
-"""GET /metrics of a frontend: its HTTP requests, also under OVMS's names. The broker serves its own.
+"""GET /metrics of a frontend: its HTTP requests, also under OVMS's names. The broker serves its own metrics.
 
-Several frontend processes on one port count into files of a common folder (PROMETHEUS_MULTIPROC_DIR, which
-prometheus_client reads when it is imported), so that a scrape that any of them answers gives the sums.
+Several frontend processes on one port write their numbers into files of one folder (PROMETHEUS_MULTIPROC_DIR, which
+prometheus_client reads when it is imported), so that the process that answers a scrape returns the sums.
 """
 
 import asyncio
@@ -22,115 +22,127 @@ from sanic.response import BaseHTTPResponse
 from frontend.rest.slow_readers import Reason
 
 PREFIX = "vecmill_"
-#: From what needs no broker to the longest deadline by default, in seconds.
+#: Histogram bounds in seconds, from requests that need no broker to the default deadline.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-#: OVMS's, in microseconds.
+#: OVMS's histogram bounds, in microseconds.
 _OVMS_BUCKETS = tuple(float(math.floor(10 * 1.8**power)) for power in range(33))
-#: What nginx and others call a request whose client has gone.
+#: Status of a request whose client disconnected before the answer, as in nginx.
 CLIENT_GONE = 499
-#: The end of a route's name: which of the prefixes it is for.
+#: The end of a route's name, which names the path's prefix.
 _VERSION = re.compile(r"_v\d.*$")
-#: Labels that no path of ours has.
+#: Label of requests for unknown paths.
 _UNKNOWN = "unknown"
 
 
 class _OvmsCounter(NamedTuple):
-    """A count of OVMS's of embeddings requests, by the status that they had."""
+    """One of OVMS's counters of embeddings requests, which counts the requests with certain statuses."""
 
     name: str
     text: str
-    of: Callable[[str], bool]
-    #: Whether it has a label for the model's version.
+    counts_status: Callable[[str], bool]
+    #: Whether the counter has a label for the model's version.
     versioned: bool
 
 
-#: What has found no room: a quota is used up, or there is nothing that could serve it.
-_REJECTIONS = ("429", "503")
+#: Statuses of rejected requests: a quota is used up, or the server has no capacity.
+_REJECTED = ("429", "503")
 _OVMS_COUNTERS = (
-    _OvmsCounter("ovms_requests_success", "Answered requests", lambda status: status == "200", versioned=True),
+    _OvmsCounter("ovms_requests_success", "Requests answered with 200", lambda status: status == "200", versioned=True),
     _OvmsCounter(
         "ovms_requests_fail",
-        "Failed requests",
+        "Requests answered with another status",
         lambda status: status not in ("200", str(CLIENT_GONE)),
         versioned=True,
     ),
     _OvmsCounter(
         "ovms_requests_accepted",
-        "Requests that were taken up",
-        lambda status: status not in _REJECTIONS,
+        "Requests that were not rejected",
+        lambda status: status not in _REJECTED,
         versioned=False,
     ),
     _OvmsCounter(
         "ovms_requests_rejected",
-        "Requests that were not, answered 429 or 503",
-        lambda status: status in _REJECTIONS,
+        "Requests rejected with 429 or 503",
+        lambda status: status in _REJECTED,
         versioned=False,
     ),
     _OvmsCounter("ovms_responses", "Answers with vectors", lambda status: status == "200", versioned=False),
 )
 
-# A gauge beside each family, of when its series began: several processes cannot tell it.
+# Without the gauges of the series' creation times, which cannot be summed over processes.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-_own = CollectorRegistry()
-_requests = Counter(PREFIX + "requests", "HTTP requests", ["endpoint", "status", "model"], registry=_own)
+_registry = CollectorRegistry()
+_requests = Counter(PREFIX + "requests", "HTTP requests", ["endpoint", "status", "model"], registry=_registry)
 _request_seconds = Histogram(
-    PREFIX + "request_seconds", "From a request's head to its answer", ["endpoint"], buckets=_SECONDS, registry=_own
+    PREFIX + "request_seconds",
+    "Seconds from a request's head to its answer",
+    ["endpoint"],
+    buckets=_SECONDS,
+    registry=_registry,
 )
 _in_flight = Gauge(
     PREFIX + "requests_in_flight",
     "Requests that wait for the broker",
     ["model"],
     multiprocess_mode="livesum",
-    registry=_own,
+    registry=_registry,
 )
-_inputs = Counter(PREFIX + "inputs", "Inputs of answered requests", ["endpoint", "model"], registry=_own)
-_prompt_tokens = Counter(PREFIX + "prompt_tokens", "Tokens as told in usage", ["model"], registry=_own)
-_truncated = Counter(PREFIX + "truncated_tokens", "Tokens cut off inputs", ["model"], registry=_own)
+_inputs = Counter(PREFIX + "inputs", "Inputs of answered requests", ["endpoint", "model"], registry=_registry)
+_prompt_tokens = Counter(
+    PREFIX + "prompt_tokens", "Tokens of answered requests, as in usage", ["model"], registry=_registry
+)
+_truncated = Counter(
+    PREFIX + "truncated_tokens", "Tokens cut off inputs that were truncated", ["model"], registry=_registry
+)
 _ovms_time = Histogram(
     "ovms_request_time_us",
-    "Time of answered requests",
+    "Microseconds from the head of a request to its answer with 200",
     ["interface", "name", "version"],
     buckets=_OVMS_BUCKETS,
-    registry=_own,
+    registry=_registry,
 )
 _ovms_wait = Histogram(
     "ovms_wait_for_infer_req_time_us",
-    "Longest time that an input of a request waited in the queue",
+    "Longest time that an input of a request was queued, in microseconds",
     ["name", "version"],
     buckets=_OVMS_BUCKETS,
-    registry=_own,
+    registry=_registry,
 )
 _ovms_inference = Histogram(
     "ovms_inference_time_us",
-    "Longest inference among the batches of a request",
+    "Longest inference among the batches of a request, in microseconds",
     ["name", "version"],
     buckets=_OVMS_BUCKETS,
-    registry=_own,
+    registry=_registry,
 )
 unread_bytes = Gauge(
     PREFIX + "unread_bytes",
-    "Bytes of answers that clients have not taken yet",
+    "Bytes of answers that clients have not read yet",
     multiprocess_mode="livesum",
-    registry=_own,
+    registry=_registry,
 )
 readers_ended = Counter(
-    PREFIX + "readers_ended", "Connections ended because their clients read too slowly", ["reason"], registry=_own
+    PREFIX + "readers_ended",
+    "Connections closed because the client read too slowly, by reason",
+    ["reason"],
+    registry=_registry,
 )
 
 
-def endpoint_of(request: Request) -> str:
-    """A label for a request's path."""
-    return endpoint_of_name(request.route.name) if request.route else _UNKNOWN
+def get_endpoint(request: Request) -> str:
+    """Return the label of a request's path."""
+    return get_route_endpoint(request.route.name) if request.route else _UNKNOWN
 
 
 @functools.lru_cache(1000)
-def endpoint_of_name(route: str) -> str:
-    """The name of a route, the same for all prefixes."""
+def get_route_endpoint(route: str) -> str:
+    """Return the label of a route, which is the same for all prefixes, from the route's name."""
     return _VERSION.sub("", route.rpartition(".")[2])
 
 
-class _OfAnswers(NamedTuple):
-    """The series of the answers of one kind. prometheus_client takes longer to find them than to count."""
+# The series are cached because prometheus_client takes longer to find a series than to change its value.
+class _AnswerSeries(NamedTuple):
+    """Series of the answers with the same endpoint, status and model."""
 
     requests: Counter
     seconds: Histogram
@@ -138,36 +150,39 @@ class _OfAnswers(NamedTuple):
 
 
 @functools.lru_cache(1000)
-def _of_answers(endpoint: str, status: int, model: str) -> _OfAnswers:
-    of = _requests.labels(endpoint, str(status), model), _request_seconds.labels(endpoint)
-    return _OfAnswers(*of, _inputs.labels(endpoint, model))
+def _get_answer_series(endpoint: str, status: int, model: str) -> _AnswerSeries:
+    return _AnswerSeries(
+        requests=_requests.labels(endpoint, str(status), model),
+        seconds=_request_seconds.labels(endpoint),
+        inputs=_inputs.labels(endpoint, model),
+    )
 
 
-class _OfModel(NamedTuple):
-    """A model's series."""
+class _ModelSeries(NamedTuple):
+    """Series of a model."""
 
     in_flight: Gauge
     tokens: Counter
     truncated: Counter
-    microseconds: Histogram
+    request_us: Histogram
     wait_us: Histogram
     inference_us: Histogram
 
 
 @functools.lru_cache(1000)
-def _of_model(model: str) -> _OfModel:
-    return _OfModel(
+def _get_model_series(model: str) -> _ModelSeries:
+    return _ModelSeries(
         in_flight=_in_flight.labels(model),
         tokens=_prompt_tokens.labels(model),
         truncated=_truncated.labels(model),
-        microseconds=_ovms_time.labels("REST", model, "1"),
+        request_us=_ovms_time.labels("REST", model, "1"),
         wait_us=_ovms_wait.labels(model, "1"),
         inference_us=_ovms_inference.labels(model, "1"),
     )
 
 
-def touch(endpoints: Iterable[str]) -> None:
-    """Let the series of these endpoints exist."""
+def create_series(endpoints: Iterable[str]) -> None:
+    """Create the series of these endpoints, at zero."""
     for endpoint in [*endpoints, _UNKNOWN]:
         _requests.labels(endpoint, "200" if endpoint != _UNKNOWN else "404", "")
         _request_seconds.labels(endpoint)
@@ -175,16 +190,18 @@ def touch(endpoints: Iterable[str]) -> None:
         readers_ended.labels(reason.value)
 
 
-def touch_model(model: str) -> None:
-    """Let the series of a model exist."""
+def create_model_series(model: str) -> None:
+    """Create the series of a model, at zero."""
     for endpoint in ("embeddings", "tokenize"):
-        _of_answers(endpoint, 200, model)
-    _of_model(model)
+        _get_answer_series(endpoint, 200, model)
+    _get_model_series(model)
 
 
-class Waiting:
-    """While a request waits for the broker. One whose client goes away meanwhile is counted here: it may get no answer
-    that could be counted."""
+class InFlight:
+    """Context of a request that waits for the broker.
+
+    A request whose client disconnects meanwhile is counted here, because it may get no answer that could be counted.
+    """
 
     __slots__ = ("_model", "_request")
 
@@ -192,52 +209,51 @@ class Waiting:
         self._request, self._model = request, model
 
     def __enter__(self) -> None:
-        _of_model(self._model).in_flight.inc()
+        _get_model_series(self._model).in_flight.inc()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        _of_model(self._model).in_flight.dec()
+        _get_model_series(self._model).in_flight.dec()
         if kind is not None and issubclass(kind, asyncio.CancelledError):
-            _of_answers(endpoint_of(self._request), CLIENT_GONE, self._model).requests.inc()
+            _get_answer_series(get_endpoint(self._request), CLIENT_GONE, self._model).requests.inc()
             self._request.ctx.counted = True
 
 
 def observe_times(model: str, queue_us: int, inference_us: int) -> None:
-    """Record the times that the broker has measured for an embeddings request, under OVMS's names."""
-    series = _of_model(model)
+    """Record the broker's times of an embeddings request, under OVMS's names."""
+    series = _get_model_series(model)
     series.wait_us.observe(queue_us)
     series.inference_us.observe(inference_us)
 
 
-def count(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
-    """A request is answered. What its route has noted of it tells the model, which exists then."""
+def count_answer(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
+    """Count an answered request, for the model that its route has noted in `request.ctx.log`, if any."""
     if hasattr(request.ctx, "counted"):
         return
-    noted = request.ctx.log
-    endpoint, model = endpoint_of(request), noted.get("model", "")
-    series = _of_answers(endpoint, response.status, model)
+    note = request.ctx.log
+    endpoint, model = get_endpoint(request), note.get("model", "")
+    series = _get_answer_series(endpoint, response.status, model)
     series.requests.inc()
     series.seconds.observe(seconds)
-    if not model:
+    if not model or response.status != 200:
         return
-    mine, answered = _of_model(model), response.status == 200
-    if answered:
-        series.inputs.inc(noted["inputs"])
-    if answered and "tokens" in noted:
-        mine.tokens.inc(noted["tokens"])
-        mine.truncated.inc(noted["truncated"])
-    if answered and endpoint == "embeddings":
-        mine.microseconds.observe(seconds * 1e6)
+    series.inputs.inc(note["inputs"])
+    model_series = _get_model_series(model)
+    if "tokens" in note:
+        model_series.tokens.inc(note["tokens"])
+        model_series.truncated.inc(note["truncated"])
+    if endpoint == "embeddings":
+        model_series.request_us.observe(seconds * 1e6)
 
 
 class _Collector:
-    """The families of this frontend, or of all processes on the port."""
+    """All families, for prometheus_client."""
 
     def __init__(self, *, broker_connected: bool) -> None:
         self._broker_connected = broker_connected
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all families."""
-        families = {metric.name: metric for metric in _own.collect()}
+        """Yield the families of this process, or their sums over all processes on the port."""
+        families = {metric.name: metric for metric in _registry.collect()}
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             # The sums replace the families of this process; a family without a series in any process has no sum.
             summed: Iterable[Metric] = MultiProcessCollector(CollectorRegistry()).collect()  # type: ignore[no-untyped-call]
@@ -249,7 +265,7 @@ class _Collector:
         yield up
 
 
-def render(accept: str, *, broker_connected: bool) -> tuple[bytes, str]:
+def render_metrics(accept: str, *, broker_connected: bool) -> tuple[bytes, str]:
     """Return the body of /metrics and its content type, in the format that the Accept header prefers."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
@@ -257,19 +273,20 @@ def render(accept: str, *, broker_connected: bool) -> tuple[bytes, str]:
     return encode(registry), content_type
 
 
-def _collect_ovms_names(own: dict[str, Metric]) -> Iterator[Metric]:
-    """OVMS's names for what frontends count (see docs/metrics.md)."""
-    served = [sample for sample in own[PREFIX + "requests"].samples if sample.labels["endpoint"] == "embeddings"]
-    models = dict.fromkeys(sample.labels["model"] for sample in served if sample.labels["model"])
+def _collect_ovms_names(families: dict[str, Metric]) -> Iterator[Metric]:
+    """Yield OVMS's names for some of our families; see docs/metrics.md."""
+    samples = [one for one in families[PREFIX + "requests"].samples if one.labels["endpoint"] == "embeddings"]
+    models = dict.fromkeys(sample.labels["model"] for sample in samples if sample.labels["model"])
     for counter in _OVMS_COUNTERS:
-        # Of no type, for a counter's name would end with _total, and OVMS's do not.
+        # Untyped, because prometheus_client appends _total to the name of a counter, and OVMS does not.
         labels = ["api", "interface", "method", "name"] + ["version"] * counter.versioned
         family = UnknownMetricFamily(counter.name, counter.text, labels=labels)
         for model in models:
-            counted = (one.value for one in served if one.labels["model"] == model and counter.of(one.labels["status"]))
-            family.add_metric(["V3", "REST", "Unary", model] + ["1"] * counter.versioned, sum(counted))
+            of_model = [sample for sample in samples if sample.labels["model"] == model]
+            count = sum(sample.value for sample in of_model if counter.counts_status(sample.labels["status"]))
+            family.add_metric(["V3", "REST", "Unary", model] + ["1"] * counter.versioned, count)
         yield family
-    gauge = GaugeMetricFamily("ovms_current_requests", "Requests that are worked on", labels=["name", "version"])
-    for sample in own[PREFIX + "requests_in_flight"].samples:
+    gauge = GaugeMetricFamily("ovms_current_requests", "Requests that wait for the broker", labels=["name", "version"])
+    for sample in families[PREFIX + "requests_in_flight"].samples:
         gauge.add_metric([sample.labels["model"], "1"], sample.value)
     yield gauge

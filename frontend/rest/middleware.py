@@ -103,7 +103,7 @@ async def _finish_response(request: Request, response: BaseHTTPResponse) -> None
     response.headers["x-request-id"] = context.request_id
     add_cors_headers(request, response)
     seconds = time.monotonic() - context.started
-    metrics.count(request, response, seconds)
+    metrics.count_answer(request, response, seconds)
     if access.isEnabledFor(logging.INFO):
         fields = {
             "request_id": context.request_id,

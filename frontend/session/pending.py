@@ -156,7 +156,7 @@ class PendingRequests:
             wire.unpack_u64(answers.requests),
             wire.unpack_u32(answers.positions),
             wire.unpack_u32(answers.tokens),
-            wire.split(frame, _list_sizes(answers)),
+            wire.split_frame(frame, _list_sizes(answers)),
             wire.unpack_u32(answers.cut) or itertools.repeat(0),
             strict=False,
         )

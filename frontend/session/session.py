@@ -21,7 +21,7 @@ import msgspec
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Frame, Message, ModelInfo, ModelState, State
+from broker.wire.protocol import Availability, Frame, Message, ModelInfo, ModelState
 from frontend.api.errors import ApiError, broker_away, from_failure, quote, unknown_model
 from frontend.session.pending import Pending, PendingRequests, RefusalCache
 
@@ -30,7 +30,7 @@ HEARTBEAT_S, LIVENESS_S = 0.25, 3.5
 #: Maximum number of submissions in one message, so that the broker's other peers wait briefly while it reads one.
 MAX_SUBMISSIONS = 64
 #: Why a model without any worker so far cannot serve requests.
-_NOT_YET = {State.LOADING: "is still being loaded", State.FAILED: "could not be loaded by any worker"}
+_NOT_YET = {Availability.LOADING: "is still being loaded", Availability.FAILED: "could not be loaded by any worker"}
 
 
 class Outgoing(NamedTuple):

@@ -80,7 +80,7 @@ def test_abandoned_requests_do_not_starve_others_with_keys(cluster: Cluster, tmp
     keys = tmp_path / "keys.toml"
     names = ["one", "two", "three", "four"]
     keys.write_text(
-        make_entry("attacker", "attacker", jobs_in_flight=2048) + "".join(make_entry(one, one) for one in names)
+        make_entry("attacker", "attacker", jobs_in_flight=2048) + "".join(make_entry(name, name) for name in names)
     )
     cluster.broker()
     for _ in range(2):

@@ -23,14 +23,14 @@ TEXTS = ["hello world", "null\0inside", "für jeden", ""]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all."""
+    """Start one server for all tests."""
     server = Server(tmp_path_factory.mktemp("clients"))
     yield server
     server.program.close()
 
 
 def bits(vectors: object) -> bytes:
-    """Vectors as they are in float32."""
+    """Return vectors as the bytes of float32."""
     return np.array(vectors, np.float32).tobytes()
 
 
@@ -39,25 +39,25 @@ def bits(vectors: object) -> bytes:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    """OpenAI's own client, which asks for base64 unless told otherwise."""
+    """Give OpenAI's client, which requests base64 by default."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
         yield client
 
 
-def test_openai_client_gets_the_same_bits_as_base64_and_as_float(client: openai.OpenAI, server: Server) -> None:
-    wanted = rows(server.embed(TEXTS)).tobytes()
+def test_openai_client_gets_equal_bits_in_both_formats(client: openai.OpenAI, server: Server) -> None:
+    expected = rows(server.embed(TEXTS)).tobytes()
     by_default = client.embeddings.create(model=MODEL, input=TEXTS)
     as_float = client.embeddings.create(model=MODEL, input=TEXTS, encoding_format="float")
     as_base64 = client.embeddings.create(model=MODEL, input=TEXTS, encoding_format="base64")
-    assert bits([one.embedding for one in by_default.data]) == wanted
-    assert bits([one.embedding for one in as_float.data]) == wanted
-    assert all(isinstance(one.embedding, str) for one in as_base64.data)
+    assert bits([item.embedding for item in by_default.data]) == expected
+    assert bits([item.embedding for item in as_float.data]) == expected
+    assert all(isinstance(item.embedding, str) for item in as_base64.data)
     assert (by_default.model, by_default.object) == (MODEL, "list")
-    assert [one.index for one in by_default.data] == list(range(4))
+    assert [item.index for item in by_default.data] == list(range(4))
     assert by_default.usage.prompt_tokens == by_default.usage.total_tokens == 4 + 5 + 5 + 2
 
 
-def test_openai_client_with_dimensions_token_ids_and_extensions(client: openai.OpenAI) -> None:
+def test_openai_client_with_options_and_extensions(client: openai.OpenAI) -> None:
     cut = client.embeddings.create(model=MODEL, input="hello world", dimensions=16).data[0].embedding
     assert len(cut) == 16
     assert math.sqrt(sum(value * value for value in cut)) == pytest.approx(1, abs=1e-6)
@@ -77,7 +77,7 @@ def test_openai_client_with_dimensions_token_ids_and_extensions(client: openai.O
     assert len(mixed.data[0].embedding) == 384
 
 
-def test_openai_client_lists_models_and_raises_its_own_errors(client: openai.OpenAI) -> None:
+def test_openai_client_lists_models_and_raises_errors(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).owned_by == "vecmill"
     with pytest.raises(openai.NotFoundError, match="does not exist") as unknown:
@@ -95,7 +95,7 @@ def test_openai_client_lists_models_and_raises_its_own_errors(client: openai.Ope
     assert late.value.status_code in (503, 504)
 
 
-def test_openai_async_client_with_many_requests_at_once(server: Server) -> None:
+def test_openai_async_client_with_concurrent_requests(server: Server) -> None:
     async def ask() -> list[bytes]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v3", api_key="unused") as client:
             calls = (client.embeddings.create(model=MODEL, input=f"text {number}") for number in range(50))
@@ -107,7 +107,7 @@ def test_openai_async_client_with_many_requests_at_once(server: Server) -> None:
         assert np.abs(np.frombuffer(one, np.float32) - other).max() <= 1e-5
 
 
-def test_openai_client_raises_its_own_errors_for_keys_and_faults(cluster: Cluster) -> None:
+def test_openai_client_raises_key_and_server_errors(cluster: Cluster) -> None:
     file = cluster.folder / "keys.toml"
     command = [str(ROOT / "scripts/api-key"), "a", "--file", str(file), "--tokens-per-minute", "100"]
     key = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -129,7 +129,7 @@ def test_openai_client_raises_its_own_errors_for_keys_and_faults(cluster: Cluste
             client.post("/config/reload", cast_to=object)
         with pytest.raises(openai.InternalServerError, match="the device failed on this input"):
             client.embeddings.create(model="fake", input="raise")
-        # By the estimate fewer than a minute has, and in truth more: the next must wait.
+        # The estimate is below the quota, the true number of tokens above it: the next request must wait.
         assert len(client.embeddings.create(model="fake", input=["x" * 50] * 4).data) == 4
         with pytest.raises(openai.RateLimitError, match="100 tokens a minute") as much:
             client.embeddings.create(model="fake", input="x" * 50)
@@ -137,7 +137,7 @@ def test_openai_client_raises_its_own_errors_for_keys_and_faults(cluster: Cluste
 
 
 def is_listed(client: openai.OpenAI) -> bool:
-    """Whether the server is there, and has a model."""
+    """Return whether the server answers and has a model."""
     try:
         return bool(client.models.list().data)
     except openai.APIConnectionError:
@@ -148,7 +148,7 @@ def is_listed(client: openai.OpenAI) -> bool:
 
 
 def langchain(server: Server, **settings: object) -> OpenAIEmbeddings:
-    """Its embeddings of this server."""
+    """Return LangChain's client of this server."""
     return OpenAIEmbeddings(model=MODEL, base_url=f"{server.url}/v3", api_key="unused", **settings)  # type: ignore[arg-type]
 
 
@@ -167,8 +167,8 @@ def test_langchain(server: Server) -> None:
     assert len(asyncio.run(ask())) == 2
 
 
-def test_langchain_as_it_is_by_default_is_told_the_switch(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tiktoken would fetch the file of cl100k_base: here its ids of one text, which are of two words and a half."""
+def test_default_langchain_gets_the_switch_in_the_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the file of cl100k_base, which tiktoken would download, by the ids of three words."""
     ids = {b"hello": 15339, b" world": 1917, b" embeddings": 71647}
     letters = {bytes([number]): number for number in range(256)}
     encoding = tiktoken.Encoding("cl100k_base", pat_str=" ?[a-z]+", mergeable_ranks=letters | ids, special_tokens={})
@@ -178,18 +178,18 @@ def test_langchain_as_it_is_by_default_is_told_the_switch(server: Server, monkey
         langchain(server, http_client=http).embed_query("hello world embeddings")
 
 
-def test_langchain_with_the_models_own_tokenizer_as_ovms_says(server: Server) -> None:
-    """OVMS's recipe: texts are cut with Hugging Face's tokenizer, and sent as texts."""
+def test_langchain_with_the_models_tokenizer(server: Server) -> None:
+    """Follow OVMS's recipe: LangChain splits texts with Hugging Face's tokenizer, and sends texts."""
     folder = next((ROOT / ".cache/vecmill").glob("default/**/tokenizer.json")).parent
     embeddings = langchain(server, tiktoken_enabled=False, tiktoken_model_name=str(folder), embedding_ctx_length=250)
     assert bits(embeddings.embed_query("hello world")) == rows(server.embed(["hello world"])).tobytes()
-    # Longer than the model takes: its parts' mean.
+    # LangChain returns the mean of the parts' vectors for a text that is longer than the model accepts.
     assert len(embeddings.embed_documents(["hello " * 600])[0]) == 384
 
 
 def test_llamaindex(server: Server) -> None:
     with warnings.catch_warnings():
-        # Of its own dependencies, at import.
+        # LlamaIndex's dependencies warn at import.
         warnings.simplefilter("ignore")
         from llama_index.embeddings.openai_like import OpenAILikeEmbedding
     settings = {"model_name": MODEL, "api_base": f"{server.url}/v1", "api_key": "unused"}
@@ -209,7 +209,7 @@ def test_llamaindex(server: Server) -> None:
 
 
 def curl(*arguments: str) -> str:
-    """What curl prints."""
+    """Run curl, and return what it prints."""
     return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, check=True, timeout=60).stdout
 
 
@@ -225,24 +225,24 @@ def test_curl_with_and_without_a_content_type(server: Server) -> None:
     assert curl("-o", "/dev/null", "-w", "%{http_code}", "-X", "OPTIONS", url) == "204"
 
 
-# --- the pages -------------------------------------------------------------------------------------------------------
+# --- docs ------------------------------------------------------------------------------------------------------------
 
 
 def examples(page: str) -> list[str]:
-    """The indented blocks of a page that curl or Python runs against a server."""
+    """Return the indented blocks of a page that curl or Python can run."""
     blocks = [block.removeprefix("    ") for block in (ROOT / page).read_text().replace("\n    ", "\n").split("\n\n")]
     return [block for block in blocks if block.startswith(("curl ", "from "))]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
-def test_examples_of_the_pages_run_as_they_stand(server: Server, page: str) -> None:
+def test_examples_in_docs_run(server: Server, page: str) -> None:
     found = [example.replace("http://127.0.0.1:8000", server.url) for example in examples(page)]
     assert len(found) >= 2
     for example in found:
         if example.startswith("from "):
             subprocess.run([sys.executable, "-c", example], cwd=ROOT, check=True, timeout=60)
             continue
-        # Behind the command may stand the answer.
+        # The answer may follow the command.
         command, _, wanted = example.partition("\n{")
         answer = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, check=True, timeout=60).stdout
         assert "error" not in json.loads(answer)

@@ -24,9 +24,9 @@ def start_second_frontend(cluster: Cluster) -> tuple[Program, str]:
     return frontend, url
 
 
-async def check_vectors(asked: "dict[str, asyncio.Task[httpx.Response]]") -> None:
+async def check_vectors(answers: "dict[str, asyncio.Task[httpx.Response]]") -> None:
     """Wait for all answers, and check their vectors."""
-    assert all([right(await answer, (text,)) for text, answer in asked.items()])
+    assert all([right(await answer, (text,)) for text, answer in answers.items()])
 
 
 def test_jobs_of_killed_frontend_leave_queue(cluster: Cluster) -> None:
@@ -59,9 +59,9 @@ def test_queued_jobs_of_departed_client_are_never_dispatched(cluster: Cluster) -
         async with httpx.AsyncClient(timeout=60) as client:
             asker = Asker(cluster, client)
             others = await asker.occupy()
-            gone = await asker.ask("gone", "gone too")
+            departed = await asker.ask("gone", "gone too")
             others["last"] = await asker.ask("last")
-            gone.cancel()
+            departed.cancel()
             await awaited(lambda: cluster.count("jobs_cancelled") == 2)
             asker.release()
             await check_vectors(others)
@@ -104,8 +104,8 @@ class Storm:
         numbers = list(range(connections))
         self._dice.shuffle(numbers)
         stays = set(numbers[: connections // 2])
-        asked = [self._stay(number) if number in stays else self._give_up(number) for number in range(connections)]
-        statuses = await asyncio.gather(*asked)
+        requests = [self._stay(number) if number in stays else self._give_up(number) for number in range(connections)]
+        statuses = await asyncio.gather(*requests)
         return [status for status in statuses if status]
 
     async def _connect(self, number: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:

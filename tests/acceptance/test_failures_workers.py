@@ -1,4 +1,4 @@
-"""What users see when workers crash, break, lag and are killed at the worst moment: the three real programs."""
+"""Answers to users while workers crash, hang, lag and are killed. Runs the three real programs."""
 
 import asyncio
 import random
@@ -14,15 +14,15 @@ from tests.harness.clients import Asker, awaited, body, load, right
 from tests.harness.processes import Cluster, Program, until
 
 
-def holder(cluster: Cluster, workers: list[Program], batches: int) -> Program:
-    """The worker that holds so many batches."""
+def find_holder(cluster: Cluster, workers: list[Program], batches: int) -> Program:
+    """Return the worker that holds this number of batches."""
     named = {f"/{worker.process.pid}": worker for worker in workers}
-    (name,) = until(lambda: [one["name"] for one in cluster.workers() if one["leased_batches"] == batches])
+    (name,) = until(lambda: [worker["name"] for worker in cluster.workers() if worker["leased_batches"] == batches])
     return named[name[name.index("/") :]]
 
 
-def test_batch_that_only_waited_in_killed_workers_is_not_blamed(cluster: Cluster) -> None:
-    """Twice it waits behind a batch whose worker is killed: were it blamed each time, it would be poison."""
+def test_waiting_batch_of_killed_workers_is_not_blamed(cluster: Cluster) -> None:
+    """The batch waits twice in a worker that is killed; if it were blamed each time, it would be poison."""
     _, workers, _ = cluster.all(workers=2, requests=1)
 
     async def run() -> httpx.Response:
@@ -30,11 +30,11 @@ def test_batch_that_only_waited_in_killed_workers_is_not_blamed(cluster: Cluster
             asker = Asker(cluster, client)
             running = [await asker.ask("wait never"), await asker.ask("wait never")]
             waiting = await asker.ask("a", "b")
-            for one in running:
-                one.cancel()
+            for task in running:
+                task.cancel()
             await awaited(lambda: cluster.count("jobs_cancelled") == 2)
             for _ in range(2):
-                (await asyncio.to_thread(holder, cluster, workers, 2)).signal(signal.SIGKILL)
+                (await asyncio.to_thread(find_holder, cluster, workers, 2)).signal(signal.SIGKILL)
             cluster.worker()
             return await waiting
 
@@ -44,8 +44,8 @@ def test_batch_that_only_waited_in_killed_workers_is_not_blamed(cluster: Cluster
 
 
 @pytest.mark.parametrize(("order", "status"), [("segfault", -signal.SIGSEGV), ("break", 70)])
-def test_batch_of_a_worker_that_ends_itself_is_answered_by_another(cluster: Cluster, order: str, status: int) -> None:
-    """By a segmentation fault; by an exception in a thread of its pipeline."""
+def test_crashed_workers_batch_is_answered(cluster: Cluster, order: str, status: int) -> None:
+    """The worker ends because of a segmentation fault, or an exception in a thread of its pipeline."""
     _, workers, _ = cluster.all(workers=2)
     texts = ("a", f"once here {order}", "b")
 
@@ -60,8 +60,8 @@ def test_batch_of_a_worker_that_ends_itself_is_answered_by_another(cluster: Clus
 
 
 @asynccontextmanager
-async def kept_running(cluster: Cluster) -> AsyncIterator[list[Program]]:
-    """One worker that is started again whenever it ends; all of them in turn."""
+async def restart_worker(cluster: Cluster) -> AsyncIterator[list[Program]]:
+    """Restart a worker whenever it ends, and yield the list of its processes."""
     lives = [cluster.worker()]
 
     async def keep() -> None:
@@ -76,12 +76,12 @@ async def kept_running(cluster: Cluster) -> AsyncIterator[list[Program]]:
 
 
 @asynccontextmanager
-async def asked_as_one_batch(
+async def send_as_one_batch(
     cluster: Cluster, texts: Sequence[str]
 ) -> AsyncIterator[list["asyncio.Task[httpx.Response]"]]:
-    """A request for each text, waiting for a worker to come: it will get them all in its first batch.
+    """Send a request for each text while there is no worker, so that the first worker gets all texts in one batch.
 
-    If a batch were answered before it, and the answer lost with the process, that one would be blamed.
+    No batch may be answered before: if its answer were lost with the process, that batch would be blamed.
     """
     cluster.all()[1][0].signal(signal.SIGKILL)
     await awaited(lambda: cluster.health()["workers"] == 0)
@@ -92,12 +92,12 @@ async def asked_as_one_batch(
         yield asked
 
 
-def test_input_that_segfaults_ends_two_workers_and_no_third(cluster: Cluster) -> None:
-    """Its 31 neighbours are served, and who sends it again is refused."""
+def test_segfaulting_input_ends_two_workers(cluster: Cluster) -> None:
+    """The 31 other jobs of its batch are answered, and the same input is rejected when it is sent again."""
     texts = [*(f"text {number}" for number in range(31)), "segfault"]
 
     async def run() -> tuple[list[httpx.Response], list[Program]]:
-        async with asked_as_one_batch(cluster, texts) as asked:
+        async with send_as_one_batch(cluster, texts) as asked:
             workers = [cluster.worker() for _ in range(3)]
             return await asyncio.gather(*asked), workers
 
@@ -111,12 +111,12 @@ def test_input_that_segfaults_ends_two_workers_and_no_third(cluster: Cluster) ->
     assert cluster.count("jobs_blocked") == 1
 
 
-def test_several_poisons_and_one_worker_come_to_an_end(cluster: Cluster) -> None:
+def test_several_poisons_end_a_single_worker_four_times(cluster: Cluster) -> None:
     texts = [f"text {number}" for number in range(29)] + ["crash", "segfault", " crash"]
     random.Random(23).shuffle(texts)
 
     async def run() -> tuple[list[httpx.Response], int]:
-        async with asked_as_one_batch(cluster, texts) as asked, kept_running(cluster) as lives:
+        async with send_as_one_batch(cluster, texts) as asked, restart_worker(cluster) as lives:
             return await asyncio.gather(*asked), len(lives) - 1
 
     answers, ends = asyncio.run(run())
@@ -124,14 +124,14 @@ def test_several_poisons_and_one_worker_come_to_an_end(cluster: Cluster) -> None
     assert sorted(bad) == [" crash", "crash", "segfault"]
     assert {answer.status_code for answer in answers} == {200, 422}
     assert all(right(answer, (text,)) for text, answer in zip(texts, answers, strict=True) if text not in bad)
-    # One end for all of them, and one for each alone.
+    # One end for the batch, and one for each poison alone.
     assert ends == 4
     until(lambda: cluster.number("open_jobs") == 0)
 
 
 @pytest.mark.parametrize("order", ["nan", "short"])
 def test_bad_vectors_are_never_served(cluster: Cluster, order: str) -> None:
-    """Not finite; and one fewer than there are inputs. The neighbours of the input that does it are served."""
+    """The vectors are not finite, or one is missing. The other jobs of the batch are answered."""
     cluster.all()
     texts = [f"text {number}" for number in range(8)] + [order]
 
@@ -146,8 +146,8 @@ def test_bad_vectors_are_never_served(cluster: Cluster, order: str) -> None:
     assert cluster.count("batches_failed") >= 2
 
 
-def test_slow_worker_is_given_less(cluster: Cluster) -> None:
-    """Ten times slower than it says, and than the other one."""
+def test_slow_worker_gets_fewer_jobs(cluster: Cluster) -> None:
+    """The worker is ten times slower than it announces, and than the other worker."""
     cluster.broker()
     fast = cluster.worker(us_per_token=500, requests=1)
     slow = cluster.worker(us_per_token=5000, requests=1)
@@ -168,8 +168,8 @@ def test_slow_worker_is_given_less(cluster: Cluster) -> None:
     assert cluster.count("late_answers") == 0
 
 
-def test_worker_killed_while_it_drains_loses_nothing_and_blames_nobody(cluster: Cluster) -> None:
-    """Its batch takes longer than whoever stops it waits: twice, which would make it poison if it was blamed."""
+def test_worker_killed_in_its_drain_is_not_blamed(cluster: Cluster) -> None:
+    """The worker is killed twice before its batch ends; if the batch were blamed, it would be poison."""
     _, (worker,), _ = cluster.all()
 
     async def run(leaving: Program) -> httpx.Response:
@@ -190,9 +190,11 @@ def test_worker_killed_while_it_drains_loses_nothing_and_blames_nobody(cluster: 
     assert right(asyncio.run(run(worker)), ("wait go",))
 
 
-def test_workers_that_come_and_go_all_the_time_lose_nothing(cluster: Cluster) -> None:
-    """A worker is added and another killed as soon as every client has had an answer since the last time, so that no
-    input can have been there twice: then it would be poison."""
+def test_churning_workers_lose_no_job(cluster: Cluster) -> None:
+    """A worker is added and another killed when every client has received an answer since the last kill.
+
+    So no input meets two kills, which would make it poison.
+    """
     _, workers, _ = cluster.all(workers=3, us_per_token=200)
     done: Counter[int] = Counter()
     dice = random.Random(41)
@@ -212,7 +214,7 @@ def test_workers_that_come_and_go_all_the_time_lose_nothing(cluster: Cluster) ->
     until(lambda: cluster.number("open_jobs") == 0)
 
 
-def test_worker_whose_health_file_cannot_be_touched_goes_on(cluster: Cluster) -> None:
+def test_worker_survives_an_unwritable_health_file(cluster: Cluster) -> None:
     folder = cluster.folder / "health"
     cluster.broker()
     worker = cluster.worker("--health-file", str(folder / "worker"))

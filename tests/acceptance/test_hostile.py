@@ -1,4 +1,4 @@
-"""Requests that are made to hurt: what costs much to read, and what would forge lines of the log. Fake workers."""
+"""Hostile requests: bodies that are expensive to parse, and bytes that would forge log lines. Fake workers."""
 
 import json
 import re
@@ -16,15 +16,15 @@ from tests.harness.processes import Cluster, Program, until
 LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ frontend: ")
 
 
-def alone(cluster: Cluster, *flags: str) -> Program:
-    """Start a frontend without anything behind it."""
+def start_frontend(cluster: Cluster, *flags: str) -> Program:
+    """Start a frontend, and wait until it answers."""
     program = cluster.frontend(*flags)
     until(lambda: cluster.health(), what="the frontend")
     return program
 
 
 def exchange(cluster: Cluster, head: bytes, content: bytes = b"") -> bytes:
-    """Send bytes on a connection of their own; the answer, until the server closes."""
+    """Send bytes on a new connection, and return what the server sends until it closes."""
     with socket.create_connection(("127.0.0.1", cluster.port), timeout=60) as connection:
         connection.sendall(head + b"Connection: close\r\n\r\n" + content)
         received = b""
@@ -36,7 +36,7 @@ def exchange(cluster: Cluster, head: bytes, content: bytes = b"") -> bytes:
 # --- cost ------------------------------------------------------------------------------------------------------------
 
 
-def test_costly_bodies_are_refused_while_others_are_answered(cluster: Cluster) -> None:
+def test_expensive_bodies_do_not_block_others(cluster: Cluster) -> None:
     cluster.broker()
     cluster.worker()
     cluster.frontend("--broker-grace-s", "0")
@@ -44,17 +44,17 @@ def test_costly_bodies_are_refused_while_others_are_answered(cluster: Cluster) -
     for kind, make in BODIES.items():
         body = make(LONGEST)
         head = b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: %d\r\n" % len(body)
-        with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=cluster.url, timeout=10) as other:
+        with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=cluster.url, timeout=10) as client:
             answer = pool.submit(exchange, cluster, head, body)
-            assert other.get("/v2/health/live").status_code == 200
+            assert client.get("/v2/health/live").status_code == 200
             while not answer.done():
-                assert other.get("/v2/health/live").status_code == 200
+                assert client.get("/v2/health/live").status_code == 200
             assert answer.result().split()[1] == (b"404" if kind == "a long name" else b"400"), kind
 
 
 @pytest.mark.parametrize("size", [1, 2, 1000])
-def test_body_in_small_chunks_is_read_as_it_is(cluster: Cluster, size: int) -> None:
-    alone(cluster, "--broker-grace-s", "0")
+def test_body_in_small_chunks_is_joined(cluster: Cluster, size: int) -> None:
+    start_frontend(cluster, "--broker-grace-s", "0")
     body = json.dumps({"model": 1, "input": "x" * 20_000}).encode()
     parts = (body[at : at + size] for at in range(0, len(body), size))
     content = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
@@ -64,17 +64,17 @@ def test_body_in_small_chunks_is_read_as_it_is(cluster: Cluster, size: int) -> N
 
 
 @pytest.mark.parametrize("path", ["/" * 7900, "/v1/models" + "/" * 7800, "/v1" + "/x" * 3000 + "/" * 1500])
-def test_many_slashes_are_no_fault_of_ours(cluster: Cluster, path: str) -> None:
-    program = alone(cluster)
+def test_many_slashes_are_answered_404(cluster: Cluster, path: str) -> None:
+    program = start_frontend(cluster)
     assert exchange(cluster, b"GET %s HTTP/1.1\r\n" % path.encode()).split()[1] == b"404"
     assert "Traceback" not in program.output
 
 
-# --- forged lines ----------------------------------------------------------------------------------------------------
+# --- forged log lines ------------------------------------------------------------------------------------------------
 
 FORGED = b"2026-01-01\t00:00:00,000\tCRITICAL\tbroker:\tforged"
-#: Heads of requests, without their end. Some are no requests, and some are answered 200.
-ODD = [
+#: Heads of requests, without the empty line. Some are invalid HTTP, and some are answered 200.
+FORGING_HEADS = [
     b"GET\n%s /v1/models HTTP/1.1\r\n" % FORGED,
     b"GET\x1b[2J\x1b]0;forged\x07 /v1/models HTTP/1.1\r\n",
     b"\x1b[31mGET\x00\x7f\xc2\x85\n%s /v2/health/live HTTP/1.1\r\n" % FORGED,
@@ -94,11 +94,11 @@ ODD = [
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_nothing_that_a_request_holds_forges_a_line_of_the_log(cluster: Cluster, log_format: str) -> None:
+def test_request_cannot_forge_log_lines(cluster: Cluster, log_format: str) -> None:
     cluster.broker()
     cluster.worker()
-    program = alone(cluster, "--log-level", "debug", "--log-format", log_format, "--broker-grace-s", "0")
-    for head in ODD:
+    program = start_frontend(cluster, "--log-level", "debug", "--log-format", log_format, "--broker-grace-s", "0")
+    for head in FORGING_HEADS:
         assert exchange(cluster, head).startswith(b"HTTP/1.1 ")
     named = {"model": "\n" + FORGED.decode() + "\x1b[2J", "input": "\x1b[2J"}
     assert httpx.post(f"{cluster.url}/v1/embeddings", json=named, timeout=30).status_code in (404, 503)
@@ -107,10 +107,10 @@ def test_nothing_that_a_request_holds_forges_a_line_of_the_log(cluster: Cluster,
     log = program.log.read_bytes()
     assert not {*range(32), 127} & set(log) - {ord("\n")}
     lines = log.removesuffix(b"\n").split(b"\n")
-    assert len(lines) > len(ODD)
+    assert len(lines) > len(FORGING_HEADS)
     if log_format == "text":
         assert not [line for line in lines if not LINE.match(line) and not line.startswith(INDENT.encode())]
-        # It was told, with its characters as escapes.
+        # The method was logged, with control characters escaped.
         assert rb"GET\n2026-01-01\t00:00:00,000\tCRITICAL" in log
         return
     records = [json.loads(line) for line in lines]

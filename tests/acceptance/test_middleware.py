@@ -16,7 +16,7 @@ KEY, OTHER, ADMIN = "vm-key", "vm-other", "vm-admin"
 
 @pytest.fixture
 def locked(cluster: Cluster) -> Cluster:
-    """Return a cluster whose frontend requires keys."""
+    """Return a cluster with a frontend that requires keys."""
     keys = make_entry("one", KEY, jobs_in_flight=3) + make_entry("two", OTHER, tokens_per_minute=60)
     (cluster.folder / "keys.toml").write_text(keys + make_entry("root", ADMIN, admin=True))
     cluster.broker()
@@ -113,16 +113,16 @@ def test_every_answer_has_a_request_id(locked: Cluster) -> None:
 
 
 def test_other_origin_can_send_a_key(locked: Cluster) -> None:
-    asked = {
+    headers = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization, content-type, x-stainless-lang",
     }
-    preflight = httpx.options(f"{locked.url}/v1/embeddings", headers=asked)
+    preflight = httpx.options(f"{locked.url}/v1/embeddings", headers=headers)
     assert preflight.status_code == 204
     assert preflight.headers["access-control-allow-origin"] == "*"
     assert "POST" in preflight.headers["access-control-allow-methods"]
-    assert preflight.headers["access-control-allow-headers"] == asked["Access-Control-Request-Headers"]
+    assert preflight.headers["access-control-allow-headers"] == headers["Access-Control-Request-Headers"]
     assert int(preflight.headers["access-control-max-age"]) > 0
     for key in (KEY, "wrong"):
         answer = embed(locked, "a", key=key, Origin="https://app.example")
@@ -181,7 +181,7 @@ def test_json_logs_have_ids_and_no_inputs(cluster: Cluster) -> None:
         body(SECRET, "raise"),
         body("nan", SECRET),
     ]
-    assert {httpx.post(url, json=one, headers={"x-request-id": "request-2"}).status_code for one in bad} == {
+    assert {httpx.post(url, json=content, headers={"x-request-id": "request-2"}).status_code for content in bad} == {
         400,
         404,
         500,
@@ -212,6 +212,6 @@ def test_json_logs_have_ids_and_no_inputs(cluster: Cluster) -> None:
     assert {record["role"] for record in batches} == {"broker", "worker"}
     assert {record["batch"] for record in batches} == {1}
     assert all(record["trace_ids"] == [trace] for record in batches)
-    failed = [one for one in records if one["role"] == "worker" and one["level"] == "ERROR"]
+    failed = [record for record in records if record["role"] == "worker" and record["level"] == "ERROR"]
     assert failed
-    assert all(one["request_ids"] == ["request-2"] for one in failed)
+    assert all(record["request_ids"] == ["request-2"] for record in failed)

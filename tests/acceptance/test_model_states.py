@@ -14,8 +14,8 @@ def read_states(cluster: Cluster) -> dict[str, tuple[str, str, str]]:
     """Return the state, error code and message of each model."""
     models = httpx.get(f"{cluster.url}/v1/config").json()
     found = {}
-    for name, one in models.items():
-        (version,) = one["model_version_status"]
+    for name, model in models.items():
+        (version,) = model["model_version_status"]
         assert list(version) == ["version", "state", "status"]
         assert version["version"] == "1"
         found[name] = (version["state"], version["status"]["error_code"], version["status"]["error_message"])

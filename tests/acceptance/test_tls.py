@@ -38,7 +38,7 @@ def test_tls_serves_own_certificate(cluster: Cluster, certificate: tuple[Path, P
     [
         (("--api-keys", "/nowhere/keys.toml"), "/nowhere/keys.toml cannot be used"),
         (("--tls-cert", "/nowhere/cert.pem", "--processes", "2"), "the certificate /nowhere/cert.pem and the key"),
-        (("--tls-key", "/nowhere/key.pem"), "tls_key is given without tls_cert"),
+        (("--tls-key", "/nowhere/key.pem"), "--tls-key is given without --tls-cert"),
     ],
 )
 def test_unusable_file_ends_start_with_one_line(cluster: Cluster, flags: tuple[str, ...], reason: str) -> None:

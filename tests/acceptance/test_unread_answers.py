@@ -72,11 +72,11 @@ def test_memory_is_bounded_and_others_are_served(cluster: Cluster) -> None:
     cluster.until_workers(1)
     idle = read_memory(frontend, "VmRSS")
     content = json.dumps({"model": "fake", "input": TEXTS}).encode()
-    asked = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
+    request_bytes = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
     with contextlib.ExitStack() as stack, httpx.Client(base_url=cluster.url, timeout=60) as honest:
         for number in range(60):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", cluster.port)))
-            connection.sendall(asked)
+            connection.sendall(request_bytes)
             # Wait for each request's vectors, because the broker may serve requests in another order.
             until(lambda: cluster.number("open_jobs") > 0 or read_metric(honest, "vecmill_unread_bytes") > 0)
             until(lambda: cluster.number("open_jobs") == 0)

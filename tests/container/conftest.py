@@ -1,4 +1,4 @@
-"""One Compose project under a name of its own, on a port that the engine chooses, gone afterwards with its volumes."""
+"""A Compose project with a random name and port, which is removed with its volumes after the tests."""
 
 import os
 import secrets
@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run(*command: str | Path, text: str | None = None, limit_s: float = 120) -> str:
-    """A command's output; AssertionError with what it printed when it fails."""
-    # Settings of this machine's user must not change what is tested.
+def run_command(*command: str | Path, text: str | None = None, limit_s: float = 120) -> str:
+    """Return a command's output. Raise `AssertionError` with the output if the command fails."""
+    # Settings of this machine's user must not change the test.
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("VECMILL_", "COMPOSE_"))}
     environ |= {"VECMILL_PORT": "127.0.0.1:0"}
     done = subprocess.run(
@@ -29,7 +29,7 @@ def run(*command: str | Path, text: str | None = None, limit_s: float = 120) -> 
 
 
 class Stack:
-    """A Compose project."""
+    """One Compose project."""
 
     def __init__(self, file: Path = ROOT / "compose.yaml") -> None:
         self.project = f"vecmill-test-{secrets.token_hex(4)}"
@@ -37,40 +37,40 @@ class Stack:
         self.client: httpx.Client
 
     def compose(self, *arguments: str, text: str | None = None, limit_s: float = 120) -> str:
-        """`docker compose` on this project."""
-        return run(*self._compose, "--env-file", "/dev/null", *arguments, text=text, limit_s=limit_s)
+        """Run `docker compose` on this project, and return its output."""
+        return run_command(*self._compose, "--env-file", "/dev/null", *arguments, text=text, limit_s=limit_s)
 
-    def up(self) -> None:
-        """Start, and wait for a completed inference as an operator would see it."""
+    def start(self) -> None:
+        """Start the project, and wait until its frontend reports that it is ready."""
         self.compose("up", "--detach", limit_s=300)
         address = self.compose("port", "frontend", "8000").strip()
         self.client = httpx.Client(base_url=f"http://{address}", timeout=60)
-        self.wait(60, "ready", lambda: self.get("/v2/health/ready") == {"ready": True})
+        self.wait_until(60, "ready", lambda: self.get_json("/v2/health/ready") == {"ready": True})
 
-    def get(self, path: str) -> Any:
-        """What a GET answers, whatever its status; None while nobody listens."""
+    def get_json(self, path: str) -> Any:
+        """Return the JSON of a GET with any status, or None if the connection fails."""
         try:
             return self.client.get(path).json()
         except httpx.TransportError:
             return None
 
-    def embed(self, *texts: str) -> list[list[float]]:
-        """Vectors of the texts by the only model."""
-        model = self.get("/v1/models")["data"][0]["id"]
+    def embed_texts(self, *texts: str) -> list[list[float]]:
+        """Return the vectors of texts from the only model."""
+        model = self.get_json("/v1/models")["data"][0]["id"]
         answer = self.client.post("/v1/embeddings", json={"model": model, "input": texts})
         assert answer.status_code == 200, answer.text
         return [item["embedding"] for item in answer.json()["data"]]
 
-    def containers(self, *services: str) -> list[str]:
-        """Short ids of the running containers."""
+    def list_containers(self, *services: str) -> list[str]:
+        """Return the short ids of the running containers."""
         return [name[:12] for name in self.compose("ps", "--quiet", *services).split()]
 
-    def workers(self) -> dict[str, dict[str, Any]]:
-        """The workers that the broker knows, by their container."""
-        return {worker["name"].split("/")[0]: worker for worker in self.get("/health")["worker_list"]}
+    def list_workers(self) -> dict[str, dict[str, Any]]:
+        """Return the workers in `/health` by the short id of their container."""
+        return {worker["name"].split("/")[0]: worker for worker in self.get_json("/health")["worker_list"]}
 
-    def wait(self, limit_s: float, what: str, is_so: Callable[[], bool]) -> None:
-        """Until a condition holds; the test fails after the limit, with the end of the logs."""
+    def wait_until(self, limit_s: float, what: str, is_so: Callable[[], bool]) -> None:
+        """Wait until a condition holds. Fail the test after the limit, and print the end of the logs."""
         until = time.monotonic() + limit_s
         while not is_so():
             if time.monotonic() > until:
@@ -79,7 +79,7 @@ class Stack:
             time.sleep(0.1)
 
     def remove(self) -> None:
-        """Everything of it, volumes too."""
+        """Remove the project with its volumes."""
         if hasattr(self, "client"):
             self.client.close()
         self.compose("down", "--volumes", "--timeout", "5")
@@ -87,17 +87,17 @@ class Stack:
 
 @pytest.fixture(scope="session")
 def image() -> str:
-    """The image, built as it stands in the tree."""
-    run("docker", "compose", "build", limit_s=1500)
+    """Build the image from the checkout, and return its name."""
+    run_command("docker", "compose", "build", limit_s=1500)
     return "vecmill"
 
 
 @pytest.fixture(scope="module")
 def stack(image: str) -> Iterator[Stack]:
-    """The project of compose.yaml, ready."""
+    """Start the project of compose.yaml."""
     stack = Stack()
     try:
-        stack.up()
+        stack.start()
         yield stack
     finally:
         stack.remove()

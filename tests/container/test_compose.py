@@ -1,4 +1,4 @@
-"""The container image and the Compose project, as an operator meets them. Needs a Docker engine; tests run in order."""
+"""The container image and the Compose project. Needs a Docker engine; the tests run in order."""
 
 import json
 import re
@@ -16,13 +16,13 @@ import pytest
 
 from tests.harness.data import read_golden
 
-from .conftest import ROOT, Stack, run
+from .conftest import ROOT, Stack, run_command
 
 pytestmark = pytest.mark.timeout(1800)
 
 ROLES = ("broker", "worker", "frontend")
 
-#: Each prints how the broker's two sockets end a handshake: with no key, a stranger's, and the worker's own.
+#: Prints how handshakes at the broker's two sockets end without a key, with an unknown key, and with the worker's key.
 HANDSHAKES = """
 import zmq, zmq.auth
 from zmq.utils.monitor import recv_monitor_message
@@ -48,7 +48,7 @@ for port in 7410, 7411:
 
 
 class Load:
-    """Clients that embed without pause until stopped, and count what they are answered."""
+    """Clients that embed without pause until they are stopped, and count the answers."""
 
     CLIENTS = 24
 
@@ -57,9 +57,9 @@ class Load:
         self._model = client.get("/v1/models").json()["data"][0]["id"]
         self._url = client.base_url
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(self.CLIENTS)]
+        self._threads = [threading.Thread(target=self._send_requests, args=(number,)) for number in range(self.CLIENTS)]
 
-    def _ask(self, client_number: int) -> None:
+    def _send_requests(self, client_number: int) -> None:
         with httpx.Client(base_url=self._url, timeout=60) as client:
             number = 0
             while not self._stopping.is_set():
@@ -77,7 +77,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator["Load"]:
-        """Runs inside the block; after it, every request that was sent has its answer."""
+        """Run the clients inside the block. After it, every request has been answered."""
         for thread in self._threads:
             thread.start()
         try:
@@ -88,19 +88,21 @@ class Load:
                 thread.join()
 
 
-def test_image_is_small_and_holds_no_tools(image: str) -> None:
-    facts = json.loads(run("docker", "image", "inspect", image))[0]
+def test_image_is_small_and_has_no_tools(image: str) -> None:
+    facts = json.loads(run_command("docker", "image", "inspect", image))[0]
     assert facts["Size"] < 800e6
     assert facts["Config"]["User"] not in ("", "0", "root")
     script = (
         "import importlib.util as u, shutil; print(u.find_spec('torch'), shutil.which('gcc'), shutil.which('make'))"
     )
-    assert run("docker", "run", "--rm", image, "python", "-c", script).split() == ["None"] * 3
+    assert run_command("docker", "run", "--rm", image, "python", "-c", script).split() == ["None"] * 3
 
 
 @pytest.mark.parametrize("device", ["gpu", "npu"])
 def test_overlay_gives_the_worker_the_device(device: str) -> None:
-    text = run("docker", "compose", "-f", "compose.yaml", "-f", f"compose.{device}.yaml", "config", "--format", "json")
+    text = run_command(
+        "docker", "compose", "-f", "compose.yaml", "-f", f"compose.{device}.yaml", "config", "--format", "json"
+    )
     worker = json.loads(text)["services"]["worker"]
     assert worker["environment"]["VECMILL_WORKER_DEVICE"] == device.upper()
     assert worker["devices"][0]["source"] == {"gpu": "/dev/dri", "npu": "/dev/accel"}[device]
@@ -111,28 +113,30 @@ def test_overlay_gives_the_worker_the_device(device: str) -> None:
 def test_vectors_are_the_golden_ones(stack: Stack) -> None:
     rows = [row for row in read_golden() if row["untruncated_tokens"] <= 256]
     assert rows
-    vectors = np.array(stack.embed(*(row["text"] for row in rows)), np.float32)
+    vectors = np.array(stack.embed_texts(*(row["text"] for row in rows)), np.float32)
     golden = np.array([row["vector"] for row in rows])
     assert np.abs(vectors - golden).max() <= 1e-4
 
 
 def test_health_checks_pass(stack: Stack) -> None:
     for role in ROLES:
-        (container,) = stack.containers(role)
+        (container,) = stack.list_containers(role)
 
         def is_healthy(container: str = container) -> bool:
-            return run("docker", "inspect", "--format", "{{.State.Health.Status}}", container).strip() == "healthy"
+            return (
+                run_command("docker", "inspect", "--format", "{{.State.Health.Status}}", container).strip() == "healthy"
+            )
 
-        stack.wait(30, f"{role} healthy", is_healthy)
+        stack.wait_until(30, f"{role} healthy", is_healthy)
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"])
-def test_description_of_the_api_is_in_the_image(stack: Stack, path: str) -> None:
+def test_image_has_the_api_description(stack: Stack, path: str) -> None:
     assert stack.client.get(path).status_code == 200
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_role_has_no_rights_and_sees_only_its_own_secret(stack: Stack, role: str) -> None:
+def test_role_has_no_rights_and_one_secret(stack: Stack, role: str) -> None:
     assert stack.compose("exec", "-T", role, "id", "-u").strip() == "10001"
     found = stack.compose("exec", "-T", role, "find", "/keys", "-name", "*.key_secret").split()
     assert found == [f"/keys/{role}/{role}.key_secret"]
@@ -140,7 +144,7 @@ def test_role_has_no_rights_and_sees_only_its_own_secret(stack: Stack, role: str
     assert re.search(r"^CapBnd:\s*0+$", status, re.MULTILINE)
 
 
-def test_broker_lets_in_the_worker_on_its_own_port_and_nobody_else(stack: Stack) -> None:
+def test_broker_accepts_only_the_workers_key(stack: Stack) -> None:
     printed = stack.compose("run", "--rm", "--no-deps", "-T", "worker", "python", "-", text=HANDSHAKES)
     outcomes = {tuple(line.split()[:2]): line.split()[2:] for line in printed.splitlines()}
     assert len(outcomes) == 6
@@ -152,51 +156,51 @@ def test_broker_lets_in_the_worker_on_its_own_port_and_nobody_else(stack: Stack)
             assert answer == "silent"
 
 
-def test_model_that_is_there_needs_no_network(stack: Stack, image: str) -> None:
+def test_cached_model_needs_no_network(stack: Stack, image: str) -> None:
     mount = f"type=volume,source={stack.project}_cache,target=/cache"
     prepare = ("python", "-m", "workers.models.default", "--cache", "/cache")
-    run("docker", "run", "--rm", "--network", "none", "--mount", mount, image, *prepare, limit_s=30)
+    run_command("docker", "run", "--rm", "--network", "none", "--mount", mount, image, *prepare, limit_s=30)
 
 
-def test_every_request_is_answered_while_workers_come_crash_and_die(stack: Stack) -> None:
+def test_requests_are_answered_while_workers_start_and_crash(stack: Stack) -> None:
     with Load(stack.client).running() as load:
 
         def is_working(containers: list[str]) -> bool:
-            """The broker knows these workers and no other, and each has taken work."""
-            workers = stack.workers()
-            return sorted(workers) == sorted(containers) and all(one["answered_jobs"] for one in workers.values())
+            """Return whether exactly these workers are connected, and each has answered jobs."""
+            workers = stack.list_workers()
+            return sorted(workers) == sorted(containers) and all(worker["answered_jobs"] for worker in workers.values())
 
-        first = set(stack.containers())
+        first = set(stack.list_containers())
         stack.compose("up", "--detach", "--scale", "worker=3")
-        assert first < set(stack.containers()), "what ran should go on running"
-        three = stack.containers("worker")
+        assert first < set(stack.list_containers()), "what ran should go on running"
+        three = stack.list_containers("worker")
         assert len(three) == 3
-        stack.wait(60, "three workers at work", lambda: is_working(three))
+        stack.wait_until(60, "three workers at work", lambda: is_working(three))
 
-        # A process that crashes: the restart policy brings its container back, and it takes work again.
+        # A process crashes: the restart policy starts its container again, and the worker gets work again.
         crash = (
             "import os, pathlib; [os.kill(int(p.parent.name), 9) for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')"
         )
         crash += " if b'python\\0-m\\0workers' in p.read_bytes() and int(p.parent.name) > 1]"
-        before = stack.get("/health")["counters"]["workers_joined"]
-        run("docker", "exec", three[0], "python", "-c", crash)
-        stack.wait(60, "a new worker", lambda: stack.get("/health")["counters"]["workers_joined"] > before)
-        stack.wait(60, "three workers at work again", lambda: is_working(three))
+        before = stack.get_json("/health")["counters"]["workers_joined"]
+        run_command("docker", "exec", three[0], "python", "-c", crash)
+        stack.wait_until(60, "a new worker", lambda: stack.get_json("/health")["counters"]["workers_joined"] > before)
+        stack.wait_until(60, "three workers at work again", lambda: is_working(three))
 
-        # A container that is killed stays away; the others do its work.
-        run("docker", "kill", three[1])
+        # A killed container is not restarted; the others do its work.
+        run_command("docker", "kill", three[1])
         two = [three[0], three[2]]
-        stack.wait(10, "two workers", lambda: sorted(stack.workers()) == sorted(two))
+        stack.wait_until(10, "two workers", lambda: sorted(stack.list_workers()) == sorted(two))
         seen = sum(load.answers.values())
-        stack.wait(60, "work after the kill", lambda: sum(load.answers.values()) > seen + 10 * Load.CLIENTS)
-        assert stack.get("/health")["counters"]["jobs_requeued"], "nobody was killed at work"
+        stack.wait_until(60, "work after the kill", lambda: sum(load.answers.values()) > seen + 10 * Load.CLIENTS)
+        assert stack.get_json("/health")["counters"]["jobs_requeued"], "nobody was killed at work"
     assert set(load.answers) == {"200"}, load.answers
 
 
-def test_own_model_is_one_volume_line(stack: Stack, image: str, tmp_path: Path) -> None:
+def test_own_model_needs_one_volume_line(stack: Stack, image: str, tmp_path: Path) -> None:
     folder = tmp_path / "my-model"
-    container = stack.containers("worker")[0]
-    run("docker", "cp", f"{container}:/cache/default/all-MiniLM-L6-v2", folder)
+    container = stack.list_containers("worker")[0]
+    run_command("docker", "cp", f"{container}:/cache/default/all-MiniLM-L6-v2", folder)
     for path in (tmp_path, folder, *folder.rglob("*")):
         path.chmod(0o755)
     commented = "# - ./my-model:/model:ro"
@@ -206,23 +210,23 @@ def test_own_model_is_one_volume_line(stack: Stack, image: str, tmp_path: Path) 
     file.write_text(text.replace(commented, f"- {folder}:/model:ro"))
     own = Stack(file)
     try:
-        own.up()
-        assert [model["id"] for model in own.get("/v1/models")["data"]] == ["model"]
-        assert np.allclose(own.embed("one line"), stack.embed("one line"), atol=1e-6)
+        own.start()
+        assert [model["id"] for model in own.get_json("/v1/models")["data"]] == ["model"]
+        assert np.allclose(own.embed_texts("one line"), stack.embed_texts("one line"), atol=1e-6)
         assert "fetching" not in own.compose("logs", "model")
     finally:
         own.remove()
         shutil.rmtree(folder)
 
 
-def test_all_drain_within_the_grace_and_leave_nothing(stack: Stack) -> None:
-    containers = stack.containers("broker", "worker", "frontend")
+def test_services_drain_within_the_grace_period(stack: Stack) -> None:
+    containers = stack.list_containers("broker", "worker", "frontend")
     started = time.monotonic()
     stack.compose("stop")
     assert time.monotonic() - started < 70
-    states = run("docker", "inspect", "--format", "{{.State.ExitCode}}", *containers).split()
+    states = run_command("docker", "inspect", "--format", "{{.State.ExitCode}}", *containers).split()
     assert states == ["0"] * len(containers)
     stack.compose("down")
     label = f"label=com.docker.compose.project={stack.project}"
-    assert not run("docker", "ps", "--all", "--quiet", "--filter", label)
-    assert not run("docker", "network", "ls", "--quiet", "--filter", label)
+    assert not run_command("docker", "ps", "--all", "--quiet", "--filter", label)
+    assert not run_command("docker", "network", "ls", "--quiet", "--filter", label)

@@ -1,4 +1,4 @@
-"""HTTP clients for tests: requests for the fake model whose answers are checked, alone and as a load."""
+"""HTTP clients for tests: single requests to the fake model and load, with checks of the answers."""
 
 import asyncio
 import base64
@@ -18,20 +18,20 @@ from tests.harness.processes import Cluster, until
 
 
 def body(*texts: str) -> dict[str, object]:
-    """A request for the vectors of texts."""
+    """Return the body of a request for the vectors of texts."""
     return {"model": "fake", "input": list(texts), "encoding_format": "base64"}
 
 
 def right(answer: httpx.Response, texts: tuple[str, ...], dimension: int = DIMENSION) -> bool:
-    """Whether an answer has each text's own vector, in order."""
-    rows = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in answer.json()["data"]]
+    """Return whether an answer has the fake model's vector of each text, in order."""
+    rows = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in answer.json()["data"]]
     return [row.tolist() for row in rows] == [vector(text, dimension).tolist() for text in texts]
 
 
 async def load(
     url: str, clients: int, during: Callable[[], Awaitable[None]], done: Counter[int] | None = None
 ) -> list[int]:
-    """Clients that ask without pause while `during` runs, and a little longer: all statuses. Answers are checked.
+    """Send requests without pause while `during` runs and a little longer, check the answers, and return all statuses.
 
     `done` counts the answers of each client.
     """
@@ -39,7 +39,7 @@ async def load(
     done = Counter() if done is None else done
     over = asyncio.Event()
 
-    async def ask(client: httpx.AsyncClient, name: int) -> None:
+    async def send_requests(client: httpx.AsyncClient, name: int) -> None:
         while not over.is_set():
             texts = (f"{name}-{done[name]}", f"and {name}-{done[name]}")
             answer = await client.post(f"{url}/v1/embeddings", json=body(*texts), timeout=60)
@@ -49,18 +49,18 @@ async def load(
             done[name] += 1
 
     async with httpx.AsyncClient(limits=httpx.Limits(max_connections=clients)) as client:
-        asking = [asyncio.create_task(ask(client, name)) for name in range(clients)]
+        tasks = [asyncio.create_task(send_requests(client, name)) for name in range(clients)]
         await during()
         enough = len(statuses) + 4 * clients
-        while len(statuses) < enough and not any(task.done() for task in asking):
+        while len(statuses) < enough and not any(task.done() for task in tasks):
             await asyncio.sleep(0.01)
         over.set()
-        await asyncio.gather(*asking)
+        await asyncio.gather(*tasks)
     return statuses
 
 
 async def abandon(port: int, request: bytes, per_second: float) -> None:
-    """Send a request again and again, and go away 50 to 100 ms later, each time on a connection of its own.
+    """Send a request again and again, each time on a new connection that is closed after 50 to 100 ms.
 
     Run until the task is cancelled.
     """
@@ -84,28 +84,30 @@ async def abandon(port: int, request: bytes, per_second: float) -> None:
 
 
 async def awaited(condition: Callable[[], object]) -> None:
-    """Wait for a condition off the event loop."""
+    """Wait for a condition in another thread."""
     await asyncio.to_thread(until, condition)
 
 
 class Asker:
-    """Requests that are open at once, each known to the broker before the next is made."""
+    """Client of concurrent requests; each is open at the broker before the next is sent."""
 
     def __init__(self, cluster: Cluster, client: httpx.AsyncClient) -> None:
         self._cluster = cluster
         self._client = client
 
     async def ask(self, *texts: str, url: str = "", **headers: str) -> "asyncio.Task[httpx.Response]":
-        """Ask, and return when the jobs are open at the broker."""
+        """Send a request, and return once its jobs are open at the broker."""
         open_jobs = self._cluster.number("open_jobs")
         post = self._client.post(f"{url or self._cluster.url}/v1/embeddings", json=body(*texts), headers=headers)
-        asked = asyncio.create_task(post)
+        task = asyncio.create_task(post)
         await awaited(lambda: self._cluster.number("open_jobs") == open_jobs + len(texts))
-        return asked
+        return task
 
     async def occupy(self) -> "dict[str, asyncio.Task[httpx.Response]]":
-        """Give the only worker as many batches as it takes: one runs until the file `go` is there, the others wait
-        behind it. By their texts."""
+        """Give the only worker as many batches as it holds, and return their requests by text.
+
+        The first batch runs until the file `go` exists; the others wait behind it.
+        """
         held = {}
         for number in range(MAX_HELD):
             text = f"next {number}" if number else "wait go"
@@ -117,5 +119,5 @@ class Asker:
         await awaited(lambda: self._cluster.workers()[0]["leased_batches"] == batches)
 
     def release(self) -> None:
-        """Let the batch run that waits for `go`."""
+        """Create `go`, so that the first batch ends."""
         (self._cluster.folder / "go").touch()

@@ -120,7 +120,7 @@ class Core:
         """Take the sent batches and return the worker, number and texts of each."""
         found = []
         for to, batch, frames in self.take(wire.Batch, peer):
-            texts = [str(part, "utf-8") for part in wire.split(frames[0], wire.unpack_u32(batch.lengths))]
+            texts = [str(part, "utf-8") for part in wire.split_frame(frames[0], wire.unpack_u32(batch.lengths))]
             found.append((to, batch.batch, texts))
         return found
 
@@ -153,7 +153,7 @@ class Core:
         for _, message, frames in self.take(wire.Answers, peer):
             columns = list(zip(wire.unpack_u64(message.requests), wire.unpack_u32(message.positions), strict=True))
             sizes = wire.unpack_u32(message.sizes) or [message.dimension * 4] * len(columns)
-            for key, part in zip(columns, wire.split(frames[0], sizes), strict=True):
+            for key, part in zip(columns, wire.split_frame(frames[0], sizes), strict=True):
                 assert key not in found
                 found[key] = bytes(part)
         return found

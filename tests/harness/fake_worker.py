@@ -1,9 +1,9 @@
-"""A worker process with the real service and a backend of arithmetic: fast, deterministic, and bad on command.
+"""A worker process with the real service and a fast, deterministic backend that fails on command.
 
 `python -m tests.harness.fake_worker` takes a worker's flags and, for its backend, FAKE_* variables. Some texts are
-orders: "crash" and "segfault" end the process, "break" ends a thread of the pipeline, "raise" raises, "nan" and "short"
-give bad vectors, "hang" never returns, "slow SECONDS" takes its time, "wait NAME" waits for a file of that name, and
-"once NAME ORDER" is the order for the first worker that meets it, and a text like any other from then on.
+commands: "crash" and "segfault" end the process, "break" ends a thread of the pipeline, "raise" raises, "nan" and
+"short" return bad vectors, "hang" never returns, "slow SECONDS" sleeps, "wait NAME" waits for a file of that name, and
+"once NAME COMMAND" is the command for the first worker that runs it, and later an ordinary text.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ MAX_TOKENS = 64
 
 
 def model(dimension: int = DIMENSION, default_prompt: str = "") -> wire.ModelInfo:
-    """The fake model as its workers announce it; a default prompt is one more of its prompts."""
+    """Return the fake model as its workers announce it. A default prompt is added to its prompts."""
     default = {default_prompt: f"{default_prompt}: "} if default_prompt else {}
     return wire.ModelInfo(
         "fake",
@@ -51,20 +51,20 @@ def model(dimension: int = DIMENSION, default_prompt: str = "") -> wire.ModelInf
 
 
 def vector(text: str, dimension: int = DIMENSION) -> Vectors:
-    """The vector that belongs to a text, and to no other."""
+    """Return the vector of a text, which no other text has."""
     digest = hashlib.shake_128(text.encode()).digest(dimension * 2)
     return np.frombuffer(digest, "<u2").astype(np.float32)
 
 
 class Fakery(NamedTuple):
-    """What the backend is like: FAKE_DIMENSION and so on."""
+    """Settings of the backend, from FAKE_DIMENSION and so on."""
 
     dimension: int = DIMENSION
-    #: Infer requests; 1 runs one batch after another.
+    #: Number of infer requests; 1 runs one batch after another.
     requests: int = 2
     us_per_token: int = 0
     default_prompt: str = ""
-    #: Where the files are that orders name.
+    #: Folder of the files that commands name.
     folder: str = "."
 
 
@@ -81,7 +81,7 @@ class FakeBackend:
         self._us_per_token = fakery.us_per_token
         self._folder = Path(fakery.folder)
         self._broken = False
-        #: Each infer request's output, which its next inference overwrites.
+        #: Output of each infer request, which the next inference overwrites.
         self._outputs = [np.empty((0, self.dimension), np.float32)] * self.requests
 
     def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
@@ -96,34 +96,34 @@ class FakeBackend:
         return None
 
     def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
-        texts = ["".join(map(chr, one)) for one in ids]
-        orders = [text.split() for text in texts]
-        for order in orders:
-            self._obey(order)
+        texts = ["".join(map(chr, text_ids)) for text_ids in ids]
+        commands = [text.split() for text in texts]
+        for command in commands:
+            self._run_command(command)
         time.sleep(self._us_per_token * sum(map(len, ids)) / 1e6)
         if len(self._outputs[request]) < len(texts):
             self._outputs[request] = np.empty((len(texts), self.dimension), np.float32)
         output = self._outputs[request][: len(texts)]
         output[:] = [vector(text, self.dimension) for text in texts]
-        if ["nan"] in orders:
-            output[orders.index(["nan"]), -1] = np.nan
-        return output[:-1] if ["short"] in orders else output
+        if ["nan"] in commands:
+            output[commands.index(["nan"]), -1] = np.nan
+        return output[:-1] if ["short"] in commands else output
 
     def verify_device(self, request: int) -> None:
         if self._broken:
             raise RuntimeError("the device is broken")
 
-    def _obey(self, order: list[str]) -> None:
-        match order:
+    def _run_command(self, command: list[str]) -> None:
+        match command:
             case ["crash"]:
                 os._exit(139)
             case ["segfault"]:
                 ctypes.string_at(0)
             case ["raise"]:
-                raise RuntimeError("told to")
+                raise RuntimeError("ordered by the input")
             case ["break"]:
                 self._broken = True
-                raise RuntimeError("told to break")
+                raise RuntimeError("the device breaks")
             case ["hang"]:
                 time.sleep(3600)
             case ["slow", seconds]:
@@ -133,7 +133,7 @@ class FakeBackend:
                     time.sleep(0.01)
             case ["once", name, *rest] if not (self._folder / name).exists():
                 (self._folder / name).touch()
-                self._obey(rest)
+                self._run_command(rest)
 
 
 def serve(config: Config, fakery: Fakery) -> None:
@@ -159,11 +159,11 @@ def serve(config: Config, fakery: Fakery) -> None:
     Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
 
 
-def fakery(environ: dict[str, str]) -> Fakery:
-    """What the FAKE_* variables say."""
+def read_fakery(environ: dict[str, str]) -> Fakery:
+    """Return the settings in the FAKE_* variables."""
     names = {name.removeprefix("FAKE_").lower(): text for name, text in environ.items() if name.startswith("FAKE_")}
     return Fakery(**{name: Fakery.__annotations__[name](text) for name, text in names.items()})
 
 
 if __name__ == "__main__":
-    serve(load(sys.argv[1:], {}), fakery(dict(os.environ)))
+    serve(load(sys.argv[1:], {}), read_fakery(dict(os.environ)))

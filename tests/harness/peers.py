@@ -96,7 +96,7 @@ class HandWorker(Peer):
         """Return the next batch and its texts."""
         batch, (frame,) = self.get(wire.Batch)
         self._seen = batch.batch
-        return batch, [str(text, "utf-8") for text in wire.split(frame, wire.unpack_u32(batch.lengths))]
+        return batch, [str(text, "utf-8") for text in wire.split_frame(frame, wire.unpack_u32(batch.lengths))]
 
     def result(self, batch: wire.Batch, texts: Sequence[str], dimension: int = 8) -> tuple[wire.BatchResult, bytes]:
         """Return the correct result of a batch, as if it had these texts."""

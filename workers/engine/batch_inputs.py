@@ -1,4 +1,4 @@
-"""Inputs of a batch, sorted by what each job asks for: run, truncate, only tokenise, or reject. Pure."""
+"""Inputs of a batch, sorted into those to run, those to tokenise only, and those that failed. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

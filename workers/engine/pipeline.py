@@ -161,7 +161,7 @@ class Pipeline:
 
     def _read_ids(self, work: Work) -> list[Ids]:
         """Return the ids of each job: tokenise its text, or take its ids as they are."""
-        jobs = wire.split(work.frame, wire.unpack_u32(work.batch.lengths))
+        jobs = wire.split_frame(work.frame, wire.unpack_u32(work.batch.lengths))
         kinds = work.batch.kinds
         texts = [str(job, "utf-8") for job, kind in zip(jobs, kinds, strict=True) if kind == wire.Kind.TEXT]
         text_ids = iter(self._backend.tokenise_texts(texts))

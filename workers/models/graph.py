@@ -26,7 +26,7 @@ class Weights:
     """Tensors of a model by name."""
 
     def __init__(self, tensors: Mapping[str, Any], prefix: str) -> None:
-        """Take tensors whose names all begin with `prefix`."""
+        """Take the tensors of a file. `prefix` comes before each name that `get_tensor` gets."""
         self._tensors = tensors
         self._prefix = prefix
 

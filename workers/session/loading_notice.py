@@ -1,4 +1,4 @@
-"""Tells the broker that a process prepares a model, long before there is a worker that could say hello."""
+"""Notice to the broker that a process prepares a model, long before the process can send a worker's hello."""
 
 import contextlib
 import threading
@@ -11,37 +11,45 @@ from broker.wire import protocol as wire
 from broker.wire.sockets import open_dealer
 from workers.config import Config
 
-#: How often it says so: as often as workers send heartbeats.
+#: Seconds between two notices, as between two heartbeats of a worker.
 INTERVAL_S = 1.0
-#: How soon it tries again while there is nobody to tell.
+#: Seconds until the next try while no broker is connected.
 RETRY_S = 0.05
-#: How long a process that ends takes to say why, in milliseconds: time to connect, and to send.
-LAST_WORDS_MS = 1000
+#: Longest time that a failing process takes to connect and send the reason, in milliseconds.
+FAILURE_MS = 1000
+#: Longest text of a failure that the wire allows, in characters.
+MAX_FAILURE_LENGTH = 4096
 
 
 @contextlib.contextmanager
 def announce_loading(
     config: Config, loading: wire.WorkerLoading, failures: tuple[type[Exception], ...]
 ) -> Iterator[None]:
-    """While the model is being prepared. An exception of these kinds is told to the broker as the reason why there
-    will be no worker; it goes on."""
+    """Send notices in a thread while the caller prepares the model.
+
+    An exception of the types `failures` is sent as the reason why there will be no worker, and raised again. Raise
+    `KeyFileError` or `zmq.ZMQError` if a key or the broker's address cannot be used.
+    """
     socket = connect_dealer(config)
-    over = threading.Event()
-    said = [loading]
-    thread = threading.Thread(target=_announce, args=(socket, said, over), name="announce", daemon=True)
+    ended = threading.Event()
+    notices = [loading]
+    thread = threading.Thread(target=_send_notices, args=(socket, notices, ended), name="announce", daemon=True)
     thread.start()
     try:
         yield
     except failures as error:
-        said.append(msgspec.structs.replace(loading, failure=str(error)[:4096]))
+        notices.append(msgspec.structs.replace(loading, failure=str(error)[:MAX_FAILURE_LENGTH]))
         raise
     finally:
-        over.set()
+        ended.set()
         thread.join()
 
 
 def connect_dealer(config: Config) -> "zmq.Socket[bytes]":
-    """Return a socket in a context of its own, on its way to the broker; zmq.ZMQError when that has no such address."""
+    """Return a socket in a context of its own that connects to the broker.
+
+    Raise `KeyFileError` or `zmq.ZMQError` if a key or the broker's address cannot be used.
+    """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         socket = open_dealer(context, config.keys, "worker")
@@ -52,21 +60,23 @@ def connect_dealer(config: Config) -> "zmq.Socket[bytes]":
     return socket
 
 
-def _announce(socket: "zmq.Socket[bytes]", said: list[wire.WorkerLoading], over: threading.Event) -> None:
-    told = False
-    while not over.wait(INTERVAL_S if told else RETRY_S):
-        told = _tell(socket, said[0])
-    if said[1:] and socket.poll(LAST_WORDS_MS, zmq.POLLOUT):
-        _tell(socket, said[-1])
+def _send_notices(socket: "zmq.Socket[bytes]", notices: list[wire.WorkerLoading], ended: threading.Event) -> None:
+    """Send the first notice until the event is set, then a second notice if there is one, and close the socket."""
+    sent = False
+    while not ended.wait(INTERVAL_S if sent else RETRY_S):
+        sent = _send_notice(socket, notices[0])
+    failed = len(notices) > 1
+    if failed and socket.poll(FAILURE_MS, zmq.POLLOUT):
+        _send_notice(socket, notices[1])
     context = socket.context
-    socket.close(linger=LAST_WORDS_MS if said[1:] else 0)
+    socket.close(linger=FAILURE_MS if failed else 0)
     context.term()
 
 
-def _tell(socket: "zmq.Socket[bytes]", loading: wire.WorkerLoading) -> bool:
-    """Whether the broker was there to be told."""
+def _send_notice(socket: "zmq.Socket[bytes]", notice: wire.WorkerLoading) -> bool:
+    """Send a notice. Return whether a broker was connected."""
     try:
-        socket.send_multipart(wire.encode(loading), zmq.NOBLOCK)
+        socket.send_multipart(wire.encode(notice), zmq.NOBLOCK)
     except zmq.Again:
         return False
     return True

@@ -1,4 +1,4 @@
-"""A worker's shell: the DEALER socket loop, the clock, and the pipeline's threads."""
+"""Process of a worker: its socket loop, its clock, and the threads of its pipeline."""
 
 import itertools
 import logging
@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from typing import Any
+from typing import NoReturn
 
 import zmq
 import zmq.utils.monitor
@@ -22,101 +22,115 @@ from workers.session.session import Session
 
 log = logging.getLogger(__name__)
 
-#: How long SIGTERM lets held batches be finished: as long as the broker leases a batch, and a little.
+#: Longest drain after SIGTERM, in seconds: the longest lease of a batch, and some more.
 DRAIN_S = 65.0
-#: Exit status of a worker whose inference hangs, as of one whose thread died.
+#: Longest time to send the goodbye after the drain, in milliseconds.
+GOODBYE_MS = 500
+#: Exit status of a worker that hangs, as after the death of a thread.
 HUNG_STATUS = 70
-#: How often a worker says that no broker welcomes it.
+#: Seconds between two warnings that no broker is connected.
 WARN_S = 10.0
 
 
 class Service:
-    """One worker on one connection. `run` returns when it has drained after SIGTERM or SIGINT."""
+    """One worker on one connection to the broker."""
 
     def __init__(self, config: Config, session: Session, pipeline: Pipeline, wakeup: int) -> None:
+        """Take the parts of the worker. The pipeline writes to the eventfd `wakeup` when it has finished a batch.
+
+        Raise `KeyFileError` if a key cannot be used.
+        """
         self.config = config
         self._session = session
         self._pipeline = pipeline
-        #: An eventfd: written by the pipeline when a batch is finished, and by signals.
         self._wakeup = wakeup
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._drain_until: float | None = None
-        self._stop_requested = False
-        self._last_goodbye = ""
+        self._socket = open_dealer(self._context, config.keys, "worker")
+        # Created before the connection, so that it reports the first handshake.
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        self._poller = zmq.Poller()
+        for readable in (self._socket, self._monitor, wakeup):
+            self._poller.register(readable, zmq.POLLIN)
+        self._stopping = False
+        self._drain_deadline = math.inf
         self._health = HealthFile(config.health_file)
         self._next_warning = time.monotonic() + WARN_S
-        self._batches = itertools.count(1)
+        self._last_goodbye = ""
+        self._batch_numbers = itertools.count(1)
 
     def run(self) -> None:
-        """Serve until drained."""
+        """Serve until SIGTERM or SIGINT, then drain, leave the broker, and end the threads."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        socket = open_dealer(self._context, self.config.keys, "worker")
-        # Before the connection, for the first hello waits for this event.
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-        socket.connect(self.config.broker)
-        poller = zmq.Poller()
-        for readable in (socket, monitor, self._wakeup):
-            poller.register(readable, zmq.POLLIN)
+        self._socket.connect(self.config.broker)
         self._pipeline.start()
         try:
-            while not self._done():
-                ready = dict(poller.poll(self._timeout_ms()))
-                self._turn(socket, monitor, ready)
-            self._send(socket, wire.WorkerGoodbye())
-            log.info("drained with %d batches unfinished", len(self._session.held))
+            while not self._stopping:
+                self._run_turn()
+            self._drain()
         finally:
-            socket.disable_monitor()
-            monitor.close()
-            # LINGER is 0 for ends that do not matter; this goodbye should leave if it can.
-            socket.close(linger=500)
-            self._context.term()
-            if self._session.held:
-                os._exit(HUNG_STATUS)
-            self._pipeline.stop()
+            self._close_sockets()
+        if self._session.held:
+            self._exit_hung("the drain ended before its batches")
+        self._pipeline.stop()
+
+    def _drain(self) -> None:
+        """Finish the held batches and leave the broker."""
+        # 1. The broker stops sending batches.
+        self._send(*self._session.drain())
+        log.info("draining: %d batches to finish", len(self._session.held))
+        # 2. The held batches are finished and answered. Heartbeats go on, so that the broker does not evict the worker.
+        self._drain_deadline = time.monotonic() + DRAIN_S
+        while self._session.held and time.monotonic() < self._drain_deadline:
+            self._run_turn()
+        # 3. The broker requeues what was not answered, without blame.
+        self._send(wire.WorkerGoodbye())
+        log.info("drained with %d batches unfinished", len(self._session.held))
+
+    def _close_sockets(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close(linger=GOODBYE_MS)
+        self._context.term()
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def _turn(self, socket: "zmq.Socket[bytes]", monitor: "zmq.Socket[bytes]", ready: dict[Any, int]) -> None:
-        if monitor in ready:
-            self._on_connection(socket, monitor)
-        if socket in ready:
-            self._receive(socket)
+    def _run_turn(self) -> None:
+        """Wait for an event or a deadline, and handle everything that has come."""
+        ready = dict(self._poller.poll(self._compute_timeout_ms()))
+        if self._monitor in ready:
+            self._handle_handshakes()
+        if self._socket in ready:
+            self._receive_messages()
         if self._wakeup in ready:
             os.eventfd_read(self._wakeup)
-        if self._stop_requested and self._drain_until is None:
-            log.info("draining: %d batches to finish", len(self._session.held))
-            self._drain_until = time.monotonic() + DRAIN_S
-            self._send(socket, *self._session.drain())
         while self._pipeline.finished:
-            self._answer(socket, self._pipeline.finished.popleft())
+            self._answer_batch(self._pipeline.finished.popleft())
         now = time.monotonic()
         if self._session.is_hung(now):
-            # The broker may have forgotten it: its connection has ended since, or the broker has.
-            log.critical("a batch has run for longer than it may")
-            os._exit(HUNG_STATUS)
-        self._send(socket, *self._session.due(now))
-        if self._session.welcomed:
-            self._next_warning = now + WARN_S
-        elif now >= self._next_warning:
-            self._next_warning = now + WARN_S
-            log.warning("no broker at %s welcomes this worker; it keeps trying", self.config.broker)
-        if self._session.welcomed:
-            self._health.touch(now)
+            self._exit_hung("a batch has run for longer than its lease")
+        self._send(*self._session.due(now))
+        self._report_state(now)
 
-    def _on_connection(self, socket: "zmq.Socket[bytes]", monitor: "zmq.Socket[bytes]") -> None:
-        """A new connection has a new routing id at the broker, so it starts with a hello."""
-        while monitor.poll(0):
-            event = zmq.utils.monitor.recv_monitor_message(monitor)
+    def _compute_timeout_ms(self) -> int:
+        deadline = min(self._session.next_deadline(), self._next_warning, self._drain_deadline)
+        return max(0, int((deadline - time.monotonic()) * 1000) + 1)
+
+    def _handle_handshakes(self) -> None:
+        """Send a hello on a new connection, because the broker has a new routing id for it."""
+        while self._monitor.poll(0):
+            event = zmq.utils.monitor.recv_monitor_message(self._monitor)
             if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._send(socket, self._session.make_hello(time.monotonic()))
+                self._send(self._session.make_hello(time.monotonic()))
             else:
-                log.error("the broker at %s refuses this worker's key", self.config.broker)
+                log.error(
+                    "the broker at %s rejected this worker's key; add it with scripts/keys --add", self.config.broker
+                )
 
-    def _receive(self, socket: "zmq.Socket[bytes]") -> None:
+    def _receive_messages(self) -> None:
         while True:
             try:
-                parts = socket.recv_multipart(zmq.NOBLOCK)
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
@@ -124,71 +138,73 @@ class Service:
             except RemoteProtocolError as error:
                 log.warning("ignored a malformed message: %s", error)
                 continue
-            self._log(message)
+            self._log_message(message)
             if isinstance(message, wire.Goodbye) and message.code == ErrorCode.LEASE_EXPIRED:
-                # An inference that hangs cannot be ended; the process can, and its supervisor starts another.
-                os._exit(HUNG_STATUS)
+                self._exit_hung("the lease of a batch expired at the broker")
             batch, replies = self._session.handle(message, time.monotonic())
             if batch:
                 self._pipeline.submit(Work(batch, frames[0]))
-            self._send(socket, *replies)
+            self._send(*replies)
 
-    def _log(self, message: Message) -> None:
+    def _log_message(self, message: Message) -> None:
         if isinstance(message, wire.Welcome):
-            log.info("serving broker %s, epoch %x", self.config.broker, message.epoch)
+            log.info("connected to the broker at %s, epoch %x", self.config.broker, message.epoch)
         elif isinstance(message, wire.Goodbye):
             if message.text != self._last_goodbye:
-                log.warning("the broker says goodbye: %s: %s", message.code.name, message.text)
+                log.warning("the broker closed the session: %s: %s", message.code.name, message.text)
             self._last_goodbye = message.text
 
-    def _answer(self, socket: "zmq.Socket[bytes]", work: Work) -> None:
-        reading = work.inputs
-        if work.error or reading is None:
-            log.error("batch %d failed: %s", work.batch.batch, work.error, extra=origins(work.batch))
-            text = "the device failed on this input"
-            self._send(socket, self._session.make_error(work.batch, ErrorCode.DEVICE, text))
+    def _answer_batch(self, work: Work) -> None:
+        batch, inputs = work.batch, work.inputs
+        if work.error or inputs is None:
+            log.error("batch %d failed: %s", batch.batch, work.error, extra=describe_origins(batch))
+            self._send(self._session.make_error(batch, ErrorCode.DEVICE, ErrorCode.DEVICE.text))
             return
-        number = next(self._batches)
-        if number == 1:
-            log.info("first batch answered: %d jobs", len(reading.tokens))
-        log.debug("batch %d answered: %d jobs", work.batch.batch, len(reading.tokens), extra=origins(work.batch))
+        if next(self._batch_numbers) == 1:
+            log.info("first batch answered: %d jobs", len(inputs.tokens))
+        log.debug("batch %d answered: %d jobs", batch.batch, len(inputs.tokens), extra=describe_origins(batch))
         frame, sizes = work.build_frame()
         result = self._session.make_result(
-            work.batch,
+            batch,
             work.vectors.shape[1],
-            wire.pack_u32(reading.tokens),
-            reading.failures,
+            wire.pack_u32(inputs.tokens),
+            inputs.failures,
             int(work.inference_s * 1e6),
-            truncated=wire.pack_u32(reading.truncated) if any(reading.truncated) else b"",
+            truncated=wire.pack_u32(inputs.truncated) if any(inputs.truncated) else b"",
             sizes=sizes,
             padding=work.padding,
         )
-        self._send(socket, result, frames=[frame])
+        self._send(result, frames=[frame])
 
-    def _send(self, socket: "zmq.Socket[bytes]", *messages: Message, frames: list[Frame] | None = None) -> None:
-        """Send if the broker is there. If not, nothing is lost: it requeues what it gets no answer for."""
+    def _send(self, *messages: Message, frames: list[Frame] | None = None) -> None:
+        """Send messages if the broker is connected. Otherwise drop them, because the broker requeues their batches."""
         for message in messages:
             try:
-                socket.send_multipart(wire.encode(message, frames or []), zmq.NOBLOCK, copy=not frames)
+                self._socket.send_multipart(wire.encode(message, frames or []), zmq.NOBLOCK, copy=not frames)
             except zmq.Again:
-                log.debug("not sent, the broker is away: %s", type(message).__name__)
+                log.debug("dropped a %s because no broker is connected", type(message).__name__)
 
-    def _timeout_ms(self) -> int:
-        first = min(self._session.next_deadline(), self._next_warning, self._drain_until or math.inf)
-        return max(0, int((first - time.monotonic()) * 1000) + 1)
+    def _report_state(self, now: float) -> None:
+        """Touch the health file while the broker is connected, and warn from time to time while it is not."""
+        if self._session.welcomed:
+            self._next_warning = now + WARN_S
+            self._health.touch(now)
+        elif now >= self._next_warning:
+            self._next_warning = now + WARN_S
+            log.warning("not connected to the broker at %s, retrying", self.config.broker)
+
+    def _exit_hung(self, reason: str) -> NoReturn:
+        """End the process, because no call ends a thread in an inference. A supervisor starts another worker."""
+        log.critical("exiting: %s", reason)
+        os._exit(HUNG_STATUS)
 
     def _on_signal(self, number: int, _: object) -> None:
-        self._stop_requested = True
+        self._stopping = True
         os.eventfd_write(self._wakeup, 1)
 
-    def _done(self) -> bool:
-        if self._drain_until is None:
-            return False
-        return not self._session.held or time.monotonic() >= self._drain_until
 
-
-def origins(batch: wire.Batch) -> dict[str, object]:
-    """Fields of a log line: where a batch's jobs come from."""
+def describe_origins(batch: wire.Batch) -> dict[str, object]:
+    """Return fields of a log record that show which requests the batch's jobs belong to."""
     traces = [origin.traceparent[3:35] for origin in batch.origins if origin.traceparent]
     return {
         "batch": batch.batch,

@@ -1,6 +1,6 @@
 """A worker's half of the conversation with the broker: hello, credit, heartbeats, drain.
 
-Pure: no socket, clock or thread. What it returns is to be sent, and what it refuses is ignored.
+Pure: no socket, clock or thread. The caller sends the messages that the methods return.
 """
 
 import math
@@ -11,69 +11,73 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Message
 
-#: Batches that a worker takes: of each lane one that runs and the next.
+#: Batches that a worker holds at most: in each lane the batch that runs and the next.
 SLOTS = 4
 
 
 class Session:
-    """CONNECTING (hello until welcomed) → SERVING → DRAINING. Holds at most `slots` batches.
+    """Session of a worker: CONNECTING (hello until a welcome) → SERVING → DRAINING.
 
-    It starts with the first `hello`, which its owner sends when a connection stands.
+    The session starts with the first `make_hello`, which the caller sends on each new connection.
     """
 
     def __init__(self, hello: wire.WorkerHello, slots: int) -> None:
+        """Take the hello to send, and the number of batches that the worker may hold."""
         self._hello = hello
         self._slots = slots
-        #: Batches taken and not yet answered, by epoch and number.
+        #: Batches that were received and not answered, by epoch and number, oldest first.
         self.held: dict[tuple[int, int], None] = {}
-        #: Whether a hello is under way: its answer will answer every `Who` that comes before.
-        self._greeting = False
-        self._hellos = 0
-        #: The oldest held batch, and since when it is the oldest.
-        self._running: tuple[int, int] | None = None
-        self._running_since = 0.0
-        self._lease_s = 20.0
+        self.draining = False
+        #: The broker's epoch, or None before a welcome.
         self._epoch: int | None = None
+        #: Number of the last hello.
+        self._hellos = 0
+        #: Whether a hello is unanswered; then the answer to that hello also answers any `Who`.
+        self._greeting = False
+        #: Newest batch received in this session.
         self._seen = 0
+        #: The oldest held batch, and since when it has been the oldest.
+        self._oldest: tuple[int, int] | None = None
+        self._oldest_since = 0.0
+        self._next_heartbeat = math.inf
+        self._last_received = 0.0
+        # Defaults until a welcome, which brings the broker's settings.
+        self._lease_s = 20.0
         self._heartbeat_s = 0.25
         self._liveness_s = 3.5
-        self._next_heartbeat = math.inf
-        self._last_heard = 0.0
-        self.draining = False
+
+    def __repr__(self) -> str:
+        state = "DRAINING" if self.draining else "SERVING" if self.welcomed else "CONNECTING"
+        return f"<Session {state} epoch={self._epoch} held={list(self.held)}>"
 
     @property
     def welcomed(self) -> bool:
-        """Whether the broker knows this worker, as far as can be told."""
+        """Whether the broker has accepted the last hello and sent messages since then."""
         return self._epoch is not None
 
     def make_hello(self, now: float) -> Message:
-        """What opens a connection."""
+        """Return a hello that starts the session again, for a new connection."""
         self._next_heartbeat = now + self._heartbeat_s
         self._epoch = None
         self._seen = 0
         self._greeting = True
         self._hellos += 1
-        return msgspec.structs.replace(self._hello, credit=self._credit(), number=self._hellos)
+        return msgspec.structs.replace(self._hello, credit=self._count_free_slots(), number=self._hellos)
 
     def handle(self, message: Message, now: float) -> tuple[wire.Batch | None, list[Message]]:
-        """A message from the broker: the batch it brings, if any, and the messages to send."""
-        self._last_heard = now
+        """Handle a message from the broker. Return the batch to run, if any, and the messages to send."""
+        self._last_received = now
         match message:
             case wire.Welcome() if message.hello == self._hellos:
-                self._epoch = message.epoch
-                self._greeting = False
-                self._lease_s = message.lease_ms / 1000
-                self._heartbeat_s = message.heartbeat_ms / 1000
-                self._liveness_s = message.liveness_ms / 1000
-                self._next_heartbeat = now + self._heartbeat_s
+                self._begin_session(message, now)
                 if self.draining:
-                    # This broker does not know it yet.
+                    # A broker that has restarted does not have the drain yet.
                     return None, [wire.WorkerDrain(b"")]
             case wire.Who():
-                # One for each message that it did not expect: one hello answers them all.
+                # The broker sends one for each unexpected message. One hello answers all of them.
                 return None, [] if self._greeting else [self.make_hello(now)]
             case wire.Goodbye():
-                # Refused or evicted: ask again at the pace of heartbeats, for the reason may pass.
+                # Rejected or evicted. `due` sends another hello, because the reason may pass.
                 self._epoch = None
                 self._greeting = False
                 self._next_heartbeat = now + self._heartbeat_s
@@ -83,27 +87,38 @@ class Session:
                 return message, []
         return None, []
 
+    def _begin_session(self, message: wire.Welcome, now: float) -> None:
+        self._epoch = message.epoch
+        self._greeting = False
+        self._lease_s = message.lease_ms / 1000
+        self._heartbeat_s = message.heartbeat_ms / 1000
+        self._liveness_s = message.liveness_ms / 1000
+        self._next_heartbeat = now + self._heartbeat_s
+
     def due(self, now: float) -> list[Message]:
-        """What time alone asks for: a heartbeat, or another hello while nobody welcomed the last one."""
-        if self.welcomed and now >= self._last_heard + self._liveness_s:
+        """Return the messages that are due: a heartbeat, or another hello if the last one was not answered."""
+        if self.welcomed and now >= self._last_received + self._liveness_s:
             self._epoch = None
         if now < self._next_heartbeat:
             return []
         self._next_heartbeat = now + self._heartbeat_s
         if self.welcomed:
-            return [wire.WorkerHeartbeat(self._credit(), self._seen)]
+            return [wire.WorkerHeartbeat(self._count_free_slots(), self._seen)]
         return [] if self.draining else [self.make_hello(now)]
 
-    def is_hung(self, now: float) -> bool:
-        """Whether one batch has run for longer than a lease, whoever still knows of it; asked at every turn."""
-        oldest = next(iter(self.held), None)
-        if oldest != self._running:
-            self._running, self._running_since = oldest, now
-        return oldest is not None and now >= self._running_since + self._lease_s
-
     def next_deadline(self) -> float:
-        """When `due` must be called."""
+        """Return when to call `due`."""
         return self._next_heartbeat
+
+    def is_hung(self, now: float) -> bool:
+        """Return whether the oldest batch has run for longer than a lease. Call this at every turn.
+
+        The result does not depend on the broker, which may have restarted and lost the lease.
+        """
+        oldest = next(iter(self.held), None)
+        if oldest != self._oldest:
+            self._oldest, self._oldest_since = oldest, now
+        return oldest is not None and now >= self._oldest_since + self._lease_s
 
     def make_result(
         self,
@@ -117,7 +132,7 @@ class Session:
         sizes: bytes = b"",
         padding: int = 0,
     ) -> Message:
-        """A batch is done."""
+        """Return the result of a batch, and free the batch's slot. The columns are those of `wire.BatchResult`."""
         self.held.pop((batch.epoch, batch.batch), None)
         return wire.BatchResult(
             epoch=batch.epoch,
@@ -126,7 +141,7 @@ class Session:
             tokens=bytes(tokens),
             failures=failures,
             inference_us=inference_us,
-            credit=self._credit(),
+            credit=self._count_free_slots(),
             seen=self._seen,
             cut=truncated,
             sizes=sizes,
@@ -134,14 +149,14 @@ class Session:
         )
 
     def make_error(self, batch: wire.Batch, code: ErrorCode, text: str) -> Message:
-        """A batch failed as a whole."""
+        """Return the error of a batch that failed as a whole, and free the batch's slot."""
         self.held.pop((batch.epoch, batch.batch), None)
-        return wire.BatchError(batch.epoch, batch.batch, code, text, self._credit(), self._seen)
+        return wire.BatchError(batch.epoch, batch.batch, code, text, self._count_free_slots(), self._seen)
 
     def drain(self) -> list[Message]:
-        """Take nothing more; held batches are finished and answered."""
+        """Stop accepting batches, and return the message that announces this. Held batches may still be answered."""
         self.draining = True
         return [wire.WorkerDrain(b"")] if self.welcomed else []
 
-    def _credit(self) -> int:
+    def _count_free_slots(self) -> int:
         return 0 if self.draining else max(0, self._slots - len(self.held))

@@ -1,7 +1,7 @@
 """Description of the API: OpenAPI for programs, and Swagger UI for people.
 
-Swagger UI is npm's swagger-ui-dist 5.35.0; its two files are unchanged, but compressed (`gzip -9n`). The page loads
-nothing from other servers and has no inline script, so that the policy below can forbid both.
+Swagger UI is npm's swagger-ui-dist 5.35.0; its two files are unchanged, but compressed (`gzip -9n`). The policy
+below forbids scripts from other servers and inline scripts, because the page needs neither.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Head of the routes whose requests become jobs: reads body, headers and API key, and finds the model."""
+"""Head of the routes that submit jobs: reads body, headers and API key, and finds the model."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Body = TypeVar("Body", EmbeddingsRequest, TokenizeRequest)
 
 
 class JobRequest(NamedTuple, Generic[Body]):
-    """A request whose body is valid and whose model is served."""
+    """A valid request and its model, before its jobs are submitted."""
 
     body: Body
     options: RequestOptions

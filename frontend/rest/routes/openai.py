@@ -42,7 +42,7 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
         body = render_embeddings(job.body, {}, 0, truncated={}, errors=prepared.errors)
         async with unread.reserve_room(len(body), deadline, waiting=len(body)) as room:
             return await send_answer(request, room, body, _build_headers(None, warning, started), JSON)
-    with metrics.Waiting(request, job.body.model):
+    with metrics.InFlight(request, job.body.model):
         done = await broker.run(
             job.body.model,
             prepared.kind,
@@ -105,7 +105,7 @@ async def list_models(request: Request) -> HTTPResponse:
 
 
 async def retrieve_model(request: Request, name: str) -> HTTPResponse:
-    """GET /v1/models/{name}: describe a model, whose name may contain slashes."""
+    """GET /v1/models/{name}: describe a model; the name may contain slashes."""
     broker: BrokerClient = request.app.ctx.broker
     name = urllib.parse.unquote(name)
     model = broker.models.get(name)

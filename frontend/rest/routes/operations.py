@@ -1,4 +1,4 @@
-"""Health, for people, load balancers and container engines; the /v2 paths are KServe's."""
+"""Health and metrics: /v2/health as KServe defines it, /health for people, /metrics for Prometheus."""
 
 import time
 
@@ -20,13 +20,13 @@ operations = Blueprint("operations")
 
 @operations.get("/v2/health/live")
 async def live(_: Request) -> HTTPResponse:
-    """This process answers."""
+    """Answer 200 while this process serves."""
     return raw(msgspec.json.encode(ServerLive(live=True)), content_type=JSON)
 
 
 @operations.get("/v2/health/ready")
 async def ready(request: Request) -> HTTPResponse:
-    """A worker is connected; workers say hello only after a completed inference."""
+    """Answer 200 if a worker is connected, which means that it has completed an inference. Else raise a 503."""
     broker: BrokerClient = request.app.ctx.broker
     if not any(model.workers for model in broker.models.values()):
         raise ApiError(503, "Server is not ready", kind="server_error", code="not_ready", retry_after_s=1)
@@ -35,7 +35,7 @@ async def ready(request: Request) -> HTTPResponse:
 
 @operations.get("/health")
 async def health(request: Request) -> HTTPResponse:
-    """What this frontend knows of the broker, the workers and the models; always 200 while the process lives."""
+    """Return the state of the broker, the workers and the models, with status 200 also if the broker is away."""
     broker: BrokerClient = request.app.ctx.broker
     stats = await broker.fresh_stats()
     state = HealthAnswer(
@@ -58,7 +58,7 @@ async def scrape(request: Request) -> HTTPResponse | None:
     unread: UnreadAnswers = request.app.ctx.unread
     broker: BrokerClient = request.app.ctx.broker
     for model in broker.models:
-        metrics.touch_model(model)
-    body, content_type = metrics.render(request.headers.get("accept", ""), broker_connected=broker.connected)
+        metrics.create_model_series(model)
+    body, content_type = metrics.render_metrics(request.headers.get("accept", ""), broker_connected=broker.connected)
     async with unread.reserve_room(len(body), time.monotonic() + config.deadline_s, waiting=len(body)) as room:
         return await send_answer(request, room, body, {}, content_type)

@@ -8,7 +8,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
 from broker.shared.version import VERSION
-from broker.wire.protocol import Kind, Option, State
+from broker.wire.protocol import Availability, Kind, Option
 from frontend.api.answers import ModelReady, ServerMetadata
 from frontend.api.errors import ApiError, quote, unknown_model
 from frontend.api.openapi import PREFIXES
@@ -39,7 +39,7 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     job = await read_job_request(request, parse_tokenize)
     check_max_length(job.body, job.model)
     texts = [text.encode() for text in job.body.inputs]
-    with metrics.Waiting(request, job.body.model):
+    with metrics.InFlight(request, job.body.model):
         done = await broker.run(job.body.model, Kind.TEXT, texts, job.options, job.deadline, options=Option.TOKENISE)
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]
@@ -96,7 +96,7 @@ async def describe_model(request: Request, path: str) -> HTTPResponse:
     state, model = broker.states.get(name), broker.models.get(name)
     if match is None or state is None or match["version"] not in (None, "1"):
         raise unknown_model(name, "Model with requested name is not found")
-    if model is None or (match["ready"] and state.state != State.AVAILABLE):
+    if model is None or (match["ready"] and state.state != Availability.AVAILABLE):
         text = f"the model {quote(name)} is not ready; retry later"
         raise ApiError(503, text, kind="server_error", code="not_ready", retry_after_s=5)
     body = msgspec.json.encode(ModelReady(name, ready=True)) if match["ready"] else render_model_metadata(model)

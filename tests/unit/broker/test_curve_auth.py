@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from broker.shell.curve_auth import ROLES, Gate
-from broker.shell.curve_keys import Role, add_key, make_keys
-from broker.wire.curve import KeyFileError, Pair, read_dealer_keys, read_pair, read_public_key
+from broker.shell.curve_auth import ROLES, CurveAuth
+from broker.shell.curve_keys import add_key, make_keys
+from broker.wire.curve import KeyFileError, Pair, Role, read_dealer_keys, read_pair, read_public_key
 from broker.wire.sockets import open_dealer
 from tests.harness.damage import KEY_DAMAGE, remove
 from workers.config import Config
@@ -23,14 +23,14 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def gate(keys: Path) -> Gate:
-    """A gate that has read its lists. Its thread does not run."""
+def auth(keys: Path) -> CurveAuth:
+    """An authenticator that has read its lists; its thread does not run."""
     # A folder of a name that is a pattern to glob.
     pattern = keys / "[a-b]*"
     (keys / "broker").rename(pattern)
-    gate = Gate(zmq.Context.instance(), pattern)
-    gate.reload()
-    return gate
+    auth = CurveAuth(zmq.Context.instance(), pattern)
+    auth.reload_lists()
+    return auth
 
 
 def public(path: Path) -> str:
@@ -45,7 +45,7 @@ def write_key(path: Path, public: str, secret: str = "") -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", KEY_DAMAGE)
-def test_damaged_file_of_a_list_leaves_all_lists_as_they_were(keys: Path, gate: Gate, role: str, kind: str) -> None:
+def test_damaged_list_file_keeps_all_old_lists(keys: Path, auth: CurveAuth, role: str, kind: str) -> None:
     lists = keys / "[a-b]*"
     old = {one: public(lists / one / f"{one[:-1]}.key") for one in ROLES}
     damaged = lists / role / "new.key"
@@ -55,32 +55,30 @@ def test_damaged_file_of_a_list_leaves_all_lists_as_they_were(keys: Path, gate: 
         write_key(lists / one / "added.key", added)
         (lists / one / f"{one[:-1]}.key").unlink()
     with pytest.raises(KeyFileError) as caught:
-        gate.reload()
+        auth.reload_lists()
     assert str(caught.value).startswith(f"{damaged} cannot be used as a key: ")
     assert "\n" not in str(caught.value)
-    assert all(gate.allows(one, old[one]) and not gate.allows(one, added) for one in ROLES)
+    assert all(auth.is_allowed(one, old[one]) and not auth.is_allowed(one, added) for one in ROLES)
     with pytest.raises(KeyFileError):
-        Gate(zmq.Context.instance(), lists).start()
+        CurveAuth(zmq.Context.instance(), lists).start()
     remove(damaged)
-    gate.reload()
-    assert not any(gate.allows(one, old[one]) for one in ROLES)
-    assert all(gate.allows(one, added) for one in ROLES)
+    auth.reload_lists()
+    assert not any(auth.is_allowed(one, old[one]) for one in ROLES)
+    assert all(auth.is_allowed(one, added) for one in ROLES)
 
 
-def test_list_that_is_gone_or_no_folder_leaves_all_as_they_were(keys: Path, gate: Gate) -> None:
+def test_missing_list_keeps_all_old_lists(keys: Path, auth: CurveAuth) -> None:
     lists = keys / "[a-b]*"
     old = public(lists / "workers" / "worker.key")
     remove(lists / "workers")
     for _ in range(2):
         with pytest.raises(KeyFileError, match=r"the folder of keys .*workers cannot be read: No"):
-            gate.reload()
-        assert gate.allows("workers", old)
+            auth.reload_lists()
+        assert auth.is_allowed("workers", old)
         (lists / "workers").write_text("")
 
 
-def test_file_that_may_not_be_read_leaves_all_as_they_were(
-    keys: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_list_file_keeps_all_old_lists(keys: Path, auth: CurveAuth, monkeypatch: pytest.MonkeyPatch) -> None:
     old = public(keys / "[a-b]*" / "workers" / "worker.key")
 
     def refuse(path: Path, flags: int) -> int:
@@ -89,28 +87,28 @@ def test_file_that_may_not_be_read_leaves_all_as_they_were(
     # Root, who may run this, can read anything.
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(KeyFileError, match=r"frontend\.key cannot be used as a key: Permission denied"):
-        gate.reload()
-    assert gate.allows("workers", old)
+        auth.reload_lists()
+    assert auth.is_allowed("workers", old)
 
 
-def test_files_that_are_no_keys_by_their_name_do_not_matter(keys: Path, gate: Gate) -> None:
+def test_files_with_other_names_are_ignored(keys: Path, auth: CurveAuth) -> None:
     for name in (".new.key", "new.key~", "README", "new.key_secret"):
         (keys / "[a-b]*" / "workers" / name).write_text("")
-    gate.reload()
+    auth.reload_lists()
 
 
-def test_two_files_may_name_one_key_and_a_file_may_come_from_windows(keys: Path, gate: Gate) -> None:
+def test_duplicate_keys_and_windows_line_ends_are_accepted(keys: Path, auth: CurveAuth) -> None:
     lists = keys / "[a-b]*" / "workers"
     key = public(lists / "worker.key")
     (lists / "again.key").write_bytes((lists / "worker.key").read_bytes().replace(b"\n", b"\r\n"))
-    gate.reload()
+    auth.reload_lists()
     (lists / "worker.key").unlink()
-    gate.reload()
-    assert gate.allows("workers", key)
+    auth.reload_lists()
+    assert auth.is_allowed("workers", key)
 
 
 @pytest.mark.parametrize("kind", [*KEY_DAMAGE, "no secret", "another's secret", "missing"])
-def test_damaged_pair_is_told_with_its_name(keys: Path, kind: str) -> None:
+def test_damaged_pair_is_named_in_the_error(keys: Path, kind: str) -> None:
     own, other = read_pair(keys / "worker" / "worker.key_secret"), zmq.curve_keypair()[1].decode()
     for path in (keys / "broker" / "broker.key_secret", keys / "worker" / "worker.key_secret"):
         match kind:
@@ -123,7 +121,7 @@ def test_damaged_pair_is_told_with_its_name(keys: Path, kind: str) -> None:
             case _:
                 KEY_DAMAGE[kind](path)
     with pytest.raises(KeyFileError, match=r"broker/broker\.key_secret cannot be used as a key: "):
-        Gate(zmq.Context.instance(), keys / "broker")
+        CurveAuth(zmq.Context.instance(), keys / "broker")
     with pytest.raises(KeyFileError, match=r"worker/worker\.key_secret cannot be used as a key: "):
         read_dealer_keys(keys / "worker", "worker")
     if kind in ("missing", "loop of links", "dangling link"):
@@ -135,13 +133,13 @@ def test_damaged_pair_is_told_with_its_name(keys: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("role", ["worker", "frontend"])
 @pytest.mark.parametrize("kind", KEY_DAMAGE)
-def test_damaged_key_of_the_broker_is_told_with_its_name(keys: Path, role: Role, kind: str) -> None:
+def test_damaged_broker_key_is_named_in_the_error(keys: Path, role: Role, kind: str) -> None:
     KEY_DAMAGE[kind](keys / role / "broker.key")
     with pytest.raises(KeyFileError, match=rf"{role}/broker\.key cannot be used as a key: "):
         read_dealer_keys(keys / role, role)
 
 
-def test_worker_connects_again_with_the_keys_that_it_has_read(keys: Path) -> None:
+def test_worker_reads_its_keys_once(keys: Path) -> None:
     config = Config(keys=str(keys / "worker"), broker="tcp://127.0.0.1:1")
     for _ in range(2):
         socket = connect_dealer(config)
@@ -151,13 +149,13 @@ def test_worker_connects_again_with_the_keys_that_it_has_read(keys: Path) -> Non
             KEY_DAMAGE["empty"](path)
 
 
-def test_pair_is_read_as_it_was_made(keys: Path) -> None:
+def test_made_pair_can_be_read(keys: Path) -> None:
     key = add_key(keys, "worker", "second")
     assert read_pair(key.path).public.decode() == key.public
     assert isinstance(read_pair(key.path), Pair)
 
 
-def test_dealer_has_the_wires_options_and_its_keys_where_there_are_any(tmp_path: Path) -> None:
+def test_dealer_has_options_and_keys(tmp_path: Path) -> None:
     make_keys(tmp_path)
     with zmq.Context() as context:
         with open_dealer(context, "", "worker") as plain:

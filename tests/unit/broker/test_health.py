@@ -8,7 +8,7 @@ import pytest
 from broker.shared.health import INTERVAL_S, HealthFile
 
 
-def test_file_is_touched_once_an_interval(tmp_path: Path) -> None:
+def test_file_is_touched_once_per_interval(tmp_path: Path) -> None:
     path = tmp_path / "health"
     health = HealthFile(str(path))
     health.touch(100.0)
@@ -20,7 +20,7 @@ def test_file_is_touched_once_an_interval(tmp_path: Path) -> None:
     HealthFile("").touch(100.0)
 
 
-def test_failure_is_logged_once_until_it_works_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failure_is_logged_once_until_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     folder = tmp_path / "folder"
     health = HealthFile(str(folder / "health"))
@@ -33,5 +33,5 @@ def test_failure_is_logged_once_until_it_works_again(tmp_path: Path, caplog: pyt
     folder.rmdir()
     for now in (600.0, 700.0):
         health.touch(now)
-    failure = f"the health file {folder / 'health'} cannot be touched: No such file or directory; trying again"
-    assert caplog.messages == [failure, f"the health file {folder / 'health'} is touched again", failure]
+    failure = f"cannot touch the health file {folder / 'health'}, retrying: No such file or directory"
+    assert caplog.messages == [failure, f"can touch the health file {folder / 'health'} again", failure]

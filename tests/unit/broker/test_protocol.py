@@ -125,4 +125,4 @@ def test_random_frames_decode_or_raise_the_one_error(frames: list[bytes]) -> Non
 
 
 def test_split_gives_back_the_parts() -> None:
-    assert [bytes(part) for part in wire.split(b"aabccc", [2, 0, 1, 3])] == [b"aa", b"", b"b", b"ccc"]
+    assert [bytes(part) for part in wire.split_frame(b"aabccc", [2, 0, 1, 3])] == [b"aa", b"", b"b", b"ccc"]

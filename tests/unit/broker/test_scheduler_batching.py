@@ -136,7 +136,7 @@ def test_returned_bulk_batch_has_no_claim_on_the_time_before() -> None:
     for _ in range(20):
         for to, sent, frames in core.take(wire.Batch):
             left.append(sent.lane)
-            texts = [str(part, "utf-8") for part in wire.split(frames[0], wire.unpack_u32(sent.lengths))]
+            texts = [str(part, "utf-8") for part in wire.split_frame(frames[0], wire.unpack_u32(sent.lengths))]
             core.answer((to, sent.batch, texts), credit=4)
     assert left[:10].count(Lane.INTERACTIVE) >= 4
 
@@ -160,7 +160,7 @@ def test_interactive_flood_leaves_bulk_its_share() -> None:
     held: list[tuple[Lane, tuple[bytes, int, list[str]]]] = []
     while sum(done.values()) < 2000:
         for to, batch, frames in core.take(wire.Batch):
-            texts = [str(part, "utf-8") for part in wire.split(frames[0], wire.unpack_u32(batch.lengths))]
+            texts = [str(part, "utf-8") for part in wire.split_frame(frames[0], wire.unpack_u32(batch.lengths))]
             held.append((batch.lane, (to, batch.batch, texts)))
         # As a worker runs them: interactive ones first.
         held.sort(key=lambda one: (one[0], one[1][1]))

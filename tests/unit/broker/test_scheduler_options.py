@@ -10,7 +10,7 @@ from broker.core.limits import Limits
 from broker.core.model_loading import FAILED_S, MAX_REMEMBERED
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Option, State
+from broker.wire.protocol import Availability, Option
 from tests.harness.core import DIMENSION, EPOCH, Core, row, vector
 
 #: More than any text of these tests has tokens.
@@ -176,7 +176,7 @@ def loading(name: str = "new", failure: str = "", process: bytes = b"L") -> wire
     return wire.WorkerLoading(process.ljust(16, b"."), "host", 1, name, failure)
 
 
-def states(core: Core) -> dict[str, tuple[State, str]]:
+def states(core: Core) -> dict[str, tuple[Availability, str]]:
     """What the frontend has been told last of each model."""
     *_, (_, models, _) = core.take(wire.Models, b"F1")
     return {one.name: (one.state, one.text) for one in models.states}
@@ -184,24 +184,24 @@ def states(core: Core) -> dict[str, tuple[State, str]]:
 
 def test_model_that_is_loaded_is_told_and_then_served(core: Core) -> None:
     core.handle(b"Wx", loading())
-    assert states(core) == {"m": (State.AVAILABLE, ""), "new": (State.LOADING, "")}
+    assert states(core) == {"m": (Availability.AVAILABLE, ""), "new": (Availability.LOADING, "")}
     core.handle(b"Wx", loading())
     assert core.take(wire.Models) == []
     assert core.take(wire.Who) == []
     core.worker(b"W2", model="new", uuid=b"L")
-    assert states(core)["new"] == (State.AVAILABLE, "")
+    assert states(core)["new"] == (Availability.AVAILABLE, "")
     core.handle(b"W2", wire.WorkerGoodbye())
-    assert states(core)["new"] == (State.END, "")
+    assert states(core)["new"] == (Availability.END, "")
 
 
 def test_failure_to_load_is_told_until_somebody_serves_the_model(core: Core) -> None:
     core.handle(b"Wx", loading(failure="no such folder"))
-    assert states(core)["new"] == (State.FAILED, "no such folder")
+    assert states(core)["new"] == (Availability.FAILED, "no such folder")
     core.handle(b"Wy", loading(process=b"M"))
-    assert states(core)["new"] == (State.LOADING, "")
+    assert states(core)["new"] == (Availability.LOADING, "")
     core.worker(b"W2", model="new", uuid=b"M")
     core.handle(b"W2", wire.WorkerGoodbye())
-    assert states(core)["new"] == (State.END, "")
+    assert states(core)["new"] == (Availability.END, "")
 
 
 def test_failures_and_silent_processes_are_forgotten(core: Core) -> None:
@@ -211,7 +211,7 @@ def test_failures_and_silent_processes_are_forgotten(core: Core) -> None:
         core.tick(1.0)
         core.handle(b"F1", wire.FrontendHeartbeat())
         core.handle(b"W1", wire.WorkerHeartbeat(2, 0))
-    assert states(core) == {"m": (State.AVAILABLE, ""), "other": (State.FAILED, "broken")}
+    assert states(core) == {"m": (Availability.AVAILABLE, ""), "other": (Availability.FAILED, "broken")}
     assert core.scheduler.next_deadline() is not None
     assert core.scheduler.state.loading.drop_expired(core.now + FAILED_S)
     assert core.scheduler.state.loading.next_deadline() is None
@@ -219,12 +219,12 @@ def test_failures_and_silent_processes_are_forgotten(core: Core) -> None:
 
 def test_loading_beside_a_live_worker_changes_nothing(core: Core) -> None:
     core.handle(b"Wx", loading("m"))
-    assert states(core) == {"m": (State.AVAILABLE, "")}
+    assert states(core) == {"m": (Availability.AVAILABLE, "")}
 
 
 def test_model_whose_last_worker_drains_is_unloading(core: Core) -> None:
     core.handle(b"W1", wire.WorkerDrain(b""))
-    assert states(core) == {"m": (State.UNLOADING, "")}
+    assert states(core) == {"m": (Availability.UNLOADING, "")}
 
 
 def test_processes_that_load_are_remembered_up_to_a_bound(core: Core) -> None:

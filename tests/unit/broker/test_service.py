@@ -1,17 +1,24 @@
-"""When the broker's shell lets time pass, which is when peers may be judged silent."""
+"""The broker's poll loop: when time advances and peers are judged, signals, start-up, the order of closing."""
 
+import os
+import signal
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from broker.shell.config import Config
-from broker.shell.service import FRONTEND, LATE_S, WORKER, Service
+from broker.shell.routers import FRONTEND, WORKER, ConfigError, Routers
+from broker.shell.service import LATE_S, Service
+from broker.shell.wakeup import Wakeup
 from tests.harness.core import Core
 
 
 class Shell(Service):
-    """A service whose sockets and clock a test plays."""
+    """A service with the sockets and the clock of a test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(Config())
@@ -19,7 +26,7 @@ class Shell(Service):
         self.scheduler = self.core.scheduler
         self.now = 1000.0
         monkeypatch.setattr("broker.shell.service.time.monotonic", lambda: self.now)
-        #: What each socket does when it is read; whether there is no more to read.
+        #: What reading the messages of a role does, and whether all have been read.
         self.read: dict[bytes, Callable[[], bool]] = {WORKER: lambda: True, FRONTEND: lambda: True}
 
     def _receive(self, role: bytes) -> bool:
@@ -28,16 +35,16 @@ class Shell(Service):
 
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    """A broker that has one worker, which is silent, and one frontend."""
+    """A broker with one silent worker and one frontend."""
     shell = Shell(monkeypatch)
     shell.core.frontend()
     shell.core.worker()
     monkeypatch.setattr(shell, "_send", lambda sends: None)
     yield shell
-    shell._context.term()
+    shell.shut_down()
 
 
-def test_worker_is_judged_when_all_that_workers_sent_has_been_read(shell: Shell) -> None:
+def test_worker_is_judged_after_all_was_read(shell: Shell) -> None:
     shell.now += 3.6
     shell.read[WORKER] = lambda: False
     shell._tick()
@@ -47,7 +54,7 @@ def test_worker_is_judged_when_all_that_workers_sent_has_been_read(shell: Shell)
     assert not shell.scheduler.state.pool.workers
 
 
-def test_heartbeat_that_came_during_a_long_turn_counts(shell: Shell) -> None:
+def test_heartbeat_during_a_long_turn_counts(shell: Shell) -> None:
     def read() -> bool:
         shell.scheduler.state.pool.workers[b"W1"].last_heard = shell.now
         return True
@@ -58,7 +65,7 @@ def test_heartbeat_that_came_during_a_long_turn_counts(shell: Shell) -> None:
     assert shell.scheduler.state.pool.workers
 
 
-def test_frontend_is_judged_when_all_that_frontends_sent_has_been_read(shell: Shell) -> None:
+def test_frontend_is_judged_after_all_was_read(shell: Shell) -> None:
     shell.now += 3.6
     shell.read[FRONTEND] = lambda: False
     shell._tick()
@@ -68,11 +75,11 @@ def test_frontend_is_judged_when_all_that_frontends_sent_has_been_read(shell: Sh
     assert not shell.scheduler.state.ledger.by_peer
 
 
-def test_nobody_is_judged_right_after_the_process_did_not_run(shell: Shell) -> None:
+def test_peers_are_spared_after_the_process_stopped(shell: Shell) -> None:
     shell.now += 3.5 + LATE_S + 1
     shell._tick()
     assert shell.scheduler.state.pool.workers
-    timeout_ms = shell._timeout_ms()
+    timeout_ms = shell._compute_timeout_ms()
     assert timeout_ms is not None
     assert 0 < timeout_ms <= LATE_S * 1000 + 1
     shell.now += LATE_S
@@ -81,7 +88,7 @@ def test_nobody_is_judged_right_after_the_process_did_not_run(shell: Shell) -> N
 
 
 class Recorded:
-    """A socket, or a monitor of one, that notes what becomes of it."""
+    """A socket, or its monitor, that records what is called."""
 
     def __init__(self, events: list[str]) -> None:
         self._events = events
@@ -93,11 +100,71 @@ class Recorded:
         self._events.append("socket closes" if linger else "monitor closes")
 
 
-def test_monitoring_ends_before_a_monitor_closes(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else libzmq waits for ever when a peer leaves in between, and the broker with it."""
+def test_monitoring_ends_before_monitors_close() -> None:
+    """Otherwise libzmq waits forever if a peer leaves in between."""
     events: list[str] = []
-    sockets: dict[Any, Any] = {role: Recorded(events) for role in (FRONTEND, WORKER)}
-    monkeypatch.setattr(shell, "_sockets", sockets)
-    monkeypatch.setattr(shell, "_monitors", {Recorded(events): role for role in sockets})
-    shell._close()
+    routers: Any = Routers(Config())
+    routers._sockets = {role: Recorded(events) for role in (FRONTEND, WORKER)}
+    routers._monitors = {Recorded(events): role for role in routers._sockets}
+    routers.close()
     assert events == ["monitoring ends"] * 2 + ["monitor closes"] * 2 + ["socket closes"] * 2
+
+
+# --- start-up, main loop, shut-down ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_handlers() -> Iterator[None]:
+    """Restore the handlers of signals."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A configuration with endpoints of its own."""
+    binds = {role: f"ipc://{tmp_path}/{role}" for role in ("frontends", "workers")}
+    return Config(frontend_bind=binds["frontends"], worker_bind=binds["workers"], metrics_bind="127.0.0.1:0")
+
+
+@pytest.mark.usefixtures("old_handlers")
+def test_signal_during_start_up_ends_the_main_loop(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    service = Service(config)
+    service.start_up()
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGTERM)
+    service.main_loop()
+    service.shut_down()
+    assert "SIGTERM: draining" in caplog.messages
+    assert not [message for message in caplog.messages if "keys" in message]
+
+
+@pytest.mark.usefixtures("old_handlers")
+def test_failed_start_up_can_be_shut_down(config: Config) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        for wrong in ({"worker_bind": f"tcp://{taken}"}, {"metrics_bind": taken}, {"metrics_bind": "7412"}):
+            values = {name: getattr(config, name) for name in config.__struct_fields__}
+            with pytest.raises(ConfigError, match=r"cannot listen on|cannot serve metrics on|is not HOST:PORT"):
+                Service(Config(**values | wrong)).run()
+
+
+@pytest.mark.usefixtures("old_handlers")
+def test_wakeup_ends_a_poll() -> None:
+    wakeup, poller = Wakeup(), zmq.Poller()
+    poller.register(wakeup, zmq.POLLIN)
+    assert poller.poll(0) == []
+    wakeup.catch_signals([signal.SIGHUP])
+    for _ in range(100_000):
+        wakeup.wake_loop()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert dict(poller.poll(0)) == {wakeup.fileno(): zmq.POLLIN}
+    assert wakeup.take_signals() == [signal.SIGHUP]
+    assert wakeup.take_signals() == []
+    assert poller.poll(0) == []
+    wakeup.close()
+    wakeup.wake_loop()

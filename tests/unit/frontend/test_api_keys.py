@@ -187,7 +187,7 @@ def test_damaged_file_is_rejected_and_keeps_keys(path: Path, kind: str, monkeypa
     assert keys.find_key("Bearer other")
 
 
-def test_error_with_name_of_two_lines_is_one_line(path: Path) -> None:
+def test_error_with_two_line_name_is_one_line(path: Path) -> None:
     path.write_text((make_entry("a", "x") + make_entry("a", "y")).replace('"a"', '"a\\nb"'))
     with pytest.raises(KeysError, match="two keys have the name 'a") as caught:
         read_keys(path)
@@ -244,46 +244,51 @@ def test_new_key_is_printed_and_its_hash_stored(tmp_path: Path) -> None:
     second = run_command("another", "--file", str(path), "--admin").stdout.strip()
     keys = Keys(str(path), "")
     assert first not in path.read_text()
-    one, two = keys.find_key(f"Bearer {first}"), keys.find_key(f"Bearer {second}")
-    assert one
-    assert two
-    assert (one.name, one.jobs_in_flight, one.tokens_per_minute, one.admin) == ('a "name"', 3, 9, False)
-    assert two.admin
+    first_key, second_key = keys.find_key(f"Bearer {first}"), keys.find_key(f"Bearer {second}")
+    assert first_key
+    assert second_key
+    assert (first_key.name, first_key.jobs_in_flight, first_key.tokens_per_minute, first_key.admin) == (
+        'a "name"',
+        3,
+        9,
+        False,
+    )
+    assert second_key.admin
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [one.name for one in tmp_path.iterdir()] == ["keys.toml"]
+    assert [file.name for file in tmp_path.iterdir()] == ["keys.toml"]
 
 
 def test_new_key_without_file_prints_its_entry(tmp_path: Path) -> None:
-    made = run_command("a")
+    result = run_command("a")
     path = tmp_path / "keys.toml"
-    path.write_text(made.stderr)
-    assert Keys(str(path), "").find_key(f"Bearer {made.stdout.strip()}")
+    path.write_text(result.stderr)
+    assert Keys(str(path), "").find_key(f"Bearer {result.stdout.strip()}")
 
 
 @pytest.mark.parametrize("flag", ["--tokens-per-minute", "--jobs-in-flight"])
 def test_limit_of_zero_is_rejected(flag: str) -> None:
-    made = run_command("a", flag, "0")
-    assert made.returncode == 2
-    assert flag in made.stderr
-    assert made.stdout == ""
+    result = run_command("a", flag, "0")
+    assert result.returncode == 2
+    assert flag in result.stderr
+    assert result.stdout == ""
 
 
 def test_existing_name_leaves_file(path: Path) -> None:
     before = path.read_text()
-    made = run_command("one", "--file", str(path))
-    assert made.returncode == 1
-    assert made.stderr == f"vecmill: {path} with the new key cannot be used: two keys have the name 'one'\n"
-    assert made.stdout == ""
+    result = run_command("one", "--file", str(path))
+    assert result.returncode == 1
+    assert result.stderr == f"vecmill: {path} with the new key cannot be used: two keys have the name 'one'\n"
+    assert result.stdout == ""
     assert path.read_text() == before
 
 
 @pytest.mark.parametrize("kind", ["binary", "fifo", "directory", "huge"])
 def test_new_key_for_damaged_file_is_error(path: Path, kind: str) -> None:
     DAMAGE[kind](path)
-    made = run_command("new", "--file", str(path))
-    assert (made.returncode, made.stdout, made.stderr.count("\n")) == (1, "", 1)
-    assert made.stderr.startswith(f"vecmill: {path} cannot be used: ")
-    assert [one.name for one in path.parent.iterdir()] == ["keys.toml"]
+    result = run_command("new", "--file", str(path))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith(f"vecmill: {path} cannot be used: ")
+    assert [file.name for file in path.parent.iterdir()] == ["keys.toml"]
 
 
 @pytest.mark.parametrize(
@@ -292,15 +297,15 @@ def test_new_key_for_damaged_file_is_error(path: Path, kind: str) -> None:
 )
 def test_new_key_for_invalid_file_leaves_file(path: Path, content: bytes, reason: str) -> None:
     path.write_bytes(content)
-    made = run_command("new", "--file", str(path))
-    assert (made.returncode, made.stdout, made.stderr.count("\n")) == (1, "", 1)
-    assert made.stderr.startswith(f"vecmill: {path} {reason}")
+    result = run_command("new", "--file", str(path))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith(f"vecmill: {path} {reason}")
     assert path.read_bytes() == content
-    assert [one.name for one in path.parent.iterdir()] == ["keys.toml"]
+    assert [file.name for file in path.parent.iterdir()] == ["keys.toml"]
 
 
 def test_unwritable_file_is_error(tmp_path: Path) -> None:
     path = tmp_path / "none" / "keys.toml"
-    made = run_command("new", "--file", str(path))
-    assert (made.returncode, made.stdout) == (1, "")
-    assert made.stderr == f"vecmill: {path} cannot be written: No such file or directory\n"
+    result = run_command("new", "--file", str(path))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"vecmill: {path} cannot be written: No such file or directory\n"

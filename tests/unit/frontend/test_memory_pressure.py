@@ -117,9 +117,9 @@ def run_with_clock(story: Callable[[UnreadAnswers, Clock], Awaitable[None]]) -> 
 
 
 async def leave(*answers: Answer) -> None:
-    for one in answers:
-        one.task.cancel()
-    await asyncio.gather(*(one.task for one in answers), return_exceptions=True)
+    for answer in answers:
+        answer.task.cancel()
+    await asyncio.gather(*(answer.task for answer in answers), return_exceptions=True)
 
 
 @pytest.mark.parametrize("size", [8 * MB, 12 * MB])
@@ -222,13 +222,13 @@ def test_memory_of_ended_client_counts_as_free() -> None:
 
 def test_memory_of_departed_client_counts_as_free() -> None:
     async def story(unread: UnreadAnswers, clock: Clock) -> None:
-        gone, slow = Client(), Client(MB / 8)
-        await clock.answer(gone, 4 * MB)
+        departed, slow = Client(), Client(MB / 8)
+        await clock.answer(departed, 4 * MB)
         await clock.answer(slow, 4 * MB)
         await clock.go(2)
         waiting = Answer(unread, 4 * MB)
         # Its handler has not been cancelled yet.
-        gone.ended = True
+        departed.ended = True
         await clock.go(2)
         assert not slow.ended
         await leave(waiting)

@@ -23,11 +23,11 @@ def add_request(
 
 
 def make_answers(*rows: tuple[int, int, float], tokens: int = 3, revision: str = "r") -> tuple[wire.Answers, bytes]:
-    """Return answers with vectors of one value; each row is (request, position, value)."""
+    """Return answers with vectors of first value; each row is (request, position, value)."""
     columns = [list(column) for column in zip(*rows, strict=True)]
     message = wire.Answers(
-        wire.pack_u64(int(one) for one in columns[0]),
-        wire.pack_u32(int(one) for one in columns[1]),
+        wire.pack_u64(int(value) for value in columns[0]),
+        wire.pack_u32(int(value) for value in columns[1]),
         wire.pack_u32([tokens] * len(rows)),
         1,
         5,
@@ -42,104 +42,113 @@ def list_values(pending: Pending) -> list[float]:
 
 
 def test_rows_of_several_messages_are_placed(requests: PendingRequests) -> None:
-    one, two = add_request(requests, b"a", b"b"), add_request(requests, b"c")
-    assert requests.apply_answers(*make_answers((one.number, 1, 1.5), (two.number, 0, 2.5))) == [two]
-    assert requests.apply_answers(*make_answers((one.number, 0, 3.5))) == [one]
-    assert (list_values(one), list_values(two)) == ([3.5, 1.5], [2.5])
-    assert (one.tokens, two.tokens) == (6, 3)
+    first, second = add_request(requests, b"a", b"b"), add_request(requests, b"c")
+    assert requests.apply_answers(*make_answers((first.number, 1, 1.5), (second.number, 0, 2.5))) == [second]
+    assert requests.apply_answers(*make_answers((first.number, 0, 3.5))) == [first]
+    assert (list_values(first), list_values(second)) == ([3.5, 1.5], [2.5])
+    assert (first.tokens, second.tokens) == (6, 3)
 
 
 def test_repeated_and_unknown_rows_are_ignored(requests: PendingRequests) -> None:
-    one = add_request(requests, b"a", b"b")
+    first = add_request(requests, b"a", b"b")
     assert (
         requests.apply_answers(
-            *make_answers((one.number, 0, 1.0), (one.number, 0, 9.0), (one.number, 7, 9.0), (99, 0, 9.0))
+            *make_answers((first.number, 0, 1.0), (first.number, 0, 9.0), (first.number, 7, 9.0), (99, 0, 9.0))
         )
         == []
     )
-    assert repr(one) == "<Pending 1 'm': 1 of 2 inputs missing>"
-    assert list_values(one) == [1.0]
+    assert repr(first) == "<Pending 1 'm': 1 of 2 inputs missing>"
+    assert list_values(first) == [1.0]
 
 
 def test_first_failure_ends_request(requests: PendingRequests) -> None:
-    one = add_request(requests, b"a", b"b")
-    first = wire.Failure(one.number, 1, ErrorCode.TOO_LONG, "long")
+    first = add_request(requests, b"a", b"b")
+    failure = wire.Failure(first.number, 1, ErrorCode.TOO_LONG, "long")
     assert requests.apply_failures(
-        [first, wire.Failure(one.number, 0, ErrorCode.TOO_LONG, "also"), wire.Failure(99, 0, ErrorCode.TOO_LONG, "")]
-    ) == [one]
-    assert one.failure is first
-    assert requests.apply_answers(*make_answers((one.number, 0, 1.0))) == []
+        [
+            failure,
+            wire.Failure(first.number, 0, ErrorCode.TOO_LONG, "also"),
+            wire.Failure(99, 0, ErrorCode.TOO_LONG, ""),
+        ]
+    ) == [first]
+    assert first.failure is failure
+    assert requests.apply_answers(*make_answers((first.number, 0, 1.0))) == []
 
 
 def test_failed_input_leaves_others_with_per_item(requests: PendingRequests) -> None:
-    one = add_request(requests, b"a", b"b", b"c", per_item=True)
-    first = wire.Failure(one.number, 1, ErrorCode.TOO_LONG, "long")
-    assert requests.apply_failures([first, wire.Failure(one.number, 1, ErrorCode.POISON, "again")]) == []
-    assert requests.apply_answers(*make_answers((one.number, 1, 9.0), (one.number, 0, 1.0))) == []
-    assert requests.apply_failures([wire.Failure(one.number, 0, ErrorCode.TOO_LONG, "late")]) == []
-    assert requests.apply_answers(*make_answers((one.number, 2, 3.0))) == [one]
-    assert one.failure is None
-    assert one.failures == {1: first}
-    assert list_values(one) == [1.0, 3.0]
+    first = add_request(requests, b"a", b"b", b"c", per_item=True)
+    failure = wire.Failure(first.number, 1, ErrorCode.TOO_LONG, "long")
+    assert requests.apply_failures([failure, wire.Failure(first.number, 1, ErrorCode.POISON, "again")]) == []
+    assert requests.apply_answers(*make_answers((first.number, 1, 9.0), (first.number, 0, 1.0))) == []
+    assert requests.apply_failures([wire.Failure(first.number, 0, ErrorCode.TOO_LONG, "late")]) == []
+    assert requests.apply_answers(*make_answers((first.number, 2, 3.0))) == [first]
+    assert first.failure is None
+    assert first.failures == {1: failure}
+    assert list_values(first) == [1.0, 3.0]
 
 
 def test_failed_request_ignores_per_item(requests: PendingRequests) -> None:
-    one = add_request(requests, b"a", per_item=True)
-    assert not one.ended_by_broker
-    assert requests.apply_failures([wire.Failure(one.number, -1, ErrorCode.DEADLINE, "late")]) == [one]
-    assert one.ended_by_broker
+    first = add_request(requests, b"a", per_item=True)
+    assert not first.ended_by_broker
+    assert requests.apply_failures([wire.Failure(first.number, -1, ErrorCode.DEADLINE, "late")]) == [first]
+    assert first.ended_by_broker
 
 
 def test_request_with_too_many_tokens_ends_early(requests: PendingRequests) -> None:
-    one = add_request(requests, b"a", b"b", b"c", max_tokens=5)
-    assert requests.apply_answers(*make_answers((one.number, 0, 1.0))) == []
-    assert requests.apply_answers(*make_answers((one.number, 1, 1.0))) == [one]
-    assert one.failure
-    assert one.failure.code == ErrorCode.TOO_MANY_TOKENS
+    first = add_request(requests, b"a", b"b", b"c", max_tokens=5)
+    assert requests.apply_answers(*make_answers((first.number, 0, 1.0))) == []
+    assert requests.apply_answers(*make_answers((first.number, 1, 1.0))) == [first]
+    assert first.failure
+    assert first.failure.code == ErrorCode.TOO_MANY_TOKENS
     # Therefore the other inputs are cancelled.
-    assert not one.ended_by_broker
+    assert not first.ended_by_broker
 
 
 def test_rows_have_own_sizes_and_truncated_tokens(requests: PendingRequests) -> None:
-    one, two = add_request(requests, b"a", b"b"), add_request(requests, b"c")
-    message, _ = make_answers((one.number, 0, 0), (two.number, 0, 0), (one.number, 1, 0))
+    first, second = add_request(requests, b"a", b"b"), add_request(requests, b"c")
+    message, _ = make_answers((first.number, 0, 0), (second.number, 0, 0), (first.number, 1, 0))
     message.sizes, message.cut = wire.pack_u32([4, 0, 8]), wire.pack_u32([0, 0, 9])
-    assert requests.apply_answers(message, b"aaaabbbbbbbb") == [two, one]
-    assert [[bytes(row or b"-") for row in pending.rows] for pending in (one, two)] == [[b"aaaa", b"bbbbbbbb"], [b"-"]]
-    assert two.rows[0] is not None
-    assert (one.truncated, two.truncated) == ({1: 9}, {})
+    assert requests.apply_answers(message, b"aaaabbbbbbbb") == [second, first]
+    assert [[bytes(row or b"-") for row in pending.rows] for pending in (first, second)] == [
+        [b"aaaa", b"bbbbbbbb"],
+        [b"-"],
+    ]
+    assert second.rows[0] is not None
+    assert (first.truncated, second.truncated) == ({1: 9}, {})
 
 
 def test_times_are_maxima_over_batches(requests: PendingRequests) -> None:
-    one = add_request(requests, b"a", b"b")
-    message, frame = make_answers((one.number, 0, 1.0))
+    first = add_request(requests, b"a", b"b")
+    message, frame = make_answers((first.number, 0, 1.0))
     requests.apply_answers(message, frame)
     message.positions, message.queue_us, message.inference_us = wire.pack_u32([1]), 1, 9
     requests.apply_answers(message, frame)
-    assert (one.queue_us, one.inference_us) == (5, 9)
+    assert (first.queue_us, first.inference_us) == (5, 9)
 
 
 def test_unanswered_requests_are_listed_oldest_first(requests: PendingRequests) -> None:
-    one, two, three = add_request(requests, b"a"), add_request(requests, b"b"), add_request(requests, b"c")
-    requests.apply_answers(*make_answers((two.number, 0, 1.0)))
-    assert requests.list_unanswered() == [one, three]
-    requests.remove(one)
-    assert requests.list_unanswered() == [three]
+    first, second, third = add_request(requests, b"a"), add_request(requests, b"b"), add_request(requests, b"c")
+    requests.apply_answers(*make_answers((second.number, 0, 1.0)))
+    assert requests.list_unanswered() == [first, third]
+    requests.remove(first)
+    assert requests.list_unanswered() == [third]
     assert len(requests) == 2
 
 
 def test_submission_has_lengths_of_inputs(requests: PendingRequests) -> None:
-    one = add_request(requests, b"ab", b"", b"c")
-    assert one.frame == b"abc"
-    assert list(wire.unpack_u32(one.submission.lengths)) == [2, 0, 1]
+    first = add_request(requests, b"ab", b"", b"c")
+    assert first.frame == b"abc"
+    assert list(wire.unpack_u32(first.submission.lengths)) == [2, 0, 1]
 
 
 def test_request_never_mixes_two_revisions(requests: PendingRequests) -> None:
-    one = add_request(requests, b"a", b"b", b"c")
-    assert requests.apply_answers(*make_answers((one.number, 0, 1.0))) == []
-    assert requests.apply_answers(*make_answers((one.number, 1, 2.0), (one.number, 2, 2.0), revision="new")) == [one]
-    assert one.failure
-    assert one.failure.code == ErrorCode.NO_WORKER
+    first = add_request(requests, b"a", b"b", b"c")
+    assert requests.apply_answers(*make_answers((first.number, 0, 1.0))) == []
+    assert requests.apply_answers(*make_answers((first.number, 1, 2.0), (first.number, 2, 2.0), revision="new")) == [
+        first
+    ]
+    assert first.failure
+    assert first.failure.code == ErrorCode.NO_WORKER
 
 
 def refuse(requests: PendingRequests, code: ErrorCode, wait_s: float) -> Pending:

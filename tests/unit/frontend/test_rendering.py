@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.wire.protocol import ModelInfo, ModelState, State, pack_u32
+from broker.wire.protocol import Availability, ModelInfo, ModelState, pack_u32
 from frontend.api.errors import ApiError
 from frontend.api.rendering import (
     build_model_object,
@@ -180,14 +180,17 @@ def test_model_metadata_is_kserves() -> None:
 
 
 def test_config_is_indented_as_in_ovms() -> None:
-    assert render_config({"a/b": ModelState("a/b", State.AVAILABLE)}).decode() == (
+    assert render_config({"a/b": ModelState("a/b", Availability.AVAILABLE)}).decode() == (
         '{\n "a/b": {\n  "model_version_status": [\n   {\n    "version": "1",\n    "state": "AVAILABLE",\n'
         '    "status": {\n     "error_code": "OK",\n     "error_message": "OK"\n    }\n   }\n  ]\n }\n}'
     )
 
 
 def test_every_state_has_its_ovms_name() -> None:
-    states = {state.name: ModelState(state.name, state, "why" if state == State.FAILED else "") for state in State}
+    states = {
+        state.name: ModelState(state.name, state, "why" if state == Availability.FAILED else "")
+        for state in Availability
+    }
     config = msgspec.json.decode(render_config(states))
     found = {name: model["model_version_status"][0] for name, model in config.items()}
     assert {name: (version["state"], *version["status"].values()) for name, version in found.items()} == {

@@ -6,7 +6,7 @@ import pytest
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Kind, Lane, ModelInfo, ModelState, State
+from broker.wire.protocol import Availability, Kind, Lane, ModelInfo, ModelState
 from frontend.api.errors import ApiError
 from frontend.session.pending import Pending
 from frontend.session.session import MAX_SUBMISSIONS, Session, Step
@@ -36,15 +36,15 @@ class Frontend:
     def submit(self, model: str = "m", inputs: int = 1) -> Pending:
         """Submit a request of one-letter texts."""
         lengths = wire.pack_u32([1] * inputs)
-        asked = wire.Submission(0, model, Lane.BULK, "", 0, Kind.TEXT, lengths)
-        return self.session.submit(asked, b"a" * inputs, self.now + 60, per_item=False, max_tokens=math.inf)
+        submission = wire.Submission(0, model, Lane.BULK, "", 0, Kind.TEXT, lengths)
+        return self.session.submit(submission, b"a" * inputs, self.now + 60, per_item=False, max_tokens=math.inf)
 
     def flush(self) -> list[tuple[str, list[int]]]:
         """Flush, and return the kind of each message with the numbers of its requests."""
         found = []
         for message, _ in self.session.flush(self.now).sends:
             if isinstance(message, wire.Submit):
-                found.append(("submit", [one.request for one in message.submissions]))
+                found.append(("submit", [submission.request for submission in message.submissions]))
             elif isinstance(message, wire.Cancel):
                 found.append(("cancel", wire.unpack_u64(message.requests).tolist()))
         return found
@@ -198,7 +198,11 @@ def test_missing_model_is_waited_for(frontend: Frontend) -> None:
 def test_missing_model_is_explained(frontend: Frontend) -> None:
     frontend.now += GRACE_S
     assert "The model 'n' does not exist" in explain_missing(frontend, "n")
-    states = [ModelState("n", State.LOADING), ModelState("o", State.FAILED, "broken"), ModelState("p", State.END)]
+    states = [
+        ModelState("n", Availability.LOADING),
+        ModelState("o", Availability.FAILED, "broken"),
+        ModelState("p", Availability.END),
+    ]
     frontend.receive(wire.Models([M], states))
     assert explain_missing(frontend, "n") == "the model 'n' is still being loaded"
     assert explain_missing(frontend, "o") == "the model 'o' could not be loaded by any worker"

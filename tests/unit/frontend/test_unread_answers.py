@@ -46,14 +46,14 @@ def test_answers_wait_for_memory_in_order() -> None:
     async def story(unread: UnreadAnswers) -> None:
         first, second, third, small = (Answer(unread, size) for size in (5 * MB, 5 * MB, 2 * MB, PIECE_BYTES))
         await run_event_loop()
-        assert [one.entered.is_set() for one in (first, second, third, small)] == [True, False, False, True]
+        assert [answer.entered.is_set() for answer in (first, second, third, small)] == [True, False, False, True]
         first.leave.set()
         await run_event_loop()
         assert second.entered.is_set()
         assert third.entered.is_set()
-        for one in (second, third, small):
-            one.leave.set()
-            await one.task
+        for answer in (second, third, small):
+            answer.leave.set()
+            await answer.task
 
     run_story(story)
 
@@ -66,26 +66,26 @@ def test_answer_above_maximum_is_granted_alone() -> None:
         small.leave.set()
         await run_event_loop()
         assert large.entered.is_set()
-        next_one = Answer(unread, MB)
+        next_answer = Answer(unread, MB)
         await run_event_loop()
-        assert not next_one.entered.is_set()
-        for one in (large, next_one):
-            one.leave.set()
-            await one.task
+        assert not next_answer.entered.is_set()
+        for answer in (large, next_answer):
+            answer.leave.set()
+            await answer.task
 
     run_story(story)
 
 
 def test_no_memory_before_deadline_is_504() -> None:
     async def story(unread: UnreadAnswers) -> None:
-        first, late, next_one = Answer(unread, 8 * MB), Answer(unread, MB, within_s=0.01), Answer(unread, MB)
+        first, late, next_answer = Answer(unread, 8 * MB), Answer(unread, MB, within_s=0.01), Answer(unread, MB)
         with pytest.raises(ApiError) as error:
             await late.task
         assert (error.value.status, error.value.code) == (504, "deadline_exceeded")
         first.leave.set()
-        await next_one.entered.wait()
-        next_one.leave.set()
-        await next_one.task
+        await next_answer.entered.wait()
+        next_answer.leave.set()
+        await next_answer.task
 
     run_story(story)
 
@@ -99,9 +99,9 @@ def test_too_many_waiting_answers_are_503() -> None:
             await Answer(unread, MB, waiting=1).task
         assert (error.value.status, error.value.code) == (503, "overloaded")
         assert int(error.value.headers()["Retry-After"]) >= 1
-        for one in (first, *waiting):
-            one.leave.set()
-            await one.task
+        for answer in (first, *waiting):
+            answer.leave.set()
+            await answer.task
 
     run_story(story)
 
@@ -109,12 +109,12 @@ def test_too_many_waiting_answers_are_503() -> None:
 @pytest.mark.parametrize("waiting_first", [True, False])
 def test_cancelled_answer_releases_its_memory(waiting_first: bool) -> None:
     async def story(unread: UnreadAnswers) -> None:
-        first, gone, last = (Answer(unread, 8 * MB) for _ in range(3))
+        first, cancelled, last = (Answer(unread, 8 * MB) for _ in range(3))
         await run_event_loop()
-        for one in (gone, first) if waiting_first else (first, gone):
-            one.task.cancel()
+        for answer in (cancelled, first) if waiting_first else (first, cancelled):
+            answer.task.cancel()
         await run_event_loop()
-        assert gone.task.cancelled()
+        assert cancelled.task.cancelled()
         assert last.entered.is_set()
         last.leave.set()
         await last.task

@@ -1,4 +1,4 @@
-"""The BERT graph against a plain implementation of its equations in float64."""
+"""The BERT graph, compared with an implementation of its equations in numpy with float64."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from tests.unit.workers.test_model_folder import CONFIG, save, tensors, write_folder, write_json
+from tests.unit.workers.test_model_folder import CONFIG, make_tensors, save_tensors, write_folder, write_json
 from workers.models.folder import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 
@@ -21,46 +21,48 @@ ACTIVATIONS = {
 }
 
 
-def reference(weights: dict[str, Any], ids: list[int], pooling: str, normalize: bool, act: str = "gelu") -> Any:
-    """The sentence embedding of one input, float64 [hidden]."""
+def compute_reference(weights: dict[str, Any], ids: list[int], pooling: str, normalize: bool, act: str = "gelu") -> Any:
+    """Return the sentence embedding of one input, float64 `[hidden]`."""
     w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
 
-    def dense(x: Any, name: str) -> Any:
+    def apply_dense(x: Any, name: str) -> Any:
         return x @ w[name + ".weight"].T + w[name + ".bias"]
 
-    def norm(x: Any, name: str) -> Any:
+    def apply_norm(x: Any, name: str) -> Any:
         centred = x - x.mean(-1, keepdims=True)
         deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + CONFIG["layer_norm_eps"])
         return centred / deviation * w[name + ".weight"] + w[name + ".bias"]
 
     word, position, kind = (w[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type"))
-    x = norm(word[ids] + position[: len(ids)] + kind[0], "embeddings.LayerNorm")
+    x = apply_norm(word[ids] + position[: len(ids)] + kind[0], "embeddings.LayerNorm")
     size = CONFIG["hidden_size"] // CONFIG["num_attention_heads"]
     for layer in (f"encoder.layer.{number}." for number in range(CONFIG["num_hidden_layers"])):
         query, key, value = (
-            dense(x, f"{layer}attention.self.{part}").reshape(len(ids), -1, size).transpose(1, 0, 2)
+            apply_dense(x, f"{layer}attention.self.{part}").reshape(len(ids), -1, size).transpose(1, 0, 2)
             for part in ("query", "key", "value")
         )
         scores = np.exp(query @ key.transpose(0, 2, 1) / math.sqrt(size))
         attended = (scores / scores.sum(-1, keepdims=True) @ value).transpose(1, 0, 2).reshape(len(ids), -1)
-        x = norm(x + dense(attended, layer + "attention.output.dense"), layer + "attention.output.LayerNorm")
-        inner = ACTIVATIONS[act](dense(x, layer + "intermediate.dense"))
-        x = norm(x + dense(inner, layer + "output.dense"), layer + "output.LayerNorm")
+        x = apply_norm(
+            x + apply_dense(attended, layer + "attention.output.dense"), layer + "attention.output.LayerNorm"
+        )
+        inner = ACTIVATIONS[act](apply_dense(x, layer + "intermediate.dense"))
+        x = apply_norm(x + apply_dense(inner, layer + "output.dense"), layer + "output.LayerNorm")
     vector = {"CLS": x[0], "MEAN": x.mean(0), "LAST": x[-1]}[pooling]
     return vector / np.linalg.norm(vector) if normalize else vector
 
 
-def prepare(folder: Path) -> PreparedModel:
+def prepare_tiny(folder: Path) -> PreparedModel:
     return prepare_model(folder, folder.parent / "cache", lambda _: None)
 
 
-def embed(prepared: PreparedModel, ids: list[list[int]], pad: int = 0) -> Any:
-    """All inputs in one padded batch, float32 [inputs, dimension]."""
+def embed_ids(prepared: PreparedModel, ids: list[list[int]], pad: int = 0) -> Any:
+    """Return the vectors of one padded batch, float32 `[inputs, dimension]`."""
     compiled = ov.Core().compile_model(prepared.model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     padded = np.full((len(ids), max(map(len, ids))), pad, np.int64)
     mask = np.zeros_like(padded)
-    for number, one in enumerate(ids):
-        padded[number, : len(one)], mask[number, : len(one)] = one, 1
+    for number, row in enumerate(ids):
+        padded[number, : len(row)], mask[number, : len(row)] = row, 1
     return compiled({"input_ids": padded, "attention_mask": mask})[0]
 
 
@@ -71,66 +73,66 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("pooling", ["cls", "mean", "lasttoken"])
-def test_vectors_are_those_of_the_equations(folder: Path, pooling: str, normalize: bool) -> None:
+def test_vectors_match_the_equations(folder: Path, pooling: str, normalize: bool) -> None:
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": pooling})
     if not normalize:
         modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
         write_json(folder / "modules.json", modules)
-    prepared = prepare(folder)
+    prepared = prepare_tiny(folder)
     assert (prepared.dimension, prepared.vocabulary_size, prepared.pad_id) == (16, 64, 0)
-    expected = [reference(tensors(), ids, prepared.pooling, normalize) for ids in IDS]
-    np.testing.assert_allclose(embed(prepared, IDS), expected, atol=1e-5)
+    expected = [compute_reference(make_tensors(), ids, prepared.pooling, normalize) for ids in IDS]
+    np.testing.assert_allclose(embed_ids(prepared, IDS), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
-def test_activations(folder: Path, act: str) -> None:
+def test_activations_match_the_equations(folder: Path, act: str) -> None:
     write_json(folder / "config.json", CONFIG | {"hidden_act": act})
-    expected = [reference(tensors(), ids, "MEAN", True, act) for ids in IDS]
-    np.testing.assert_allclose(embed(prepare(folder), IDS), expected, atol=1e-5)
+    expected = [compute_reference(make_tensors(), ids, "MEAN", True, act) for ids in IDS]
+    np.testing.assert_allclose(embed_ids(prepare_tiny(folder), IDS), expected, atol=1e-5)
 
 
-def test_neither_the_neighbours_nor_the_padding_changes_a_vector(folder: Path) -> None:
-    prepared = prepare(folder)
-    together = embed(prepared, IDS)
-    np.testing.assert_allclose(embed(prepared, IDS, pad=63), together, atol=1e-6)
+def test_vector_does_not_depend_on_its_batch(folder: Path) -> None:
+    prepared = prepare_tiny(folder)
+    together = embed_ids(prepared, IDS)
+    np.testing.assert_allclose(embed_ids(prepared, IDS, pad=63), together, atol=1e-6)
     for number, ids in enumerate(IDS):
-        np.testing.assert_allclose(embed(prepared, [ids])[0], together[number], atol=1e-5)
+        np.testing.assert_allclose(embed_ids(prepared, [ids])[0], together[number], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
-def test_half_precision_weights_are_taken_as_they_are(folder: Path, kind: str) -> None:
-    save(folder / "model.safetensors", tensors(), kind)
+def test_half_precision_weights_are_exact(folder: Path, kind: str) -> None:
+    save_tensors(folder / "model.safetensors", make_tensors(), kind)
     rounded = {}
-    for name, tensor in tensors().items():
+    for name, tensor in make_tensors().items():
         if kind == "F16":
             rounded[name] = tensor.astype(np.float16).astype(np.float32)
         else:
             rounded[name] = (tensor.view(np.uint32) >> 16 << 16).view(np.float32)
-    expected = [reference(rounded, ids, "MEAN", True) for ids in IDS]
-    np.testing.assert_allclose(embed(prepare(folder), IDS), expected, atol=1e-5)
+    expected = [compute_reference(rounded, ids, "MEAN", True) for ids in IDS]
+    np.testing.assert_allclose(embed_ids(prepare_tiny(folder), IDS), expected, atol=1e-5)
 
 
-def test_names_may_begin_with_the_models(folder: Path) -> None:
-    plain = prepare(folder)
-    save(folder / "model.safetensors", {f"bert.{name}": tensor for name, tensor in tensors().items()})
-    named = prepare(folder)
+def test_tensor_names_may_have_a_prefix(folder: Path) -> None:
+    plain = prepare_tiny(folder)
+    save_tensors(folder / "model.safetensors", {f"bert.{name}": tensor for name, tensor in make_tensors().items()})
+    named = prepare_tiny(folder)
     assert named.revision != plain.revision
-    np.testing.assert_array_equal(embed(named, IDS), embed(plain, IDS))
+    np.testing.assert_array_equal(embed_ids(named, IDS), embed_ids(plain, IDS))
 
 
-def test_vector_before_normalisation_is_what_the_divisor_tells(folder: Path) -> None:
-    compiled = ov.Core().compile_model(prepare(folder).model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+def test_divisor_restores_the_vector_before_normalisation(folder: Path) -> None:
+    compiled = ov.Core().compile_model(prepare_tiny(folder).model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     ids = np.array([IDS[0]], np.int64)
     normal, divisor = compiled({"input_ids": ids, "attention_mask": np.ones_like(ids)}).values()
     assert np.linalg.norm(normal) == pytest.approx(1, abs=1e-6)
-    # Without modules.json pooling is mean, as with it here, and nothing is normalised.
+    # Without modules.json, pooling is mean as before, but the vectors are not normalised.
     (folder / "modules.json").unlink()
-    np.testing.assert_allclose(normal * divisor, embed(prepare(folder), [IDS[0]]), rtol=1e-6)
+    np.testing.assert_allclose(normal * divisor, embed_ids(prepare_tiny(folder), [IDS[0]]), rtol=1e-6)
 
 
-def test_attention_is_one_operation_and_the_outputs_are_the_embedding_and_its_divisor(folder: Path) -> None:
-    model = ov.Core().read_model(prepare(folder).model_path)
-    kinds = [one.get_type_name() for one in model.get_ordered_ops()]
+def test_graph_has_fused_attention_and_two_outputs(folder: Path) -> None:
+    model = ov.Core().read_model(prepare_tiny(folder).model_path)
+    kinds = [node.get_type_name() for node in model.get_ordered_ops()]
     assert kinds.count("ScaledDotProductAttention") == CONFIG["num_hidden_layers"]
     assert [port.get_any_name() for port in model.inputs] == ["input_ids", "attention_mask"]
     assert [port.get_any_name() for port in model.outputs] == ["embedding", "divisor"]
@@ -138,7 +140,7 @@ def test_attention_is_one_operation_and_the_outputs_are_the_embedding_and_its_di
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "expected"),
     [
         ({"hidden_act": "silu"}, "silu"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
@@ -149,18 +151,18 @@ def test_attention_is_one_operation_and_the_outputs_are_the_embedding_and_its_di
         ({"num_hidden_layers": 3}, "encoder.layer.2."),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(folder: Path, config: dict[str, Any], told: str) -> None:
+def test_unsupported_config_is_rejected(folder: Path, config: dict[str, Any], expected: str) -> None:
     write_json(folder / "config.json", CONFIG | config)
-    with pytest.raises(ModelError, match=told):
-        prepare(folder)
+    with pytest.raises(ModelError, match=expected):
+        prepare_tiny(folder)
 
 
 @pytest.mark.parametrize("name", ["embeddings.LayerNorm.bias", "encoder.layer.1.output.dense.weight"])
-def test_a_tensor_that_is_missing_or_misshapen_is_named(folder: Path, name: str) -> None:
-    weights = tensors()
-    save(folder / "model.safetensors", {other: tensor for other, tensor in weights.items() if other != name})
+def test_missing_or_misshapen_tensor_is_named(folder: Path, name: str) -> None:
+    weights = make_tensors()
+    save_tensors(folder / "model.safetensors", {other: tensor for other, tensor in weights.items() if other != name})
     with pytest.raises(ModelError, match=f"no tensor {name}"):
-        prepare(folder)
-    save(folder / "model.safetensors", weights | {name: np.zeros((3, 5), np.float32)})
+        prepare_tiny(folder)
+    save_tensors(folder / "model.safetensors", weights | {name: np.zeros((3, 5), np.float32)})
     with pytest.raises(ModelError, match=rf"{name} has the shape \(3, 5\)"):
-        prepare(folder)
+        prepare_tiny(folder)

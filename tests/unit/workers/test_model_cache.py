@@ -1,4 +1,4 @@
-"""Converted models on disk: whole or not there, whoever is killed and whatever is damaged."""
+"""The cache of converted models: entries are complete or absent, also after a kill or damage."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.workers.test_model_folder import CONFIG, save, tensors, write_folder, write_json
+from tests.unit.workers.test_model_folder import CONFIG, make_tensors, save_tensors, write_folder, write_json
 from workers.models import cache
 from workers.models.folder import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
@@ -24,72 +24,72 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def cache_folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def prepare(folder: Path, place: Path) -> tuple[PreparedModel, bool]:
-    """The prepared model, and whether it was converted for it."""
-    said: list[str] = []
-    return prepare_model(folder, place, said.append), bool(said)
+def prepare_tiny(folder: Path, cache_folder: Path) -> tuple[PreparedModel, bool]:
+    """Return the prepared model and whether it was converted."""
+    output: list[str] = []
+    return prepare_model(folder, cache_folder, output.append), bool(output)
 
 
-def left_over(place: Path) -> list[str]:
-    return [path.name for path in (place / "models").glob(".making-*")]
+def list_scratch(cache_folder: Path) -> list[str]:
+    return [path.name for path in (cache_folder / "models").glob(".making-*")]
 
 
-def test_the_second_time_it_is_there(folder: Path, place: Path) -> None:
-    first, converted = prepare(folder, place)
+def test_second_preparation_uses_the_cache(folder: Path, cache_folder: Path) -> None:
+    first, converted = prepare_tiny(folder, cache_folder)
     assert converted
-    assert prepare(folder, place) == (first, False)
-    assert left_over(place) == []
+    assert prepare_tiny(folder, cache_folder) == (first, False)
+    assert list_scratch(cache_folder) == []
 
 
-def test_a_warm_cache_loads_no_converter(folder: Path, place: Path) -> None:
-    prepare(folder, place)
+def test_cached_model_imports_no_converter(folder: Path, cache_folder: Path) -> None:
+    prepare_tiny(folder, cache_folder)
     code = (
         "import sys; from pathlib import Path; from workers.models.prepare import prepare_model\n"
-        f"prepare_model(Path({str(folder)!r}), Path({str(place)!r}), print)\n"
+        f"prepare_model(Path({str(folder)!r}), Path({str(cache_folder)!r}), print)\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"transformers", "openvino", "openvino_tokenizers", "numpy"} & set(done.stdout.split())
 
 
-def test_reading_takes_no_lock(folder: Path, place: Path) -> None:
-    first, _ = prepare(folder, place)
-    (place / "models" / ".lock").unlink()
-    assert prepare(folder, place) == (first, False)
-    assert not (place / "models" / ".lock").exists()
+def test_reading_takes_no_lock(folder: Path, cache_folder: Path) -> None:
+    first, _ = prepare_tiny(folder, cache_folder)
+    (cache_folder / "models" / ".lock").unlink()
+    assert prepare_tiny(folder, cache_folder) == (first, False)
+    assert not (cache_folder / "models" / ".lock").exists()
 
 
 @pytest.mark.parametrize("name", ["model.bin", "model.xml", "tokenizer.bin", "tokenizer.xml", "model.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_entry_is_made_again(folder: Path, place: Path, name: str, damage: str) -> None:
-    first, _ = prepare(folder, place)
+def test_damaged_entry_is_converted_again(folder: Path, cache_folder: Path, name: str, damage: str) -> None:
+    first, _ = prepare_tiny(folder, cache_folder)
     path = first.model_path.parent / name
     path.write_bytes(path.read_bytes()[:-1]) if damage == "cut" else path.unlink()
-    assert prepare(folder, place) == (first, True)
-    assert prepare(folder, place) == (first, False)
-    assert left_over(place) == []
+    assert prepare_tiny(folder, cache_folder) == (first, True)
+    assert prepare_tiny(folder, cache_folder) == (first, False)
+    assert list_scratch(cache_folder) == []
 
 
 @pytest.mark.parametrize("facts", [b"", b"{}", b"null", b"\xff", b'{"files": {}}'])
-def test_facts_that_are_none_are_not_believed(folder: Path, place: Path, facts: bytes) -> None:
-    first, _ = prepare(folder, place)
+def test_invalid_facts_are_ignored(folder: Path, cache_folder: Path, facts: bytes) -> None:
+    first, _ = prepare_tiny(folder, cache_folder)
     (first.model_path.parent / cache.FACTS).write_bytes(facts)
-    assert prepare(folder, place) == (first, True)
+    assert prepare_tiny(folder, cache_folder) == (first, True)
 
 
-def test_what_another_version_made_is_made_again(folder: Path, place: Path) -> None:
-    first, _ = prepare(folder, place)
+def test_entry_of_another_version_is_replaced(folder: Path, cache_folder: Path) -> None:
+    first, _ = prepare_tiny(folder, cache_folder)
     facts = first.model_path.parent / cache.FACTS
     facts.write_text(facts.read_text().replace("openvino 2", "openvino 1"))
-    assert prepare(folder, place) == (first, True)
+    assert prepare_tiny(folder, cache_folder) == (first, True)
 
 
 def change_weights(folder: Path) -> None:
-    save(folder / "model.safetensors", tensors(seed=1))
+    save_tensors(folder / "model.safetensors", make_tensors(seed=1))
 
 
 def change_pooling(folder: Path) -> None:
@@ -131,46 +131,46 @@ def change_default_prompt(folder: Path) -> None:
         change_default_prompt,
     ],
 )
-def test_whatever_changes_vectors_is_another_revision(
-    folder: Path, place: Path, change: Callable[[Path], None]
+def test_each_change_of_vectors_changes_the_revision(
+    folder: Path, cache_folder: Path, change: Callable[[Path], None]
 ) -> None:
-    first, _ = prepare(folder, place)
+    first, _ = prepare_tiny(folder, cache_folder)
     change(folder)
-    second, converted = prepare(folder, place)
+    second, converted = prepare_tiny(folder, cache_folder)
     assert converted
     assert second.revision != first.revision
     assert first.model_path.is_file()
 
 
-def test_names_and_authors_are_not_part_of_the_revision(folder: Path, place: Path, tmp_path: Path) -> None:
-    first, _ = prepare(folder, place)
+def test_names_and_authors_do_not_change_the_revision(folder: Path, cache_folder: Path, tmp_path: Path) -> None:
+    first, _ = prepare_tiny(folder, cache_folder)
     by = {"_name_or_path": "x", "transformers_version": "9", "torch_dtype": "float16", "architectures": ["X"]}
     write_json(folder / "config.json", CONFIG | by)
     folder.rename(tmp_path / "other")
-    assert prepare(tmp_path / "other", place) == (first, False)
+    assert prepare_tiny(tmp_path / "other", cache_folder) == (first, False)
 
 
-def test_what_only_says_how_to_use_a_model_is_not_part_of_the_revision(folder: Path, place: Path) -> None:
-    first, _ = prepare(folder, place)
+def test_prompts_and_matryoshka_do_not_change_the_revision(folder: Path, cache_folder: Path) -> None:
+    first, _ = prepare_tiny(folder, cache_folder)
     write_json(folder / "config.json", CONFIG | {"is_matryoshka": True, "matryoshka_dimensions": [8]})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: "}})
-    second, converted = prepare(folder, place)
+    second, converted = prepare_tiny(folder, cache_folder)
     assert (second.revision, converted) == (first.revision, False)
     assert second.matryoshka.dimensions == [8]
     assert second.prompts.texts == {"query": "query: "}
 
 
-def test_a_conversion_that_fails_leaves_nothing(folder: Path, place: Path) -> None:
+def test_failed_conversion_leaves_no_file(folder: Path, cache_folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError):
-        prepare(folder, place)
-    assert [path.name for path in (place / "models").iterdir()] == [".lock"]
+        prepare_tiny(folder, cache_folder)
+    assert [path.name for path in (cache_folder / "models").iterdir()] == [".lock"]
 
 
-def test_a_cache_that_cannot_be_written_is_told(folder: Path, place: Path) -> None:
-    place.write_text("a file")
-    with pytest.raises(ModelError, match=str(place)):
-        prepare(folder, place)
+def test_unwritable_cache_is_reported(folder: Path, cache_folder: Path) -> None:
+    cache_folder.write_text("a file")
+    with pytest.raises(ModelError, match=str(cache_folder)):
+        prepare_tiny(folder, cache_folder)
 
 
 KILLED = """
@@ -184,47 +184,47 @@ with lock_folder(models) as made:
 """
 
 
-def test_what_a_killed_process_left_is_removed_and_never_used(folder: Path, place: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(place)], cwd=ROOT, check=False)
+def test_killed_process_leaves_no_usable_entry(folder: Path, cache_folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(cache_folder)], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert len(left_over(place)) == 1
-    assert prepare(folder, place)[1]
-    assert left_over(place) == []
+    assert len(list_scratch(cache_folder)) == 1
+    assert prepare_tiny(folder, cache_folder)[1]
+    assert list_scratch(cache_folder) == []
 
 
-def test_two_at_once_are_both_right_and_convert_once(folder: Path, place: Path) -> None:
-    command = [*CLI, "--model", str(folder), "--cache", str(place)]
+def test_two_processes_convert_once(folder: Path, cache_folder: Path) -> None:
+    command = [*CLI, "--model", str(folder), "--cache", str(cache_folder)]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True) for _ in range(2)]
-    said = [one.communicate() for one in both]
-    assert [one.returncode for one in both] == [0, 0], said
-    assert said[0][0] == said[1][0]
-    assert sum("building" in errors for _, errors in said) == 1
-    assert prepare(folder, place)[1] is False
+    output = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    assert output[0][0] == output[1][0]
+    assert sum("building" in errors for _, errors in output) == 1
+    assert prepare_tiny(folder, cache_folder)[1] is False
 
 
-def test_a_maker_waits_for_the_other_and_leaves_its_folder_alone(place: Path) -> None:
+def test_second_process_waits_for_the_lock(cache_folder: Path) -> None:
     code = "import sys; from pathlib import Path; from workers.models.cache import lock_folder\n"
     code += "print('started', flush=True)\nwith lock_folder(Path(sys.argv[1])) as made: print(made.name, flush=True)"
-    with cache.lock_folder(place) as made:
-        (made / "kept").touch()
-        other = subprocess.Popen([sys.executable, "-c", code, str(place)], cwd=ROOT, stdout=-1, text=True)
+    with cache.lock_folder(cache_folder) as made:
+        (made / "file").touch()
+        other = subprocess.Popen([sys.executable, "-c", code, str(cache_folder)], cwd=ROOT, stdout=-1, text=True)
         assert other.stdout is not None
         assert other.stdout.readline() == "started\n"
-        assert (made / "kept").exists()
-        assert [path.name for path in place.glob(".making-*")] == [made.name]
+        assert (made / "file").exists()
+        assert [path.name for path in cache_folder.glob(".making-*")] == [made.name]
     assert other.communicate()[0].startswith(".making-")
     assert other.returncode == 0
 
 
-def test_the_command_prints_the_entry_and_tells_errors_in_one_line(folder: Path, place: Path) -> None:
-    def run(model: Path) -> subprocess.CompletedProcess[str]:
-        command = [*CLI, "--model", str(model), "--cache", str(place)]
+def test_prepare_command_prints_the_entry_or_one_error(folder: Path, cache_folder: Path) -> None:
+    def run_command(model: Path) -> subprocess.CompletedProcess[str]:
+        command = [*CLI, "--model", str(model), "--cache", str(cache_folder)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
-    done = run(folder)
+    done = run_command(folder)
     assert done.returncode == 0, done.stderr
     assert os.listdir(done.stdout.strip())
-    done = run(folder / "none")
+    done = run_command(folder / "none")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("vecmill: the model folder")
     assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What a model folder says of its model, and how each thing that is wrong with one is told."""
+"""Settings of a model folder, and the errors for invalid ones."""
 
 import json
 import struct
@@ -35,8 +35,8 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-def tensors(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, Any]:
-    """Random weights of a BERT model by their names, float32."""
+def make_tensors(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, Any]:
+    """Return random weights of a BERT model by name, float32."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     rows = {"word": config["vocab_size"], "position": config["max_position_embeddings"], "token_type": 2}
     shapes: dict[str, tuple[int, ...]] = {
@@ -57,8 +57,8 @@ def tensors(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, Any]:
     return {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def save(path: Path, weights: dict[str, Any], kind: str = "F32") -> None:
-    """Write a safetensors file with elements of one kind; bfloat16 by cutting off half of each float32."""
+def save_tensors(path: Path, weights: dict[str, Any], kind: str = "F32") -> None:
+    """Write a safetensors file with elements of one kind; bfloat16 is the upper half of each float32."""
     header, content = {}, b""
     for name, tensor in weights.items():
         raw = (tensor.view(np.uint32) >> 16).astype("<u2") if kind == "BF16" else tensor.astype(STORED[kind])
@@ -69,9 +69,11 @@ def save(path: Path, weights: dict[str, Any], kind: str = "F32") -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + content)
 
 
-def tokenizer(vocabulary: list[str] | None = None, **normalizer: Any) -> dict[str, Any]:
-    """The content of a BERT tokenizer.json."""
-    words = SPECIAL + (vocabulary or [*"abcdefghij", *(f"##{one}" for one in "abcdefghij"), ".", "hello", "world"])
+def make_tokenizer(vocabulary: list[str] | None = None, **normalizer: Any) -> dict[str, Any]:
+    """Return the content of a BERT tokenizer.json."""
+    words = SPECIAL + (
+        vocabulary or [*"abcdefghij", *(f"##{letter}" for letter in "abcdefghij"), ".", "hello", "world"]
+    )
     ids = {word: number for number, word in enumerate(words)}
     return {
         "version": "1.0",
@@ -94,10 +96,10 @@ def tokenizer(vocabulary: list[str] | None = None, **normalizer: Any) -> dict[st
 
 
 def write_folder(path: Path, *, config: dict[str, Any] | None = None, kind: str = "F32", seed: int = 0) -> Path:
-    """A whole tiny BERT model as sentence-transformers saves it: mean pooling, normalised, at most 12 tokens."""
+    """Write a tiny BERT model as sentence-transformers saves it: mean pooling, normalised, at most 12 tokens."""
     write_json(path / "config.json", CONFIG | (config or {}))
-    save(path / "model.safetensors", tensors(seed=seed), kind)
-    write_json(path / "tokenizer.json", tokenizer())
+    save_tensors(path / "model.safetensors", make_tensors(seed=seed), kind)
+    write_json(path / "tokenizer.json", make_tokenizer())
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [{"path": at, "type": f"sentence_transformers.models.{name}"} for at, name in kinds.items()]
     write_json(path / "modules.json", modules)
@@ -111,12 +113,12 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "tiny")
 
 
-def test_a_sentence_transformers_folder_is_read(folder: Path) -> None:
+def test_sentence_transformers_folder_is_read(folder: Path) -> None:
     read = read_folder(folder)
     assert (read.family, read.pooling, read.normalize, read.max_tokens) == ("bert", "MEAN", True, 12)
 
 
-def test_without_modules_json_pooling_is_mean_and_nothing_is_normalised(folder: Path) -> None:
+def test_folder_without_modules_uses_mean_pooling(folder: Path) -> None:
     (folder / "modules.json").unlink()
     read = read_folder(folder)
     assert (read.pooling, read.normalize) == ("MEAN", False)
@@ -133,7 +135,9 @@ def test_without_modules_json_pooling_is_mean_and_nothing_is_normalised(folder: 
         ({"word_embedding_dimension": 16}, "MEAN"),
     ],
 )
-def test_pooling_of_old_and_new_sentence_transformers(folder: Path, config: dict[str, Any], pooling: str) -> None:
+def test_pooling_of_each_sentence_transformers_version_is_read(
+    folder: Path, config: dict[str, Any], pooling: str
+) -> None:
     write_json(folder / "1_Pooling" / "config.json", config)
     assert read_folder(folder).pooling == pooling
 
@@ -142,14 +146,14 @@ def test_pooling_of_old_and_new_sentence_transformers(folder: Path, config: dict
     ("own", "tokenizers", "positions", "expected"),
     [
         (12, None, 32, 12),
-        (24, 16, 32, 24),  # the model's own setting counts, not the smaller one
+        (24, 16, 32, 24),  # the setting of sentence-transformers, although the tokenizer's is smaller
         (None, 16, 32, 16),
-        (None, 10**30, 32, 32),  # transformers' way to say that there is no limit
+        (None, 10**30, 32, 32),  # transformers writes this number if there is no limit
         (64, None, 32, 32),
         (12, None, None, 12),
     ],
 )
-def test_max_tokens_is_the_models_else_the_tokenizers_within_the_positions(
+def test_positions_limit_max_tokens(
     folder: Path, own: int | None, tokenizers: int | None, positions: int | None, expected: int
 ) -> None:
     write_json(folder / "config.json", CONFIG | {"max_position_embeddings": positions})
@@ -158,34 +162,34 @@ def test_max_tokens_is_the_models_else_the_tokenizers_within_the_positions(
     assert read_folder(folder).max_tokens == expected
 
 
-def refusal(folder: Path) -> str:
-    """How a folder is refused: one line that names the file."""
+def get_error(folder: Path) -> str:
+    """Return the error for a folder, which must be one line."""
     with pytest.raises(ModelError) as caught:
         prepare_model(folder, folder.parent / "cache", lambda _: None)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_folder_that_is_missing_or_no_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    assert "does not exist" in refusal(tmp_path / "none")
+def test_folder_without_a_model_is_rejected_with_advice(tmp_path: Path) -> None:
+    assert "does not exist" in get_error(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert "optimum-cli export openvino --task feature-extraction" in refusal(tmp_path / "empty")
+    assert "optimum-cli export openvino --task feature-extraction" in get_error(tmp_path / "empty")
 
 
-def test_weights_that_need_torch_are_refused(folder: Path) -> None:
+def test_weights_that_need_torch_are_rejected(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "pytorch_model.bin" in refusal(folder)
+    assert "pytorch_model.bin" in get_error(folder)
 
 
-def test_another_family_is_refused_with_what_is_built(folder: Path) -> None:
+def test_unknown_family_is_rejected_with_the_known_ones(folder: Path) -> None:
     write_json(folder / "config.json", CONFIG | {"model_type": "llama"})
-    assert "'llama'" in (text := refusal(folder))
+    assert "'llama'" in (text := get_error(folder))
     assert "bert" in text
     assert "optimum-cli" in text
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("config.json", b"{", "config.json"),
         ("config.json", b"[]", "not a JSON object"),
@@ -209,42 +213,42 @@ def test_another_family_is_refused_with_what_is_built(folder: Path) -> None:
         ("model.safetensors", b"\xff" * 100, "model.safetensors"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_with_its_name(folder: Path, name: str, content: bytes, told: str) -> None:
+def test_error_names_the_invalid_file(folder: Path, name: str, content: bytes, expected: str) -> None:
     (folder / name).write_bytes(content)
-    assert told in refusal(folder)
+    assert expected in get_error(folder)
 
 
-def test_a_file_that_cannot_be_read_is_told(folder: Path) -> None:
+def test_unreadable_file_is_reported(folder: Path) -> None:
     (folder / "1_Pooling" / "config.json").unlink()
-    assert "1_Pooling" in refusal(folder)
+    assert "1_Pooling" in get_error(folder)
 
 
-def test_a_cut_off_weights_file_is_told(folder: Path) -> None:
+def test_truncated_weights_file_is_reported(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "model.safetensors is damaged" in refusal(folder)
+    assert "model.safetensors is damaged" in get_error(folder)
 
 
 # --- prompts, Matryoshka ---------------------------------------------------------------------------------------------
 
 
-def prompts(folder: Path, **config: Any) -> Prompts:
-    """A folder's prompts with this configuration."""
+def load_prompts(folder: Path, **config: Any) -> Prompts:
+    """Return the folder's prompts after writing this configuration."""
     write_json(folder / "config_sentence_transformers.json", config)
     return read_prompts(read_folder(folder), lambda _: None)
 
 
-def test_folder_has_the_prompts_that_sentence_transformers_would_use(folder: Path) -> None:
+def test_prompts_are_those_of_sentence_transformers(folder: Path) -> None:
     assert read_prompts(read_folder(folder), print) == Prompts()
-    assert prompts(folder, __version__={}) == Prompts()
-    assert prompts(folder, prompts=None, default_prompt_name=None) == Prompts()
+    assert load_prompts(folder, __version__={}) == Prompts()
+    assert load_prompts(folder, prompts=None, default_prompt_name=None) == Prompts()
     texts = {"query": "query: ", "document": ""}
-    assert prompts(folder, prompts=texts) == Prompts(texts)
-    assert prompts(folder, prompts=texts, default_prompt_name="query") == Prompts(texts, "query")
+    assert load_prompts(folder, prompts=texts) == Prompts(texts)
+    assert load_prompts(folder, prompts=texts, default_prompt_name="query") == Prompts(texts, "query")
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "expected"),
     [
         ({"prompts": ["query: "]}, "prompts must be an object"),
         ({"prompts": {"query": 1}}, "prompts must be an object"),
@@ -257,26 +261,26 @@ def test_folder_has_the_prompts_that_sentence_transformers_would_use(folder: Pat
         ({"prompts": {str(number): "" for number in range(1001)}}, "more than 1000 prompts"),
     ],
 )
-def test_prompts_that_cannot_be_used_are_refused(folder: Path, config: dict[str, Any], told: str) -> None:
-    with pytest.raises(ModelError, match=told):
-        prompts(folder, **config)
+def test_invalid_prompts_are_rejected(folder: Path, config: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ModelError, match=expected):
+        load_prompts(folder, **config)
 
 
-def test_prompts_that_are_left_out_of_the_pooling_are_not_offered(folder: Path) -> None:
+def test_prompts_excluded_from_pooling_are_not_offered(folder: Path) -> None:
     modules = [{"path": "", "type": "x.Transformer"}, {"path": "pool", "type": "x.Pooling"}]
     write_json(folder / "modules.json", modules)
     write_json(folder / "pool" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
-    assert prompts(folder, prompts={"query": "q: "}) == Prompts()
+    assert load_prompts(folder, prompts={"query": "q: "}) == Prompts()
     reports: list[str] = []
     read_prompts(read_folder(folder), reports.append)
     assert [report.partition(",")[0] for report in reports] == [f"{folder} excludes prompts from the pooling"]
     with pytest.raises(ModelError, match="excludes its default prompt from the pooling"):
-        prompts(folder, prompts={"query": "q: "}, default_prompt_name="query")
-    # An empty prompt has nothing to leave out.
-    assert prompts(folder, prompts={"query": ""}, default_prompt_name="query") == Prompts({"query": ""}, "query")
+        load_prompts(folder, prompts={"query": "q: "}, default_prompt_name="query")
+    # An empty prompt has no tokens that pooling could exclude.
+    assert load_prompts(folder, prompts={"query": ""}, default_prompt_name="query") == Prompts({"query": ""}, "query")
 
 
-def test_matryoshka_is_what_the_model_declares(folder: Path) -> None:
+def test_matryoshka_is_read_from_the_config(folder: Path) -> None:
     assert read_matryoshka(folder, {}) == Matryoshka(False, [])
     assert read_matryoshka(folder, {"is_matryoshka": True}) == Matryoshka(True, [])
     assert read_matryoshka(folder, {"matryoshka_dimensions": [64, 128]}) == Matryoshka(True, [64, 128])

@@ -1,4 +1,4 @@
-"""A worker's half of the conversation, without a socket."""
+"""The session of a worker, without a socket."""
 
 import pytest
 
@@ -11,7 +11,7 @@ BATCH = wire.Batch(7, 1, "m", b"\0", wire.pack_u32([1]))
 
 @pytest.fixture
 def session() -> Session:
-    """Connected and welcomed by epoch 7 at time 0."""
+    """Return a session that a broker of epoch 7 has welcomed at time 0."""
     hello = wire.WorkerHello(1, 1, "test", b"." * 16, 1, "host", 1, "CPU", [], 100, 1000, 0)
     session = Session(hello, slots=2)
     session.make_hello(0.0)
@@ -26,28 +26,28 @@ def test_hello_grants_the_free_slots(session: Session) -> None:
     assert hello.credit == 1
 
 
-def test_heartbeat_comes_at_its_interval_and_tells_the_credit(session: Session) -> None:
+def test_heartbeat_is_due_with_the_credit(session: Session) -> None:
     session.handle(BATCH, 0.5)
     assert session.due(0.9) == []
     assert session.next_deadline() == 1.0
     assert session.due(1.0) == [wire.WorkerHeartbeat(credit=1, seen=1)]
 
 
-def test_batch_is_taken_and_its_result_frees_the_slot(session: Session) -> None:
+def test_result_frees_the_batchs_slot(session: Session) -> None:
     assert session.handle(BATCH, 0.0) == (BATCH, [])
     result = session.make_result(BATCH, 4, wire.pack_u32([3]), [], 10)
     assert result == wire.BatchResult(7, 1, 4, wire.pack_u32([3]), [], 10, credit=2, seen=1)
     assert not session.held
 
 
-def test_result_tells_what_was_cut_and_padded_and_how_long_the_rows_are(session: Session) -> None:
+def test_result_has_truncated_tokens_sizes_and_padding(session: Session) -> None:
     session.handle(BATCH, 0.0)
-    one, two = wire.pack_u32([1]), wire.pack_u32([2])
-    result = session.make_result(BATCH, 4, one, [], 10, truncated=two, sizes=one, padding=5)
-    assert result == wire.BatchResult(7, 1, 4, one, [], 10, credit=2, seen=1, cut=two, sizes=one, padding=5)
+    ones, twos = wire.pack_u32([1]), wire.pack_u32([2])
+    result = session.make_result(BATCH, 4, ones, [], 10, truncated=twos, sizes=ones, padding=5)
+    assert result == wire.BatchResult(7, 1, 4, ones, [], 10, credit=2, seen=1, cut=twos, sizes=ones, padding=5)
 
 
-def test_error_frees_the_slot_too(session: Session) -> None:
+def test_error_frees_the_batchs_slot(session: Session) -> None:
     session.handle(BATCH, 0.0)
     assert session.make_error(BATCH, ErrorCode.DEVICE, "x") == wire.BatchError(7, 1, ErrorCode.DEVICE, "x", 2, 1)
 
@@ -64,7 +64,7 @@ def test_who_is_answered_with_a_hello(session: Session) -> None:
 
 
 @pytest.mark.parametrize("message", [wire.Goodbye(ErrorCode.REVISION_CONFLICT, ""), None])
-def test_refused_or_silent_broker_is_asked_again(session: Session, message: wire.Message | None) -> None:
+def test_hello_is_repeated_after_goodbye_or_silence(session: Session, message: wire.Message | None) -> None:
     now = 4.0
     if message:
         session.handle(message, 3.0)
@@ -72,7 +72,7 @@ def test_refused_or_silent_broker_is_asked_again(session: Session, message: wire
     assert isinstance(hello, wire.WorkerHello)
 
 
-def test_draining_session_takes_nothing_and_finishes_what_it_holds(session: Session) -> None:
+def test_draining_session_answers_only_held_batches(session: Session) -> None:
     session.handle(BATCH, 0.0)
     assert session.drain() == [wire.WorkerDrain(b"")]
     assert session.due(1.0) == [wire.WorkerHeartbeat(credit=0, seen=1)]
@@ -84,7 +84,7 @@ def test_draining_session_takes_nothing_and_finishes_what_it_holds(session: Sess
     assert session.drain() == []
 
 
-def test_one_hello_answers_many_whos(session: Session) -> None:
+def test_one_hello_answers_several_whos(session: Session) -> None:
     _, first = session.handle(wire.Who(), 0.0)
     _, second = session.handle(wire.Who(), 0.0)
     assert (len(first), len(second)) == (1, 0)
@@ -92,7 +92,7 @@ def test_one_hello_answers_many_whos(session: Session) -> None:
     assert len(session.handle(wire.Who(), 0.0)[1]) == 1
 
 
-def test_batch_that_does_not_come_back_is_noticed_whoever_still_knows_of_it(session: Session) -> None:
+def test_hung_batch_is_found_after_a_broker_restart(session: Session) -> None:
     assert not session.is_hung(0.0)
     session.handle(BATCH, 0.0)
     assert not session.is_hung(0.0)
@@ -104,7 +104,7 @@ def test_batch_that_does_not_come_back_is_noticed_whoever_still_knows_of_it(sess
     assert not session.is_hung(99.0)
 
 
-def test_what_was_meant_for_an_earlier_hello_is_ignored(session: Session) -> None:
+def test_answer_to_an_earlier_hello_is_ignored(session: Session) -> None:
     session.make_hello(1.0)
     session.make_hello(1.5)
     session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, 2), 1.6)
@@ -113,8 +113,17 @@ def test_what_was_meant_for_an_earlier_hello_is_ignored(session: Session) -> Non
     assert session.handle(BATCH, 1.7) == (BATCH, [])
 
 
-def test_broker_that_meets_a_draining_worker_is_told_so(session: Session) -> None:
+def test_new_broker_is_informed_of_the_drain(session: Session) -> None:
     session.drain()
     session.make_hello(1.0)
     batch, replies = session.handle(wire.Welcome(1, 8, 1000, 3500, 20_000, 2), 1.0)
     assert (batch, replies) == (None, [wire.WorkerDrain(b"")])
+
+
+def test_repr_shows_state_and_held_batches(session: Session) -> None:
+    assert repr(session) == "<Session SERVING epoch=7 held=[]>"
+    session.handle(BATCH, 0.0)
+    session.make_hello(1.0)
+    assert repr(session) == "<Session CONNECTING epoch=None held=[(7, 1)]>"
+    session.drain()
+    assert repr(session) == "<Session DRAINING epoch=None held=[(7, 1)]>"

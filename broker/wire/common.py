@@ -1,0 +1,104 @@
+"""Parts that messages in both directions share. Pure."""
+
+import enum
+
+import msgspec
+
+from broker.wire.columns import U32, U63, Name, Text
+from broker.wire.errors import ErrorCode
+
+
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """Base class of all messages. A message is a header, followed by the raw frames that the header announces."""
+
+    def frame_sizes(self) -> list[int]:
+        """Return the sizes in bytes of the raw frames. Raise `RemoteProtocolError` if the header is inconsistent."""
+        return []
+
+
+class Lane(enum.IntEnum):
+    """Queue in which a request waits."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+class Kind(enum.IntEnum):
+    """Content of a job's input: UTF-8 text, or token ids as u32."""
+
+    TEXT = 0
+    TOKENS = 1
+
+
+class Option(enum.IntFlag):
+    """Options of a job, as bits of a byte. Without any, the job gets the model's vector, and a long input fails."""
+
+    #: Truncate an input that is too long at its end, or at its start.
+    TRUNCATE_END = 1
+    TRUNCATE_START = 2
+    #: Return the vector before normalization.
+    RAW = 4
+    #: Return token ids, u32 each, instead of a vector. The input may be longer than the model accepts.
+    TOKENISE = 8
+
+
+class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """Origin of a request, for logs: the id of the HTTP request, and its W3C traceparent, empty without one."""
+
+    request_id: Name = ""
+    traceparent: Name = ""
+
+
+class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """A model as workers announce it."""
+
+    name: Name
+    #: Hash of weights, tokenizer, pooling, normalization and precision.
+    revision: Name
+    dimension: U32
+    max_tokens: U32
+    #: Ready workers that serve the model; 0 in a worker's own hello.
+    workers: U32 = 0
+    #: Token ids are below this number; 0: unknown.
+    vocabulary: U32 = 0
+    #: Token id that fills up shorter inputs of a micro-batch.
+    pad_id: U32 = 0
+    #: Token ids that the tokenizer puts before and after every text.
+    before: list[U32] = []
+    after: list[U32] = []
+    #: Whether vectors have length 1.
+    normalized: bool = False
+    #: Prompts, which are put before an input, by name; and the name of the prompt for inputs that choose none.
+    prompts: dict[Name, Text] = {}
+    default_prompt: Name = ""
+    #: Whether the model declares that vectors may be shortened, and the dimensions that it recommends, if any.
+    matryoshka: bool = False
+    matryoshka_dimensions: list[U32] = []
+
+
+class Welcome(Message, tag=16):
+    """Answer of the broker to a hello: the session has started."""
+
+    protocol: int
+    #: Random number of this start of the broker. Results that carry another epoch are ignored.
+    epoch: U63
+    heartbeat_ms: U32
+    #: Silence after which either side treats the other as dead.
+    liveness_ms: U32
+    #: Longest run time of a batch. A worker exits when a batch exceeds it.
+    lease_ms: U32
+    #: Number of the worker's hello that is answered; 0 for a frontend.
+    hello: U63 = 0
+    #: Longest queueing delay that admission accepts.
+    max_wait_ms: U32 = 2**32 - 1
+
+
+class Who(Message, tag=17):
+    """Answer of the broker to a message on a connection without a session: send a hello."""
+
+
+class Goodbye(Message, tag=19):
+    """The broker ends the session; `text` has the reason."""
+
+    code: ErrorCode
+    text: Text

@@ -1,0 +1,163 @@
+"""Messages between workers and the broker. Pure. Tags 32-47 go to the broker, 48-63 to the worker."""
+
+from typing import Annotated
+
+import msgspec
+
+from broker.wire.columns import (
+    U32,
+    U63,
+    Name,
+    Text,
+    U8Column,
+    U32Column,
+    U64Column,
+    Uuid,
+    require_same_length,
+    sum_row_sizes,
+    unpack_u32,
+    unpack_u64,
+)
+from broker.wire.common import Lane, Message, ModelInfo, Origin
+from broker.wire.errors import ErrorCode, RemoteProtocolError
+
+# --- worker to broker ------------------------------------------------------------------------------------------------
+
+
+class WorkerHello(Message, tag=32):
+    """First message of a worker, after each of its models has completed an inference, and the answer to `Who`."""
+
+    protocol_min: int
+    protocol_max: int
+    build: Name
+    uuid: Uuid
+    #: Start time of the process in ns: a hello with the same uuid and incarnation is a reconnection.
+    incarnation: U63
+    host: Name
+    pid: int
+    device: Name
+    models: list[ModelInfo]
+    #: Best size of a batch in tokens, measured by the worker.
+    batch_tokens: Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
+    #: Throughput in that measurement.
+    tokens_per_s: Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
+    #: Batches that the worker accepts now: an absolute number, so that a lost or repeated message does no harm.
+    credit: U32
+    #: Counts the hellos of one process. The worker ignores messages before the answer to its latest hello.
+    number: U63 = 0
+    #: Inferences that run in parallel on the device.
+    streams: U32 = 0
+
+
+class WorkerHeartbeat(Message, tag=33):
+    """Heartbeat, also sent when the credit changes without a result; the broker answers with `Heartbeat`."""
+
+    credit: U32
+    #: Newest batch that the worker has received; `credit` counts from there. 0: none yet.
+    seen: U63
+
+
+class JobFailure(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """A job without a vector, by its position in the batch."""
+
+    position: U32
+    code: ErrorCode
+    text: Text
+
+
+class BatchResult(Message, tag=34):
+    """Result of a batch.
+
+    Raw frame: a row for each job that did not fail, in the batch's order: a float32 vector, or the token ids of a
+    tokenize-only job.
+    """
+
+    epoch: U63
+    batch: U63
+    dimension: U32
+    #: Exact number of tokens of every job of the batch.
+    tokens: U32Column
+    failures: list[JobFailure]
+    inference_us: U63
+    credit: U32
+    seen: U63
+    #: Truncated tokens of every job, which `tokens` does not count; empty: none.
+    cut: U32Column = b""
+    #: Bytes of each row; empty: every row is a vector.
+    sizes: U32Column = b""
+    #: Padding tokens that the inferences ran.
+    padding: U63 = 0
+
+    def frame_sizes(self) -> list[int]:
+        jobs = len(unpack_u32(self.tokens))
+        failed = {failure.position for failure in self.failures}
+        if len(failed) != len(self.failures) or any(position >= jobs for position in failed):
+            raise RemoteProtocolError("a failure names no job of the batch, or two name the same")
+        if self.cut:
+            require_same_length(jobs, unpack_u32(self.cut))
+        return [sum_row_sizes(jobs - len(failed), self.dimension, self.sizes)]
+
+
+class BatchError(Message, tag=35):
+    """The whole batch failed, and the worker continues."""
+
+    epoch: U63
+    batch: U63
+    code: ErrorCode
+    text: Text
+    credit: U32
+    seen: U63
+
+
+class WorkerDrain(Message, tag=36):
+    """The worker drains: it returns these batches unstarted, finishes the others and accepts no new ones."""
+
+    unstarted: U64Column
+
+    def frame_sizes(self) -> list[int]:
+        unpack_u64(self.unstarted)
+        return []
+
+
+class WorkerGoodbye(Message, tag=37):
+    """The worker shuts down and holds no batch."""
+
+
+class WorkerLoading(Message, tag=38):
+    """Notice that a process is loading a model, or failed to; sent every second before the hello, without an answer."""
+
+    uuid: Uuid
+    host: Name
+    pid: int
+    model: Name
+    #: Error of a failed model; empty while the model is loading.
+    failure: Text = ""
+
+
+# --- broker to worker ------------------------------------------------------------------------------------------------
+
+
+class Heartbeat(Message, tag=49):
+    """Answer to a worker's heartbeat."""
+
+
+class Batch(Message, tag=48):
+    """Jobs of one model and one lane, leased to the worker. Raw frame: the inputs one after another."""
+
+    epoch: U63
+    #: Counts up from 1 in one epoch.
+    batch: U63
+    model: Name
+    kinds: U8Column
+    lengths: U32Column
+    #: Lane of all jobs. An interactive batch runs before the bulk batches that the worker holds.
+    lane: Lane = Lane.BULK
+    #: `Option` bits of each job; empty: none.
+    options: U8Column = b""
+    #: Origins of the requests, for logs.
+    origins: list[Origin] = msgspec.field(default_factory=list)
+
+    def frame_sizes(self) -> list[int]:
+        lengths = unpack_u32(self.lengths)
+        require_same_length(len(lengths), self.kinds, self.options or self.kinds)
+        return [sum(lengths)]
