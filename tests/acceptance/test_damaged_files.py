@@ -40,7 +40,7 @@ def lets_in(keys: Path, peers: list[Peer]) -> Callable[[str, Path], bool]:
     return try_key
 
 
-def test_damaged_allow_list_at_a_reload_leaves_everything_as_it_was(
+def test_damaged_allow_list_keeps_the_old_lists(
     cluster: Cluster, keys: Path, lets_in: Callable[[str, Path], bool]
 ) -> None:
     endpoints = {role: f"tcp://127.0.0.1:{free_port()}" for role in ("frontend", "worker")}
@@ -93,7 +93,7 @@ def test_damaged_allow_list_at_a_reload_leaves_everything_as_it_was(
         ("frontend/broker.key", "directory"),
     ],
 )
-def test_damaged_key_at_the_start_is_told_in_a_sentence(keys: Path, damaged: str, kind: str) -> None:
+def test_damaged_key_ends_the_start_with_a_sentence(keys: Path, damaged: str, kind: str) -> None:
     KEY_DAMAGE[kind](keys / damaged)
     role = damaged.partition("/")[0]
     module = {"worker": "workers"}.get(role, role)
@@ -106,7 +106,7 @@ def test_damaged_key_at_the_start_is_told_in_a_sentence(keys: Path, damaged: str
     assert done.stderr.startswith(f"vecmill {role}: {keys / damaged} cannot be used as a key: ")
 
 
-def test_damaged_api_keys_leave_the_keys_and_are_told_once_a_change(cluster: Cluster) -> None:
+def test_damaged_api_keys_keep_the_old_keys(cluster: Cluster) -> None:
     path = cluster.folder / "keys.toml"
     path.write_text(make_entry("one", "secret"))
     frontend = cluster.frontend("--api-keys", str(path), environ={"API_KEY": "operator"})
@@ -136,7 +136,7 @@ def test_damaged_api_keys_leave_the_keys_and_are_told_once_a_change(cluster: Clu
     assert told() - before == 1
 
 
-def test_frontend_that_is_refused_when_it_is_started_again_does_not_end_the_others(cluster: Cluster) -> None:
+def test_refused_restart_does_not_end_other_frontends(cluster: Cluster) -> None:
     path = cluster.folder / "keys.toml"
     path.write_text(make_entry("one", "secret"))
     parent = cluster.frontend("--processes", "2", "--api-keys", str(path))
@@ -165,7 +165,7 @@ def test_frontend_that_is_refused_when_it_is_started_again_does_not_end_the_othe
     assert parent.wait() == 0
 
 
-def test_frontend_whose_first_start_is_refused_ends_all(cluster: Cluster) -> None:
+def test_refused_first_start_ends_all_frontends(cluster: Cluster) -> None:
     for flags in (("--keys", "/nonexistent"), ("--broker", "nonsense")):
         parent = cluster.frontend("--processes", "2", *flags)
         assert parent.wait() == 2

@@ -92,7 +92,7 @@ def echo(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("window", "requests"), [(1, 8000), (2, 8000), (3, 8000), (16, 16000), (256, 16000)])
-def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests: int) -> None:
+def test_no_answer_is_left_in_the_socket(echo: str, window: int, requests: int) -> None:
     """Each comes by itself: nothing else happens that would make the client look. Some requests are given up, and
     sends of other kinds come between."""
     dice = random.Random(window)
@@ -132,7 +132,7 @@ def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests:
 # --- buffers ---------------------------------------------------------------------------------------------------------
 
 
-def test_results_that_wait_in_a_worker_stay_as_they_were(cluster: Cluster) -> None:
+def test_results_queued_in_a_worker_do_not_change(cluster: Cluster) -> None:
     """The broker reads nothing until the worker has embedded 64 batches, with the same buffer for each."""
     broker = HandBroker(cluster.endpoints["worker"])
     broker.socket.rcvhwm, broker.socket.rcvbuf = 1, 4096
@@ -156,7 +156,7 @@ def test_results_that_wait_in_a_worker_stay_as_they_were(cluster: Cluster) -> No
     broker.close()
 
 
-def test_answers_that_wait_in_the_broker_stay_as_they_were(cluster: Cluster, peers: list[Peer]) -> None:
+def test_answers_queued_in_the_broker_do_not_change(cluster: Cluster, peers: list[Peer]) -> None:
     """A frontend reads nothing until all of its answers have been given, and others have been served meanwhile."""
     cluster.broker()
     for _ in range(2):

@@ -66,7 +66,7 @@ def test_input_above_the_budget_runs_alone(cluster: Cluster, peers: list[Peer], 
 
 
 @pytest.mark.parametrize("wrong", ["rows", "dimension", "bytes"])
-def test_result_of_another_shape_is_never_served(cluster: Cluster, peers: list[Peer], post: Post, wrong: str) -> None:
+def test_result_of_wrong_shape_is_never_served(cluster: Cluster, peers: list[Peer], post: Post, wrong: str) -> None:
     """One row too few; rows of another length; fewer bytes than the header says."""
     cluster.broker("--lease-s", "1")
     cluster.frontend()
@@ -91,7 +91,7 @@ def test_result_of_another_shape_is_never_served(cluster: Cluster, peers: list[P
     assert cluster.count("batches_failed") == (wrong != "bytes")
 
 
-def test_results_that_nobody_waits_for_are_counted_and_ignored(cluster: Cluster, peers: list[Peer], post: Post) -> None:
+def test_unexpected_results_are_counted_and_ignored(cluster: Cluster, peers: list[Peer], post: Post) -> None:
     cluster.broker()
     cluster.frontend()
     worker = hand_worker(cluster, peers)
@@ -114,9 +114,7 @@ def test_results_that_nobody_waits_for_are_counted_and_ignored(cluster: Cluster,
 
 
 @pytest.mark.parametrize("role", ["frontend", "worker"])
-def test_peer_of_another_protocol_is_refused_and_others_are_served(
-    cluster: Cluster, peers: list[Peer], role: str
-) -> None:
+def test_peer_with_other_protocol_is_refused(cluster: Cluster, peers: list[Peer], role: str) -> None:
     cluster.all()
     peers.append(Peer(cluster.endpoints[role]).connect())
     hellos = {
@@ -139,7 +137,7 @@ def test_peer_of_another_protocol_is_refused_and_others_are_served(
 # --- frontends that break the rules ----------------------------------------------------------------------------------
 
 
-def test_repeated_submission_is_run_and_answered_once(cluster: Cluster, peers: list[Peer]) -> None:
+def test_repeated_submission_runs_once(cluster: Cluster, peers: list[Peer]) -> None:
     """Twice in one message, again while it waits, again while it runs."""
     cluster.all(requests=1)
     frontend = hand_frontend(cluster, peers)
@@ -164,7 +162,7 @@ def test_repeated_submission_is_run_and_answered_once(cluster: Cluster, peers: l
 
 
 @pytest.mark.parametrize("lane", list(wire.Lane))
-def test_flood_of_one_client_lets_the_others_through(cluster: Cluster, peers: list[Peer], lane: wire.Lane) -> None:
+def test_flood_of_one_client_does_not_block_others(cluster: Cluster, peers: list[Peer], lane: wire.Lane) -> None:
     """A client's first request after another's thousand leaves with the next batch or the one after."""
     cluster.broker()
     cluster.frontend()
@@ -186,7 +184,7 @@ def test_flood_of_one_client_lets_the_others_through(cluster: Cluster, peers: li
     assert cluster.number("queued_jobs") > 3000
 
 
-def test_frontend_that_does_not_read_costs_bounded_memory_and_nobody_else(cluster: Cluster, peers: list[Peer]) -> None:
+def test_frontend_that_never_reads_costs_bounded_memory(cluster: Cluster, peers: list[Peer]) -> None:
     """It asks for more and more vectors of 16 KB and reads none, until it is refused."""
     jobs, dimension = 4000, 4096
     flags = ("--max-jobs", str(jobs), "--max-client-share", "1", "--max-unread-bytes", "1000000")

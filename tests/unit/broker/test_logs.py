@@ -54,7 +54,7 @@ def texts(value: object) -> list[str]:
     return []
 
 
-def test_no_field_of_a_record_forges_a_line(kind: str) -> None:
+def test_record_fields_cannot_forge_a_line(kind: str) -> None:
     extra = {"one": FORGED, "many": [FORGED, {FORGED: (FORGED, {FORGED})}], "other": BrokenError(FORGED), "number": 1}
     written = logged(kind, "message %s " + FORGED, FORGED, **extra)
     assert {one for one in written if unicodedata.category(one)[0] == "C"} == {"\n"}
@@ -77,7 +77,7 @@ def test_no_field_of_a_record_forges_a_line(kind: str) -> None:
     assert record["number"] == 1
 
 
-def test_what_can_be_read_stays_as_it_is(kind: str) -> None:
+def test_printable_text_is_not_escaped(kind: str) -> None:
     text = 'größer \\ "中" 😀 \' \\n'
     written = logged(kind, "%s", text)
     assert text in (written if kind == "text" else json.loads(written)["message"])
