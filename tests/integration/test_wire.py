@@ -1,4 +1,4 @@
-"""The broker's sockets, against peers that keep the rules and peers that do not."""
+"""The broker's sockets, with CURVE and with malformed messages."""
 
 import random
 import signal
@@ -28,7 +28,7 @@ def keys(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def endpoints(cluster: Cluster, keys: Path) -> dict[str, str]:
-    """A broker with keys on TCP: the endpoint of each role."""
+    """Start a broker with keys on TCP, and return the endpoint of each role."""
     found = {role: f"tcp://127.0.0.1:{free_port()}" for role in ("frontend", "worker")}
     flags = ("--frontend-bind", found["frontend"], "--worker-bind", found["worker"], "--keys", str(keys / "broker"))
     broker = cluster.broker(*flags)
@@ -101,7 +101,7 @@ def test_requests_of_a_revoked_frontend_end_soon(cluster: Cluster, endpoints: di
 
 
 def test_broker_without_working_authentication_refuses_to_start(tmp_path: Path, keys: Path) -> None:
-    """A broker whose lists let a stranger in must not start: here the stranger's door has no lock at all."""
+    """Here the socket has CURVE but no authentication."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     auth = CurveAuth(context, keys / "broker")
     with context.socket(zmq.ROUTER) as door:
@@ -133,7 +133,7 @@ def test_missing_broker_keys_end_the_start(cluster: Cluster, tmp_path: Path) -> 
 
 
 def garbage(seed: int) -> list[list[bytes]]:
-    """Messages that nobody should send."""
+    """Return invalid messages."""
     chance = random.Random(seed)
     known = [wire.encode(message)[0] for message in (*HELLOS.values(), wire.Cancel(b"x"), wire.WorkerHeartbeat(1, 1))]
     made: list[list[bytes]] = [[b""], [b"", b""], [b"\x91" * 5000], [b"\xc1"], [b"x" * (1 << 20)], [b"a"] * 500]
@@ -192,7 +192,7 @@ def test_worker_with_other_weights_is_refused(cluster: Cluster, peers: list[Peer
 
 
 def test_draining_broker_sends_its_last_answer(cluster: Cluster, peers: list[Peer]) -> None:
-    """An answer of 8 MB, given while the broker has nothing else to wait for."""
+    """The answer has 8 MB and is the last that the broker waits for."""
     broker = cluster.broker()
     until(lambda: "frontends connect to" in broker.output)
     dimension, jobs = 1024, 2048

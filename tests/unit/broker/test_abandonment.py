@@ -1,4 +1,4 @@
-"""What clients abandon counts against them for a while."""
+"""Jobs that a client abandoned count against the client's limit for a while."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_abandoned_jobs_fade() -> None:
     assert abandonment.find_wait_s("b", 10, 10.0) == 0
 
 
-def test_only_so_many_clients_are_remembered_and_the_worst_stay() -> None:
+def test_remembered_clients_are_bounded_and_worst_stay() -> None:
     abandonment = Abandonment()
     abandonment.add_jobs("worst", 1000, 0.0)
     for number in range(3 * MAX_CLIENTS):
@@ -34,7 +34,7 @@ def test_only_so_many_clients_are_remembered_and_the_worst_stay() -> None:
 
 @pytest.fixture
 def crowded() -> Core:
-    """One client may have 500 jobs open, because another one has some."""
+    """Return a broker where one client may have 500 open jobs, because another client has one."""
     core = Core(Limits(max_jobs=1000))
     core.frontend()
     core.worker()
@@ -42,35 +42,35 @@ def crowded() -> Core:
     return core
 
 
-def abandon(core: Core, request: int, inputs: int, client: str = "flood") -> list[tuple[int, int, ErrorCode]]:
-    """Submit a request and leave it. Return why it was refused."""
+def abandon_request(core: Core, request: int, inputs: int, client: str = "flood") -> list[tuple[int, int, ErrorCode]]:
+    """Submit a request and disconnect its client. Return the failures."""
     core.submit(request, ["a"] * inputs, client=client)
-    leave(core, request)
+    disconnect_client(core, request)
     return core.failures()
 
 
-def leave(core: Core, request: int) -> None:
-    """Let the client of a request go away."""
+def disconnect_client(core: Core, request: int) -> None:
+    """Cancel a request because its client disconnected."""
     core.handle(b"F1", wire.Cancel(wire.pack_u64([request]), wire.pack_u64([request])))
 
 
-def submit_from(core: Core, request: int, inputs: int, client: str, address: str) -> None:
-    """Submit a request from an address."""
+def submit_from_address(core: Core, request: int, inputs: int, client: str, address: str) -> None:
+    """Submit a request of one-letter texts from an address."""
     lengths = wire.pack_u32([1] * inputs)
-    asked = wire.Submission(request, "m", Lane.BULK, client, 10_000, Kind.TEXT, lengths, address=address)
-    core.handle(b"F1", wire.Submit([asked]), b"a" * inputs)
+    submission = wire.Submission(request, "m", Lane.BULK, client, 10_000, Kind.TEXT, lengths, address=address)
+    core.handle(b"F1", wire.Submit([submission]), b"a" * inputs)
 
 
-def test_client_that_abandons_large_requests_is_refused_and_others_are_not(crowded: Core) -> None:
-    refused = [abandon(crowded, number, 200) for number in range(2, 12)]
-    assert refused[:3] == [[], [], []]
-    assert refused[-1] == [(11, -1, ErrorCode.QUOTA)]
-    assert abandon(crowded, 20, 200, client="honest") == []
+def test_only_abandoning_client_is_rejected(crowded: Core) -> None:
+    rejections = [abandon_request(crowded, number, 200) for number in range(2, 12)]
+    assert rejections[:3] == [[], [], []]
+    assert rejections[-1] == [(11, -1, ErrorCode.QUOTA)]
+    assert abandon_request(crowded, 20, 200, client="honest") == []
 
 
-def test_refusal_tells_when_the_client_may_come_back(crowded: Core) -> None:
+def test_rejection_has_reason_and_retry_after(crowded: Core) -> None:
     for number in (2, 3):
-        assert abandon(crowded, number, 450) == []
+        assert abandon_request(crowded, number, 450) == []
     crowded.submit(4, ["a"] * 400, client="flood")
     ((_, message, _),) = crowded.take(wire.Failures)
     (failure,) = message.failures
@@ -85,55 +85,55 @@ def test_refusal_tells_when_the_client_may_come_back(crowded: Core) -> None:
     assert crowded.failures() == []
 
 
-def test_as_much_as_a_client_may_have_open_is_forgiven(crowded: Core) -> None:
+def test_abandoned_jobs_up_to_limit_are_forgiven(crowded: Core) -> None:
     for number in (2, 3):
-        assert abandon(crowded, number, 500) == []
-    assert abandon(crowded, 4, 500) == [(4, -1, ErrorCode.QUOTA)]
+        assert abandon_request(crowded, number, 500) == []
+    assert abandon_request(crowded, 4, 500) == [(4, -1, ErrorCode.QUOTA)]
 
 
-def test_small_requests_of_a_client_that_abandons_are_still_served(crowded: Core) -> None:
+def test_abandoning_client_may_send_small_requests(crowded: Core) -> None:
     free = round(500 * (1 - MAX_ABANDONED_SHARE))
     crowded.scheduler.state.abandonment.add_jobs("flood", 5000, crowded.now)
-    assert abandon(crowded, 50, free + 1) == [(50, -1, ErrorCode.QUOTA)]
+    assert abandon_request(crowded, 50, free + 1) == [(50, -1, ErrorCode.QUOTA)]
     crowded.submit(51, ["a"] * free, client="flood")
     assert crowded.failures() == []
 
 
-def test_client_alone_may_abandon_what_it_likes() -> None:
+def test_lone_client_may_abandon_any_number() -> None:
     core = Core(Limits(max_jobs=1000))
     core.frontend()
     for number in range(20):
         core.worker()
         core.submit(1000 + number, ["a"], client="flood")
-        assert abandon(core, number, 450) == []
+        assert abandon_request(core, number, 450) == []
 
 
-def test_keys_own_limit_is_what_its_abandoned_jobs_count_against(crowded: Core) -> None:
-    for number, refused in ((2, []), (3, []), (4, [(4, -1, ErrorCode.QUOTA)])):
+def test_abandoned_jobs_count_against_key_limit(crowded: Core) -> None:
+    for number, failures in ((2, []), (3, []), (4, [(4, -1, ErrorCode.QUOTA)])):
         crowded.submit(number, ["a"] * 40, client="key", client_jobs=40)
-        assert crowded.failures() == refused
-        leave(crowded, number)
+        assert crowded.failures() == failures
+        disconnect_client(crowded, number)
 
 
-def test_address_is_bounded_whatever_its_clients_call_themselves(crowded: Core) -> None:
-    refused = []
+def test_address_is_limited_across_client_names(crowded: Core) -> None:
+    rejections = []
     for number in range(2, 20):
-        submit_from(crowded, number, 200, client=f"flood {number}", address="here")
-        refused += crowded.failures()
-        leave(crowded, number)
-    assert len(refused) > 10
-    submit_from(crowded, 100, 200, client="honest", address="elsewhere")
+        submit_from_address(crowded, number, 200, client=f"flood {number}", address="here")
+        rejections += crowded.failures()
+        disconnect_client(crowded, number)
+    assert len(rejections) > 10
+    submit_from_address(crowded, 100, 200, client="honest", address="elsewhere")
     assert crowded.failures() == []
 
 
-def test_what_the_frontend_ended_by_itself_is_not_abandoned(crowded: Core) -> None:
+def test_cancelled_jobs_do_not_count_as_abandoned(crowded: Core) -> None:
     for number in range(2, 20):
         crowded.submit(number, ["a"] * 400, client="honest")
         crowded.handle(b"F1", wire.Cancel(wire.pack_u64([number])))
     assert crowded.failures() == []
 
 
-def test_what_a_frontend_held_when_it_ended_is_nobodys_fault(crowded: Core) -> None:
+def test_jobs_of_lost_frontend_are_not_abandoned(crowded: Core) -> None:
     crowded.frontend(b"F2")
     crowded.submit(1, ["a"] * 400, b"F2", client="honest")
     crowded.lost(b"F2")

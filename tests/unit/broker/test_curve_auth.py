@@ -1,4 +1,4 @@
-"""CURVE key files in any state: told with their name at the start, and no change at a reload."""
+"""Damaged CURVE key files: named in an error at the start, and without effect at a reload."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,8 @@ import zmq
 from broker.shell.curve_auth import ROLES, CurveAuth
 from broker.shell.curve_keys import add_key, make_keys
 from broker.wire.curve import KeyFileError, Pair, Role, read_dealer_keys, read_pair, read_public_key
-from broker.wire.sockets import open_dealer
+from broker.wire.protocol import MAX_FRAME_BYTES
+from broker.wire.sockets import open_dealer, open_router
 from tests.harness.damage import KEY_DAMAGE, remove
 from workers.config import Config
 from workers.session.loading_notice import connect_dealer
@@ -17,7 +18,7 @@ from workers.session.loading_notice import connect_dealer
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """The broker's, a worker's and a frontend's folder of keys."""
+    """Make the folders of keys of broker, worker and frontend."""
     make_keys(tmp_path)
     return tmp_path
 
@@ -25,7 +26,7 @@ def keys(tmp_path: Path) -> Path:
 @pytest.fixture
 def auth(keys: Path) -> CurveAuth:
     """An authenticator that has read its lists; its thread does not run."""
-    # A folder of a name that is a pattern to glob.
+    # The name of the folder is a glob pattern.
     pattern = keys / "[a-b]*"
     (keys / "broker").rename(pattern)
     auth = CurveAuth(zmq.Context.instance(), pattern)
@@ -34,12 +35,12 @@ def auth(keys: Path) -> CurveAuth:
 
 
 def public(path: Path) -> str:
-    """The public key of a file."""
+    """Return the public key in a file."""
     return read_public_key(path).decode()
 
 
 def write_key(path: Path, public: str, secret: str = "") -> None:
-    """Write a key's file."""
+    """Write a key file."""
     path.write_text(f'curve\n    public-key = "{public}"\n' + (f'    secret-key = "{secret}"\n' if secret else ""))
 
 
@@ -84,7 +85,7 @@ def test_unreadable_list_file_keeps_all_old_lists(keys: Path, auth: CurveAuth, m
     def refuse(path: Path, flags: int) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    # Root, who may run this, can read anything.
+    # Simulated, because root can read every file.
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(KeyFileError, match=r"frontend\.key cannot be used as a key: Permission denied"):
         auth.reload_lists()
@@ -153,6 +154,12 @@ def test_made_pair_can_be_read(keys: Path) -> None:
     key = add_key(keys, "worker", "second")
     assert read_pair(key.path).public.decode() == key.public
     assert isinstance(read_pair(key.path), Pair)
+
+
+def test_router_has_options() -> None:
+    with zmq.Context() as context, open_router(context) as router:
+        assert router.getsockopt(zmq.MAXMSGSIZE) == MAX_FRAME_BYTES
+        assert (router.getsockopt(zmq.LINGER), router.getsockopt(zmq.SNDHWM)) == (0, 0)
 
 
 def test_dealer_has_options_and_keys(tmp_path: Path) -> None:

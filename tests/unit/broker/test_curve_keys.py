@@ -1,4 +1,4 @@
-"""CURVE keys: who sees what, and that a set is never mismatched, whatever ended the run that made it."""
+"""CURVE key folders: their content, their modes, and that public keys match after a killed run."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ FILES = {
 
 
 class Killed(BaseException):
-    """Ends a run as a kill does: nothing catches it."""
+    """Ends a run like a kill, because no code catches it."""
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -39,8 +39,8 @@ def public(path: Path) -> bytes:
     return zmq.auth.load_certificate(path)[0]
 
 
-def check(root: Path) -> None:
-    """Every public file that is there belongs to a secret that is there."""
+def check_public_files(root: Path) -> None:
+    """Assert that every public file matches its secret."""
     for role in curve_keys.ROLES:
         pairs = [
             (root / "broker" / f"{role}s" / f"{role}.key", root / role / f"{role}.key_secret"),
@@ -54,7 +54,7 @@ def check(root: Path) -> None:
 def test_each_folder_holds_only_its_roles_files(tmp_path: Path) -> None:
     curve_keys.make_keys(tmp_path)
     assert set(files(tmp_path)) == FILES
-    check(tmp_path)
+    check_public_files(tmp_path)
     for path in tmp_path.rglob("*"):
         if path.is_dir():
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
@@ -88,11 +88,11 @@ def test_killed_run_is_repaired_by_the_next(
     monkeypatch.setattr(Path, "replace", replace_or_die)
     with pytest.raises(Killed):
         curve_keys.make_keys(tmp_path)
-    check(tmp_path)
+    check_public_files(tmp_path)
     left = {name: text for name, text in files(tmp_path).items() if SCRATCH not in name}
     assert len(left) == fatal - (not renamed)
     curve_keys.make_keys(tmp_path)
-    check(tmp_path)
+    check_public_files(tmp_path)
     assert set(files(tmp_path)) == FILES
     assert left.items() <= files(tmp_path).items()
 
@@ -102,14 +102,14 @@ def test_lost_secret_is_replaced_everywhere(tmp_path: Path) -> None:
     for name in ("broker/broker.key_secret", "worker/worker.key_secret"):
         (tmp_path / name).unlink()
     assert [key.made for key in curve_keys.make_keys(tmp_path)] == [True, False, True]
-    check(tmp_path)
+    check_public_files(tmp_path)
 
 
 def test_damaged_public_file_is_repaired(tmp_path: Path) -> None:
     curve_keys.make_keys(tmp_path)
     (tmp_path / "worker/broker.key").write_bytes(b"")
     curve_keys.make_keys(tmp_path)
-    check(tmp_path)
+    check_public_files(tmp_path)
     (tmp_path / "worker/worker.key_secret").write_bytes(b"")
     with pytest.raises(
         ValueError, match=r"worker\.key_secret cannot be used as a key: it has no public key; remove it"
@@ -122,7 +122,7 @@ def test_parallel_runs_make_one_set(tmp_path: Path) -> None:
         results = [future.result() for future in [pool.submit(curve_keys.make_keys, tmp_path) for _ in range(8)]]
     assert sum(key.made for result in results for key in result) == 3
     assert set(files(tmp_path)) == FILES
-    check(tmp_path)
+    check_public_files(tmp_path)
 
 
 def test_added_key_gets_its_own_folder(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_added_key_gets_its_own_folder(tmp_path: Path) -> None:
 
 
 def listed(root: Path) -> set[str]:
-    """The names on the broker's lists."""
+    """Return the names on the broker's allow-lists."""
     return {path.stem for role in curve_keys.ROLES for path in (root / "broker" / f"{role}s").iterdir()}
 
 
@@ -153,7 +153,7 @@ def test_removed_key_returns_only_by_name(tmp_path: Path) -> None:
     assert not any(key.made for key in again)
     curve_keys.add_key(tmp_path, "frontend", "second")
     assert listed(tmp_path) == {"second"}
-    # Also when the broker has another key, which those that are off the list do not know.
+    # Also after the broker got another key, which removed peers do not have.
     (tmp_path / "broker/broker.key_secret").unlink()
     for _ in range(2):
         curve_keys.make_keys(tmp_path)
@@ -169,7 +169,7 @@ def test_removed_key_returns_only_by_name(tmp_path: Path) -> None:
 def test_lost_broker_folder_is_rebuilt_with_all_keys(
     fatal: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As docs/docker.md says of its volume; also when the run that makes it again is killed."""
+    """See "volumes" in docs/docker.md. Also if the run that rebuilds the folder is killed."""
     for name in ("garage", "kitchen"):
         curve_keys.add_key(tmp_path, "worker", name)
     everybody = listed(tmp_path)
@@ -186,7 +186,7 @@ def test_lost_broker_folder_is_rebuilt_with_all_keys(
         curve_keys.make_keys(tmp_path)
     curve_keys.make_keys(tmp_path)
     assert listed(tmp_path) == everybody
-    check(tmp_path)
+    check_public_files(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["broker", "", "..", "a/b", "A", "-a"])

@@ -1,4 +1,4 @@
-"""A health file, also where it cannot be touched."""
+"""Health file: how often it is touched, and errors."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is remembered of jobs."""
+"""History of the events of each job, bounded in bytes."""
 
 import tracemalloc
 
@@ -7,19 +7,19 @@ from broker.wire import protocol as wire
 from tests.harness.core import Core, make_request
 
 
-def test_story_tells_what_happened_to_a_job(core: Core) -> None:
+def test_history_lists_events_of_job(core: Core) -> None:
     core.submit(1, ["a"])
     core.batches()
     core.lost(b"W1")
     core.worker(b"W2")
     core.answer(*core.batches())
     owner = next(iter(core.scheduler.state.ledger.by_uuid))
-    words = [line.split()[1] for line in core.scheduler.describe_job(owner, 1, 0)]
-    assert words == ["admitted", "dispatched", "returned", "dispatched", "ended"]
+    events = [line.split()[1] for line in core.scheduler.describe_job(owner, 1, 0)]
+    assert events == ["admitted", "dispatched", "returned", "dispatched", "ended"]
     assert core.scheduler.describe_job(owner, 2, 0) == []
 
 
-def test_story_of_a_job_is_not_that_of_its_neighbours() -> None:
+def test_history_omits_events_of_other_jobs() -> None:
     request, other = make_request([b"a", b"b"]), make_request([b"c"], number=2)
     request.sort_inputs()
     other.sort_inputs()
@@ -32,23 +32,23 @@ def test_story_of_a_job_is_not_that_of_its_neighbours() -> None:
     assert history.describe_job(b"G", 1, 0) == []
 
 
-def test_memory_is_bounded_however_many_large_requests_are_abandoned(core: Core) -> None:
+def test_abandoned_requests_do_not_grow_history(core: Core) -> None:
     core.submit(1, ["keeps the worker busy"])
     lengths, frame = wire.pack_u32([6] * 2048), b"secret" * 2048
     tracemalloc.start()
     try:
         for number in range(2, 1200):
-            asked = wire.Submission(number, "m", wire.Lane.BULK, "", 60_000, wire.Kind.TEXT, lengths)
-            core.scheduler.handle(b"F1", wire.Submit([asked]), core.now, [frame])
+            submission = wire.Submission(number, "m", wire.Lane.BULK, "", 60_000, wire.Kind.TEXT, lengths)
+            core.scheduler.handle(b"F1", wire.Submit([submission]), core.now, [frame])
             core.scheduler.handle(b"F1", wire.Cancel(wire.pack_u64([number])), core.now)
-        grown, _ = tracemalloc.get_traced_memory()
+        grown_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert grown < 2 * MAX_BYTES
+    assert grown_bytes < 2 * MAX_BYTES
     assert core.scheduler.count_totals()["jobs_cancelled"] > 1_000_000
 
 
-def test_memory_is_bounded_however_large_the_batches_are() -> None:
+def test_large_batches_do_not_grow_history() -> None:
     request = make_request([b"a"] * 2048)
     request.sort_inputs()
     jobs = [request.make_job(position) for position in range(request.inputs)]
@@ -57,8 +57,8 @@ def test_memory_is_bounded_however_large_the_batches_are() -> None:
     try:
         for number in range(5000):
             history.add_jobs(0.0, "dispatched", f"in batch {number}", jobs)
-        grown, _ = tracemalloc.get_traced_memory()
+        grown_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert grown < 2 * MAX_BYTES
+    assert grown_bytes < 2 * MAX_BYTES
     assert history.describe_job(b"F", 1, 2047)[-1] == "0.000 dispatched in batch 4999"

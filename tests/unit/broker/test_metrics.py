@@ -1,4 +1,4 @@
-"""The broker's metrics: what is counted, what exists at zero, what is forgotten."""
+"""The broker's metrics: what is counted, which series exist at zero, when series end."""
 
 import copy
 import math
@@ -25,12 +25,12 @@ def families(core: Core) -> dict[str, Family]:
 
 
 def values(core: Core, name: str) -> Series:
-    """A counter's or a gauge's values by their labels."""
+    """Return the values of a counter or gauge by labels."""
     return {sample.labels: sample.value for sample in families(core)[name].samples}
 
 
 def distribution(core: Core, name: str, *labels: str) -> list[float]:
-    """Of a histogram: how often, and the sum."""
+    """Return the count and the sum of a histogram."""
     samples = {sample.labels: sample for sample in families(core)[name].samples}
     return [sum(samples[labels].buckets), samples[labels].value]
 
@@ -69,7 +69,7 @@ def test_batch_is_counted_from_wait_to_tokens(core: Core) -> None:
     labels = ("m", "CPU", "interactive", "host/CPU/0")
     assert distribution(core, "queue_seconds", "m", "interactive") == pytest.approx([4, 0.012])
     assert distribution(core, "batch_jobs", *labels) == [2, 4]
-    # The first answer told 6 tokens and 5 µs.
+    # The first answer had 6 tokens and took 5 µs.
     assert distribution(core, "batch_tokens", *labels) == [2, 18]
     assert distribution(core, "inference_seconds", *labels) == pytest.approx([2, 2.000005])
     assert values(core, "tokens")[labels] == 18

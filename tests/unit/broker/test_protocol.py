@@ -1,4 +1,4 @@
-"""The codec: what comes out is what went in, and whatever else comes in is one kind of error."""
+"""Codec: a message decodes to what was encoded, and every other input raises `RemoteProtocolError`."""
 
 import contextlib
 from typing import Any
@@ -46,15 +46,13 @@ MESSAGES: list[tuple[Any, Message, list[bytes]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("decoder", "message", "frames"), MESSAGES, ids=lambda one: type(one).__name__)
-def test_message_survives_the_wire(decoder: Any, message: Message, frames: list[bytes]) -> None:
+@pytest.mark.parametrize(("decoder", "message", "frames"), MESSAGES, ids=lambda value: type(value).__name__)
+def test_decoded_message_equals_encoded_message(decoder: Any, message: Message, frames: list[bytes]) -> None:
     assert wire.decode(decoder, wire.encode(message, frames)) == (message, frames)
 
 
-@pytest.mark.parametrize(("decoder", "message", "frames"), MESSAGES, ids=lambda one: type(one).__name__)
-def test_frame_too_few_too_many_or_of_another_size_is_refused(
-    decoder: Any, message: Message, frames: list[bytes]
-) -> None:
+@pytest.mark.parametrize(("decoder", "message", "frames"), MESSAGES, ids=lambda value: type(value).__name__)
+def test_wrong_number_or_size_of_frames_raises(decoder: Any, message: Message, frames: list[bytes]) -> None:
     wrong = [[*frames, b"more"]] + ([frames[:-1], [*frames[:-1], frames[-1] + b"x"]] if frames else [])
     for payload in wrong:
         with pytest.raises(RemoteProtocolError):
@@ -78,26 +76,26 @@ def test_frame_too_few_too_many_or_of_another_size_is_refused(
         wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [], 0, 0, 0, cut=wire.pack_u32([1, 2])),
         wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [], 0, 0, 0, sizes=wire.pack_u32([1, 2])),
     ],
-    ids=lambda one: type(one).__name__,
+    ids=lambda value: type(value).__name__,
 )
-def test_header_that_contradicts_itself_is_refused(message: Message) -> None:
-    (decoder,) = [decoder for decoder, known, _ in MESSAGES if type(known) is type(message)]
+def test_contradictory_header_raises(message: Message) -> None:
+    (decoder,) = [decoder for decoder, other, _ in MESSAGES if type(other) is type(message)]
     with pytest.raises(RemoteProtocolError):
         wire.decode(decoder, wire.encode(message))
 
 
-def test_peer_cannot_say_what_is_not_its_to_say() -> None:
+def test_message_of_other_role_raises() -> None:
     with pytest.raises(RemoteProtocolError):
         wire.decode(wire.FROM_FRONTEND, wire.encode(wire.WorkerGoodbye()))
 
 
-def test_fields_appended_by_a_newer_peer_are_ignored() -> None:
+def test_appended_fields_are_ignored() -> None:
     header = msgspec.msgpack.encode([33, 1, 9, "new"])
     assert wire.decode(wire.FROM_WORKER, [header])[0] == wire.WorkerHeartbeat(1, 9)
 
 
 @pytest.mark.parametrize("frames", [[], [b""], [b"\xc1"], [b"\xff" * 40], [b"\x91" * 100_000]])
-def test_known_bad_frames_are_one_kind_of_error(frames: list[bytes]) -> None:
+def test_malformed_frames_raise(frames: list[bytes]) -> None:
     for decoder in DECODERS:
         with pytest.raises(RemoteProtocolError):
             wire.decode(decoder, frames)
@@ -105,10 +103,10 @@ def test_known_bad_frames_are_one_kind_of_error(frames: list[bytes]) -> None:
 
 @settings(max_examples=300)
 @given(st.sampled_from(MESSAGES), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8))
-def test_mutated_messages_decode_or_raise_the_one_error(
-    known: tuple[Any, Message, list[bytes]], changes: list[tuple[int, int]]
+def test_mutated_message_decodes_or_raises(
+    entry: tuple[Any, Message, list[bytes]], changes: list[tuple[int, int]]
 ) -> None:
-    decoder, message, frames = known
+    decoder, message, frames = entry
     header, *payload = map(bytearray, wire.encode(message, frames))
     for place, value in changes:
         header[place % len(header)] = value
@@ -118,11 +116,11 @@ def test_mutated_messages_decode_or_raise_the_one_error(
 
 @settings(max_examples=300)
 @given(st.lists(st.binary(max_size=60), max_size=4))
-def test_random_frames_decode_or_raise_the_one_error(frames: list[bytes]) -> None:
+def test_random_frames_decode_or_raise(frames: list[bytes]) -> None:
     for decoder in DECODERS:
         with contextlib.suppress(RemoteProtocolError):
             wire.decode(decoder, frames)
 
 
-def test_split_gives_back_the_parts() -> None:
+def test_frame_is_split_into_parts() -> None:
     assert [bytes(part) for part in wire.split_frame(b"aabccc", [2, 0, 1, 3])] == [b"aa", b"", b"b", b"ccc"]

@@ -6,7 +6,7 @@ from broker.core import quota
 from broker.core.quota import Quotas
 
 
-def test_client_without_a_limit_has_no_bucket() -> None:
+def test_client_without_limit_has_no_bucket() -> None:
     quotas = Quotas()
     quotas.charge("a", 10**9, 0, 0.0)
     quotas.correct_charge("a", 1, 2)
@@ -14,7 +14,7 @@ def test_client_without_a_limit_has_no_bucket() -> None:
     assert len(quotas) == 0
 
 
-def test_bucket_holds_one_minutes_tokens() -> None:
+def test_bucket_holds_tokens_of_one_minute() -> None:
     quotas = Quotas()
     assert quotas.find_wait_s("a", 100, 60, 0.0) == 0
     quotas.charge("a", 60, 60, 0.0)
@@ -23,7 +23,7 @@ def test_bucket_holds_one_minutes_tokens() -> None:
     assert quotas.find_wait_s("a", 60, 60, 1000.0) == 0
 
 
-def test_request_above_the_limit_waits_for_a_full_bucket_and_leaves_a_debt() -> None:
+def test_request_above_limit_empties_full_bucket() -> None:
     quotas = Quotas()
     quotas.charge("a", 1, 60, 0.0)
     assert quotas.find_wait_s("a", 600, 60, 0.0) == pytest.approx(1)
@@ -32,7 +32,7 @@ def test_request_above_the_limit_waits_for_a_full_bucket_and_leaves_a_debt() -> 
     assert quotas.find_wait_s("a", 1, 60, 1.0) == pytest.approx(541)
 
 
-def test_exact_count_is_settled() -> None:
+def test_exact_tokens_replace_estimate() -> None:
     quotas = Quotas()
     quotas.charge("a", 30, 60, 0.0)
     quotas.correct_charge("a", 30, 60)
@@ -42,7 +42,7 @@ def test_exact_count_is_settled() -> None:
     assert quotas.find_wait_s("a", 60, 60, 0.0) == 0
 
 
-def test_limit_that_was_changed_holds_at_once() -> None:
+def test_changed_limit_applies_at_once() -> None:
     quotas = Quotas()
     quotas.charge("a", 0, 600, 0.0)
     assert quotas.find_wait_s("a", 60, 60, 0.0) == 0
@@ -50,7 +50,7 @@ def test_limit_that_was_changed_holds_at_once() -> None:
     assert quotas.find_wait_s("a", 1, 60, 0.0) > 0
 
 
-def test_full_buckets_are_let_go_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_buckets_are_dropped_above_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "MAX_BUCKETS", 3)
     quotas = Quotas()
     for name in "abc":
