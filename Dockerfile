@@ -3,7 +3,7 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS packages
-# Another package index, when this machine has one; these stay out of the final image.
+# Package index, if not PyPI. The final image does not contain these arguments.
 ARG PIP_INDEX_URL=
 ARG PIP_EXTRA_INDEX_URL=
 RUN python -m venv /opt/venv
@@ -16,17 +16,17 @@ FROM ${BASE_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="Vecmill" org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 vecmill \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin vecmill \
-    # A new volume takes over the owner of the folder it is mounted on.
+    # A new volume gets the owner of the folder that it is mounted on.
     && install --directory --owner vecmill --group vecmill --mode 0700 /keys/broker /keys/worker /keys/frontend /cache \
     && install --directory /model
 COPY --from=packages /opt/venv /opt/venv
-# Below the packages, so that a change of the code does not install them again.
+# After the packages, so that a change of the code does not install them again.
 WORKDIR /opt/vecmill
 COPY broker broker
 COPY workers workers
 COPY frontend frontend
 COPY LICENSE* ./
-# The user below cannot write bytecode here.
+# The user of the image cannot write bytecode here.
 RUN /opt/venv/bin/python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -37,13 +37,13 @@ ENV PATH=/opt/venv/bin:$PATH \
     VECMILL_FRONTEND_HOST=0.0.0.0
 USER 10001:10001
 STOPSIGNAL SIGTERM
-# Brokers and workers touch their file every second while they do their work; compose.yaml has the frontend's check.
+# Brokers and workers touch this file every second while they are healthy. compose.yaml has the frontend's check.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=120s --retries=3 \
     CMD find /tmp/health -newermt "-15 seconds" | grep -q .
 
 FROM runtime AS intel
 USER root
-# Debian's GPU driver, and the .deb files of the folder drivers/, if there is one, beside it or in its place.
+# Debian's GPU driver, and the .deb files of the optional folder drivers/, which may replace it.
 COPY drivers* /tmp/drivers/
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ocl-icd-libopencl1 intel-opencl-icd \

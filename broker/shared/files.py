@@ -40,15 +40,13 @@ def explain(error: Exception) -> str:
 def make_scratch_folder(parent: Path) -> Iterator[Path]:
     """Yield an empty, private folder in `parent`, and remove it at the end.
 
-    After a kill or an interrupt the folder stays until `remove_scratch_folders` is called.
+    If the process is killed, the folder stays until `remove_scratch_folders` is called.
     """
     path = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}-", dir=parent))
     try:
         yield path
-    except Exception:
+    finally:
         shutil.rmtree(path, ignore_errors=True)
-        raise
-    shutil.rmtree(path)
 
 
 def remove_scratch_folders(root: Path) -> None:

@@ -115,7 +115,7 @@ class _Snapshots:
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    """TCP server with a bounded number of threads. Not `HTTPServer`, whose bind waits for a reverse look-up in DNS."""
+    """TCP server with a bounded number of threads. `HTTPServer` would wait for a reverse DNS lookup when it binds."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -147,11 +147,10 @@ class _Server(socketserver.ThreadingTCPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    server_version, sys_version = "vecmill", ""
     timeout = CLIENT_TIMEOUT_S
 
     def do_GET(self) -> None:
-        """Answer /metrics; HEAD too, whose body `_answer` leaves out."""
+        """Answer /metrics. HEAD calls this too, and `_answer` omits the body."""
         if urlsplit(self.path).path != "/metrics":
             return self._answer(HTTPStatus.NOT_FOUND, b"there is only /metrics here\n")
         families = self.server.snapshots.take()
@@ -176,6 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def version_string(self) -> str:
+        return "vecmill"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  its name in http.server
         log.debug(format, *args)

@@ -91,7 +91,7 @@ class Routers:
         self._context.term()
 
     def find_readable(self, ready: dict[object, int]) -> list[bytes]:
-        """Return the roles whose socket has messages; workers first, because results free the resources of jobs."""
+        """Return the roles with messages to receive; workers first, because results end jobs."""
         return [role for role in (WORKER, FRONTEND) if self._sockets[role] in ready]
 
     def receive(self, role: bytes) -> Received | None:
@@ -137,7 +137,7 @@ class Routers:
         return False
 
     def reload_keys(self) -> list[bytes]:
-        """Read the allow-lists again, and return and forget the peers whose key was removed.
+        """Read the allow-lists again. Return, and forget, the peers with a removed key.
 
         Raise KeyFileError, and keep the old lists, if a file cannot be used.
         """

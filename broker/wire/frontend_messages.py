@@ -67,6 +67,7 @@ class Submit(Message, tag=2):
     submissions: list[Submission]
 
     def frame_sizes(self) -> list[int]:
+        """See `Message`."""
         return [sum(unpack_u32(submission.lengths)) for submission in self.submissions]
 
 
@@ -78,6 +79,7 @@ class Cancel(Message, tag=3):
     abandoned: U64Column = b""
 
     def frame_sizes(self) -> list[int]:
+        """See `Message`."""
         unpack_u64(self.requests)
         unpack_u64(self.abandoned)
         return []
@@ -144,6 +146,7 @@ class Answers(Message, tag=21):
     sizes: U32Column = b""
 
     def frame_sizes(self) -> list[int]:
+        """See `Message`."""
         rows = len(unpack_u64(self.requests))
         columns = [self.positions, self.tokens, *([self.cut] if self.cut else [])]
         require_same_length(rows, *map(unpack_u32, columns))

@@ -89,6 +89,7 @@ class BatchResult(Message, tag=34):
     padding: U63 = 0
 
     def frame_sizes(self) -> list[int]:
+        """See `Message`."""
         jobs = len(unpack_u32(self.tokens))
         failed = {failure.position for failure in self.failures}
         if len(failed) != len(self.failures) or any(position >= jobs for position in failed):
@@ -115,6 +116,7 @@ class WorkerDrain(Message, tag=36):
     unstarted: U64Column
 
     def frame_sizes(self) -> list[int]:
+        """See `Message`."""
         unpack_u64(self.unstarted)
         return []
 
@@ -158,6 +160,7 @@ class Batch(Message, tag=48):
     origins: list[Origin] = msgspec.field(default_factory=list)
 
     def frame_sizes(self) -> list[int]:
+        """See `Message`."""
         lengths = unpack_u32(self.lengths)
         require_same_length(len(lengths), self.kinds, self.options or self.kinds)
         return [sum(lengths)]

@@ -26,7 +26,7 @@ PREFIX = "vecmill_"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 #: OVMS's histogram bounds, in microseconds.
 _OVMS_BUCKETS = tuple(float(math.floor(10 * 1.8**power)) for power in range(33))
-#: Status of a request whose client disconnected before the answer, as in nginx.
+#: Status of a request if the client disconnected before the answer, as in nginx.
 CLIENT_GONE = 499
 #: The end of a route's name, which names the path's prefix.
 _VERSION = re.compile(r"_v\d.*$")
@@ -200,7 +200,7 @@ def create_model_series(model: str) -> None:
 class InFlight:
     """Context of a request that waits for the broker.
 
-    A request whose client disconnects meanwhile is counted here, because it may get no answer that could be counted.
+    If the client disconnects meanwhile, the request is counted here, because there may be no answer to count.
     """
 
     __slots__ = ("_model", "_request")

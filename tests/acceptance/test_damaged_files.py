@@ -1,4 +1,4 @@
-"""Files that are damaged, while processes run and when they start: the log names them, and what ran goes on."""
+"""Damaged files, at the start and at a reload: they are named in the log, and running processes keep serving."""
 
 import signal
 import subprocess
@@ -21,14 +21,14 @@ from tests.harness.processes import ROOT, Cluster, descendants, free_port, until
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """The three folders of keys."""
+    """Make the folders of keys of broker, worker and frontend."""
     make_keys(tmp_path / "keys")
     return tmp_path / "keys"
 
 
 @pytest.fixture
-def lets_in(keys: Path, peers: list[Peer]) -> Callable[[str, Path], bool]:
-    """Whether a port of the broker lets in the key of a folder, on a new connection."""
+def accepts_key(keys: Path, peers: list[Peer]) -> Callable[[str, Path], bool]:
+    """Return a function that tries to connect to an endpoint with a secret key."""
     server = read_public_key(keys / "worker" / "broker.key")
 
     def try_key(endpoint: str, secret: Path) -> bool:
@@ -40,8 +40,8 @@ def lets_in(keys: Path, peers: list[Peer]) -> Callable[[str, Path], bool]:
     return try_key
 
 
-def test_damaged_allow_list_at_a_reload_leaves_everything_as_it_was(
-    cluster: Cluster, keys: Path, lets_in: Callable[[str, Path], bool]
+def test_damaged_allow_list_keeps_the_old_lists(
+    cluster: Cluster, keys: Path, accepts_key: Callable[[str, Path], bool]
 ) -> None:
     endpoints = {role: f"tcp://127.0.0.1:{free_port()}" for role in ("frontend", "worker")}
     flags = ("--frontend-bind", endpoints["frontend"], "--worker-bind", endpoints["worker"])
@@ -52,31 +52,31 @@ def test_damaged_allow_list_at_a_reload_leaves_everything_as_it_was(
     removed = add_key(keys, "worker", "removed")
     broker.signal(signal.SIGHUP)
     until(lambda: "keys reloaded" in broker.output)
-    # What the next reload that succeeds will do.
+    # Takes effect at the next successful reload.
     added = add_key(keys, "worker", "added")
     (keys / "broker" / "workers" / "removed.key").unlink()
 
-    def hang_up(told: str) -> None:
-        before = broker.output.count(told)
+    def reload_keys(line: str) -> None:
+        before = broker.output.count(line)
         broker.signal(signal.SIGHUP)
-        until(lambda: broker.output.count(told) > before or broker.process.poll() is not None, what=told)
+        until(lambda: broker.output.count(line) > before or broker.process.poll() is not None, what=line)
         assert broker.process.poll() is None, broker.output
 
     for number, (kind, damage) in enumerate(KEY_DAMAGE.items()):
         damaged = keys / "broker" / ("workers", "frontends")[number % 2] / f"{kind}.key"
         damage(damaged)
-        hang_up(f"keeping the old ones: {damaged} cannot be used as a key")
-        assert lets_in(endpoints["worker"], keys / "worker" / "worker.key_secret")
-        assert lets_in(endpoints["frontend"], keys / "frontend" / "frontend.key_secret")
-        assert lets_in(endpoints["worker"], removed.path)
-        assert not lets_in(endpoints["worker"], added.path)
+        reload_keys(f"keeping the old ones: {damaged} cannot be used as a key")
+        assert accepts_key(endpoints["worker"], keys / "worker" / "worker.key_secret")
+        assert accepts_key(endpoints["frontend"], keys / "frontend" / "frontend.key_secret")
+        assert accepts_key(endpoints["worker"], removed.path)
+        assert not accepts_key(endpoints["worker"], added.path)
         answer = httpx.post(f"{cluster.url}/v1/embeddings", json=body(kind), timeout=30)
         assert right(answer, (kind,))
         remove(damaged)
     assert "Traceback" not in broker.output
-    hang_up("keys reloaded")
-    assert lets_in(endpoints["worker"], added.path)
-    assert not lets_in(endpoints["worker"], removed.path)
+    reload_keys("keys reloaded")
+    assert accepts_key(endpoints["worker"], added.path)
+    assert not accepts_key(endpoints["worker"], removed.path)
     cluster.worker("--broker", endpoints["worker"], "--keys", str(added.path.parent))
     cluster.until_workers(2)
 
@@ -93,7 +93,7 @@ def test_damaged_allow_list_at_a_reload_leaves_everything_as_it_was(
         ("frontend/broker.key", "directory"),
     ],
 )
-def test_damaged_key_at_the_start_is_told_in_a_sentence(keys: Path, damaged: str, kind: str) -> None:
+def test_damaged_key_ends_the_start_with_a_sentence(keys: Path, damaged: str, kind: str) -> None:
     KEY_DAMAGE[kind](keys / damaged)
     role = damaged.partition("/")[0]
     module = {"worker": "workers"}.get(role, role)
@@ -106,7 +106,7 @@ def test_damaged_key_at_the_start_is_told_in_a_sentence(keys: Path, damaged: str
     assert done.stderr.startswith(f"vecmill {role}: {keys / damaged} cannot be used as a key: ")
 
 
-def test_damaged_api_keys_leave_the_keys_and_are_told_once_a_change(cluster: Cluster) -> None:
+def test_damaged_api_keys_keep_the_old_keys(cluster: Cluster) -> None:
     path = cluster.folder / "keys.toml"
     path.write_text(make_entry("one", "secret"))
     frontend = cluster.frontend("--api-keys", str(path), environ={"API_KEY": "operator"})
@@ -115,28 +115,28 @@ def test_damaged_api_keys_leave_the_keys_and_are_told_once_a_change(cluster: Clu
     def ask(key: str) -> int:
         return httpx.get(f"{cluster.url}/v1/config", headers={"Authorization": f"Bearer {key}"}).status_code
 
-    def told() -> int:
+    def count_errors() -> int:
         return frontend.output.count(f"could not reload API keys, keeping the old ones: {path} cannot be used: ")
 
-    before = told()
+    before = count_errors()
     for damage in DAMAGE.values():
         damage(path)
         reload = httpx.post(f"{cluster.url}/v1/config/reload", headers={"Authorization": "Bearer operator"})
         assert reload.status_code == 500
         assert (ask("secret"), ask("operator"), ask("wrong")) == (200, 200, 401)
-        assert told() > before
-        before = told()
+        assert count_errors() > before
+        before = count_errors()
         assert frontend.process.poll() is None
     assert "Traceback" not in frontend.output
     remove(path)
-    until(lambda: (ask("secret"), told() - before) == (200, 1))
+    until(lambda: (ask("secret"), count_errors() - before) == (200, 1))
     path.write_text(make_entry("two", "another"))
     until(lambda: ask("another") == 200)
     assert ask("secret") == 401
-    assert told() - before == 1
+    assert count_errors() - before == 1
 
 
-def test_frontend_that_is_refused_when_it_is_started_again_does_not_end_the_others(cluster: Cluster) -> None:
+def test_refused_restart_does_not_end_other_frontends(cluster: Cluster) -> None:
     path = cluster.folder / "keys.toml"
     path.write_text(make_entry("one", "secret"))
     parent = cluster.frontend("--processes", "2", "--api-keys", str(path))
@@ -165,7 +165,7 @@ def test_frontend_that_is_refused_when_it_is_started_again_does_not_end_the_othe
     assert parent.wait() == 0
 
 
-def test_frontend_whose_first_start_is_refused_ends_all(cluster: Cluster) -> None:
+def test_refused_first_start_ends_all_frontends(cluster: Cluster) -> None:
     for flags in (("--keys", "/nonexistent"), ("--broker", "nonsense")):
         parent = cluster.frontend("--processes", "2", *flags)
         assert parent.wait() == 2

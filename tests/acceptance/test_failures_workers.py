@@ -219,7 +219,7 @@ def test_worker_survives_an_unwritable_health_file(cluster: Cluster) -> None:
     cluster.broker()
     worker = cluster.worker("--health-file", str(folder / "worker"))
     cluster.frontend()
-    until(lambda: "worker cannot be touched: No such file or directory" in worker.output or worker.process.poll())
+    until(lambda: "worker, retrying: No such file or directory" in worker.output or worker.process.poll())
     cluster.until_workers(1)
     assert right(httpx.post(f"{cluster.url}/v1/embeddings", json=body("a"), timeout=30), ("a",))
     folder.mkdir()

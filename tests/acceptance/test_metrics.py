@@ -42,7 +42,7 @@ def scrape_url(url: str) -> Samples:
 
 
 def value(samples: Samples, metric: str, /, **labels: str) -> float:
-    """The sum of a sample over all series that have these labels; there is one at least."""
+    """Return the sum over all series with these labels, of which there must be one."""
     wanted = set(labels.items())
     found = [one for (name, of), one in samples.items() if name == metric and wanted <= set(of)]
     assert found, f"no {metric} with {labels}"
@@ -50,7 +50,7 @@ def value(samples: Samples, metric: str, /, **labels: str) -> float:
 
 
 def embed(cluster: Cluster, *texts: str, status: int = 200) -> None:
-    """A request that ends so."""
+    """Embed texts, and assert the status."""
     answer = httpx.post(f"{cluster.url}/v1/embeddings", json=body(*texts), timeout=30)
     assert answer.status_code == status
 
@@ -60,7 +60,7 @@ FRONTEND_LINES = (
     'vecmill_requests_total{endpoint="embeddings",model="",status="200"} 0.0',
     'vecmill_request_seconds_count{endpoint="embeddings"} 0.0',
     "vecmill_broker_up 1.0",
-    # As OVMS names them, which a counter of prometheus_client's is not.
+    # Untyped, because the counters of prometheus_client end with _total.
     "# TYPE ovms_requests_success untyped",
     "# TYPE ovms_requests_accepted untyped",
     "# TYPE ovms_current_requests gauge",
@@ -88,7 +88,7 @@ def test_families_are_there_before_any_worker(cluster: Cluster, processes: str) 
     until(cluster.health, what="a frontend")
 
     def with_broker() -> list[str]:
-        # Each of several processes has to find the broker by itself.
+        # Each frontend process connects to the broker itself.
         lines = httpx.get(f"{cluster.url}/metrics").text.splitlines()
         return lines if "vecmill_broker_up 1.0" in lines else []
 
@@ -152,7 +152,7 @@ def test_known_traffic_gives_exact_numbers(cluster: Cluster) -> None:
     assert value(samples, "vecmill_inputs_total", endpoint="embeddings") == 3
     assert value(samples, "vecmill_prompt_tokens_total") == 8 + 64
     assert value(samples, "vecmill_truncated_tokens_total") == 6
-    # OVMS's labels, all of them: a query may group by any.
+    # With all of OVMS's labels, because a query may group by any.
     graph = (("api", "V3"), ("interface", "REST"), ("method", "Unary"), ("name", "fake"))
     assert samples["ovms_requests_success", (*graph, ("version", "1"))] == 2
     assert samples["ovms_requests_fail", (*graph, ("version", "1"))] == 1
@@ -172,7 +172,7 @@ def test_known_traffic_gives_exact_numbers(cluster: Cluster) -> None:
     assert value(samples, "vecmill_inference_seconds_count") == value(samples, "vecmill_batch_jobs_count")
 
 
-def test_killed_worker_and_what_waits_for_another(cluster: Cluster) -> None:
+def test_killed_worker_is_counted_and_its_series_end(cluster: Cluster) -> None:
     _, (worker,), _ = cluster.all(requests=1)
     embed(cluster, "a")
 
@@ -223,7 +223,7 @@ def test_worker_restarts_add_no_series(cluster: Cluster) -> None:
         assert sorted(scrape_broker(cluster)) == before, number
 
 
-def test_refusal_at_the_door_is_counted_by_its_code(cluster: Cluster) -> None:
+def test_rejection_is_counted_by_its_code(cluster: Cluster) -> None:
     cluster.broker("--max-bytes", str(len("wait go" + "next 1")))
     cluster.worker(requests=1)
     cluster.frontend()
@@ -247,7 +247,7 @@ def test_refusal_at_the_door_is_counted_by_its_code(cluster: Cluster) -> None:
     assert value(samples, "ovms_requests_rejected") == value(samples, "ovms_requests_fail") == 1
 
 
-def test_client_that_goes_away_is_counted_and_no_longer_in_flight(cluster: Cluster) -> None:
+def test_disconnected_client_is_counted_with_499(cluster: Cluster) -> None:
     cluster.all()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{cluster.url}/v1/embeddings", json=body("wait go"), timeout=0.3)
@@ -260,7 +260,7 @@ def test_client_that_goes_away_is_counted_and_no_longer_in_flight(cluster: Clust
     (cluster.folder / "go").touch()
 
 
-def test_any_of_several_processes_tells_the_sum_even_of_a_dead_one(cluster: Cluster) -> None:
+def test_every_process_returns_sums_including_dead_ones(cluster: Cluster) -> None:
     cluster.broker()
     cluster.worker()
     parent = cluster.frontend("--processes", "2")
@@ -283,12 +283,12 @@ def test_any_of_several_processes_tells_the_sum_even_of_a_dead_one(cluster: Clus
 
 
 def environment(pid: int) -> dict[str, str]:
-    """A process's environment."""
+    """Return the environment of a process."""
     lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return dict(line.decode().split("=", 1) for line in lines if b"=" in line)
 
 
-def test_without_a_broker_the_frontend_still_tells_its_own(cluster: Cluster) -> None:
+def test_frontend_metrics_without_a_broker(cluster: Cluster) -> None:
     broker, _, _ = cluster.all()
     embed(cluster, "a")
     broker.signal(signal.SIGKILL)
@@ -297,7 +297,7 @@ def test_without_a_broker_the_frontend_still_tells_its_own(cluster: Cluster) -> 
     assert value(samples, "vecmill_requests_total", endpoint="embeddings", status="200", model="fake") == 1
 
 
-def test_openmetrics_is_told_to_who_asks_for_it(cluster: Cluster) -> None:
+def test_frontend_negotiates_openmetrics(cluster: Cluster) -> None:
     cluster.all()
     answer = httpx.get(f"{cluster.url}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")

@@ -21,7 +21,9 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = ["env", *(f"{name}={value}" for name, value in environment.items()), str(ROOT / "scripts/serve")]
-        self.program = Program("serve", [*command, "--port", str(self.port), *flags], folder / "serve.log")
+        # The default address of the broker's metrics would collide with servers of other test runs.
+        command += ["--port", str(self.port), "--metrics-bind", f"127.0.0.1:{free_port()}"]
+        self.program = Program("serve", [*command, *flags], folder / "serve.log")
         until(lambda: f"curl {self.url}" in self.program.output or self._ended(), 120, "scripts/serve")
 
     def _ended(self) -> bool:

@@ -1,4 +1,4 @@
-"""What moves between the sockets: no wake-up is lost, and no vector is overwritten on its way."""
+"""Data between the sockets: no wake-up is lost, and no vector is overwritten while it is queued."""
 
 import asyncio
 import random
@@ -23,7 +23,7 @@ from tests.harness.processes import Cluster, until
 
 HOUR_MS = 3_600_000
 TERMS = RequestOptions(None, 60, "")
-#: Vectors of 16 KiB: four of them are sent without a copy.
+#: Dimension of vectors of 16 KiB, of which four are sent without a copy.
 WIDE = 4096
 
 
@@ -31,8 +31,10 @@ WIDE = 4096
 
 
 class Echo(threading.Thread):
-    """A broker that answers at random moments, so many inputs at a time as chance will have it. It has no heartbeat,
-    for that would wake whoever has missed a message."""
+    """A broker that answers random numbers of inputs at random times.
+
+    It sends no heartbeats, which would wake a client that has missed a message.
+    """
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(daemon=True)
@@ -42,7 +44,7 @@ class Echo(threading.Thread):
         self._over = False
 
     def stop(self) -> None:
-        """End it, and raise what it raised."""
+        """Stop the thread."""
         self._over = True
         self.join()
         self._broker.close()
@@ -76,14 +78,14 @@ class Echo(threading.Thread):
 
 
 async def embed(client: BrokerClient) -> Pending:
-    """Ask for one vector."""
+    """Request one vector."""
     model = await client.find_model("fake")
     return await client.run(model.name, wire.Kind.TEXT, [b"a"], TERMS, time.monotonic() + TERMS.deadline_s)
 
 
 @pytest.fixture
 def echo(tmp_path: Path) -> Iterator[str]:
-    """The endpoint of a running echo."""
+    """Start an `Echo` and return its endpoint."""
     endpoint = f"ipc://{tmp_path}/echo.sock"
     thread = Echo(endpoint)
     thread.start()
@@ -92,9 +94,11 @@ def echo(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("window", "requests"), [(1, 8000), (2, 8000), (3, 8000), (16, 16000), (256, 16000)])
-def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests: int) -> None:
-    """Each comes by itself: nothing else happens that would make the client look. Some requests are given up, and
-    sends of other kinds come between."""
+def test_no_answer_is_left_in_the_socket(echo: str, window: int, requests: int) -> None:
+    """No other event makes the client read the socket.
+
+    Some requests are cancelled, and messages of other kinds are sent in between.
+    """
     dice = random.Random(window)
 
     async def ask(client: BrokerClient) -> None:
@@ -132,8 +136,8 @@ def test_no_answer_is_left_lying_at_the_socket(echo: str, window: int, requests:
 # --- buffers ---------------------------------------------------------------------------------------------------------
 
 
-def test_results_that_wait_in_a_worker_stay_as_they_were(cluster: Cluster) -> None:
-    """The broker reads nothing until the worker has embedded 64 batches, with the same buffer for each."""
+def test_results_queued_in_a_worker_do_not_change(cluster: Cluster) -> None:
+    """The broker does not read until the worker has embedded 64 batches, all in the same buffer."""
     broker = HandBroker(cluster.endpoints["worker"])
     broker.socket.rcvhwm, broker.socket.rcvbuf = 1, 4096
     broker.bind()
@@ -156,8 +160,8 @@ def test_results_that_wait_in_a_worker_stay_as_they_were(cluster: Cluster) -> No
     broker.close()
 
 
-def test_answers_that_wait_in_the_broker_stay_as_they_were(cluster: Cluster, peers: list[Peer]) -> None:
-    """A frontend reads nothing until all of its answers have been given, and others have been served meanwhile."""
+def test_answers_queued_in_the_broker_do_not_change(cluster: Cluster, peers: list[Peer]) -> None:
+    """A frontend does not read until all its jobs are answered, and other requests have been served meanwhile."""
     cluster.broker()
     for _ in range(2):
         cluster.worker(dimension=WIDE)

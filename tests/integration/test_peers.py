@@ -1,4 +1,4 @@
-"""A real broker and a peer played by hand: one that breaks the rules, or that tells what comes in which order."""
+"""A real broker, and peers that the test plays: they break rules, or record the order of messages."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,27 +21,27 @@ Post = Callable[..., "Future[httpx.Response]"]
 
 @pytest.fixture
 def post(cluster: Cluster) -> Iterator[Post]:
-    """Ask over HTTP for the vectors of texts, in a thread."""
+    """Return a function that embeds texts over HTTP in a thread."""
     with ThreadPoolExecutor(8) as threads:
         yield lambda *texts: threads.submit(httpx.post, f"{cluster.url}/v1/embeddings", json=body(*texts), timeout=60)
 
 
 def hand_worker(cluster: Cluster, peers: list[Peer], **about: int) -> HandWorker:
-    """A worker that has joined."""
+    """Return a worker that has joined."""
     worker = HandWorker(cluster.endpoints["worker"])
     peers.append(worker)
     return worker.join(**about)
 
 
 def hand_frontend(cluster: Cluster, peers: list[Peer], number: int = 1) -> HandFrontend:
-    """A frontend that has joined."""
+    """Return a frontend that has joined."""
     frontend = HandFrontend(cluster.endpoints["frontend"])
     peers.append(frontend)
     return frontend.join(number)
 
 
 def ids(answers: wire.Answers) -> list[int]:
-    """The requests that a message answers."""
+    """Return the numbers of the requests in a message."""
     return list(wire.unpack_u64(answers.requests))
 
 
@@ -66,8 +66,8 @@ def test_input_above_the_budget_runs_alone(cluster: Cluster, peers: list[Peer], 
 
 
 @pytest.mark.parametrize("wrong", ["rows", "dimension", "bytes"])
-def test_result_of_another_shape_is_never_served(cluster: Cluster, peers: list[Peer], post: Post, wrong: str) -> None:
-    """One row too few; rows of another length; fewer bytes than the header says."""
+def test_result_of_wrong_shape_is_never_served(cluster: Cluster, peers: list[Peer], post: Post, wrong: str) -> None:
+    """One row is missing; rows have another length; the frame is shorter than its header requires."""
     cluster.broker("--lease-s", "1")
     cluster.frontend()
     worker = hand_worker(cluster, peers)
@@ -91,7 +91,7 @@ def test_result_of_another_shape_is_never_served(cluster: Cluster, peers: list[P
     assert cluster.count("batches_failed") == (wrong != "bytes")
 
 
-def test_results_that_nobody_waits_for_are_counted_and_ignored(cluster: Cluster, peers: list[Peer], post: Post) -> None:
+def test_unexpected_results_are_counted_and_ignored(cluster: Cluster, peers: list[Peer], post: Post) -> None:
     cluster.broker()
     cluster.frontend()
     worker = hand_worker(cluster, peers)
@@ -100,7 +100,7 @@ def test_results_that_nobody_waits_for_are_counted_and_ignored(cluster: Cluster,
     batch, texts = worker.batch()
     _, wrong = worker.result(batch, ["not a", "not b"])
     result, rows = worker.result(batch, texts)
-    # Of a batch that is not known, of another life of the broker, the right one, and that again with other rows.
+    # For an unknown batch; of another epoch; the right result; and that again with other rows.
     worker.send(msgspec.structs.replace(result, batch=batch.batch + 1), wrong)
     worker.send(msgspec.structs.replace(result, epoch=batch.epoch - 1), wrong)
     worker.send(result, rows)
@@ -114,9 +114,7 @@ def test_results_that_nobody_waits_for_are_counted_and_ignored(cluster: Cluster,
 
 
 @pytest.mark.parametrize("role", ["frontend", "worker"])
-def test_peer_of_another_protocol_is_refused_and_others_are_served(
-    cluster: Cluster, peers: list[Peer], role: str
-) -> None:
+def test_peer_with_other_protocol_is_refused(cluster: Cluster, peers: list[Peer], role: str) -> None:
     cluster.all()
     peers.append(Peer(cluster.endpoints[role]).connect())
     hellos = {
@@ -139,8 +137,8 @@ def test_peer_of_another_protocol_is_refused_and_others_are_served(
 # --- frontends that break the rules ----------------------------------------------------------------------------------
 
 
-def test_repeated_submission_is_run_and_answered_once(cluster: Cluster, peers: list[Peer]) -> None:
-    """Twice in one message, again while it waits, again while it runs."""
+def test_repeated_submission_runs_once(cluster: Cluster, peers: list[Peer]) -> None:
+    """Repeated in one message, while it is queued, and while it runs."""
     cluster.all(requests=1)
     frontend = hand_frontend(cluster, peers)
     frontend.submit(1, ["wait go"])
@@ -164,8 +162,8 @@ def test_repeated_submission_is_run_and_answered_once(cluster: Cluster, peers: l
 
 
 @pytest.mark.parametrize("lane", list(wire.Lane))
-def test_flood_of_one_client_lets_the_others_through(cluster: Cluster, peers: list[Peer], lane: wire.Lane) -> None:
-    """A client's first request after another's thousand leaves with the next batch or the one after."""
+def test_flood_of_one_client_does_not_block_others(cluster: Cluster, peers: list[Peer], lane: wire.Lane) -> None:
+    """The other client's request is in one of the next two batches."""
     cluster.broker()
     cluster.frontend()
     worker = hand_worker(cluster, peers)
@@ -186,8 +184,8 @@ def test_flood_of_one_client_lets_the_others_through(cluster: Cluster, peers: li
     assert cluster.number("queued_jobs") > 3000
 
 
-def test_frontend_that_does_not_read_costs_bounded_memory_and_nobody_else(cluster: Cluster, peers: list[Peer]) -> None:
-    """It asks for more and more vectors of 16 KB and reads none, until it is refused."""
+def test_frontend_that_never_reads_costs_bounded_memory(cluster: Cluster, peers: list[Peer]) -> None:
+    """The frontend submits requests for vectors of 16 KB and reads no answer, until it is rejected."""
     jobs, dimension = 4000, 4096
     flags = ("--max-jobs", str(jobs), "--max-client-share", "1", "--max-unread-bytes", "1000000")
     broker = cluster.broker(*flags)
@@ -214,7 +212,7 @@ def test_frontend_that_does_not_read_costs_bounded_memory_and_nobody_else(cluste
     texts = ("a", "b")
     answer = httpx.post(f"{cluster.url}/v1/embeddings", json=body(*texts), timeout=30)
     assert right(answer, texts, dimension)
-    # Now it is silent, too, and what it still wants is dropped.
+    # Without heartbeats its queued jobs are cancelled.
     with ThreadPoolExecutor() as threads:
         blocker = threads.submit(httpx.post, f"{cluster.url}/v1/embeddings", json=body("wait go"), timeout=60)
         until(lambda: cluster.number("open_jobs") == 1)
@@ -227,5 +225,5 @@ def test_frontend_that_does_not_read_costs_bounded_memory_and_nobody_else(cluste
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has."""
+    """Return the resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096

@@ -1,4 +1,4 @@
-"""The broker's sockets, against peers that keep the rules and peers that do not."""
+"""The broker's sockets, with CURVE and with malformed messages."""
 
 import random
 import signal
@@ -28,7 +28,7 @@ def keys(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def endpoints(cluster: Cluster, keys: Path) -> dict[str, str]:
-    """A broker with keys on TCP: the endpoint of each role."""
+    """Start a broker with keys on TCP, and return the endpoint of each role."""
     found = {role: f"tcp://127.0.0.1:{free_port()}" for role in ("frontend", "worker")}
     flags = ("--frontend-bind", found["frontend"], "--worker-bind", found["worker"], "--keys", str(keys / "broker"))
     broker = cluster.broker(*flags)
@@ -46,7 +46,7 @@ def test_whole_chain_speaks_curve(cluster: Cluster, endpoints: dict[str, str], k
 
 @pytest.mark.parametrize("port", ["frontend", "worker"])
 @pytest.mark.parametrize("identity", ["frontend", "worker", "stranger"])
-def test_port_opens_only_to_the_keys_of_its_role(
+def test_port_accepts_only_keys_of_its_role(
     endpoints: dict[str, str], keys: Path, peers: list[Peer], port: str, identity: str
 ) -> None:
     server, _ = zmq.auth.load_certificate(keys / "worker" / "broker.key")
@@ -62,7 +62,7 @@ def test_port_opens_only_to_the_keys_of_its_role(
 
 
 @pytest.mark.parametrize("port", ["frontend", "worker"])
-def test_peer_without_curve_is_not_let_in(endpoints: dict[str, str], peers: list[Peer], port: str) -> None:
+def test_peer_without_curve_is_rejected(endpoints: dict[str, str], peers: list[Peer], port: str) -> None:
     peers.append(Peer(endpoints[port]).connect())
     refusals = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_DISCONNECTED)
     assert peers[0].event(zmq.EVENT_HANDSHAKE_SUCCEEDED, *refusals) in refusals
@@ -70,7 +70,7 @@ def test_peer_without_curve_is_not_let_in(endpoints: dict[str, str], peers: list
     assert peers[0].receive(500) is None
 
 
-def test_key_taken_off_the_list_is_not_served_any_more(cluster: Cluster, endpoints: dict[str, str], keys: Path) -> None:
+def test_removed_key_is_no_longer_served(cluster: Cluster, endpoints: dict[str, str], keys: Path) -> None:
     broker = cluster.programs[0]
     cluster.worker("--broker", endpoints["worker"], "--keys", str(keys / "worker"))
     cluster.frontend("--broker", endpoints["frontend"], "--keys", str(keys / "frontend"))
@@ -85,9 +85,7 @@ def test_key_taken_off_the_list_is_not_served_any_more(cluster: Cluster, endpoin
     assert httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "fake", "input": "a"}).status_code == 200
 
 
-def test_requests_of_a_frontend_whose_key_is_taken_off_the_list_end_soon(
-    cluster: Cluster, endpoints: dict[str, str], keys: Path
-) -> None:
+def test_requests_of_a_revoked_frontend_end_soon(cluster: Cluster, endpoints: dict[str, str], keys: Path) -> None:
     broker = cluster.programs[0]
     cluster.worker("--broker", endpoints["worker"], "--keys", str(keys / "worker"))
     flags = ("--broker", endpoints["frontend"], "--keys", str(keys / "frontend"), "--broker-grace-s", "0.5")
@@ -102,8 +100,8 @@ def test_requests_of_a_frontend_whose_key_is_taken_off_the_list_end_soon(
         assert asked.result(30).status_code == 503
 
 
-def test_open_door_is_not_served_behind(tmp_path: Path, keys: Path) -> None:
-    """A broker whose lists let a stranger in must not start: here the stranger's door has no lock at all."""
+def test_broker_without_working_authentication_refuses_to_start(tmp_path: Path, keys: Path) -> None:
+    """Here the socket has CURVE but no authentication."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     auth = CurveAuth(context, keys / "broker")
     with context.socket(zmq.ROUTER) as door:
@@ -119,13 +117,13 @@ def test_open_door_is_not_served_behind(tmp_path: Path, keys: Path) -> None:
 
 
 @pytest.mark.parametrize("bind", ["tcp://0.0.0.0:7999", "tcp://*:7999", "tcp://192.0.2.1:7999", "tcp://[::]:7999"])
-def test_broker_binds_nothing_that_others_reach_without_keys(cluster: Cluster, bind: str) -> None:
+def test_public_endpoint_without_keys_is_refused(cluster: Cluster, bind: str) -> None:
     broker = cluster.broker("--worker-bind", bind)
     assert broker.wait() == 2
     assert "can be reached from other hosts" in broker.output
 
 
-def test_broker_without_its_keys_says_so(cluster: Cluster, tmp_path: Path) -> None:
+def test_missing_broker_keys_end_the_start(cluster: Cluster, tmp_path: Path) -> None:
     broker = cluster.broker("--keys", str(tmp_path / "nothing"))
     assert broker.wait() == 2
     assert "Traceback" not in broker.output
@@ -135,7 +133,7 @@ def test_broker_without_its_keys_says_so(cluster: Cluster, tmp_path: Path) -> No
 
 
 def garbage(seed: int) -> list[list[bytes]]:
-    """Messages that nobody should send."""
+    """Return invalid messages."""
     chance = random.Random(seed)
     known = [wire.encode(message)[0] for message in (*HELLOS.values(), wire.Cancel(b"x"), wire.WorkerHeartbeat(1, 1))]
     made: list[list[bytes]] = [[b""], [b"", b""], [b"\x91" * 5000], [b"\xc1"], [b"x" * (1 << 20)], [b"a"] * 500]
@@ -148,7 +146,7 @@ def garbage(seed: int) -> list[list[bytes]]:
 
 
 @pytest.mark.parametrize("role", ["frontend", "worker"])
-def test_garbage_stops_nobody_and_leaves_nothing(cluster: Cluster, peers: list[Peer], role: str) -> None:
+def test_garbage_harms_no_process(cluster: Cluster, peers: list[Peer], role: str) -> None:
     broker, _, _ = cluster.all()
     endpoint = cluster.endpoints[role]
     for seed in range(3):
@@ -172,7 +170,7 @@ def test_oversized_frame_ends_only_its_connection(cluster: Cluster, peers: list[
     assert httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "fake", "input": "a"}).status_code == 200
 
 
-def test_stranger_is_asked_who_it_is(cluster: Cluster, peers: list[Peer]) -> None:
+def test_message_before_hello_is_answered_with_who(cluster: Cluster, peers: list[Peer]) -> None:
     cluster.all()
     peers.append(Peer(cluster.endpoints["worker"]).connect())
     peers[0].send(wire.WorkerHeartbeat(1, 0))
@@ -181,7 +179,7 @@ def test_stranger_is_asked_who_it_is(cluster: Cluster, peers: list[Peer]) -> Non
     assert isinstance(wire.decode(wire.TO_WORKER, answer)[0], wire.Who)
 
 
-def test_worker_with_other_weights_is_told_so(cluster: Cluster, peers: list[Peer]) -> None:
+def test_worker_with_other_weights_is_refused(cluster: Cluster, peers: list[Peer]) -> None:
     cluster.all()
     peers.append(Peer(cluster.endpoints["worker"]).connect())
     other = wire.ModelInfo("fake", "revision-2", 8, 64)
@@ -193,8 +191,8 @@ def test_worker_with_other_weights_is_told_so(cluster: Cluster, peers: list[Peer
     assert goodbye.text == "other workers serve revision revision-1 of model 'fake', not revision-2"
 
 
-def test_draining_broker_gets_its_last_answer_out(cluster: Cluster, peers: list[Peer]) -> None:
-    """An answer of 8 MB, given while the broker has nothing else to wait for."""
+def test_draining_broker_sends_its_last_answer(cluster: Cluster, peers: list[Peer]) -> None:
+    """The answer has 8 MB and is the last that the broker waits for."""
     broker = cluster.broker()
     until(lambda: "frontends connect to" in broker.output)
     dimension, jobs = 1024, 2048

@@ -21,5 +21,5 @@ def test_pure_modules_load_nothing_impure(module: str) -> None:
     assert not set(IMPURE) & set(loaded.split())
 
 
-def test_version_is_the_one_in_pyproject() -> None:
+def test_version_equals_the_one_in_pyproject() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION

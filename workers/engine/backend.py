@@ -52,4 +52,4 @@ class Backend(Protocol):
         """
 
     def verify_device(self, request: int) -> None:
-        """Repeat the inference of the warm-up, and raise what it raises: then the device is broken, not the input."""
+        """Repeat an inference that has succeeded before. Raise its exception, because then the device is broken."""

@@ -20,7 +20,7 @@ class BatchInputs:
     truncated: list[int]
     #: Ids to run, in the order of the batch.
     accepted: list[Ids] = field(default_factory=list, repr=False)
-    #: Indexes in `accepted` of the jobs that ask for the vector before normalisation.
+    #: Indexes in `accepted` of the jobs with `Option.RAW`: their vector is the one before normalisation.
     raw: set[int] = field(default_factory=set)
     #: Ids to answer instead of a vector, by the job's position, uint32 little-endian.
     tokenised: dict[int, bytes] = field(default_factory=dict, repr=False)

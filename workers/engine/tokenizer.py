@@ -35,7 +35,7 @@ class Tokenizer:
         self._request = ov.Core().compile_model(path, "CPU", {"NUM_STREAMS": 1}).create_infer_request()
         # The empty text has only the special tokens. Where another text's ids differ from these, the text begins.
         special, other = self.encode_texts(["", "a"])
-        start = next(at for at, token in enumerate(other) if at == len(special) or token != special[at])
+        start = next(i for i, token in enumerate(other) if i == len(special) or token != special[i])
         #: Special tokens before and after every text.
         self.before, self.after = special[:start], special[start:]
 

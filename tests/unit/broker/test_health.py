@@ -1,4 +1,4 @@
-"""A health file, also where it cannot be touched."""
+"""Health file: how often it is touched, and errors."""
 
 import logging
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from broker.shared.health import INTERVAL_S, HealthFile
 
 
-def test_file_is_touched_once_an_interval(tmp_path: Path) -> None:
+def test_file_is_touched_once_per_interval(tmp_path: Path) -> None:
     path = tmp_path / "health"
     health = HealthFile(str(path))
     health.touch(100.0)
@@ -20,7 +20,7 @@ def test_file_is_touched_once_an_interval(tmp_path: Path) -> None:
     HealthFile("").touch(100.0)
 
 
-def test_failure_is_logged_once_until_it_works_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failure_is_logged_once_until_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     folder = tmp_path / "folder"
     health = HealthFile(str(folder / "health"))

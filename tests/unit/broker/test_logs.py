@@ -1,4 +1,4 @@
-"""What a line of the log looks like, whatever is in it."""
+"""Log lines of records with arbitrary content."""
 
 import io
 import json
@@ -9,24 +9,24 @@ import pytest
 
 from broker.shared.logs import INDENT, build_formatter
 
-#: C0, DEL and C1; separators of lines; what turns the direction of writing; half a character; what cannot be seen.
+#: C0, DEL and C1; line separators; bidirectional controls; half a surrogate pair; invisible characters.
 ODD = [*map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))]
 ODD += ["\u061c", "\u200e", "\u200f", "\ud800", "\udcff", "\ufeff", "\U000e0041"]
 FORGED = "".join(ODD) + "\n2026-01-01 00:00:00,000 CRITICAL broker: forged\n\x1b[2Jforged"
 
 
 class BrokenError(Exception):
-    """With a text from outside."""
+    """An error with a text from outside."""
 
 
 @pytest.fixture(params=["text", "json"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """A format."""
+    """Return a format."""
     return str(request.param)
 
 
 def logged(kind: str, message: str, *args: object, **more: object) -> str:
-    """What a logger writes, with a traceback whose exceptions hold a forged line."""
+    """Return what a logger writes for a message with a traceback of forged exceptions."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(build_formatter("test", kind))
@@ -43,7 +43,7 @@ def logged(kind: str, message: str, *args: object, **more: object) -> str:
 
 
 def texts(value: object) -> list[str]:
-    """All texts in a value of JSON, names of fields too."""
+    """Return all strings in a JSON value, field names included."""
     match value:
         case str():
             return [value]
@@ -54,7 +54,7 @@ def texts(value: object) -> list[str]:
     return []
 
 
-def test_no_field_of_a_record_forges_a_line(kind: str) -> None:
+def test_record_fields_cannot_forge_a_line(kind: str) -> None:
     extra = {"one": FORGED, "many": [FORGED, {FORGED: (FORGED, {FORGED})}], "other": BrokenError(FORGED), "number": 1}
     written = logged(kind, "message %s " + FORGED, FORGED, **extra)
     assert {one for one in written if unicodedata.category(one)[0] == "C"} == {"\n"}
@@ -77,7 +77,7 @@ def test_no_field_of_a_record_forges_a_line(kind: str) -> None:
     assert record["number"] == 1
 
 
-def test_what_can_be_read_stays_as_it_is(kind: str) -> None:
+def test_printable_text_is_not_escaped(kind: str) -> None:
     text = 'größer \\ "中" 😀 \' \\n'
     written = logged(kind, "%s", text)
     assert text in (written if kind == "text" else json.loads(written)["message"])

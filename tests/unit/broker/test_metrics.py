@@ -1,4 +1,4 @@
-"""The broker's metrics: what is counted, what exists at zero, what is forgotten."""
+"""The broker's metrics: what is counted, which series exist at zero, when series end."""
 
 import copy
 import math
@@ -11,6 +11,7 @@ from broker.core.metrics import Family, HistogramFamily
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from tests.harness.core import DIMENSION, EPOCH, Core
+from tests.harness.processes import ROOT
 
 Series = dict[tuple[str, ...], float]
 
@@ -24,17 +25,17 @@ def families(core: Core) -> dict[str, Family]:
 
 
 def values(core: Core, name: str) -> Series:
-    """A counter's or a gauge's values by their labels."""
+    """Return the values of a counter or gauge by labels."""
     return {sample.labels: sample.value for sample in families(core)[name].samples}
 
 
 def distribution(core: Core, name: str, *labels: str) -> list[float]:
-    """Of a histogram: how often, and the sum."""
+    """Return the count and the sum of a histogram."""
     samples = {sample.labels: sample for sample in families(core)[name].samples}
     return [sum(samples[labels].buckets), samples[labels].value]
 
 
-def test_they_exist_at_zero() -> None:
+def test_series_exist_at_zero() -> None:
     core = Core()
     core.frontend()
     found = families(core)
@@ -53,7 +54,7 @@ def test_they_exist_at_zero() -> None:
     assert values(core, "workers") == {("m",): 1}
 
 
-def test_batch_is_counted_from_its_wait_to_its_tokens(core: Core) -> None:
+def test_batch_is_counted_from_wait_to_tokens(core: Core) -> None:
     core.submit(1, ["busy"])
     (busy,) = core.batches()
     core.submit(2, ["a", "bb", "ccc"])
@@ -68,7 +69,7 @@ def test_batch_is_counted_from_its_wait_to_its_tokens(core: Core) -> None:
     labels = ("m", "CPU", "interactive", "host/CPU/0")
     assert distribution(core, "queue_seconds", "m", "interactive") == pytest.approx([4, 0.012])
     assert distribution(core, "batch_jobs", *labels) == [2, 4]
-    # The first answer told 6 tokens and 5 µs.
+    # The first answer had 6 tokens and took 5 µs.
     assert distribution(core, "batch_tokens", *labels) == [2, 18]
     assert distribution(core, "inference_seconds", *labels) == pytest.approx([2, 2.000005])
     assert values(core, "tokens")[labels] == 18
@@ -77,7 +78,7 @@ def test_batch_is_counted_from_its_wait_to_its_tokens(core: Core) -> None:
     assert values(core, "jobs")[("answered",)] == 4
 
 
-def test_what_is_open_is_told(core: Core) -> None:
+def test_open_work_is_shown_by_gauges(core: Core) -> None:
     core.submit(1, ["busy"])
     (busy,) = core.batches()
     core.submit(2, ["x" * 40], lane=wire.Lane.INTERACTIVE)
@@ -99,7 +100,7 @@ def test_what_is_open_is_told(core: Core) -> None:
     assert busy
 
 
-def test_ends_of_jobs_and_requests_are_counted_by_why(core: Core) -> None:
+def test_failed_jobs_are_counted_by_outcome(core: Core) -> None:
     core.submit(1, ["a"], model="other")
     core.submit(2, ["b"])
     (batch,) = core.batches()
@@ -115,7 +116,7 @@ def test_ends_of_jobs_and_requests_are_counted_by_why(core: Core) -> None:
     assert (jobs[("cancelled",)], jobs[("deadline",)], jobs[("too_long",)], jobs[("answered",)]) == (1, 1, 1, 1)
 
 
-def test_ends_of_workers_are_counted_by_why(core: Core) -> None:
+def test_lost_workers_are_counted_by_reason(core: Core) -> None:
     core.submit(1, ["a", "b"])
     core.lost(b"W1")
     core.worker(b"W2")
@@ -162,7 +163,7 @@ def test_eviction_is_counted_by_its_reason(core: Core, act: Callable[[Core], Non
     assert values(core, "workers_left") == {(): 0}
 
 
-def test_workers_that_joined_are_up_or_left_or_were_evicted(core: Core) -> None:
+def test_joined_workers_are_up_left_or_evicted(core: Core) -> None:
     core.worker(b"W2")
     core.worker(b"W3", uuid=b"W2")
     core.worker(b"W4")
@@ -216,6 +217,12 @@ def test_slots_are_counted_per_host_and_device(core: Core) -> None:
     assert labels_of(core) == ["host/CPU/0", "host/GPU/0", "host/GPU/1", "other/CPU/0"]
 
 
+def test_all_families_are_documented(core: Core) -> None:
+    page = (ROOT / "docs/metrics.md").read_text()
+    names = {f"vecmill_{name}" + "_total" * (family.kind == "counter") for name, family in families(core).items()}
+    assert {name for name in names if f"`{name}`" not in page} == set()
+
+
 def test_collected_families_do_not_change_later(core: Core) -> None:
     before = core.scheduler.collect_metrics()
     copied = copy.deepcopy(before)
@@ -224,7 +231,7 @@ def test_collected_families_do_not_change_later(core: Core) -> None:
     assert before == copied != core.scheduler.collect_metrics()
 
 
-def test_value_is_in_the_first_bucket_that_reaches_it() -> None:
+def test_value_is_in_its_lowest_bucket() -> None:
     histogram = HistogramFamily("h", "text", ("a",), (1.0, 2.0))
     histogram.observe(("x",), [0.5, 1.0, 1.5, 2.0, 2.5])
     (sample,) = histogram.snapshot().samples
