@@ -1,6 +1,6 @@
-"""With workers that answer, every job gets its vector, whatever came before, within a bounded number of batches.
+"""Progress: after any history, workers that answer give every open job its vector in a bounded number of batches.
 
-The state machine beside this lets time end what is never dispatched; here nothing ends by time.
+In `test_scheduler_machine.py`, deadlines end the jobs that are never dispatched; here no deadline passes.
 """
 
 import random
@@ -14,15 +14,15 @@ from broker.wire.protocol import Lane, ModelInfo
 from tests.harness.core import DIMENSION, Core
 
 SEEDS = 300
-#: A job that is in two dying workers is refused; here nothing is.
+#: No job fails, expires or becomes poison under these limits.
 LIMITS = Limits(
     max_wait_s=4e6, lease_s=4e6, liveness_s=4e6, worker_grace_s=4e6, max_crashes=1000, max_errors=1000
 )  # fmt: skip
 MODELS = ("m", "n")
 
 
-class Play:
-    """A random history, and then workers that answer until nothing is open."""
+class Run:
+    """Random history, followed by workers that answer until no job is open."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -31,14 +31,14 @@ class Play:
         self.credit: dict[bytes, int] = {}
         self.held: list[tuple[Lane, tuple[bytes, int, list[str]]]] = []
         self.requests = 0
-        #: Open jobs.
+        #: Open jobs: request number and position.
         self.wanted: set[tuple[int, int]] = set()
-        self.join(MODELS)
+        self.connect_worker(MODELS)
         for _ in range(self.random.randint(0, 2)):
-            self.join(self.random.choice([MODELS, MODELS[:1]]))
+            self.connect_worker(self.random.choice([MODELS, MODELS[:1]]))
 
-    def join(self, names: Sequence[str]) -> None:
-        """One more worker, of these models."""
+    def connect_worker(self, names: Sequence[str]) -> None:
+        """Connect one more worker that serves these models."""
         peer = b"W%d" % len(self.credit)
         draw = self.random
         self.credit[peer] = draw.randint(1, 4)
@@ -47,8 +47,8 @@ class Play:
         hello = wire.WorkerHello(1, 1, "", peer.ljust(16), 1, "h", 1, "CPU", models, tokens, speed, self.credit[peer])
         self.core.handle(peer, hello)
 
-    def submit(self) -> None:
-        """A request of a few jobs."""
+    def submit_request(self) -> None:
+        """Submit a request of a few inputs."""
         self.requests += 1
         draw = self.random
         texts = ["x" * draw.choice([1, 50, 300]) for _ in range(draw.randint(1, 12))]
@@ -56,38 +56,38 @@ class Play:
         self.core.submit(self.requests, texts, model=model, lane=draw.choice(list(Lane)), budget_ms=2**32 - 1)
         self.wanted |= {(self.requests, position) for position in range(len(texts))}
 
-    def cancel(self) -> None:
-        """One of the requests."""
+    def cancel_request(self) -> None:
+        """Cancel one of the requests."""
         request = self.random.randint(1, max(1, self.requests))
         self.core.handle(b"F1", wire.Cancel(wire.pack_u64([request])))
         self.wanted = {job for job in self.wanted if job[0] != request}
 
-    def lose(self) -> None:
-        """A worker dies, or leaves, and another comes."""
+    def lose_worker(self) -> None:
+        """Let a worker crash or leave, and connect another worker."""
         worker = self.random.choice(list(self.core.scheduler.state.pool.workers.values()))
-        gone = self.random.random() < 0.7
-        self.core.lost(worker.peer) if gone else self.core.handle(worker.peer, wire.WorkerGoodbye())
-        self.join(list(worker.models))
+        crashes = self.random.random() < 0.7
+        self.core.lost(worker.peer) if crashes else self.core.handle(worker.peer, wire.WorkerGoodbye())
+        self.connect_worker(list(worker.models))
 
-    def answer(self) -> bool:
-        """A worker answers the batch that it runs first, or fails it; False when nobody holds any."""
+    def answer_batch(self) -> bool:
+        """Let a worker answer the batch that it runs first. Return False if no worker holds a batch."""
         leased = {
             (worker.peer, batch)
             for worker in self.core.scheduler.state.pool.workers.values()
             for batch in worker.leases
         }
-        self.held = [one for one in self.held if one[1][:2] in leased]
+        self.held = [item for item in self.held if item[1][:2] in leased]
         if not self.held:
             return False
         peer = self.random.choice(self.held)[1][0]
-        mine = sorted((one for one in self.held if one[1][0] == peer), key=lambda one: (one[0], one[1][1]))
-        self.held.remove(mine[0])
+        own_batches = sorted((item for item in self.held if item[1][0] == peer), key=lambda item: (item[0], item[1][1]))
+        self.held.remove(own_batches[0])
         self.core.now += self.random.choice([0.001, 0.05])
-        self.core.answer(mine[0][1], credit=max(0, self.credit[peer] - len(mine) + 1))
+        self.core.answer(own_batches[0][1], credit=max(0, self.credit[peer] - len(own_batches) + 1))
         return True
 
-    def look(self) -> None:
-        """Take note of what was sent; no worker holds more of a lane than one batch that runs and the next."""
+    def collect_sent(self) -> None:
+        """Collect the sent batches and answers, and check that no worker holds three batches of a lane."""
         for to, batch, frames in self.core.take(wire.Batch):
             parts = wire.split_frame(frames[0], wire.unpack_u32(batch.lengths))
             self.held.append((batch.lane, (to, batch.batch, [str(part, "utf-8") for part in parts])))
@@ -96,11 +96,11 @@ class Play:
         self.wanted -= self.core.answers().keys()
         assert not self.core.failures()
 
-    def tick(self) -> None:
-        """Time passes until something is due."""
+    def advance_clock(self) -> None:
+        """Advance the clock to the next deadline, and check that time alone does not have to end a job."""
         due = self.core.scheduler.next_deadline()
         if due is None or due > self.core.now + 1e5:
-            assert self.held or not self.wanted, "jobs wait, and nobody works or will soon"
+            assert self.held or not self.wanted, "jobs wait, but no worker holds a batch or will get one"
             return
         self.core.now = max(self.core.now, due)
         self.core.tick()
@@ -108,24 +108,28 @@ class Play:
         assert after is None or after > self.core.now, "an expired timer survives"
 
     def run(self) -> None:
-        """The history, and then the answers."""
-        steps = [self.submit] * 10 + [self.answer] * 5 + [self.lose, self.cancel, self.tick]
+        """Run the history, then answer until no job is open."""
+        steps = (
+            [self.submit_request] * 10
+            + [self.answer_batch] * 5
+            + [self.lose_worker, self.cancel_request, self.advance_clock]
+        )
         for _ in range(self.random.randint(5, 60)):
             self.random.choice(steps)()
-            self.look()
+            self.collect_sent()
         batches = 0
         while self.wanted:
             batches += 1
-            assert batches < 3000, f"{len(self.wanted)} jobs are never answered"
-            if not self.answer():
-                self.tick()
-            self.look()
+            assert batches < 3000, f"{len(self.wanted)} jobs are not answered"
+            if not self.answer_batch():
+                self.advance_clock()
+            self.collect_sent()
 
 
 @pytest.mark.timeout(600)
-def test_all_that_is_open_is_answered_by_workers_that_work() -> None:
+def test_answering_workers_finish_all_open_jobs() -> None:
     for seed in range(SEEDS):
         try:
-            Play(seed).run()
+            Run(seed).run()
         except AssertionError as error:
-            raise AssertionError(f"{error}; Play({seed}).run()") from error
+            raise AssertionError(f"{error}; Run({seed}).run()") from error
