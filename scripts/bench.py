@@ -58,13 +58,13 @@ class Raw:
         """Infer all texts in micro-batches of similar length."""
         from workers.engine.pipeline import split_micro_batches
 
-        ids = self.engine.tokenise_texts(texts)
+        ids = self.engine.tokenize_texts(texts)
         micro_batches = split_micro_batches(list(map(len, ids)), self.engine.micro_batch_tokens, 1)
         self._run_all([[ids[row] for row in rows] for rows in micro_batches])
 
     def run_singly(self, texts: Sequence[str]) -> None:
         """Infer each text alone, like a server that does not batch across requests."""
-        self._run_all([[ids] for ids in self.engine.tokenise_texts(texts)])
+        self._run_all([[ids] for ids in self.engine.tokenize_texts(texts)])
 
     def _run_all(self, micro_batches: Sequence[Sequence[object]]) -> None:
         waiting: queue.SimpleQueue[Sequence[object]] = queue.SimpleQueue()
@@ -157,7 +157,7 @@ def main() -> None:
     options = parse_arguments()
     raw, server = Raw(), Server()
     texts = [json.loads(line)["text"] for line in options.texts.read_text().splitlines()]
-    fitting = [raw.engine.validate_ids(ids) is None for ids in raw.engine.tokenise_texts(texts)]
+    fitting = [raw.engine.validate_ids(ids) is None for ids in raw.engine.tokenize_texts(texts)]
     texts = [text for text, fits in zip(texts, fitting, strict=True) if fits][: options.number]
     kinds: list[tuple[str, Callable[[], object]]] = [
         ("raw OpenVINO, batched", lambda: raw.run_batched(texts)),

@@ -19,7 +19,7 @@ from broker.wire.protocol import Frame, Kind, Option
 #: Tokens of an empty text: the special tokens that most model families put around every text.
 SPECIAL_TOKENS = 2
 #: A worker tokenizes this many tokens in the time in which it runs one token through the model.
-TOKENISE_DISCOUNT = 64
+TOKENIZE_DISCOUNT = 64
 #: Lengths in one bucket differ by less than this factor, so that at most a fifth of a bucket's micro-batch is padding.
 BUCKET_RATIO = 1.25
 
@@ -32,13 +32,13 @@ class Pricing(NamedTuple):
     #: Most tokens that one input counts as. The worker rejects or truncates a longer input.
     longest: int
     #: Whether the inputs are only tokenized.
-    tokenise: bool
+    tokenize: bool
 
     def count_tokens(self, lengths: Sequence[int]) -> list[int]:
         """Return the tokens of inputs of these lengths in bytes."""
         special, ratio, longest, _ = self
-        if self.tokenise:
-            return [1 + (special + int(length * ratio)) // TOKENISE_DISCOUNT for length in lengths]
+        if self.tokenize:
+            return [1 + (special + int(length * ratio)) // TOKENIZE_DISCOUNT for length in lengths]
         return [
             tokens if (tokens := special + int(length * ratio)) < longest else longest
             for length in lengths
@@ -47,10 +47,10 @@ class Pricing(NamedTuple):
 
 def choose_pricing(kind: Kind, options: int, tokens_per_byte: float, max_tokens: int) -> Pricing:
     """Return the pricing of a request for a model that accepts inputs of up to `max_tokens`."""
-    tokenise = bool(options & Option.TOKENISE)
+    tokenize = bool(options & Option.TOKENIZE)
     if kind == Kind.TOKENS:
-        return Pricing(0, 0.25, max_tokens + 1, tokenise)
-    return Pricing(SPECIAL_TOKENS, tokens_per_byte, max_tokens + 1, tokenise)
+        return Pricing(0, 0.25, max_tokens + 1, tokenize)
+    return Pricing(SPECIAL_TOKENS, tokens_per_byte, max_tokens + 1, tokenize)
 
 
 @functools.lru_cache(65536)

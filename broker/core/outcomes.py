@@ -28,7 +28,7 @@ def answer_batch(
     inferred = [
         count
         for position, count in enumerate(tokens)
-        if position not in failed and not lease.options[position] & wire.Option.TOKENISE
+        if position not in failed and not lease.options[position] & wire.Option.TOKENIZE
     ]
     worker.record_batch_time(lease, sum(inferred), now)
     worker.answered_batches += 1
@@ -51,10 +51,10 @@ def answer_batch(
 def _record_lengths(state: State, lease: Lease, result: wire.BatchResult, failed: set[int]) -> None:
     """Correct quotas and the model's ratio of tokens to bytes by the exact lengths of a batch's jobs."""
     tokens = wire.unpack_u32(result.tokens)
-    truncated = wire.unpack_u32(result.cut) or [0] * len(lease.jobs)
+    truncated = wire.unpack_u32(result.truncated) or [0] * len(lease.jobs)
     served = [(position, job) for position, job in enumerate(lease.jobs) if position not in failed]
     for position, job in served:
-        if not lease.options[position] & wire.Option.TOKENISE:
+        if not lease.options[position] & wire.Option.TOKENIZE:
             state.quotas.correct_charge(job.request.client, job.tokens, tokens[position])
     texts = [
         (tokens[position] + truncated[position], job.size)

@@ -24,12 +24,12 @@ def matches_lease(lease: Lease, result: wire.BatchResult, dimension: int) -> boo
     tokens = wire.unpack_u32(result.tokens)
     if len(tokens) != len(lease.jobs) or result.dimension != dimension:
         return False
-    tokenises = any(options & wire.Option.TOKENISE for options in lease.options)
+    tokenizes = any(options & wire.Option.TOKENIZE for options in lease.options)
     if not result.sizes:
-        return not tokenises
+        return not tokenizes
     failed = {failure.position for failure in result.failures}
     expected = [
-        4 * (tokens[position] if options & wire.Option.TOKENISE else dimension)
+        4 * (tokens[position] if options & wire.Option.TOKENIZE else dimension)
         for position, options in enumerate(lease.options)
         if position not in failed
     ]
@@ -65,7 +65,7 @@ def _find_offsets(result: wire.BatchResult, rows: int) -> Sequence[int]:
 
 
 def _build_answers(rows: Sequence[tuple[Job, int, int]], result: wire.BatchResult, revision: str) -> wire.Answers:
-    tokens, cut = wire.unpack_u32(result.tokens), wire.unpack_u32(result.cut)
+    tokens, truncated = wire.unpack_u32(result.tokens), wire.unpack_u32(result.truncated)
     sizes = wire.unpack_u32(result.sizes)
     return wire.Answers(
         requests=wire.pack_u64(job.request.number for job, _, _ in rows),
@@ -75,6 +75,6 @@ def _build_answers(rows: Sequence[tuple[Job, int, int]], result: wire.BatchResul
         queue_us=int(max(job.dispatched_at - job.request.arrived for job, _, _ in rows) * 1e6),
         inference_us=result.inference_us,
         revision=revision,
-        cut=wire.pack_u32(cut[position] for _, position, _ in rows) if cut else b"",
+        truncated=wire.pack_u32(truncated[position] for _, position, _ in rows) if truncated else b"",
         sizes=wire.pack_u32(sizes[row] for _, _, row in rows) if sizes else b"",
     )

@@ -39,7 +39,7 @@ class Option(enum.IntFlag):
     #: Return the vector before normalization.
     RAW = 4
     #: Return token ids, u32 each, instead of a vector. The input may be longer than the model accepts.
-    TOKENISE = 8
+    TOKENIZE = 8
 
 
 class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):

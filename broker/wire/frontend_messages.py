@@ -141,14 +141,14 @@ class Answers(Message, tag=21):
     #: Revision of the model that computed the vectors.
     revision: Name
     #: Tokens truncated from each input; empty: none.
-    cut: U32Column = b""
+    truncated: U32Column = b""
     #: Bytes of each row; empty: every row is a vector.
     sizes: U32Column = b""
 
     def frame_sizes(self) -> list[int]:
         """See `Message`."""
         rows = len(unpack_u64(self.requests))
-        columns = [self.positions, self.tokens, *([self.cut] if self.cut else [])]
+        columns = [self.positions, self.tokens, *([self.truncated] if self.truncated else [])]
         require_same_length(rows, *map(unpack_u32, columns))
         return [sum_row_sizes(rows, self.dimension, self.sizes)]
 

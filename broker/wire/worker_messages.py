@@ -82,7 +82,7 @@ class BatchResult(Message, tag=34):
     credit: U32
     seen: U63
     #: Truncated tokens of every job, which `tokens` does not count; empty: none.
-    cut: U32Column = b""
+    truncated: U32Column = b""
     #: Bytes of each row; empty: every row is a vector.
     sizes: U32Column = b""
     #: Padding tokens that the inferences ran.
@@ -94,8 +94,8 @@ class BatchResult(Message, tag=34):
         failed = {failure.position for failure in self.failures}
         if len(failed) != len(self.failures) or any(position >= jobs for position in failed):
             raise RemoteProtocolError("a failure names no job of the batch, or two name the same")
-        if self.cut:
-            require_same_length(jobs, unpack_u32(self.cut))
+        if self.truncated:
+            require_same_length(jobs, unpack_u32(self.truncated))
         return [sum_row_sizes(jobs - len(failed), self.dimension, self.sizes)]
 
 

@@ -36,7 +36,7 @@ _STATES: dict[Availability, tuple[Any, str]] = {
 
 
 def shape_vectors(rows: Sequence[memoryview], request: EmbeddingsRequest, model: ModelInfo) -> Sequence[Any]:
-    """Return rows as float32 arrays, with the dimensions and the normalisation that the request chooses."""
+    """Return rows as float32 arrays, with the dimensions and the normalization that the request chooses."""
     fewer = request.dimensions not in (None, model.dimension)
     normalize = request.normalize is True or (request.normalize is None and model.normalized)
     if not rows or not (fewer or (normalize and not model.normalized)):

@@ -157,7 +157,7 @@ class PendingRequests:
             wire.unpack_u32(answers.positions),
             wire.unpack_u32(answers.tokens),
             wire.split_frame(frame, _list_sizes(answers)),
-            wire.unpack_u32(answers.cut) or itertools.repeat(0),
+            wire.unpack_u32(answers.truncated) or itertools.repeat(0),
             strict=False,
         )
         ended: list[Pending] = []

@@ -138,7 +138,7 @@ class Core:
         options = self._options[number]
         rows = [row(text, options[at]) for at, text in enumerate(texts) if at not in failed]
         tokens = wire.pack_u32(len(text) + 2 for text in texts)
-        sizes = wire.pack_u32(map(len, rows)) if any(one & Option.TOKENISE for one in options) else b""
+        sizes = wire.pack_u32(map(len, rows)) if any(one & Option.TOKENIZE for one in options) else b""
         result = wire.BatchResult(epoch, number, DIMENSION, tokens, list(failures), 5, credit, number, sizes=sizes)
         self.handle(peer, result, b"".join(rows))
 
@@ -166,7 +166,7 @@ class Core:
 
 def row(text: str, options: int = 0) -> bytes:
     """Return the answer to a text: a vector, or token ids between two special tokens."""
-    return wire.pack_u32([0, *map(ord, text), 0]) if options & Option.TOKENISE else vector(text)
+    return wire.pack_u32([0, *map(ord, text), 0]) if options & Option.TOKENIZE else vector(text)
 
 
 def vector(text: str) -> bytes:

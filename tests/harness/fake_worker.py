@@ -84,7 +84,7 @@ class FakeBackend:
         #: Output of each infer request, which the next inference overwrites.
         self._outputs = [np.empty((0, self.dimension), np.float32)] * self.requests
 
-    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
+    def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         return [np.array([ord(letter) for letter in text] or [0], np.int64) for text in texts]
 
     def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:

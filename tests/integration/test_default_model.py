@@ -173,13 +173,13 @@ def test_inputs_are_truncated_as_by_hugging_face(
     assert np.abs(end[0] - start[0]).max() > 1e-3
 
 
-def test_raw_vectors_match_a_model_without_normalisation(
+def test_raw_vectors_match_a_model_without_normalization(
     engine: Engine, default_folder: Path, golden: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     texts = [row["text"] for row in golden[:16]]
     options = [Option.TRUNCATE_END | (Option.RAW if number % 3 else Option(0)) for number in range(16)]
     made = run_batch(engine, list(zip(texts, options, strict=True))).vectors
-    # A folder with the same weights, but without normalisation.
+    # A folder with the same weights, but without normalization.
     plain = tmp_path / "plain"
     plain.mkdir()
     for path in default_folder.iterdir():
@@ -195,12 +195,12 @@ def test_raw_vectors_match_a_model_without_normalisation(
             assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_tokenised_and_embedded_jobs_share_a_batch(engine: Engine, golden: list[dict[str, Any]]) -> None:
+def test_tokenized_and_embedded_jobs_share_a_batch(engine: Engine, golden: list[dict[str, Any]]) -> None:
     long = next(row for row in golden if row["untruncated_tokens"] > row["tokens"])
     work = run_batch(
         engine,
-        [("hello world", Option.TOKENISE), ("hello world", Option(0)), (long["text"], Option.TOKENISE),
-         (long["text"], Option(0)), ([99_999], Option.TOKENISE)],
+        [("hello world", Option.TOKENIZE), ("hello world", Option(0)), (long["text"], Option.TOKENIZE),
+         (long["text"], Option(0)), ([99_999], Option.TOKENIZE)],
     )  # fmt: skip
     frame, sizes = work.build_frame()
     first, vector, second, back = wire.split_frame(frame, wire.unpack_u32(sizes))

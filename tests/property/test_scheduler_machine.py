@@ -66,7 +66,7 @@ requests = st.fixed_dictionaries(
         "client": st.sampled_from(["", "one", "two"]),
         # Limits of the key in jobs and in tokens per minute; 0 for no limit.
         "limits": st.sampled_from([(0, 0), (0, 0), (0, 0), (3, 0), (0, 100)]),
-        "options": st.sampled_from([0, 0, Option.TOKENISE, Option.TRUNCATE_END]),
+        "options": st.sampled_from([0, 0, Option.TOKENIZE, Option.TRUNCATE_END]),
         "budget_ms": st.sampled_from([30_000, 30_000, 5000, 50, 0]),
         "model": st.sampled_from(["m", "m", "m", "n"]),
         "resend": st.booleans(),

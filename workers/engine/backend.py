@@ -32,7 +32,7 @@ class Backend(Protocol):
     #: Largest micro-batch in tokens, padding included.
     micro_batch_tokens: int
 
-    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
+    def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text with the special tokens, not truncated."""
 
     def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
@@ -48,7 +48,7 @@ class Backend(Protocol):
     def get_divisors(self, request: int) -> Vectors | None:
         """Return the lengths by which the last inference divided its vectors, float32 `[inputs, 1]`.
 
-        Return None if the model does not normalise.
+        Return None if the model does not normalize.
         """
 
     def verify_device(self, request: int) -> None:

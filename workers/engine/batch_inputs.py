@@ -1,4 +1,4 @@
-"""Inputs of a batch, sorted into those to run, those to tokenise only, and those that failed. Pure."""
+"""Inputs of a batch, sorted into those to run, those to tokenize only, and those that failed. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from workers.engine.backend import Backend, Ids
 
 @dataclass(slots=True)
 class BatchInputs:
-    """Token ids of a batch's jobs. Each job is accepted, tokenised or failed."""
+    """Token ids of a batch's jobs. Each job is accepted, tokenized or failed."""
 
     #: Tokens of each job after truncation.
     tokens: list[int]
@@ -20,10 +20,10 @@ class BatchInputs:
     truncated: list[int]
     #: Ids to run, in the order of the batch.
     accepted: list[Ids] = field(default_factory=list, repr=False)
-    #: Indexes in `accepted` of the jobs with `Option.RAW`: their vector is the one before normalisation.
+    #: Indexes in `accepted` of the jobs with `Option.RAW`: their vector is the one before normalization.
     raw: set[int] = field(default_factory=set)
     #: Ids to answer instead of a vector, by the job's position, uint32 little-endian.
-    tokenised: dict[int, bytes] = field(default_factory=dict, repr=False)
+    tokenized: dict[int, bytes] = field(default_factory=dict, repr=False)
     failures: list[wire.JobFailure] = field(default_factory=list)
 
     def merge_rows(self, vectors: Sequence[memoryview]) -> list[memoryview | bytes]:
@@ -34,7 +34,7 @@ class BatchInputs:
         failed = {failure.position for failure in self.failures}
         next_vector = iter(vectors)
         return [
-            self.tokenised[position] if position in self.tokenised else next(next_vector)
+            self.tokenized[position] if position in self.tokenized else next(next_vector)
             for position in range(len(self.tokens))
             if position not in failed
         ]
@@ -44,8 +44,8 @@ def sort_inputs(ids: Sequence[Ids], options: Sequence[int], backend: Backend) ->
     """Return the inputs of a batch, given each job's ids and `Option` flags."""
     inputs = BatchInputs([len(job_ids) for job_ids in ids], [0] * len(ids))
     for position, (job_ids, option) in enumerate(zip(ids, options, strict=True)):
-        if option & Option.TOKENISE:
-            inputs.tokenised[position] = job_ids.astype("<u4").tobytes()
+        if option & Option.TOKENIZE:
+            inputs.tokenized[position] = job_ids.astype("<u4").tobytes()
             continue
         if option & (Option.TRUNCATE_START | Option.TRUNCATE_END):
             at_start = bool(option & Option.TRUNCATE_START)

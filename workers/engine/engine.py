@@ -52,9 +52,9 @@ class Engine:
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]
-        self._warm_up_ids = self.tokenise_texts(["warm up"])
+        self._warm_up_ids = self.tokenize_texts(["warm up"])
 
-    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
+    def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         """See `Backend`."""
         return self._tokenizer.encode_texts(texts) if texts else []
 

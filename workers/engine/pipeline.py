@@ -1,4 +1,4 @@
-"""Threads that turn batches into vectors: one tokenises and splits, and one per infer request runs the device.
+"""Threads that turn batches into vectors: one tokenizes and splits, and one per infer request runs the device.
 
 Interactive batches overtake bulk batches between any two micro-batches, up to a limit. The thread of the service owns
 the sockets: finished batches wait in `Pipeline.finished`, and `wake` wakes the service.
@@ -33,7 +33,7 @@ class Work:
 
     batch: wire.Batch
     frame: wire.Frame = field(repr=False)
-    #: None before the batch is tokenised, and after that failed.
+    #: None before the batch is tokenized, and after that failed.
     inputs: BatchInputs | None = None
     #: Rows of the accepted jobs in their order, float32 `[accepted, dimension]`.
     vectors: Vectors = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
@@ -65,7 +65,7 @@ class Work:
     def build_frame(self) -> tuple[wire.Frame, bytes]:
         """Return the frame of all rows and the column of their sizes, which is empty if all rows are vectors."""
         vectors = self.vectors.reshape(-1).view("u1").data
-        if self.inputs is None or not self.inputs.tokenised:
+        if self.inputs is None or not self.inputs.tokenized:
             return vectors, b""
         width = self.vectors.shape[1] * self.vectors.itemsize
         rows = self.inputs.merge_rows([vectors[start : start + width] for start in range(0, len(vectors), width)])
@@ -114,7 +114,7 @@ class Pipeline:
         self._micro_batches: LanePriorityQueue[MicroBatch] = LanePriorityQueue()
         self.finished: collections.deque[Work] = collections.deque()
         self._threads = [
-            threading.Thread(target=self._prepare_batches, name="tokenise", daemon=True),
+            threading.Thread(target=self._prepare_batches, name="tokenize", daemon=True),
             *(
                 threading.Thread(target=self._run_micro_batches, args=(request,), name=f"infer-{request}", daemon=True)
                 for request in range(backend.requests)
@@ -139,7 +139,7 @@ class Pipeline:
             thread.join()
 
     def _prepare_batches(self) -> None:
-        """Tokenise batches and split them into micro-batches, until the end of the queue."""
+        """Tokenize batches and split them into micro-batches, until the end of the queue."""
         while (work := self._batches.get()) is not None:
             try:
                 options = work.batch.options or bytes(len(work.batch.kinds))
@@ -160,11 +160,11 @@ class Pipeline:
                 self._micro_batches.put(work.batch.lane, micro_batch)
 
     def _read_ids(self, work: Work) -> list[Ids]:
-        """Return the ids of each job: tokenise its text, or take its ids as they are."""
+        """Return the ids of each job: tokenize its text, or take its ids as they are."""
         jobs = wire.split_frame(work.frame, wire.unpack_u32(work.batch.lengths))
         kinds = work.batch.kinds
         texts = [str(job, "utf-8") for job, kind in zip(jobs, kinds, strict=True) if kind == wire.Kind.TEXT]
-        text_ids = iter(self._backend.tokenise_texts(texts))
+        text_ids = iter(self._backend.tokenize_texts(texts))
         return [
             next(text_ids) if kind == wire.Kind.TEXT else np.frombuffer(job, np.uint32).astype(np.int64)
             for job, kind in zip(jobs, kinds, strict=True)
@@ -195,10 +195,10 @@ class Pipeline:
             raise ValueError(f"the device returned vectors of shape {vectors.shape} for {len(rows)} inputs")
         # The only copy of a vector, because the next inference overwrites the device's output.
         work.vectors[rows] = vectors
-        self._undo_normalisation(work, rows, request)
+        self._undo_normalization(work, rows, request)
         return "" if np.isfinite(work.vectors[rows]).all() else "the device returned a vector that is not finite"
 
-    def _undo_normalisation(self, work: Work, rows: Sequence[int], request: int) -> None:
+    def _undo_normalization(self, work: Work, rows: Sequence[int], request: int) -> None:
         """Multiply the rows of jobs with `Option.RAW` by their divisors."""
         raw = work.inputs.raw if work.inputs else set()
         if not raw or (divisors := self._backend.get_divisors(request)) is None:

@@ -110,7 +110,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_modules(path: Path) -> tuple[str, bool, bool]:
-    """Return the pooling, whether to normalise, and whether pooling includes prompts, as modules.json declares.
+    """Return the pooling, whether to normalize, and whether pooling includes prompts, as modules.json declares.
 
     Without modules.json, return mean, no and yes, as sentence-transformers does. Raise `ModelError` for modules that
     Vecmill does not support.

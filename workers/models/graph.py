@@ -1,4 +1,4 @@
-"""Parts of OpenVINO graphs that model families share: constants, layers, pooling, normalisation."""
+"""Parts of OpenVINO graphs that model families share: constants, layers, pooling, normalization."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,7 +56,7 @@ def apply_linear(x: Any, weight: Any, bias: Any) -> Any:
 
 
 def apply_layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
-    """Return x normalised over its last axis, scaled and shifted (Ba et al. 2016, arXiv:1607.06450)."""
+    """Return x normalized over its last axis, scaled and shifted (Ba et al. 2016, arXiv:1607.06450)."""
     normal = op.mvn(x, make_integers(-1), True, epsilon, "INSIDE_SQRT")
     return op.add(op.multiply(normal, op.constant(weight.reshape(1, 1, -1))), op.constant(bias.reshape(1, 1, -1)))
 
@@ -65,7 +65,7 @@ def pool_states(hidden: Any, mask: Any, folder: ModelFolder) -> list[Any]:
     """Return the sentence embeddings, float32 `[batch, size]`, as the folder's pooling makes them.
 
     `hidden` is float32 `[batch, length, size]`. `mask` is float32 `[batch, length]`: 1 for tokens, then 0 for padding.
-    If the folder normalises, the divisors `[batch, 1]` are a second output.
+    If the folder normalizes, the divisors `[batch, 1]` are a second output.
     """
     vectors = {"CLS": _pool_first, "MEAN": _pool_mean, "LAST": _pool_last}[folder.pooling](hidden, mask)
     if not folder.normalize:

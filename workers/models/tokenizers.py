@@ -30,7 +30,7 @@ from workers.models.folder import ModelError, ModelFolder
 
 #: Shortest run of consecutive characters that goes into a regular expression; shorter runs go into the table.
 _LONG_RUN = 256
-#: Separates characters that one call normalises, because no other character becomes this one.
+#: Separates characters that one call normalizes, because no other character becomes this one.
 _SEPARATOR = "|"
 #: Replaces a word with too many characters: a private character, which is in no vocabulary.
 _UNKNOWN = "\ue000"
@@ -76,7 +76,7 @@ def _build_rules(rules: str, max_characters: int) -> dict[str, Any]:
 
     `rules` is the JSON of the normalizer.
     """
-    normal = _normalise_characters(json.loads(rules))
+    normal = _normalize_characters(json.loads(rules))
     isolated = _find_isolated(normal)
     # NUL ends a key of the table and therefore cannot be a key.
     dropped = _find_long_runs(point for point, text in normal.items() if not text) | {0}
@@ -100,7 +100,7 @@ def _build_rules(rules: str, max_characters: int) -> dict[str, Any]:
     }
 
 
-def _normalise_characters(rules: dict[str, Any]) -> dict[int, str]:
+def _normalize_characters(rules: dict[str, Any]) -> dict[int, str]:
     """Return what BERT's normalizer makes of each code point."""
     from tokenizers.normalizers import BertNormalizer
 

@@ -143,7 +143,7 @@ class Session:
             inference_us=inference_us,
             credit=self._count_free_slots(),
             seen=self._seen,
-            cut=truncated,
+            truncated=truncated,
             sizes=sizes,
             padding=padding,
         )

@@ -40,7 +40,7 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     check_max_length(job.body, job.model)
     texts = [text.encode() for text in job.body.inputs]
     with metrics.InFlight(request, job.body.model):
-        done = await broker.run(job.body.model, Kind.TEXT, texts, job.options, job.deadline, options=Option.TOKENISE)
+        done = await broker.run(job.body.model, Kind.TEXT, texts, job.options, job.deadline, options=Option.TOKENIZE)
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]
     row_bytes = sum(map(len, rows))

@@ -1,1 +1,1 @@
-"""The contract of the HTTP API as tables: a row for each behaviour of OVMS, OpenAI and Vecmill's extensions."""
+"""The contract of the HTTP API as tables: a row for each behavior of OVMS, OpenAI and Vecmill's extensions."""

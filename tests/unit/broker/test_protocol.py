@@ -71,9 +71,9 @@ def test_wrong_number_or_size_of_frames_raises(decoder: Any, message: Message, f
         wire.Batch(1, 1, "m", b"", wire.pack_u32([1])),
         wire.Batch(1, 1, "m", b"\0", wire.pack_u32([1]), options=b"\0\0"),
         wire.Answers(
-            wire.pack_u64([1]), wire.pack_u32([1]), wire.pack_u32([1]), 1, 0, 0, "r", cut=wire.pack_u32([1, 2])
+            wire.pack_u64([1]), wire.pack_u32([1]), wire.pack_u32([1]), 1, 0, 0, "r", truncated=wire.pack_u32([1, 2])
         ),
-        wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [], 0, 0, 0, cut=wire.pack_u32([1, 2])),
+        wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [], 0, 0, 0, truncated=wire.pack_u32([1, 2])),
         wire.BatchResult(1, 1, 1, wire.pack_u32([1]), [], 0, 0, 0, sizes=wire.pack_u32([1, 2])),
     ],
     ids=lambda value: type(value).__name__,

@@ -5,7 +5,7 @@ Each call of the scheduler is followed by a check of all invariants; see `tests/
 
 import pytest
 
-from broker.core.jobs import TOKENISE_DISCOUNT
+from broker.core.jobs import TOKENIZE_DISCOUNT
 from broker.core.limits import Limits
 from broker.core.model_loading import FAILED_S, MAX_REMEMBERED
 from broker.wire import protocol as wire
@@ -22,7 +22,7 @@ def test_batch_has_options_and_origins_of_jobs(core: Core) -> None:
     (busy,) = core.batches()
     core.submit(3, ["aa", "bb"], options=Option.TRUNCATE_END)
     core.submit(4, ["cc"])
-    core.submit(5, ["dd"], options=Option.TOKENISE)
+    core.submit(5, ["dd"], options=Option.TOKENIZE)
     core.answer(busy)
     ((_, batch, _),) = core.take(wire.Batch)
     assert list(batch.options) == [1, 1, 0, 8]
@@ -44,8 +44,8 @@ def dispatch_mixed(core: Core) -> tuple[bytes, int, list[str]]:
     (busy,) = core.batches()
     core.frontend(b"F2")
     core.submit(2, ["vector"])
-    core.submit(3, ["a longer text", "b"], options=Option.TOKENISE)
-    core.submit(4, ["of another"], b"F2", options=Option.TOKENISE)
+    core.submit(3, ["a longer text", "b"], options=Option.TOKENIZE)
+    core.submit(4, ["of another"], b"F2", options=Option.TOKENIZE)
     core.submit(5, ["too"], b"F2")
     core.answer(busy)
     core.answers()
@@ -58,10 +58,10 @@ def test_one_batch_answers_token_ids_and_vectors(core: Core) -> None:
     core.answer(dispatch_mixed(core))
     assert core.answers() == {
         (2, 0): vector("vector"),
-        (3, 0): row("a longer text", Option.TOKENISE),
-        (3, 1): row("b", Option.TOKENISE),
+        (3, 0): row("a longer text", Option.TOKENIZE),
+        (3, 1): row("b", Option.TOKENIZE),
     }
-    assert core.answers(b"F2") == {(4, 0): row("of another", Option.TOKENISE), (5, 0): vector("too")}
+    assert core.answers(b"F2") == {(4, 0): row("of another", Option.TOKENIZE), (5, 0): vector("too")}
 
 
 def test_rows_of_cancelled_and_failed_jobs_are_dropped(core: Core) -> None:
@@ -76,10 +76,10 @@ def test_rows_of_cancelled_and_failed_jobs_are_dropped(core: Core) -> None:
 
 @pytest.mark.parametrize("wrong", ["vector for ids", "short row", "too many ids"])
 def test_rows_of_wrong_size_are_not_served(core: Core, wrong: str) -> None:
-    core.submit(1, ["abc"], options=Option.TOKENISE)
+    core.submit(1, ["abc"], options=Option.TOKENIZE)
     core.tick(1.0)
     core.submit(2, ["abc"])
-    tokenised, embedded = core.batches()
+    tokenized, embedded = core.batches()
     if wrong == "short row":
         result = wire.BatchResult(
             EPOCH, embedded[1], DIMENSION, wire.pack_u32([5]), [], 5, 2, 1, sizes=wire.pack_u32([8])
@@ -87,11 +87,11 @@ def test_rows_of_wrong_size_are_not_served(core: Core, wrong: str) -> None:
         core.handle(b"W1", result, bytes(8))
     elif wrong == "too many ids":
         result = wire.BatchResult(
-            EPOCH, tokenised[1], DIMENSION, wire.pack_u32([5]), [], 5, 2, 1, sizes=wire.pack_u32([24])
+            EPOCH, tokenized[1], DIMENSION, wire.pack_u32([5]), [], 5, 2, 1, sizes=wire.pack_u32([24])
         )
         core.handle(b"W1", result, bytes(24))
     else:
-        result = wire.BatchResult(EPOCH, tokenised[1], DIMENSION, wire.pack_u32([5]), [], 5, 2, 1)
+        result = wire.BatchResult(EPOCH, tokenized[1], DIMENSION, wire.pack_u32([5]), [], 5, 2, 1)
         core.handle(b"W1", result, bytes(4 * DIMENSION))
     assert core.answers() == {}
     ((_, goodbye, _),) = core.take(wire.Goodbye)
@@ -99,7 +99,7 @@ def test_rows_of_wrong_size_are_not_served(core: Core, wrong: str) -> None:
 
 
 def test_tokenizing_is_cheap_and_changes_no_throughput(core: Core) -> None:
-    core.submit(1, ["x" * 100 * TOKENISE_DISCOUNT], options=Option.TOKENISE)
+    core.submit(1, ["x" * 100 * TOKENIZE_DISCOUNT], options=Option.TOKENIZE)
     assert core.scheduler.state.ledger.tokens <= 100
     worker = core.scheduler.state.pool.workers[b"W1"]
     before = worker.throughput.tokens_per_s
@@ -112,10 +112,12 @@ def test_truncated_tokens_are_reported_and_counted(core: Core) -> None:
     model = core.scheduler.state.models["m"]
     core.submit(1, ["x" * 40, "y"], options=Option.TRUNCATE_END)
     before = model.tokens_per_byte
-    result = wire.BatchResult(EPOCH, 1, DIMENSION, wire.pack_u32([20, 3]), [], 5, 2, 1, cut=wire.pack_u32([22, 0]))
+    result = wire.BatchResult(
+        EPOCH, 1, DIMENSION, wire.pack_u32([20, 3]), [], 5, 2, 1, truncated=wire.pack_u32([22, 0])
+    )
     core.handle(b"W1", result, bytes(2 * 4 * DIMENSION))
     ((_, answers, _),) = core.take(wire.Answers)
-    assert list(wire.unpack_u32(answers.cut)) == [22, 0]
+    assert list(wire.unpack_u32(answers.truncated)) == [22, 0]
     # 42 and 3 tokens, 2 of which are special in each text, from 41 bytes.
     assert model.tokens_per_byte == pytest.approx(before + 0.1 * (1 - before))
 

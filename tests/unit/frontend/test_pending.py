@@ -107,7 +107,7 @@ def test_request_with_too_many_tokens_ends_early(requests: PendingRequests) -> N
 def test_rows_have_own_sizes_and_truncated_tokens(requests: PendingRequests) -> None:
     first, second = add_request(requests, b"a", b"b"), add_request(requests, b"c")
     message, _ = make_answers((first.number, 0, 0), (second.number, 0, 0), (first.number, 1, 0))
-    message.sizes, message.cut = wire.pack_u32([4, 0, 8]), wire.pack_u32([0, 0, 9])
+    message.sizes, message.truncated = wire.pack_u32([4, 0, 8]), wire.pack_u32([0, 0, 9])
     assert requests.apply_answers(message, b"aaaabbbbbbbb") == [second, first]
     assert [[bytes(row or b"-") for row in pending.rows] for pending in (first, second)] == [
         [b"aaaa", b"bbbbbbbb"],

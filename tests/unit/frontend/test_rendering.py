@@ -105,7 +105,7 @@ def test_error_of_an_input_is_in_its_item(encoding_format: str) -> None:
         (True, {"dimensions": 2}, [0.6, 0.8]),
         (True, {"dimensions": 1}, [1.0]),
         (True, {"dimensions": 1, "normalize": True}, [1.0]),
-        # The worker sends vectors before normalisation.
+        # The worker sends vectors before normalization.
         (True, {"dimensions": 1, "normalize": False}, [0.6]),
         (True, {"normalize": False}, [0.6, 0.8]),
         (False, {}, [0.6, 0.8]),
@@ -113,14 +113,14 @@ def test_error_of_an_input_is_in_its_item(encoding_format: str) -> None:
         (False, {"dimensions": 1, "normalize": True}, [1.0]),
     ],
 )
-def test_vector_is_cut_then_normalised(normalized: bool, fields: dict[str, Any], vector: list[float]) -> None:
+def test_vector_is_cut_then_normalized(normalized: bool, fields: dict[str, Any], vector: list[float]) -> None:
     model = msgspec.structs.replace(MODEL, normalized=normalized)
     (found,) = shape_vectors([row(0.6, 0.8)], parse(**fields), model)
     assert found.dtype == np.float32
     assert found.tolist() == np.array(vector, np.float32).tolist()
 
 
-def test_normalize_true_scales_unnormalised_vectors() -> None:
+def test_normalize_true_scales_unnormalized_vectors() -> None:
     model = msgspec.structs.replace(MODEL, normalized=False)
     found = shape_vectors([row(3, 4), row(0, 0)], parse(normalize=True), model)
     assert [vector.tolist() for vector in found] == [np.array([0.6, 0.8], np.float32).tolist(), [0, 0]]

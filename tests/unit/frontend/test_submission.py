@@ -86,7 +86,7 @@ def test_too_many_token_ids_are_rejected() -> None:
     assert build(PLAIN, [[1] * 50], truncate=True).inputs
 
 
-# --- dimensions, normalisation ---------------------------------------------------------------------------------------
+# --- dimensions, normalization ---------------------------------------------------------------------------------------
 
 
 def test_undeclared_dimensions_are_warned_about_or_rejected() -> None:

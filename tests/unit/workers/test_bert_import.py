@@ -120,12 +120,12 @@ def test_tensor_names_may_have_a_prefix(folder: Path) -> None:
     np.testing.assert_array_equal(embed_ids(named, IDS), embed_ids(plain, IDS))
 
 
-def test_divisor_restores_the_vector_before_normalisation(folder: Path) -> None:
+def test_divisor_restores_the_vector_before_normalization(folder: Path) -> None:
     compiled = ov.Core().compile_model(prepare_tiny(folder).model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     ids = np.array([IDS[0]], np.int64)
     normal, divisor = compiled({"input_ids": ids, "attention_mask": np.ones_like(ids)}).values()
     assert np.linalg.norm(normal) == pytest.approx(1, abs=1e-6)
-    # Without modules.json, pooling is mean as before, but the vectors are not normalised.
+    # Without modules.json, pooling is mean as before, but the vectors are not normalized.
     (folder / "modules.json").unlink()
     np.testing.assert_allclose(normal * divisor, embed_ids(prepare_tiny(folder), [IDS[0]]), rtol=1e-6)
 

@@ -96,7 +96,7 @@ def change_pooling(folder: Path) -> None:
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "cls"})
 
 
-def change_normalisation(folder: Path) -> None:
+def change_normalization(folder: Path) -> None:
     modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
     write_json(folder / "modules.json", modules)
 
@@ -124,7 +124,7 @@ def change_default_prompt(folder: Path) -> None:
     [
         change_weights,
         change_pooling,
-        change_normalisation,
+        change_normalization,
         change_length,
         change_tokenizer,
         change_activation,

@@ -96,7 +96,7 @@ def make_tokenizer(vocabulary: list[str] | None = None, **normalizer: Any) -> di
 
 
 def write_folder(path: Path, *, config: dict[str, Any] | None = None, kind: str = "F32", seed: int = 0) -> Path:
-    """Write a tiny BERT model as sentence-transformers saves it: mean pooling, normalised, at most 12 tokens."""
+    """Write a tiny BERT model as sentence-transformers saves it: mean pooling, normalized, at most 12 tokens."""
     write_json(path / "config.json", CONFIG | (config or {}))
     save_tensors(path / "model.safetensors", make_tensors(seed=seed), kind)
     write_json(path / "tokenizer.json", make_tokenizer())

@@ -41,7 +41,7 @@ def make_batch(*texts: str, lane: Lane = Lane.BULK, options: bytes = b"") -> Wor
 
 
 def get_inputs(work: Work) -> BatchInputs:
-    """Return the inputs of a batch, which must have been tokenised."""
+    """Return the inputs of a batch, which must have been tokenized."""
     assert work.inputs
     return work.inputs
 
@@ -92,16 +92,16 @@ def test_invalid_vectors_fail_the_batch(texts: tuple[str, ...]) -> None:
 
 
 class BlockedBackend(FakeBackend):
-    """Backend that runs no inference before it has tokenised "last"."""
+    """Backend that runs no inference before it has tokenized "last"."""
 
     def __init__(self) -> None:
         super().__init__(Fakery(requests=1))
         self._all_there = threading.Event()
 
-    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
+    def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         if "last" in texts:
             self._all_there.set()
-        return super().tokenise_texts(texts)
+        return super().tokenize_texts(texts)
 
     def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
         assert self._all_there.wait(10)
@@ -123,21 +123,21 @@ def test_interactive_batch_overtakes_waiting_bulk_batches() -> None:
 
 
 class SlowTokenizer(FakeBackend):
-    """Backend that tokenises only its first batch until `go_on` is set."""
+    """Backend that tokenizes only its first batch until `go_on` is set."""
 
     def __init__(self) -> None:
         super().__init__(Fakery(requests=1))
         self.go_on = threading.Event()
         self.read: list[str] = []
 
-    def tokenise_texts(self, texts: Sequence[str]) -> list[Ids]:
+    def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         if self.read:
             assert self.go_on.wait(10)
         self.read += texts
-        return super().tokenise_texts(texts)
+        return super().tokenize_texts(texts)
 
 
-def test_interactive_batch_is_tokenised_before_bulk_batches() -> None:
+def test_interactive_batch_is_tokenized_before_bulk_batches() -> None:
     backend, finished = SlowTokenizer(), threading.Semaphore(0)
     pipeline = Pipeline(backend, finished.release)
     pipeline.start()
@@ -180,8 +180,8 @@ def test_frame_of_vectors_is_not_copied() -> None:
 
 
 def test_rows_keep_the_order_of_the_jobs() -> None:
-    tokenise = int(Option.TOKENISE)
-    work = run_batch(make_batch("ab", "x" * 65, "c", "y" * 70, options=bytes([tokenise, 0, 0, tokenise])))
+    tokenize = int(Option.TOKENIZE)
+    work = run_batch(make_batch("ab", "x" * 65, "c", "y" * 70, options=bytes([tokenize, 0, 0, tokenize])))
     frame, sizes = work.build_frame()
     ids, row, long = wire.split_frame(frame, wire.unpack_u32(sizes))
     assert list(wire.unpack_u32(bytes(ids))) == [97, 98]
@@ -190,8 +190,8 @@ def test_rows_keep_the_order_of_the_jobs() -> None:
     assert get_inputs(work).tokens == [2, 65, 1, 70]
 
 
-def test_tokenise_only_batch_runs_no_inference() -> None:
-    work = run_batch(make_batch("raise", options=bytes([Option.TOKENISE])))
+def test_tokenize_only_batch_runs_no_inference() -> None:
+    work = run_batch(make_batch("raise", options=bytes([Option.TOKENIZE])))
     assert not work.error
     assert (work.inference_s, work.padding) == (0, 0)
     assert bytes(work.build_frame()[0]) == wire.pack_u32(map(ord, "raise"))
@@ -208,7 +208,7 @@ def test_inputs_are_truncated_on_the_requested_side() -> None:
     assert [row.tolist() for row in work.vectors] == [vector(kept).tolist() for kept in (text[:64], text[6:], "brief")]
 
 
-class NormalisingBackend(FakeBackend):
+class NormalizingBackend(FakeBackend):
     """Backend that reports to have halved every vector."""
 
     def get_divisors(self, request: int) -> Vectors | None:
@@ -220,9 +220,9 @@ class NormalisingBackend(FakeBackend):
         return self._outputs[request]
 
 
-def test_normalisation_is_undone_on_request() -> None:
+def test_normalization_is_undone_on_request() -> None:
     texts = ["a", "bbb", "cc", "dddd"]
-    work = run_batch(make_batch(*texts, options=bytes([0, Option.RAW, 0, Option.RAW])), NormalisingBackend())
+    work = run_batch(make_batch(*texts, options=bytes([0, Option.RAW, 0, Option.RAW])), NormalizingBackend())
     assert [row.tolist() for row in work.vectors] == [
         (vector(text) * factor).tolist() for text, factor in zip(texts, (1, 2, 1, 2), strict=True)
     ]
