@@ -86,7 +86,7 @@ class Blame:
             del self._blocked[next(iter(self._blocked))]
 
     def find_blocked(self, jobs: Sequence[Job], now: float) -> list[Job]:
-        """Return the jobs whose input is blocked. Computes no fingerprint while no input is blocked."""
+        """Return the jobs with a blocked input. Computes no fingerprint while no input is blocked."""
         while self._blocked and next(iter(self._blocked.values())) <= now:
             del self._blocked[next(iter(self._blocked))]
         return [job for job in jobs if _fingerprint(job) in self._blocked] if self._blocked else []

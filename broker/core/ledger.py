@@ -113,7 +113,7 @@ class Ledger:
                 del self.holder_jobs[holder]
 
     def pop_expired(self, now: float) -> list[Request]:
-        """Return open requests whose deadline has passed, each once, and at most `MAX_EXPIRED` in a call."""
+        """Return open requests past their deadline, each once, and at most `MAX_EXPIRED` in a call."""
         expired: list[Request] = []
         while self._deadlines and self._deadlines[0][0] <= now and len(expired) < MAX_EXPIRED:
             deadline, uuid, number = heapq.heappop(self._deadlines)

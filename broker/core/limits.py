@@ -29,7 +29,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(gt=0, le=1, description="maximum share of --max-jobs that one client may hold")
     ] = 0.5
     max_wait_s: Annotated[
-        float, Meta(gt=0, description="reject requests whose expected wait is longer than this, in seconds")
+        float, Meta(gt=0, description="reject requests with an expected wait longer than this, in seconds")
     ] = 30.0
     #: Crashes of workers that one job may be part of before it is poison.
     max_crashes: int = 2

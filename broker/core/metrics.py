@@ -85,7 +85,7 @@ class CounterFamily:
 
 
 class HistogramFamily:
-    """Distributions by labels. A value belongs to the first bucket whose bound is not below the value."""
+    """Distributions by labels. A value belongs to the first bucket with a bound of at least the value."""
 
     def __init__(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> None:
         self.name, self.text, self.labels, self.bounds = name, text, labels, bounds

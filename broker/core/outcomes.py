@@ -81,7 +81,7 @@ def requeue_lease(state: State, lease: Lease) -> None:
 
 
 def end_trials(state: State, now: float) -> None:
-    """Fail the jobs whose trial ends with the verdict poison, and requeue the others."""
+    """End trials that are due: fail the poison jobs, and requeue the others."""
     poison, cleared = state.blame.end_trials(now)
     for job in poison:
         state.blame.block_input(job, now)
@@ -91,7 +91,7 @@ def end_trials(state: State, now: float) -> None:
 
 
 def fail_poison(state: State, jobs: list[Job], now: float) -> list[Job]:
-    """Fail the jobs whose input is known poison, and return the others."""
+    """Fail the jobs with a known poison input, and return the others."""
     blocked = state.blame.find_blocked(jobs, now)
     state.events.jobs_blocked(len(blocked))
     for job in blocked:
@@ -116,7 +116,7 @@ def fail_request(state: State, request: Request, code: ErrorCode, text: str, now
 
 
 def fail_expired(state: State, now: float) -> None:
-    """Fail the requests whose deadline has passed."""
+    """Fail the requests past their deadline."""
     for request in state.ledger.pop_expired(now):
         fail_request(state, request, ErrorCode.DEADLINE, ErrorCode.DEADLINE.text, now)
 
@@ -139,7 +139,7 @@ def fail_partly_answered(state: State, model: Model, now: float) -> None:
 
 
 def cancel_request(state: State, request: Request, now: float) -> None:
-    """End all open jobs of a request whose client or frontend is gone; the frontend is sent no message."""
+    """End all open jobs of a request because its client or frontend is gone; send the frontend no message."""
     state.events.request_cancelled(request, now)
     _close_request(state, request)
 

@@ -72,10 +72,10 @@ class Submit(Message, tag=2):
 
 
 class Cancel(Message, tag=3):
-    """End requests whose answers are no longer needed."""
+    """Cancel requests; their answers are no longer needed."""
 
     requests: U64Column
-    #: Requests among these whose client disconnected; the frontend itself ended the others.
+    #: Requests among these that a disconnected client abandoned; the frontend itself ended the others.
     abandoned: U64Column = b""
 
     def frame_sizes(self) -> list[int]:
