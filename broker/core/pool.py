@@ -128,8 +128,8 @@ class Worker:
     def record_batch_time(self, lease: Lease, tokens: int, now: float) -> None:
         """Learn from an answered batch after its lease is released; `tokens` were run through the model.
 
-        A batch that ran together with another lane's batch says little about the throughput. A bulk batch is therefore counted
-        together with the interactive tokens answered meanwhile, and an interactive batch is not counted.
+        A batch that ran together with another lane's batch says little about the throughput. A bulk batch is therefore
+        counted together with the interactive tokens answered meanwhile, and an interactive batch is not counted.
         """
         others = self.list_leases(Lane.BULK if lease.lane == Lane.INTERACTIVE else Lane.INTERACTIVE)
         for other in others[:1]:
