@@ -81,7 +81,7 @@ class Frontend(End):
         self._submit_waiting()
 
     def _submit_waiting(self) -> None:
-        """Submit the requests whose model is now known, and fail the ones that have waited too long."""
+        """Submit the requests for known models, and fail the requests that have waited too long."""
         for request in list(self._waiting):
             try:
                 model = self.session.find_model(MODEL, request.sent_at, self.sim.now)

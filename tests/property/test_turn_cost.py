@@ -1,7 +1,7 @@
 """Cost of one call of the scheduler, counted in instructions of the interpreter and so the same on every machine.
 
-The broker has one thread. A call whose cost grows with the number of open jobs, or without a bound with the size of one
-client's request, would delay all clients and the heartbeats of workers.
+The broker has one thread. If the cost of a call grew with the number of open jobs, or without a bound with the size of
+one client's request, the call would delay all clients and the heartbeats of workers.
 """
 
 import functools

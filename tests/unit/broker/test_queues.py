@@ -10,7 +10,7 @@ from tests.harness.core import make_request
 
 
 def build_request(*tokens: int, arrived: float = 0.0, client: str = "a", lane: Lane = Lane.BULK) -> Request:
-    """Return a request whose inputs have these numbers of tokens."""
+    """Return a request of inputs that have these numbers of tokens."""
     inputs = [bytes(4 * count) for count in tokens]
     return make_request(inputs, arrived, client=client, lane=lane, kind=Kind.TOKENS)
 
