@@ -1,6 +1,5 @@
 """Child processes that are restarted when they end."""
 
-import argparse
 import importlib.util
 import signal
 import sys
@@ -141,10 +140,10 @@ def test_serve_survives_refused_restart(tmp_path: Path, supervise: ModuleType, m
     monkeypatch.setattr(supervise, "is_ready", lambda url: False)
     stopping: list[int] = []
     status: list[int] = []
-    options = argparse.Namespace(host="127.0.0.1", port=1)
+    served = supervise.Served("model", "http://127.0.0.1:1")
 
     def run() -> None:
-        status.append(supervise.supervise(options, "model", [[first.child], [second.child]], stopping))
+        status.append(supervise.supervise(served, [[first.child], [second.child]], stopping))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -172,6 +171,6 @@ def test_serve_ends_when_first_start_is_refused(
     first = Serving(tmp_path / "first")
     (first.folder / "good").unlink()
     monkeypatch.setattr(supervise, "is_ready", lambda url: False)
-    options = argparse.Namespace(host="127.0.0.1", port=1)
-    assert supervise.supervise(options, "model", [[first.child]], []) == 1
+    served = supervise.Served("model", "http://127.0.0.1:1")
+    assert supervise.supervise(served, [[first.child]], []) == 1
     assert first.starts == 1
