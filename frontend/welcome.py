@@ -1,7 +1,12 @@
 """What is printed when a server is ready: its address, and a command to copy."""
 
+import contextlib
 import json
 import shlex
+from collections.abc import Mapping
+
+#: Port that compose.yaml publishes and scripts/serve listens on, as PORT or ADDRESS:PORT.
+PORT_VARIABLE = "VECMILL_PORT"
 
 
 def format_url(host: str, port: int, *, tls: bool) -> str:
@@ -14,6 +19,17 @@ def split_address(text: str) -> tuple[str, int]:
     """Return the address and port of PORT, ADDRESS:PORT or [ADDRESS]:PORT. Raise `ValueError` if the port is none."""
     host, _, port = text.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def read_published_address(environ: Mapping[str, str]) -> tuple[str, int] | None:
+    """Return the address and port of compose.yaml's variable.
+
+    Return None without one, and for the URL that Kubernetes sets for a Service called vecmill.
+    """
+    with contextlib.suppress(ValueError):
+        text = environ.get(PORT_VARIABLE, "")
+        return None if "://" in text else split_address(text)
+    return None
 
 
 def format_curl(url: str, model: str, *, needs_key: bool) -> str:

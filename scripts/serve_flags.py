@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from broker.shared.version import VERSION  # noqa: E402  after the path is set
-from frontend.welcome import split_address  # noqa: E402
+from frontend.welcome import PORT_VARIABLE, split_address  # noqa: E402
 
 #: Default address of the broker's metrics.
 METRICS_BIND = "127.0.0.1:7412"
@@ -44,13 +44,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"vecmill {VERSION}")
 
     def add(flag: str, default: object, text: str, *, variable: str = "", **options: object) -> None:
-        given = os.environ.get(variable) if variable else ""
+        given = os.environ.get(variable, "")
+        if variable == PORT_VARIABLE and "://" in given:
+            # Kubernetes sets it for a Service called vecmill.
+            given = ""
         shown = f"(default: {default}{f'; variable {variable}' if variable else ''})" if default else ""
         shown = shown or (f"(variable {variable})" if variable else "")
         parser.add_argument(flag, default=given or default, help=f"{text} {shown}".rstrip(), **options)  # type: ignore[arg-type]
 
     add("--host", "", "address to listen on; default: that of --port, or 127.0.0.1")
-    add("--port", "8000", "PORT or ADDRESS:PORT to listen on", variable="VECMILL_PORT", type=parse_address)
+    add("--port", "8000", "PORT or ADDRESS:PORT to listen on", variable=PORT_VARIABLE, type=parse_address)
     add("--device", "CPU", "OpenVINO device of the workers", variable="VECMILL_DEVICE")
     add("--workers", "1", "number of worker processes", type=parse_count)
     add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")

@@ -241,3 +241,18 @@ def test_probes_are_logged_at_debug(cluster: Cluster, level: str) -> None:
     httpx.get(f"{cluster.url}/v2")
     until(lambda: "GET /v2 " in frontend.output, what="the last line")
     assert {f"GET {path} " in frontend.output for path in paths} == {level == "debug"}
+
+
+@pytest.mark.parametrize("published", ["", "127.0.0.1:9000"])
+def test_log_announces_readiness_once(cluster: Cluster, published: str) -> None:
+    cluster.broker()
+    frontend = cluster.frontend(environ={"VECMILL_PORT": published, "API_KEY": "vm-key"})
+    until(lambda: is_ready(cluster, "/v2/health/live"), what="the frontend")
+    assert " ready: " not in frontend.output
+    for _ in range(2):
+        cluster.worker()
+    until(lambda: " ready: " in frontend.output, what="the line")
+    (line,) = [line for line in frontend.output.splitlines() if " ready: " in line]
+    url = f"http://{published}" if published else cluster.url
+    assert f"ready: fake at {url}; {url}/docs describes all paths; try: curl {url}/v1/embeddings " in line
+    assert '-H "Authorization: Bearer $API_KEY"' in line

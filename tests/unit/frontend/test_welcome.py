@@ -2,7 +2,7 @@
 
 import pytest
 
-from frontend.welcome import format_curl, format_url, split_address
+from frontend.welcome import format_curl, format_url, read_published_address, split_address
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,15 @@ def test_address_may_have_a_host() -> None:
     assert split_address("[::1]:8000") == ("::1", 8000)
     with pytest.raises(ValueError, match="invalid literal"):
         split_address("127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [("8001", ("", 8001)), ("127.0.0.1:8001", ("127.0.0.1", 8001)), ("tcp://10.0.0.1:8000", None), ("8000-8010", None)],
+)
+def test_service_link_is_no_published_address(value: str, address: tuple[str, int] | None) -> None:
+    assert read_published_address({"VECMILL_PORT": value}) == address
+    assert read_published_address({}) is None
 
 
 def test_curl_has_the_key_and_quotes_the_model() -> None:
