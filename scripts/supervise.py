@@ -49,10 +49,6 @@ class Served:
     #: A worker touches its file when the broker has welcomed it.
     health_files: Sequence[Path] = ()
 
-    def count_workers(self) -> int:
-        """Return the number of connected workers."""
-        return sum(file.exists() for file in self.health_files)
-
 
 def prepare_folder(options: argparse.Namespace) -> Path:
     """Fetch and convert the model if needed; return its folder."""
@@ -93,8 +89,10 @@ def choose_metrics_bind() -> str:
     return METRICS_BIND
 
 
-def create_children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[list[Child]]:
-    """Return all processes in start order: the broker, the workers, the frontend."""
+def create_children(
+    options: argparse.Namespace, folder: Path, sockets: Path, health_files: Sequence[Path]
+) -> list[list[Child]]:
+    """Return all processes in start order: the broker, one worker for each health file, the frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
     metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
@@ -108,7 +106,7 @@ def create_children(options: argparse.Namespace, folder: Path, sockets: Path) ->
     logs = ["--log-level", options.log_level, "--log-format", options.log_format]
     worker_children = [
         Child(f"worker {number}", [*worker, *logs, "--health-file", str(file)], print_status)
-        for number, file in enumerate(list_health_files(options, sockets), 1)
+        for number, file in enumerate(health_files, 1)
     ]
     return [
         [Child("broker", [*broker, *logs], print_status)],
@@ -117,17 +115,12 @@ def create_children(options: argparse.Namespace, folder: Path, sockets: Path) ->
     ]
 
 
-def list_health_files(options: argparse.Namespace, sockets: Path) -> list[Path]:
-    """Return the health file of each worker."""
-    return [sockets / f"worker-{number}" for number in range(1, options.workers + 1)]
-
-
 def is_ready(url: str) -> bool:
     """Return whether the server would answer an embeddings request.
 
     The readiness path needs no API key. A worker sends its hello only after a first inference.
     """
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # The certificate is for the name that clients use, and this connection stays on this machine.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     # Ignore proxies of the environment.
@@ -181,7 +174,7 @@ def supervise(served: Served, groups: list[list[Child]], stopping: list[int]) ->
             child.keep_running(time.monotonic())
         if not ready and is_ready(served.url):
             answered = answered or time.monotonic()
-            workers = served.count_workers()
+            workers = sum(file.exists() for file in served.health_files)
             if workers == len(served.health_files) or time.monotonic() > answered + ALL_WORKERS_S:
                 ready = True
                 print_ready(served, workers)
@@ -226,11 +219,12 @@ def main() -> None:
         sockets = create_run_folder("frontends")
     except OSError as error:
         sys.exit(f"vecmill: {error}")
-    groups = create_children(options, folder, sockets)
+    health_files = [sockets / f"worker-{number}" for number in range(1, options.workers + 1)]
+    groups = create_children(options, folder, sockets, health_files)
     name = options.model_name or choose_model_name(folder)
     url = format_url(options.host, options.port, tls=bool(options.tls_cert))
     needs_key = bool(options.api_keys or os.environ.get("API_KEY"))
-    served = Served(name, url, needs_key, list_health_files(options, sockets))
+    served = Served(name, url, needs_key, health_files)
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     # Block SIGCHLD, so that the loop can wait for it.
