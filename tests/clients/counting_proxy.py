@@ -1,43 +1,44 @@
 """TCP proxy that counts connections."""
 
-import contextlib
-import socket
-import threading
-from types import TracebackType
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 
 class CountingProxy:
-    """Proxy on a free port that passes connections on to a port of this host, and counts them."""
+    """Proxy that passes connections on to a port of this host, and counts them."""
 
     def __init__(self, target_port: int) -> None:
-        self._target = ("127.0.0.1", target_port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        self._target_port = target_port
+        self._copies: list[asyncio.Task[None]] = []
+        #: 0 until the proxy listens.
+        self.port = 0
         self.connections = 0
 
-    def __enter__(self) -> "CountingProxy":
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator["CountingProxy"]:
+        """Listen on a free port; at the end, wait until all connections have ended."""
+        async with await asyncio.start_server(self._connect, "127.0.0.1", 0) as listener:
+            self.port = listener.sockets[0].getsockname()[1]
+            yield self
+        await asyncio.gather(*self._copies)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        # A close alone does not end an accept in another thread.
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self.connections += 1
-                server = socket.create_connection(self._target)
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=copy_bytes, args=(source, sink), daemon=True).start()
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        self._copies += [
+            asyncio.create_task(copy_bytes(reader, server_writer)),
+            asyncio.create_task(copy_bytes(server_reader, writer)),
+        ]
 
 
-def copy_bytes(source: socket.socket, sink: socket.socket) -> None:
-    """Copy bytes until the source ends, then end the sink."""
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+async def copy_bytes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Copy bytes until they end, then close the other side."""
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()

@@ -1,5 +1,6 @@
 """HTTP clients that are not libraries of embeddings: JDK's HttpClient, curl and wget."""
 
+import asyncio
 import gzip
 import json
 import subprocess
@@ -38,13 +39,17 @@ def post_with_jdk(url: str, texts: str | list[str], times: int) -> list[str]:
 
 
 def test_jdk_client_keeps_its_connection(server: Server) -> None:
-    with CountingProxy(server.port) as proxy:
-        answers = post_with_jdk(f"http://127.0.0.1:{proxy.port}", TEXTS, 40)
+    async def post() -> tuple[list[str], int]:
+        async with CountingProxy(server.port).listen() as proxy:
+            url = f"http://127.0.0.1:{proxy.port}"
+            return (await asyncio.to_thread(post_with_jdk, url, TEXTS, 40)), proxy.connections
+
+    answers, connections = asyncio.run(post())
     assert len(answers) == 40
     for answer in answers:
         assert answer.startswith("HTTP_1_1 200 ")
         check_answer(json.loads(answer.split(" ", 2)[2]))
-    assert proxy.connections == 1
+    assert connections == 1
 
 
 def test_jdk_client_reads_single_vector_and_error(server: Server) -> None:
