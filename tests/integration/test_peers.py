@@ -7,10 +7,12 @@ from typing import Any
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
+from frontend.session.pending import NOT_FINITE
 from tests.harness.clients import body, right
 from tests.harness.fake_worker import model, vector
 from tests.harness.peers import HandFrontend, HandWorker, Peer, submit
@@ -89,6 +91,21 @@ def test_result_of_wrong_shape_is_never_served(cluster: Cluster, peers: list[Pee
     assert right(asked.result(), ("a", "b"))
     assert cluster.count("malformed_messages") == (wrong == "bytes")
     assert cluster.count("batches_failed") == (wrong != "bytes")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_row_that_is_not_finite_is_never_served(cluster: Cluster, peers: list[Peer], post: Post, value: float) -> None:
+    cluster.broker()
+    cluster.frontend()
+    worker = hand_worker(cluster, peers)
+    cluster.until_workers(1)
+    asked = post("a", "b")
+    batch, texts = worker.batch()
+    result, rows = worker.result(batch, texts)
+    worker.send(result, rows[:-4] + np.float32(value).tobytes())
+    answer = asked.result()
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == NOT_FINITE
 
 
 def test_unexpected_results_are_counted_and_ignored(cluster: Cluster, peers: list[Peer], post: Post) -> None:
