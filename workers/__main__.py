@@ -106,7 +106,7 @@ def make_hello(
         pid=loading.pid,
         device=config.device,
         models=[describe_model(loading.model, prepared, engine)],
-        batch_tokens=max(engine.micro_batch_tokens, batch_tokens),
+        batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
         tokens_per_s=max(1, int(engine.tokens_per_second)),
         credit=0,
         streams=engine.streams,

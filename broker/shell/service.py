@@ -170,11 +170,11 @@ class Service:
             except RemoteProtocolError as error:
                 self._message_log.log_malformed(error, self.scheduler.record_malformed())
                 continue
-            self._message_log.log_received(received.peer, message)
-            is_hello = isinstance(message, wire.FrontendHello | wire.WorkerHello)
-            if is_hello and not self._routers.accept_key(received.peer, received.key):
-                self._send([Send(received.peer, wire.Goodbye(ErrorCode.REVOKED, REVOKED))])
+            if not self._routers.accept_key(received.peer, received.key):
+                if isinstance(message, wire.FrontendHello | wire.WorkerHello):
+                    self._send([Send(received.peer, wire.Goodbye(ErrorCode.REVOKED, REVOKED))])
                 continue
+            self._message_log.log_received(received.peer, message)
             self._send(self.scheduler.handle(received.peer, message, time.monotonic(), frames))
         return False
 
@@ -202,7 +202,7 @@ class Service:
         for due, role in [probe for probe in self._probes if probe[0] <= now]:
             self._probes.remove((due, role))
             self._send(self.scheduler.build_probes(peer for peer in self.scheduler.peers if peer.startswith(role)))
-            self._routers.keep_keys(self.scheduler.peers)
+            self._routers.keep_keys(self.scheduler.trusted_peers)
 
     def _reload_keys(self) -> None:
         """Read the allow-lists again, and close the sessions of removed keys."""
@@ -216,4 +216,4 @@ class Service:
         log.info("keys reloaded; revoked %d connections", len(revoked))
         for peer in revoked:
             self._send([Send(peer, wire.Goodbye(ErrorCode.REVOKED, REVOKED))])
-            self._send(self.scheduler.lost(peer, time.monotonic()))
+            self._send(self.scheduler.revoke(peer, time.monotonic()))
