@@ -1,5 +1,7 @@
 """A real broker, and peers that the test plays: they break rules, or record the order of messages."""
 
+import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -128,6 +130,21 @@ def test_unexpected_results_are_counted_and_ignored(cluster: Cluster, peers: lis
     assert cluster.count("jobs_answered") == 2
     assert cluster.count("jobs_failed") == 0
     assert cluster.number("workers") == 1
+
+
+def test_broker_that_was_stopped_evicts_no_live_worker(cluster: Cluster, post: Post) -> None:
+    """The workers end their connections after 3 s, and a batch is running."""
+    broker, _, _ = cluster.all(workers=2, requests=1)
+    asked = post("wait go")
+    until(lambda: cluster.number("open_jobs") == 1)
+    broker.signal(signal.SIGSTOP)
+    until(lambda: cluster.health()["broker"] == "away")
+    time.sleep(0.5)
+    broker.signal(signal.SIGCONT)
+    (cluster.folder / "go").touch()
+    assert right(asked.result(), ("wait go",))
+    until(lambda: cluster.number("workers") == 2)
+    assert cluster.count("workers_evicted") == 0
 
 
 @pytest.mark.parametrize("role", ["frontend", "worker"])

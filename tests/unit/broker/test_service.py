@@ -13,7 +13,7 @@ import zmq
 from broker.core.outbox import Send
 from broker.shell.config import Config
 from broker.shell.routers import FRONTEND, WORKER, ConfigError, Received, Routers
-from broker.shell.service import LATE_S, Service
+from broker.shell.service import LATE_S, STOPPED_S, Service
 from broker.shell.wakeup import Wakeup
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
@@ -88,6 +88,30 @@ def test_peers_are_spared_after_the_process_stopped(shell: Shell) -> None:
     shell.now += LATE_S
     shell._tick()
     assert not shell.scheduler.state.pool.workers
+
+
+def test_lost_peers_are_spared_after_the_process_stopped(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer_heartbeat() -> bool:
+        """Answer a heartbeat that was sent on the connection that has ended."""
+        shell._send([Send(b"W1", wire.Heartbeat())])
+        return True
+
+    routers: Any = shell._routers
+    monkeypatch.setattr(routers, "find_readable", lambda ready: [WORKER])
+    monkeypatch.setattr(routers, "take_disconnects", lambda ready: [WORKER])
+    monkeypatch.setattr(routers, "send", lambda *sent: False)
+    monkeypatch.setattr(shell, "_send", lambda sends: Service._send(shell, sends))
+    shell.now = shell._turned_at + STOPPED_S
+    shell.scheduler.state.pool.workers[b"W1"].last_heard = shell.now
+    shell.read[WORKER] = answer_heartbeat
+    shell._take_turn({})
+    assert b"W1" in shell.scheduler.peers
+    timeout_ms = shell._compute_timeout_ms()
+    assert timeout_ms is not None
+    assert 0 < timeout_ms <= LATE_S * 1000 + 1
+    shell.now += LATE_S
+    shell._take_turn({})
+    assert b"W1" not in shell.scheduler.peers
 
 
 WORKER_HELLO = wire.WorkerHello(1, 1, "test", b"u" * 16, 1, "host", 1, "CPU", [], 1, 1, 1)
