@@ -53,7 +53,7 @@ class _Shape:
     activate: Callable[[Any], Any]
 
 
-def _read_shape(path: Path, config: Mapping[str, Any]) -> _Shape:
+def _read_shape(path: Path, config: dict[str, Any]) -> _Shape:
     """Return the numbers of a config.json. Raise `ModelError` if one is missing, invalid or not supported."""
     hidden, heads = read_count(path, config, "hidden_size"), read_count(path, config, "num_attention_heads")
     if hidden % heads:
@@ -74,7 +74,7 @@ def _read_shape(path: Path, config: Mapping[str, Any]) -> _Shape:
         vocabulary=read_count(path, config, "vocab_size"),
         positions=read_count(path, config, "max_position_embeddings"),
         token_types=read_count(path, config, "type_vocab_size", default=2),
-        epsilon=read_number(path, config, "layer_norm_eps", lowest=0, highest=1, default=1e-12, whole=False),
+        epsilon=read_number(path, config, "layer_norm_eps", 0, 1, 1e-12, whole=False),
         activate=graph.ACTIVATIONS[activation],
     )
 

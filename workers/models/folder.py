@@ -8,7 +8,6 @@ import json
 import os
 import reprlib
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +109,7 @@ def _check_files(path: Path) -> None:
             "run code; where torch is installed, load the folder with transformers.AutoModel and save it again, which "
             "writes model.safetensors"
         )
-    exports = [found.name for pattern in _EXPORTS for found in path.glob(pattern)]
-    if missing and exports:
+    if missing and (exports := [found.name for pattern in _EXPORTS for found in path.glob(pattern)]):
         raise ModelError(
             f"{path} is an export for OpenVINO, OVMS or ONNX ({exports[0]}), which Vecmill cannot load yet; "
             f"{SUPPORTED}; download the model from which the export was made"
@@ -159,43 +157,26 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_number(
-    path: Path,
-    values: Mapping[str, Any],
-    key: str,
-    *,
-    lowest: float = 1,
-    highest: float = MAX_COUNT,
-    default: float | None = None,
-    whole: bool = True,
+    path: Path, values: dict[str, Any], key: str, lowest: float, highest: float, default: float | None, *, whole: bool
 ) -> float:
     """Return a number of a file's JSON object, or `default` if the number is absent or null.
 
     Raise `ModelError` if the value is not a number from `lowest` to `highest`, or not a whole number if `whole`.
     """
-    value = default if values.get(key) is None else values[key]
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not lowest <= value <= highest
-        or (whole and value != int(value))
-    ):
+    value: Any = default if values.get(key) is None else values[key]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= highest
+    if not is_number or (whole and value != int(value)):
         found = f"is {reprlib.repr(value)}" if key in values else "is missing"
         kind = "a whole number" if whole else "a number"
         raise ModelError(f"{path}: {key} {found}, but must be {kind} from {lowest} to {highest}; {REMEDY}")
-    return value
+    return float(value)
 
 
 def read_count(
-    path: Path,
-    values: Mapping[str, Any],
-    key: str,
-    *,
-    lowest: int = 1,
-    highest: int = MAX_COUNT,
-    default: int | None = None,
+    path: Path, values: dict[str, Any], key: str, lowest: int = 1, highest: int = MAX_COUNT, default: int | None = None
 ) -> int:
     """Return a whole number of a file's JSON object, as `read_number` does."""
-    return int(read_number(path, values, key, lowest=lowest, highest=highest, default=default))
+    return int(read_number(path, values, key, lowest, highest, default, whole=True))
 
 
 def _read_modules(path: Path) -> tuple[str, bool, bool]:

@@ -143,7 +143,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     return entries.Facts(
         dimension=model.output(0).get_partial_shape()[1].get_length(),
         vocabulary_size=vocabulary_size,
-        pad_id=read_count(config_path, folder.config, "pad_token_id", lowest=0, highest=vocabulary_size - 1, default=0),
+        pad_id=read_count(config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
         made_by="",
     )
 
