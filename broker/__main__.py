@@ -34,7 +34,7 @@ def main() -> None:
     logging.getLogger(__name__).info("starting: %s", settings)
     try:
         Service(config).run()
-    except (ConfigError, CurveAuthError, KeyFileError, zmq.ZMQError) as error:
+    except (ConfigError, CurveAuthError, KeyFileError, OSError, zmq.ZMQError) as error:
         refuse_start(error)
 
 

@@ -53,7 +53,7 @@ class ClientQueue:
         #: Positions of the sorted requests' inputs, by bucket and request, oldest first.
         self._buckets: dict[int, OrderedDict[Request, deque[int]]] = {}
         self._sorted = 0
-        #: Tokens that the client may still take in this turn; below 0 after an input larger than the rest of the turn.
+        #: Tokens that the client may still take in this turn; negative after an input that exceeded it.
         self.deficit = 0
 
     def __bool__(self) -> bool:

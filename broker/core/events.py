@@ -123,7 +123,7 @@ class EventRecorder:
         self.metrics.create_series(worker)
 
     def worker_evicted(self, worker: Worker, reason: EvictionReason, now: float) -> None:
-        """Record that a worker is removed, and that its batches return."""
+        """Record that a worker is removed, and that its batches are requeued."""
         if reason.is_departure:
             self.metrics.workers_left.add(())
         else:

@@ -154,7 +154,7 @@ class Request:
         return self._counted[position]
 
     def make_job(self, position: int) -> "Job":
-        """Return the job of an open input, after `sort_inputs`; the same one each time."""
+        """Return the job of an open input. Repeated calls return the same job. Requires `sort_inputs`."""
         job = self.jobs.get(position)
         if job is None:
             job = self.jobs[position] = Job(

@@ -94,7 +94,10 @@ class HistogramFamily:
 
     def create_series(self, labels: Labels) -> tuple[list[int], list[float]]:
         """Return a series, empty if it did not exist."""
-        return self._series.setdefault(labels, ([0] * (len(self.bounds) + 1), [0.0]))
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = [0] * (len(self.bounds) + 1), [0.0]
+        return series
 
     def drop_series(self, worker: str) -> None:
         """Remove the series of a worker."""

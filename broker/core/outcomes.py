@@ -130,7 +130,7 @@ def fail_unserved(state: State, model: Model, now: float) -> None:
 
 
 def fail_partly_answered(state: State, model: Model, now: float) -> None:
-    """Fail requests that have vectors of a model's old revision, because they must not get any of the new one."""
+    """Fail requests that have vectors of a model's old revision, because one answer must not mix revisions."""
     waiting = [request for request, _ in model.queue.list_waiting()]
     on_trial = [job.request for job in state.blame.list_on_trial() if job.request.model == model.info.name]
     for request in dict.fromkeys([*waiting, *on_trial]):

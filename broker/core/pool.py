@@ -16,8 +16,8 @@ from broker.wire.protocol import Lane, ModelInfo, WorkerHello
 #: the run time.
 LEAD_S = 0.005
 LEAD_SHARE = 0.4
-#: Most batches of one lane that a worker holds: the running one and the next. A late worker keeps room for the other
-#: lane.
+#: Most batches of one lane that a worker holds: the running one and the next. A slow worker keeps credit for the
+#: other lane.
 MAX_HELD = 2
 #: Suspects that a worker runs in a row while it has other work.
 MAX_SUSPECTS = 8
@@ -64,7 +64,7 @@ class Worker:
         self.batch_tokens = hello.batch_tokens
         self.throughput = Throughput(hello.tokens_per_s, hello.batch_tokens)
         self.streams = hello.streams
-        #: Batches that the worker accepts, counted from after the newest batch that it has reported as seen.
+        #: Batches that the worker accepts after the newest one that it reported as seen.
         self.credit = hello.credit
         #: Batches sent since then.
         self.unseen: deque[int] = deque()
@@ -83,7 +83,7 @@ class Worker:
 
     @property
     def label(self) -> str:
-        """Name in metrics, which the process that replaces the worker has too."""
+        """Value of the label `worker` in metrics; a restarted worker gets the same value."""
         return f"{self.host}/{self.device}/{self.slot}"
 
     @property

@@ -3,7 +3,7 @@
 Suspects leave one at a time. Every other batch is of one lane, because a worker runs interactive batches before bulk
 batches. While both lanes have inputs, the interactive lane may be ahead of its share by at most one batch. Shares
 follow weights (start-time fair queueing, Goyal, Vin and Cheng 1996), and a lane's weight grows with the age of the
-oldest input of the client at turn, so that no lane starves. Within a lane, clients take turns by deficit
+oldest input of the next client, so that no lane starves. Within a lane, clients take turns by deficit
 round-robin in tokens (Shreedhar and Varghese 1995). `client_queue.py` has the order within a client.
 """
 
@@ -37,7 +37,7 @@ class LaneQueue:
         self.served = 0.0
 
     def find_client(self, name: str | bytes) -> ClientQueue:
-        """Return a client's queue; create it at the end of the turns if there is none."""
+        """Return a client's queue; append a new one to the round if there is none."""
         client = self._clients.get(name)
         if client is None:
             client = self._clients[name] = ClientQueue()
@@ -61,11 +61,11 @@ class LaneQueue:
                 self._clients.move_to_end(name)
 
     def find_oldest(self) -> float:
-        """Return the arrival of the oldest input of the client at turn; infinity if no input waits."""
+        """Return the arrival of the oldest input of the next client; infinity if no input waits."""
         return self._find_next_turn()[1].find_oldest() if self._clients else math.inf
 
     def _find_next_turn(self) -> tuple[str | bytes, ClientQueue]:
-        """Return the client at turn, after giving turns until one has a deficit above 0. A client must wait."""
+        """Return the next client, after granting quanta until one has a positive deficit. A client must wait."""
         while True:
             name, client = next(iter(self._clients.items()))
             if client.deficit > 0:

@@ -156,7 +156,7 @@ class Scheduler:
         return [Send(peer, wire.Heartbeat() if peer in workers else models) for peer in peers]
 
     def find_worker_name(self, peer: bytes) -> str:
-        """Return the name of a connected worker, for logs; empty if the peer is none."""
+        """Return the name of a connected worker, for logs; empty if the peer is not a worker."""
         worker = self.state.pool.workers.get(peer)
         return worker.name if worker else ""
 

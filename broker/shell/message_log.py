@@ -11,6 +11,8 @@ log = logging.getLogger(__name__)
 
 #: The first 100 malformed messages are logged, and then every 100th.
 LOGGED_MALFORMED = 100
+#: Most versions of peers that are warned of, each once.
+MAX_WARNED_VERSIONS = 16
 
 
 class MessageLog:
@@ -47,7 +49,7 @@ class MessageLog:
                 "worker": self._find_worker_name(peer),
                 "jobs": len(message.kinds),
                 "request_ids": [origin.request_id for origin in message.origins],
-                "trace_ids": [origin.traceparent[3:35] for origin in message.origins if origin.traceparent],
+                "trace_ids": [origin.trace_id for origin in message.origins if origin.trace_id],
             }
             log.debug("batch %d of %d jobs to %s", message.batch, len(message.kinds), fields["worker"], extra=fields)
 
@@ -58,8 +60,9 @@ class MessageLog:
 
     def _log_hello(self, role: str, hello: wire.FrontendHello | wire.WorkerHello) -> None:
         version = hello.build or "unknown"
-        log.info("%s connected: %s, pid %d, version %s", role, hello.host, hello.pid, version)
-        if version != VERSION and (role, version) not in self._warned_versions:
+        log.info("hello from %s: %s, pid %d, version %s", role, hello.host, hello.pid, version)
+        is_new = (role, version) not in self._warned_versions and len(self._warned_versions) < MAX_WARNED_VERSIONS
+        if version != VERSION and is_new:
             self._warned_versions.add((role, version))
             text = "%s %s has version %s, but the broker has version %s; run the same version everywhere"
             log.warning(text, role, f"{hello.host}/{hello.pid}", version, VERSION)

@@ -32,7 +32,7 @@ SNAPSHOT_WAIT_S = 2.0
 CLIENT_TIMEOUT_S = 5.0
 #: Connections served at the same time; further ones are closed.
 MAX_CONNECTIONS = 16
-#: How often the accepting thread looks whether the server closes, in seconds.
+#: How often the accepting thread checks for shutdown, in seconds.
 ACCEPT_POLL_S = 0.2
 
 
@@ -152,10 +152,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer /metrics. HEAD calls this too, and `_answer` omits the body."""
         if urlsplit(self.path).path != "/metrics":
-            return self._answer(HTTPStatus.NOT_FOUND, b"there is only /metrics here\n")
+            return self._answer(HTTPStatus.NOT_FOUND, b"not found; metrics are at /metrics\n")
         families = self.server.snapshots.take()
         if families is None:
-            text = f"the broker's loop gave no metrics within {SNAPSHOT_WAIT_S:g} s\n"
+            text = f"the broker's loop did not respond within {SNAPSHOT_WAIT_S:g} s; retry\n"
             return self._answer(HTTPStatus.SERVICE_UNAVAILABLE, text.encode())
         body, content_type = render(families, self.headers.get("Accept", ""))
         return self._answer(HTTPStatus.OK, body, content_type)
@@ -184,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Collector:
-    """A snapshot as prometheus_client wants it."""
+    """Adapter from a snapshot to prometheus_client."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = families
@@ -226,6 +226,6 @@ def parse_bind(bind: str) -> tuple[str, int]:
         host, port = parts.hostname, parts.port
     except ValueError:
         host = port = None
-    if not host or port is None or "@" in bind or "/" in bind:
+    if not host or port is None or any(character in "@/?# " for character in bind):
         raise ValueError(f"{bind!r} is not HOST:PORT, such as 127.0.0.1:7412 or [::1]:7412")
     return host, port

@@ -48,6 +48,11 @@ class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):
     request_id: Name = ""
     traceparent: Name = ""
 
+    @property
+    def trace_id(self) -> str:
+        """Trace id in the traceparent (https://www.w3.org/TR/trace-context/); empty without one."""
+        return self.traceparent[3:35]
+
 
 class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """A model as workers announce it."""

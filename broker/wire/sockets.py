@@ -12,7 +12,7 @@ Context = zmq.Context[zmq.Socket[bytes]]
 
 #: Times in milliseconds; those of TCP keepalive in seconds.
 SOCKET_OPTIONS: Mapping[int, int] = {
-    # Delivery is shown by answers.
+    # Closing need not wait, because an answer confirms delivery.
     zmq.LINGER: 0,
     # No high-water mark: credits and admission bound what is in flight, and a full queue would lose messages.
     zmq.SNDHWM: 0,

@@ -50,7 +50,7 @@ class SendProgress(NamedTuple):
 
 
 class Connection(HttpProtocol):
-    """Sanic's connection, which its application can list.
+    """Sanic connection, registered with its application.
 
     It ends if the client sends the head of a request too slowly, and closes when the client has the answer.
     """

@@ -1,6 +1,6 @@
 """Token ids of texts, by the tokenizer IR that `workers.models.tokenizers` makes.
 
-A `Tokenizer` serves one thread at a time. The interpreter is free while a text is encoded.
+A `Tokenizer` serves one thread at a time. Encoding releases the GIL.
 """
 
 from collections.abc import Iterator, Sequence

@@ -68,10 +68,15 @@ class Service:
             while not self._stopping:
                 self._run_turn()
             self._drain()
+        except Exception:
+            if self._session.held:
+                log.exception("the worker failed while batches were running")
+                self._exit_hung("batches were running")
+            raise
         finally:
             self._close_sockets()
         if self._session.held:
-            self._exit_hung("the drain ended before its batches")
+            self._exit_hung("batches were still running at the drain timeout")
         self._pipeline.stop()
 
     def _drain(self) -> None:
@@ -205,7 +210,7 @@ class Service:
 
 def describe_origins(batch: wire.Batch) -> dict[str, object]:
     """Return fields of a log record that show which requests the batch's jobs belong to."""
-    traces = [origin.traceparent[3:35] for origin in batch.origins if origin.traceparent]
+    traces = [origin.trace_id for origin in batch.origins if origin.trace_id]
     return {
         "batch": batch.batch,
         "model": batch.model,
