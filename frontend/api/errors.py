@@ -85,15 +85,14 @@ def from_failure(code: ErrorCode, text: str = "", retry_after_ms: int = 0) -> Ap
 
 
 def name_input(error: ApiError, position: int, count: int, *, embeds: bool = True) -> ApiError:
-    """Return the error of an input that fails a request of `count`, with its position and how to spare the others.
+    """Add to the error of an input that fails a request of `count` its position, and how to spare the others.
 
     A position of -1 is the whole request. Only embeddings can be answered without an input.
     """
-    if count < 2 or position < 0:
-        return error
-    hint = '; set "error_policy": "per_item" to get the other vectors' if embeds else ""
-    more = {"kind": error.kind, "param": error.param, "code": error.code, "retry_after_s": error.retry_after_s}
-    return ApiError(error.status, f"input {position}: {error}{hint}", **more)  # type: ignore[arg-type]
+    if count > 1 and position >= 0:
+        hint = '; set "error_policy": "per_item" to get the other vectors' if embeds else ""
+        error.args = (f"input {position}: {error}{hint}",)
+    return error
 
 
 def unknown_model(

@@ -126,7 +126,8 @@ def read_inputs(fields: dict[str, Any], name: str, max_inputs: int) -> Inputs:
         case list():
             inputs = _read_array(value, name, max_inputs)
         case _:
-            raise ApiError(400, f"{name} should be string, array of strings or array of integers", param=name)
+            text = f"{name} should be string, array of strings or array of integers; it is {_describe_type(value)}"
+            raise ApiError(400, text, param=name)
     return inputs
 
 
