@@ -48,7 +48,7 @@ def parse_object(body: bytes) -> tuple[dict[str, Any], str]:
             body, count = _replace_lone_surrogates(body)
             if not count:
                 raise
-            fields, warning = _decode(body), f"{count} lone surrogates (halves of characters) were replaced by U+FFFD"
+            fields, warning = _decode(body), f"lone surrogates (halves of characters) were replaced by U+FFFD: {count}"
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ApiError(400, f"The file is not valid json - Cannot parse JSON body: {error}") from None
     if not isinstance(fields, dict):

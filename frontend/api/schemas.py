@@ -54,8 +54,7 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
     truncate: Annotated[
         bool | Literal["none", "start", "end", "NONE", "START", "END"] | None,
         Meta(
-            description="Where to truncate inputs that are too long, in any case; true is end. By default as the "
-            "server's --truncate, where none makes them an error"
+            description="Where to truncate inputs that are too long; true is end. By default as the server's --truncate"
         ),
     ] = None
     truncation: Annotated[bool | None, Meta(description="Voyage's name for a truncate of true or false")] = None
@@ -69,10 +68,7 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
     ] = None
     prompt_name: Annotated[str | None, Meta(description="Name of a prompt of the model, put before each text")] = None
     input_type: Annotated[
-        str | None,
-        Meta(
-            description="query or document: use the model's prompt for it, if there is one; other types have a warning"
-        ),
+        str | None, Meta(description="query or document: use the model's prompt for it, if there is one")
     ] = None
     normalize: Annotated[
         bool | None, Meta(description="Whether vectors have length 1; by default as the model defines")
@@ -118,12 +114,7 @@ def parse_embeddings(
 ) -> EmbeddingsRequest:
     """Parse the body of POST /v1/embeddings. Raise `ApiError` 400 if it is invalid.
 
-    Args:
-        body: The body.
-        max_inputs: Most inputs of a request.
-        served: Names of models, which the error for a missing name lists.
-        truncate: The server's default.
-        token_ids: Whether inputs may be token ids.
+    The error for a missing model lists those `served`. `truncate` is the server's default.
     """
     fields, warning = parse_object(body)
     model = read_model_name(fields, served)

@@ -16,7 +16,7 @@ BODIES = [
     embed("not UTF-8", 400, body=b'{"model": "m", "input": "\xff"}', message="Cannot parse JSON body"),
     embed("lone surrogate", body=rb'{"model": "%s", "input": ["fine", "cost \ud83d"]}' % REAL.encode(),
           check=lambda answer: count(answer) == 2, differs="lone surrogates",
-          sends={"x-vecmill-warning": "1 lone surrogates (halves of characters) were replaced by U+FFFD"}),
+          sends={"x-vecmill-warning": "lone surrogates (halves of characters) were replaced by U+FFFD: 1"}),
     fake("the character in the place of a lone surrogate", body=rb'{"model": "fake", "input": "a\udc00"}',
          check=has_vectors_of("a\ufffd")),
     embed("lone surrogate in broken JSON", 400, body=rb'{"model": "m", "input": "\ud800', message="Cannot parse JSON body"),

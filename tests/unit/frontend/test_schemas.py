@@ -205,7 +205,7 @@ def test_server_default_truncates_requests_without_choice() -> None:
 def test_lone_surrogates_become_replacement_characters(text: str, found: str, count: int) -> None:
     request = parse_embeddings(rb'{"model": "m", "input": ["fine", "%s", "\n"]}' % text.encode(), 3)
     assert request.inputs == ["fine", found, "\n"]
-    assert request.warning.startswith(f"{count} lone surrogates") == bool(count)
+    assert request.warning == (f"lone surrogates (halves of characters) were replaced by U+FFFD: {count}" * bool(count))
     request_of_ids = parse_tokenize(rb'{"model": "m", "text": "%s"}' % text.encode(), 3)
     assert (request_of_ids.inputs, request_of_ids.warning) == ([found], request.warning)
 
