@@ -228,10 +228,10 @@ class RequestOptions(NamedTuple):
 
 def parse_lane(headers: Mapping[str, str]) -> Lane | None:
     """Return the lane in `x-vecmill-lane`, if given. Raise `ApiError` 400 for an unknown lane."""
-    name = headers.get("x-vecmill-lane")
-    if name is None:
+    name = headers.get("x-vecmill-lane", "").strip(_BLANKS)
+    if not name:
         return None
-    lane = Lane.__members__.get(name.strip(_BLANKS).upper())
+    lane = Lane.__members__.get(name.upper())
     if lane is None:
         raise ApiError(400, f"x-vecmill-lane is {quote(name)}, but must be interactive or bulk", param="x-vecmill-lane")
     return lane
@@ -242,10 +242,9 @@ def parse_deadline_s(headers: Mapping[str, str], max_deadline_s: float) -> float
 
     Raise `ApiError` 400 if the header is not a positive number.
     """
-    text = headers.get("x-vecmill-deadline-ms")
-    if text is None:
+    text = headers.get("x-vecmill-deadline-ms", "").strip(_BLANKS)
+    if not text:
         return max_deadline_s
-    text = text.strip(_BLANKS)
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_DEADLINE_DIGITS and int(text)):
         message = f"x-vecmill-deadline-ms must be a whole number above 0, of at most {MAX_DEADLINE_DIGITS} digits"
         raise ApiError(400, message, param="x-vecmill-deadline-ms")
