@@ -8,17 +8,19 @@ from typing import cast
 
 import pytest
 from sanic.http import Http, Stage
+from sanic.router import Router
 from sanic.server.protocols.base_protocol import SanicProtocol
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from frontend.rest.http_protocol import Connection
 
-#: What `Connection` and `TimedRequest` read or set, by the class that has it.
+#: What `Connection`, `TimedRequest` and `StrictHttp` read or set, by the class that has it.
 USED = {
-    SanicProtocol: {"app", "loop", "transport", "conn_info", "_can_write", "_time"},
+    SanicProtocol: {"app", "loop", "transport", "conn_info", "_can_write", "_time", "_task"},
     HttpProtocol: {"request_timeout", "response_timeout", "keep_alive_timeout", "request_max_size",
-                   "_callback_check_timeouts"},
-    Http: {"stage", "keep_alive", "request_body", "request_max_size", "protocol"},
+                   "_callback_check_timeouts", "_http"},
+    Http: {"stage", "keep_alive", "request_body", "request_max_size", "protocol", "recv_buffer", "expecting_continue",
+           "request_bytes", "request_bytes_left", "upgrade_websocket", "_send", "_receive_more", "exception"},
 }  # fmt: skip
 
 
@@ -31,19 +33,26 @@ def test_sanic_still_has_used_attributes(owner: type) -> None:
 @pytest.mark.parametrize(
     ("method", "texts"),
     [
-        (HttpProtocol.check_timeouts, ["duration = current_time() - self._time", "self._callback_check_timeouts = "]),
-        (HttpProtocol.check_timeouts, ["stage is Stage.IDLE and duration > self.keep_alive_timeout"]),
-        (HttpProtocol.check_timeouts, ["stage is Stage.REQUEST and duration > self.request_timeout"]),
+        (HttpProtocol._setup_connection, ["self.HTTP_CLASS(self", "self.check_timeouts()"]),
+        (HttpProtocol.check_timeouts, ["RequestTimeout(", "ServiceUnavailable(", "self._task.cancel("]),
         (HttpProtocol.close, ["self._callback_check_timeouts.cancel()", "super().close(timeout=timeout)"]),
         (HttpProtocol.close_if_idle, ["self.http.stage is Stage.IDLE", "self.close()"]),
         (HttpProtocol.data_received, ["self._time = current_time()", "self.transport.pause_reading()"]),
+        (Http.http1, ["self.stage = Stage.REQUEST", "await self.http1_request_header()", "except (BadRequest,"]),
+        (Http.http1_request_header, ['"chunked"', "pos -= 2", "self.HEADER_MAX_SIZE", "self.keep_alive = "]),
+        (Http.http1_response_header, ["self.response_func = self.head_response_ignored"]),
+        (Http.read, ["if self.request_bytes_left == 0 and self.request_body == ", "self.request_bytes_left -= size"]),
+        (Router.get.__wrapped__, ["self._get(path, method, host)"]),
+        (SanicProtocol.abort, ["self.transport.abort()", "self.transport = None"]),
         (SanicProtocol.pause_writing, ["self._can_write.clear()"]),
         (SanicProtocol.resume_writing, ["self._can_write.set()"]),
     ],
 )
 def test_sanic_still_uses_attributes_alike(method: object, texts: list[str]) -> None:
     source = inspect.getsource(method)  # type: ignore[arg-type]
-    assert all(text in source for text in texts), f"{method} changed; check frontend/rest/http_protocol.py"
+    assert all(text in source for text in texts), (
+        f"{method} changed; check frontend/rest/{{http_protocol,strict_http}}.py"
+    )
 
 
 def test_sanic_still_has_used_stages() -> None:
