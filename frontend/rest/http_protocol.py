@@ -110,7 +110,7 @@ class Connection(HttpProtocol):
             rest_s = _CHECK_INTERVAL_S
         if rest_s > 0:
             # The next state of the connection may have a shorter time-out.
-            shortest_s = min(*limits_s.values(), self.response_timeout)
+            shortest_s = min(self.app.config.KEEP_ALIVE_TIMEOUT, self.request_timeout, self.response_timeout)
             self._callback_check_timeouts = loop.call_later(min(rest_s, shortest_s / 2), self.check_timeouts)
             return
         if http.stage is not Stage.IDLE:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import socket
+import time
 from types import SimpleNamespace
 from typing import cast
 
@@ -68,3 +69,25 @@ def test_connection_with_failing_socket_is_aborted() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         connection.reset_connection()
     assert ends == ["aborted"]
+
+
+@pytest.mark.parametrize("has_request", [False, True])
+def test_idle_connection_with_request_is_not_closed(*, has_request: bool) -> None:
+    client, server = socket.socketpair()
+    ends: list[str] = []
+    checks: list[float] = []
+    connection = Connection.__new__(Connection)
+    connection.app = SimpleNamespace(config=SimpleNamespace(KEEP_ALIVE_TIMEOUT=1.0))  # type: ignore[assignment]
+    connection._http = SimpleNamespace(stage=Stage.IDLE, request_body=None)
+    connection._task = SimpleNamespace(cancel=lambda: ends.append("closed"))  # type: ignore[assignment]
+    connection._time = time.monotonic() - 2.0
+    connection.keep_alive_timeout = connection.request_timeout = connection.response_timeout = 1.0
+    connection.loop = SimpleNamespace(call_later=lambda delay_s, _: checks.append(delay_s))
+    connection.transport = cast(
+        asyncio.Transport, SimpleNamespace(is_closing=lambda: False, get_extra_info=lambda _: server)
+    )
+    with client, server:
+        if has_request:
+            client.send(b"GET")
+        connection.check_timeouts()
+    assert (ends, len(checks)) == (([], 1) if has_request else (["closed"], 0))
