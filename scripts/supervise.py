@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from frontend.listening import open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from workers.__main__ import choose_model_name  # noqa: E402
 
@@ -95,8 +96,8 @@ def check_port(host: str, port: int) -> None:
     try:
         if not port:
             raise OSError("clients cannot connect to port 0")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
+        for listening in open_sockets(host, port):
+            listening.close()
     except (OSError, OverflowError) as error:
         sys.exit(f"vecmill: cannot listen on port {port} of {host} ({error}); choose another with --port")
 
@@ -177,7 +178,8 @@ def stop_all(groups: list[list[Child]]) -> None:
 
 def supervise(options: argparse.Namespace, name: str, groups: list[list[Child]], stopping: list[int]) -> int:
     """Keep all processes running until a signal comes, and return the exit status."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
+    host = options.host.split(",")[0].strip()
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}"
     started, ready = time.monotonic(), False
     children = [child for group in groups for child in group]
