@@ -12,6 +12,7 @@ import zmq
 from sanic import Sanic
 
 from broker.shared import logs
+from broker.shared.descriptors import raise_descriptor_limit
 from broker.shared.files import explain, read_small_file
 from broker.shared.settings import SettingsError
 from broker.wire.curve import KeyFileError, read_dealer_keys
@@ -33,6 +34,7 @@ def main() -> None:
     """Run until SIGTERM. Exit with 0 after a drain, and with 2 if a setting, a file or an address cannot be used."""
     # Until the handler that reloads the keys is installed.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise_descriptor_limit()
     try:
         config = load(sys.argv[1:], os.environ)
         keys = Keys(config.api_keys, os.environ.get("API_KEY", ""))

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from broker.shared.version import VERSION
 from frontend.api import answers
-from frontend.api.schemas import MAX_DEADLINE_DIGITS, EmbeddingsRequest, TokenizeRequest
+from frontend.api.schemas import KEY_HEADERS, MAX_DEADLINE_DIGITS, EmbeddingsRequest, TokenizeRequest
 from frontend.api.submission import MAX_TOKEN_ID
 
 Schema = dict[str, Any]
@@ -56,8 +56,8 @@ _MODEL_NAME = {
 }
 
 
-def describe_api(max_inputs: int, max_request_tokens: int) -> Schema:
-    """Return the OpenAPI document of a server with these limits on one request."""
+def describe_api(max_inputs: int, max_request_tokens: int, *, token_ids: bool = True) -> Schema:
+    """Return the OpenAPI document of a server with these limits on one request, which may reject token ids."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "Vecmill", "version": VERSION, "description": _DESCRIPTION},
@@ -65,18 +65,21 @@ def describe_api(max_inputs: int, max_request_tokens: int) -> Schema:
         "servers": [{"url": "."}],
         "paths": _describe_paths(),
         "components": {
-            "schemas": _describe_types(max_inputs, max_request_tokens),
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": _describe_types(max_inputs, max_request_tokens, token_ids),
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                **{name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS},
+            },
         },
         # A server without configured keys needs none.
-        "security": [{"key": []}, {}],
+        "security": [{"key": []}, *({name: []} for name in KEY_HEADERS), {}],
     }
 
 
 # --- types -----------------------------------------------------------------------------------------------------------
 
 
-def _describe_types(max_inputs: int, max_request_tokens: int) -> Schema:
+def _describe_types(max_inputs: int, max_request_tokens: int, token_ids: bool) -> Schema:
     """Return the schemas of all requests and answers."""
     structs = [answer for answer in vars(answers).values() if isinstance(answer, type) and issubclass(answer, Struct)]
     types = [EmbeddingsRequest, TokenizeRequest, *(struct for struct in structs if struct is not Struct)]
@@ -87,10 +90,16 @@ def _describe_types(max_inputs: int, max_request_tokens: int) -> Schema:
     id_lists = {"type": "array", "items": _TOKEN_IDS, "minItems": 1, "maxItems": max_inputs}
     fields = schemas["EmbeddingsRequest"]["properties"]
     text = f"{fields['input']['description']}; at most {max_inputs} inputs and {max_request_tokens} tokens"
-    fields["input"] = {"description": text, "anyOf": [_TEXT, texts, _TOKEN_IDS, id_lists]}
+    fields["input"] = {"description": text, "anyOf": [_TEXT, texts, *([_TOKEN_IDS, id_lists] if token_ids else [])]}
     schemas["EmbeddingsRequest"]["examples"] = [_EXAMPLE]
     fields = schemas["TokenizeRequest"]["properties"]
     fields["text"] = {"description": fields["text"]["description"], "anyOf": [_TEXT, texts]}
+    for request in ("EmbeddingsRequest", "TokenizeRequest"):
+        fields = schemas[request]["properties"]
+        del fields["warning"]
+        for field in fields.values():
+            if {"type": "null"} in field.get("anyOf", ()) and {"type": "string"} not in field["anyOf"]:
+                field["anyOf"].append({"const": ""})
     return schemas
 
 
@@ -147,7 +156,6 @@ def _describe_embeddings() -> Schema:
         "x-inference-time": _describe_header("Longest inference of an input, in ms"),
         "x-total-time": _describe_header("Time of the whole request, in ms"),
         "x-truncated-tokens": _describe_header("Tokens cut off all inputs, if truncate was set"),
-        "x-vecmill-warning": _describe_header("Warning about the vectors"),
     }
     return operation
 
@@ -163,6 +171,8 @@ def _describe_job(summary: str, body: type, answer: type) -> Schema:
         "traceparent": _describe_header("W3C Trace Context, for logs"),
     }
     operation = _describe(summary, answer, 400, 404, 408, 413, 422, 429, 500, 503, 504, tag="OpenAI")
+    warning = _describe_header("What was changed in the request, or is unusual about the vectors")
+    operation["responses"]["200"]["headers"]["x-vecmill-warning"] = warning
     operation["parameters"] = [{"name": name, "in": "header"} | header for name, header in headers.items()]
     content = {"application/json": {"schema": _refer(body)}}
     return operation | {"requestBody": {"required": True, "content": content}}

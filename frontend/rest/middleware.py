@@ -10,6 +10,7 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.response import BaseHTTPResponse
 
 from frontend.api.errors import ApiError
+from frontend.api.schemas import list_credentials
 from frontend.rest import metrics
 from frontend.rest.api_keys import Key, Keys, KeysError
 from frontend.rest.cors import add_cors_headers, answer_preflight
@@ -86,9 +87,10 @@ def _check_key(request: Request) -> None:
     # `Keys` logs the error, and the old keys stay valid.
     with contextlib.suppress(KeysError):
         keys.refresh(time.monotonic())
-    request.ctx.key = keys.find_key(request.headers.get("authorization", ""))
+    request.ctx.key = next(filter(None, map(keys.find_key, list_credentials(request.headers))), None)
     if request.ctx.key is None:
-        raise ApiError(401, "Unauthorized request due to invalid or missing api-key", code="invalid_api_key")
+        text = "Unauthorized request due to invalid or missing api-key; send the header"
+        raise ApiError(401, f"{text} Authorization: Bearer KEY, with a key of this server", code="invalid_api_key")
 
 
 def require_admin(request: Request) -> None:

@@ -44,7 +44,8 @@ def test_paths_require_a_key(locked: Cluster, method_and_path: str) -> None:
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.json()["error"] == {
-            "message": "Unauthorized request due to invalid or missing api-key",
+            "message": "Unauthorized request due to invalid or missing api-key; send the header Authorization: "
+            "Bearer KEY, with a key of this server",
             "type": "invalid_request_error",
             "param": None,
             "code": "invalid_api_key",

@@ -43,7 +43,9 @@ async def openapi(request: Request) -> HTTPResponse:
 @functools.cache
 def encode_description(config: Config) -> bytes:
     """Return the description of a server with this configuration, as JSON."""
-    return msgspec.json.encode(describe_api(config.max_inputs, config.max_request_tokens))
+    return msgspec.json.encode(
+        describe_api(config.max_inputs, config.max_request_tokens, token_ids=not config.no_token_ids)
+    )
 
 
 @docs.get("/docs")

@@ -36,8 +36,11 @@ def check_description(row: Row, answer: httpx.Response, description: dict[str, A
 
 
 def _find_operation(row: Row, description: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the description of a path's method, if any; the longest template if several match the path."""
-    path, paths = row.path.partition("?")[0], description["paths"]
+    """Return the description of a path's method, if any; the longest template if several match the path.
+
+    A slash at the end of a path is ignored, as by the server.
+    """
+    path, paths = row.path.partition("?")[0].rstrip("/") or "/", description["paths"]
     if path.startswith("/docs/"):
         return None
     path = ALIAS.sub(PREFIX, path)

@@ -65,11 +65,31 @@ def test_missing_file_is_error(tmp_path: Path) -> None:
 
 
 def test_keys_of_file_and_environment_are_found(path: Path) -> None:
-    keys = Keys(str(path), "from outside")
-    found = [keys.find_key(f"Bearer {key}") for key in ("secret", "other", "from outside")]
+    keys = Keys(str(path), "from-outside")
+    found = [keys.find_key(f"Bearer {key}") for key in ("secret", "other", "from-outside")]
     assert [key and key.name for key in found] == ["one", "two", "API_KEY"]
     assert [key and key.admin for key in found] == [False, True, True]
     assert keys.find_key("bearer secret")
+
+
+@pytest.mark.parametrize("header", ["Bearer  secret", " BEARER secret", "Bearer secret \t"])
+def test_blanks_around_scheme_and_key_are_ignored(path: Path, header: str) -> None:
+    assert Keys(str(path), "").find_key(header)
+
+
+@pytest.mark.parametrize("around", ["{}\r", "{}\r\n", " {}\t", "\n{}"])
+def test_blanks_around_environment_key_are_stripped(around: str) -> None:
+    assert Keys("", around.format("secret")).find_key("Bearer secret")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("se\rcret", "inside"), ("se cret", "inside"), ("se\0cret", "inside"), ("\r\n", "only blanks")],
+)
+def test_unusable_environment_key_is_refused(value: str, reason: str) -> None:
+    with pytest.raises(KeysError, match=rf"^the variable API_KEY cannot be used: .*{reason}") as caught:
+        Keys("", value)
+    assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +101,8 @@ def test_keys_of_file_and_environment_are_found(path: Path) -> None:
         "Bearer wrong",
         "secret",
         "Basic secret",
-        "Bearer secret ",
-        "Bearer  secret",
+        "Bearer sec ret",
+        "Bearersecret",
         "Bearer \udcff",
         f"Bearer {hash_key('secret')}",
     ],

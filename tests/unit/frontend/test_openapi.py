@@ -74,7 +74,8 @@ def test_embeddings_request_has_all_fields() -> None:
     body = DESCRIPTION["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     fields = SCHEMAS[body["$ref"].rpartition("/")[2]]["properties"]
     names = {"model", "input", "encoding_format", "dimensions", "user", "truncate", "prompt_name", "input_type"}
-    assert set(fields) == names | {"normalize", "error_policy"}
+    names |= {"normalize", "error_policy", "truncation", "truncation_direction", "truncate_prompt_tokens"}
+    assert set(fields) == names
     assert all("description" in field for field in fields.values())
 
 
@@ -85,6 +86,22 @@ def test_server_describes_its_own_limits() -> None:
     assert [form.get("maxItems") for form in field["anyOf"]] == [None, 65_536, None, 65_536]
     assert "1000000 tokens" in field["description"]
     assert schemas["TokenizeRequest"]["properties"]["text"]["anyOf"][1]["maxItems"] == 65_536
+    texts_only = msgspec.json.decode(encode_description(Config(no_token_ids=True)))["components"]["schemas"]
+    assert len(texts_only["EmbeddingsRequest"]["properties"]["input"]["anyOf"]) == 2
+
+
+def test_optional_fields_may_be_empty_strings() -> None:
+    for name, required in (("EmbeddingsRequest", {"model", "input", "user"}), ("TokenizeRequest", {"model", "text"})):
+        fields = SCHEMAS[name]["properties"]
+        optional = [field["anyOf"] for field_name, field in fields.items() if field_name not in required]
+        assert optional
+        assert all({"const": ""} in forms or {"type": "string"} in forms for forms in optional)
+
+
+def test_three_headers_may_have_the_key() -> None:
+    schemes = DESCRIPTION["components"]["securitySchemes"]
+    assert [scheme.get("name") for scheme in schemes.values()] == [None, "api-key", "x-api-key"]
+    assert DESCRIPTION["security"] == [*({name: []} for name in schemes), {}]
 
 
 def test_answer_requires_what_is_always_sent() -> None:
