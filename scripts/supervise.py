@@ -35,7 +35,7 @@ STARTED = time.monotonic()
 #: Seconds until the processes of a role are killed if they have not drained.
 DRAIN_S = 70.0
 #: Seconds from the first answer until the server counts as ready although some workers are not connected.
-ALL_WORKERS_S = 10.0
+ALL_WORKERS_S = 30.0
 #: Exit status after a signal that stopped unfinished work: 128 + SIGINT, as in shells.
 INTERRUPTED = 130
 
