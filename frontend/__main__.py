@@ -56,6 +56,8 @@ def main() -> None:
     logs.set_up("frontend", config.log_level, config.log_format)
     app = create_app(config, keys)
     app.prepare(sock=listening, single_process=True, motd=False, access_log=False, protocol=Connection, ssl=tls)
+    # Sanic would warn on a terminal that it is not in development mode.
+    os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"
     Sanic.serve_single(primary=app)
 
 

@@ -70,6 +70,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_request_tokens: Annotated[
         int, Meta(gt=0, description="maximum number of tokens in a request, over all inputs")
     ] = 300_000
+    truncate: Annotated[
+        Literal["none", "start", "end"],
+        Meta(
+            description="where to truncate inputs that are too long if the request has no truncate; none: reject them"
+        ),
+    ] = "none"
+    no_token_ids: Annotated[bool, Meta(description="reject inputs that are token ids")] = False
     dimensions_policy: Annotated[
         Literal["allow", "warn", "refuse"],
         Meta(description="what to do with requests for fewer dimensions than the model has, unless it declares them"),

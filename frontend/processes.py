@@ -11,13 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
+
+from frontend.run_folder import create_run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds: the minimum delay of a restart, the maximum, and the lifetime that resets the delay to the minimum.
@@ -133,7 +134,7 @@ def share_port(count: int, listening: socket.socket, arguments: Sequence[str], d
     descriptor = listening.fileno()
     command = [sys.executable, "-m", "frontend", *arguments, "--processes", "1", "--listen-fd", str(descriptor)]
     # The frontends' common metrics. prometheus_client reads the variable when it is imported.
-    folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vecmill-metrics-")
+    folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(create_run_folder(""))
     children = [
         Child(f"frontend {number}", command, print_status, [descriptor], on_end=mark_process_dead)
         for number in range(1, count + 1)

@@ -20,7 +20,7 @@ from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
-from workers.session.loading_notice import announce_loading
+from workers.session.loading_notice import announce_loading, repair_text
 
 if TYPE_CHECKING:
     from workers.engine.engine import Engine
@@ -63,7 +63,7 @@ def serve(config: Config) -> None:
     log = logging.getLogger(__name__)
     cache = Path(config.cache).expanduser()
     started = time.monotonic()
-    name = config.model_name or choose_model_name(Path(config.model or NAME))
+    name = repair_text(config.model_name or choose_model_name(Path(config.model or NAME)))
     loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), name)
     try:
         with announce_loading(config, loading, (ModelError, DeviceError)):

@@ -75,7 +75,7 @@ def quote(name: str) -> str:
 
 def describe_too_long(tokens: int, max_tokens: int) -> str:
     """Return the text of `TOO_LONG`, which begins with OVMS's wording."""
-    return f'Input length {tokens} longer than allowed {max_tokens}; shorten the input or set "truncate"'
+    return f'Input length {tokens} longer than allowed {max_tokens}; shorten the input or set "truncate": "end"'
 
 
 def describe_too_many_tokens(max_tokens: float) -> str:

