@@ -268,6 +268,19 @@ def test_unserved_models_are_forgotten_after_a_while(core: Core) -> None:
     assert core.scheduler.state.models == {}
 
 
+def test_departures_and_evictions_are_counted(core: Core) -> None:
+    core.worker()
+    core.handle(b"W1", wire.WorkerGoodbye())
+    core.worker(b"W2")
+    core.lost(b"W2")
+    totals = core.scheduler.count_totals()
+    assert {name: totals[f"workers_{name}"] for name in ("joined", "left", "evicted")} == {
+        "joined": 3,
+        "left": 2,
+        "evicted": 1,
+    }
+
+
 @pytest.mark.parametrize("held", ["waiting", "leased", "on trial"])
 def test_model_with_open_jobs_is_not_forgotten(held: str) -> None:
     core = Core(Limits(worker_grace_s=3 * FORGET_MODEL_S, lease_s=2 * FORGET_MODEL_S, max_crashes=1))
