@@ -6,8 +6,7 @@ some valid requests. `StrictHttp` checks heads and chunk sizes before Sanic's pa
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sanic.exceptions import BadRequest, PayloadTooLarge
 from sanic.http import Http, Stage
@@ -28,21 +27,14 @@ _HOST = re.compile(rb"[!$%&'()*+,.:;=\[\]_~0-9A-Za-z-]*")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?")
 
 
-@dataclass(slots=True)
-class Head:
+class Head(NamedTuple):
     """Request line and header fields that have been checked."""
 
     version: bytes
-    #: Values by name in lower case, without the blanks around them.
-    fields: dict[bytes, list[bytes]]
+    #: Whether the connection stays open after the answer (RFC 9112, section 9.3).
+    keeps_connection: bool
     #: The head for Sanic's parser, without blanks around values, and with the transfer coding in lower case.
     text: bytes
-
-    @property
-    def keeps_connection(self) -> bool:
-        """Whether the connection stays open after the answer (RFC 9112, section 9.3)."""
-        options = {option.strip(b" \t").lower() for option in b",".join(self.fields[b"connection"]).split(b",")}
-        return b"close" not in options and (self.version == b"1.1" or b"keep-alive" in options)
 
 
 def parse_head(head: bytes) -> Head:
@@ -67,7 +59,9 @@ def parse_head(head: bytes) -> Head:
         checked.append(name + b": " + value)
     _check_host(version, fields[b"host"])
     _check_framing(version, fields[b"content-length"], fields[b"transfer-encoding"])
-    return Head(version, fields, b"\r\n".join(checked))
+    options = {option.strip(b" \t").lower() for option in b",".join(fields[b"connection"]).split(b",")}
+    keeps_connection = b"close" not in options and (version == b"1.1" or b"keep-alive" in options)
+    return Head(version, keeps_connection, b"\r\n".join(checked))
 
 
 def _check_host(version: bytes, hosts: list[bytes]) -> None:
