@@ -6,6 +6,7 @@ a description is not a setting and keeps its default.
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ LogFormat = Annotated[Literal["text", "json"], Meta(description="log lines of te
 _SERVICE_LINK = re.compile(r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 #: The value of the one more that it sets, …_PORT, which can also be the name of a setting.
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.*")
-_TYPES = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false"}
+_TYPES = {"integer": "an integer", "number": "a finite number", "string": "text", "boolean": "true or false"}
 _METAVARS = {"integer": "N", "number": "N", "string": "TEXT", "boolean": "true|false"}
 _BOUNDS = {
     "minimum": "at least {}",
@@ -102,9 +103,12 @@ def _is_service_link(name: str, text: str) -> bool:
 
 def _convert(kind: Any, schema: Mapping[str, Any], source: str, text: str) -> Any:
     try:
-        return msgspec.convert(text, kind, strict=False)
+        value = msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError:
-        raise SettingsError(f"{source} is {text!r}, but must be {describe_values(schema)}") from None
+        value = None
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        raise SettingsError(f"{source} is {text!r}, but must be {describe_values(schema)}")
+    return value
 
 
 def describe_values(schema: Mapping[str, Any]) -> str:

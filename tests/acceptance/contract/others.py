@@ -135,10 +135,15 @@ MODELS = [
     get("/v2/models//ready", 404),
     get("/health", json={"status": "ready", "broker": "connected", "workers": 1}),
     get("/metrics", check=lambda answer: "# TYPE vecmill_requests_total counter" in answer.text, differs="metrics"),
-    get("/openapi.json", json={"openapi": "3.1.0"}),
+    *(get("/metrics", name=f"in an invalid version: {accept}", headers={"accept": accept},
+          sends={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
+      for accept in ("text/plain; version=abc", "application/openmetrics-text; version=x.y")),
+    get("/", json={"name": "vecmill", "docs": "docs", "embeddings": "v1/embeddings"}),
+    get("/openapi.json", json={"openapi": "3.1.0", "servers": [{"url": "."}]}),
     get("/openapi.json", server="strict", name="has the server's limits", check=lambda answer: answer.json()
         ["components"]["schemas"]["EmbeddingsRequest"]["properties"]["input"]["anyOf"][1]["maxItems"] == 3),
     get("/docs", sends={"content-type": "text/html; charset=utf-8", "content-security-policy": ...}),
+    get("/docs/", 302, sends={"location": "../docs"}),
     get("/docs/swagger-ui.css", sends={"content-encoding": "gzip"}),
     get("/v1/models/fake", server="strict", name="has the default prompt", json={
         "default_prompt": "topic", "prompts": {"query": "query: ", "document": "passage: ", "topic": "topic: "}}),
@@ -150,7 +155,6 @@ PREFLIGHT = {"Origin": "https://a.example", "Access-Control-Request-Method": "PO
              "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
 EDGES = [
     get("/nothing", 404, message="Invalid request URL", code="unknown_url", differs="unknown path"),
-    get("/", 404, message="Invalid request URL"),
     get("/v1", 404, message="Invalid request URL"),
     get("/v1/embeddings/", 405),
     *(Row(f"POST {path}", "POST", path, 404, {"model": REAL, "input": "a"}, message="send the request to /v1/embeddings",
@@ -178,7 +182,7 @@ EDGES = [
         {"Authorization": "Bearer x"}, "locked"),
     Row("embeddings with a key", "POST", "/v1/embeddings", 200, {"model": FAKE, "input": "a"}, KEY, "locked"),
     *(get(path, server="locked", name="needs no key") for path in
-      ("/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/docs/start.js")),
+      ("/", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/docs/start.js")),
     Row("embeddings with a key and any dimensions allowed", "POST", "/v1/embeddings", 200,
         {"model": FAKE, "input": "a", "dimensions": 3}, KEY, "locked",
         check=lambda answer: "x-vecmill-warning" not in answer.headers),
