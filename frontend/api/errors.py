@@ -6,11 +6,9 @@ from collections.abc import Collection
 
 import msgspec
 
-from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode
+from broker.wire.errors import MAX_QUOTED, MAX_RETRY_AFTER_S, ErrorCode, quote
 from frontend.api.answers import ErrorAnswer, ErrorObject, ErrorType
 
-#: Longest part of a value from a request that an error repeats, in characters.
-MAX_QUOTED_CHARACTERS = 100
 #: Longest message of an error, in characters.
 MAX_MESSAGE_CHARACTERS = 2000
 #: Most names of models that an error lists.
@@ -73,11 +71,6 @@ class ApiError(Exception):
         return {"Retry-After": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.retry_after_s))))}
 
 
-def quote(value: str) -> str:
-    """Return a value from a request in quotes, and only the beginning of a long value."""
-    return repr(value) if len(value) <= MAX_QUOTED_CHARACTERS else f"{value[:MAX_QUOTED_CHARACTERS]!r}…"
-
-
 def from_failure(code: ErrorCode, text: str = "", retry_after_ms: int = 0) -> ApiError:
     """Convert a failure from the broker or a worker; an empty text becomes the code's default text."""
     status, kind, name, param = _HTTP_ERRORS.get(code, _INTERNAL_ERROR)
@@ -113,7 +106,7 @@ def unknown_model(
 
 def _shorten(name: str) -> str:
     """Return the end of a model's name, as names are compared."""
-    return name[-MAX_QUOTED_CHARACTERS:].lower().rpartition("/")[2]
+    return name[-MAX_QUOTED:].lower().rpartition("/")[2]
 
 
 def describe_served(served: Collection[str]) -> str:
@@ -128,7 +121,7 @@ def unknown_path(path: str) -> ApiError:
     """Return the error for a path that does not exist, which names the right path if there is a similar one."""
     right = next((right for part in reversed(path.lower().split("/")) if (right := _PATHS.get(part))), None)
     hint = f"send the request to {right}" if right else "/docs lists the paths"
-    return ApiError(404, f"Invalid request URL: there is no {path[:MAX_QUOTED_CHARACTERS]}; {hint}", code="unknown_url")
+    return ApiError(404, f"Invalid request URL: there is no {path[:MAX_QUOTED]}; {hint}", code="unknown_url")
 
 
 def broker_away() -> ApiError:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta, Struct, field
 
+from broker.wire.errors import quote
 from broker.wire.protocol import Lane, Option, Origin
-from frontend.api.errors import ApiError, quote
+from frontend.api.errors import ApiError
 from frontend.api.inputs import Inputs, parse_object, read_boolean, read_inputs, read_model_name, read_string
 
 #: Where to truncate inputs that are too long. Cohere and NIM have these words in capitals.
@@ -253,9 +254,7 @@ def parse_deadline_s(headers: Mapping[str, str], max_deadline_s: float) -> float
 
 def list_credentials(headers: Mapping[str, str]) -> list[str]:
     """Return what may have the API key, in the form `Bearer KEY`: Authorization, Azure's header, and Anthropic's."""
-    scheme, _, key = headers.get("authorization", "").strip(_BLANKS).partition(" ")
-    others = [headers[name].strip(_BLANKS) for name in KEY_HEADERS if name in headers]
-    return [f"{scheme} {key.lstrip(_BLANKS)}", *(f"Bearer {other}" for other in others)]
+    return [headers.get("authorization", ""), *(f"Bearer {headers[name]}" for name in KEY_HEADERS if name in headers)]
 
 
 def hash_client(text: str) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long, describe_too_many_tokens
+from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long, describe_too_many_tokens, quote
 from broker.wire.protocol import Kind, ModelInfo, Option, pack_u32
-from frontend.api.errors import ApiError, from_failure, name_input, quote
+from frontend.api.errors import ApiError, from_failure, name_input
 from frontend.api.schemas import MAX_LENGTH_LIMIT, EmbeddingsRequest, TokenizeRequest
 
 #: Names of prompts to look for, in this order, for each `input_type` of Cohere's API and vLLM. The names are those that

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import msgspec
 
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import ErrorCode, quote
 from broker.wire.protocol import Availability, Frame, Message, ModelInfo, ModelState
-from frontend.api.errors import ApiError, broker_away, from_failure, quote, unknown_model
+from frontend.api.errors import ApiError, broker_away, from_failure, unknown_model
 from frontend.session.pending import Pending, PendingRequests, RefusalCache
 
 #: Heartbeat and liveness intervals in seconds, until a welcome has the broker's own.

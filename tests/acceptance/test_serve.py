@@ -127,7 +127,7 @@ BAD = {
     "no body": (b"", 400),
     "not an object": (b"[1, 2]", 400),
     "not UTF-8": (b'{"model": "m", "input": "\xff\xfe"}', 400),
-    "lone surrogate": (b'{"model": "m", "input": "\\udc00"}', 400),
+    "broken escape": (b'{"model": "m", "input": "\\udc0"}', 400),
     "deep": (b"[" * 100_000 + b"]" * 100_000, 400),
     "no model": (b'{"input": "a"}', 400),
     "unknown model": (b'{"model": "m", "input": "a"}', 404),

@@ -8,9 +8,10 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
 from broker.shared.version import VERSION
+from broker.wire.errors import quote
 from broker.wire.protocol import Availability, Kind, Option
 from frontend.api.answers import ModelReady, ServerMetadata
-from frontend.api.errors import ApiError, quote, unknown_model
+from frontend.api.errors import ApiError, unknown_model
 from frontend.api.openapi import PREFIXES
 from frontend.api.rendering import count_token_ids, render_config, render_model_metadata, render_tokens
 from frontend.api.schemas import parse_tokenize

@@ -379,10 +379,9 @@ def test_headers_choose_lane_and_deadline(headers: dict[str, str], lane: Lane | 
 @pytest.mark.parametrize(
     ("headers", "credentials"),
     [
-        ({}, [" "]),
+        ({}, [""]),
         ({"authorization": "Bearer a"}, ["Bearer a"]),
-        ({"authorization": " bearer  \ta\t "}, ["bearer a"]),
-        ({"api-key": " a "}, [" ", "Bearer a"]),
+        ({"api-key": " a"}, ["", "Bearer  a"]),
         ({"authorization": "Basic b", "x-api-key": "a", "api-key": "c"}, ["Basic b", "Bearer c", "Bearer a"]),
     ],
 )
