@@ -19,6 +19,8 @@ from sanic.exceptions import BadURL, RequestCancelled, RequestTimeout
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+from broker.shared.descriptors import DescriptorWatch
+from frontend.rest.metrics import scarce_descriptors
 from frontend.rest.tcp_info import read_tcp_info
 
 #: Interval, in seconds, at which a closing TLS connection is checked for unread bytes.
@@ -27,6 +29,8 @@ _CHECK_INTERVAL_S = 0.05
 _TURN_S = 0.01
 #: Seconds by which the kernel's limit on unread bytes exceeds ours, so that ours comes first and is counted.
 _KERNEL_MARGIN_S = 5.0
+
+_descriptors = DescriptorWatch()
 
 
 def limit_unread(listening: socket.socket, limit_s: float) -> None:
@@ -64,6 +68,8 @@ class Connection(HttpProtocol):
         # The first request must begin within the request time-out. Sanic would wait for the keep-alive time-out.
         self.keep_alive_timeout = self.request_timeout
         self.app.ctx.connections.add(self)
+        if _descriptors.is_scarce(transport.get_extra_info("socket").fileno(), time.monotonic()):
+            scarce_descriptors.inc()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection from the application's list."""
