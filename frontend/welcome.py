@@ -10,7 +10,8 @@ PORT_VARIABLE = "VECMILL_PORT"
 
 
 def format_url(host: str, port: int, *, tls: bool) -> str:
-    """Return the URL at which a client on this host reaches a server that listens on an address."""
+    """Return the URL at which a client on this host reaches a server on these addresses, which commas separate."""
+    host = host.split(",")[0].strip()
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from serve_flags import METRICS_BIND, parse_arguments  # noqa: E402
 
+from frontend.listening import open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
 from frontend.welcome import format_curl, format_url  # noqa: E402
@@ -34,7 +35,7 @@ STARTED = time.monotonic()
 #: Seconds until the processes of a role are killed if they have not drained.
 DRAIN_S = 70.0
 #: Seconds from the first answer until the server counts as ready although some workers are not connected.
-ALL_WORKERS_S = 10.0
+ALL_WORKERS_S = 30.0
 #: Exit status after a signal that stopped unfinished work: 128 + SIGINT, as in shells.
 INTERRUPTED = 130
 
@@ -70,8 +71,8 @@ def check_port(host: str, port: int) -> None:
     try:
         if not port:
             raise OSError("clients cannot connect to port 0")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
+        for listening in open_sockets(host, port):
+            listening.close()
     except (OSError, OverflowError) as error:
         sys.exit(f"vecmill: cannot listen on port {port} of {host} ({error}); choose another with --port")
 

@@ -147,6 +147,18 @@ def test_broker_that_was_stopped_evicts_no_live_worker(cluster: Cluster, post: P
     assert cluster.count("workers_evicted") == 0
 
 
+def test_drain_without_worker_is_503_at_once(cluster: Cluster, post: Post) -> None:
+    broker, (worker,), _ = cluster.all()
+    worker.signal(signal.SIGTERM)
+    cluster.until_workers(0)
+    asked = post("a")
+    until(lambda: cluster.number("open_jobs") == 1)
+    broker.signal(signal.SIGTERM)
+    answer = asked.result(timeout=5)
+    assert (answer.status_code, "shutting down" in answer.text) == (503, True)
+    assert broker.wait() == 0
+
+
 @pytest.mark.parametrize("role", ["frontend", "worker"])
 def test_peer_with_other_protocol_is_refused(cluster: Cluster, peers: list[Peer], role: str) -> None:
     cluster.all()

@@ -8,13 +8,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sanic.compat import Header
 
 from broker.wire.protocol import ModelInfo
 from frontend.api.errors import ApiError, unknown_model
 from frontend.api.rendering import render_tokens
 from frontend.api.schemas import parse_embeddings, parse_tokenize
 from frontend.api.submission import build_submission
+from frontend.config import Config
 from frontend.rest.http_protocol import TimedRequest
+from frontend.rest.incoming_bodies import IncomingBodies
 from tests.harness import hostile
 from tests.harness.hostile import LONGEST
 
@@ -81,6 +84,8 @@ class Transport:
 class Stream:
     """A body that arrives in parts."""
 
+    request_max_size = 8 * 1024 * 1024
+
     def __init__(self, parts: AsyncIterator[bytes]) -> None:
         self._parts = parts
         self.protocol = SimpleNamespace(transport=Transport())
@@ -92,7 +97,9 @@ class Stream:
 def build_request(parts: AsyncIterator[bytes]) -> TimedRequest:
     """Return a request whose body arrives in these parts."""
     request = TimedRequest.__new__(TimedRequest)
-    request.app = SimpleNamespace(config=SimpleNamespace(REQUEST_TIMEOUT=30.0))  # type: ignore[assignment]
+    request.headers = Header()
+    context = SimpleNamespace(config=Config(), incoming=IncomingBodies(LONGEST))
+    request.app = SimpleNamespace(ctx=context, config=SimpleNamespace(REQUEST_TIMEOUT=30.0))  # type: ignore[assignment]
     request.stream = Stream(parts)  # type: ignore[assignment]
     return request
 
