@@ -22,8 +22,10 @@ from sanic.exceptions import BadURL, RequestCancelled, RequestTimeout, ServiceUn
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+from broker.shared.descriptors import DescriptorWatch
 from frontend.api.errors import ApiError
 from frontend.rest.incoming_bodies import Decoder
+from frontend.rest.metrics import scarce_descriptors
 from frontend.rest.strict_http import StrictHttp
 from frontend.rest.tcp_info import read_tcp_info
 
@@ -35,6 +37,8 @@ _TURN_S = 0.01
 _KERNEL_MARGIN_S = 5.0
 #: Seconds for which a connection outlives the configured idle time, so that a request sent at its end is answered.
 IDLE_MARGIN_S = 1.0
+
+_descriptors = DescriptorWatch()
 
 
 def limit_unread(listening: socket.socket, limit_s: float) -> None:
@@ -73,6 +77,8 @@ class Connection(HttpProtocol):
         # The first request must begin within the request time-out. Sanic would wait for the keep-alive time-out.
         self.keep_alive_timeout = self.request_timeout
         self.app.ctx.connections.add(self)
+        if _descriptors.is_scarce(transport.get_extra_info("socket").fileno(), time.monotonic()):
+            scarce_descriptors.inc()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection from the application's list."""

@@ -121,6 +121,11 @@ unread_bytes = Gauge(
     multiprocess_mode="livesum",
     registry=_registry,
 )
+scarce_descriptors = Counter(
+    PREFIX + "scarce_descriptors",
+    "Connections accepted while nearly all descriptors were in use",
+    registry=_registry,
+)
 readers_ended = Counter(
     PREFIX + "readers_ended",
     "Connections closed because the client read too slowly, by reason",

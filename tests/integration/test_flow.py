@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import resource
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from broker.shared.descriptors import MARGIN
 from broker.wire import protocol as wire
 from frontend.api.schemas import RequestOptions
 from frontend.config import Config
@@ -23,8 +26,24 @@ from tests.harness.processes import Cluster, until
 
 HOUR_MS = 3_600_000
 TERMS = RequestOptions(None, 60, "")
+SCARCE = "vecmill_scarce_descriptors_total "
 #: Dimension of vectors of 16 KiB, of which four are sent without a copy.
 WIDE = 4096
+
+
+def test_full_table_of_descriptors_is_reported(cluster: Cluster) -> None:
+    _, _, frontend = cluster.all()
+    used = len(list(Path(f"/proc/{frontend.process.pid}/fd").iterdir()))
+    limit = used + MARGIN + 10
+    resource.prlimit(frontend.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    clients = [socket.create_connection(("127.0.0.1", cluster.port)) for _ in range(limit)]
+    until(lambda: f"nearly all of {limit} descriptors are in use" in frontend.output)
+    for client in clients:
+        client.close()
+    assert right(httpx.post(f"{cluster.url}/v1/embeddings", json=body("a"), timeout=30), ("a",))
+    assert frontend.output.count("nearly all") == 1
+    (line,) = [line for line in httpx.get(f"{cluster.url}/metrics").text.splitlines() if line.startswith(SCARCE)]
+    assert float(line.split()[1]) >= 1
 
 
 # --- lost edges ------------------------------------------------------------------------------------------------------

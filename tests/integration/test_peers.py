@@ -107,7 +107,7 @@ def test_row_that_is_not_finite_is_never_served(cluster: Cluster, peers: list[Pe
     worker.send(result, rows[:-4] + np.float32(value).tobytes())
     answer = asked.result()
     assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == NOT_FINITE
+    assert NOT_FINITE in answer.json()["error"]["message"]
 
 
 def test_unexpected_results_are_counted_and_ignored(cluster: Cluster, peers: list[Peer], post: Post) -> None:
@@ -145,6 +145,18 @@ def test_broker_that_was_stopped_evicts_no_live_worker(cluster: Cluster, post: P
     assert right(asked.result(), ("wait go",))
     until(lambda: cluster.number("workers") == 2)
     assert cluster.count("workers_evicted") == 0
+
+
+def test_drain_without_worker_is_503_at_once(cluster: Cluster, post: Post) -> None:
+    broker, (worker,), _ = cluster.all()
+    worker.signal(signal.SIGTERM)
+    cluster.until_workers(0)
+    asked = post("a")
+    until(lambda: cluster.number("open_jobs") == 1)
+    broker.signal(signal.SIGTERM)
+    answer = asked.result(timeout=5)
+    assert (answer.status_code, "shutting down" in answer.text) == (503, True)
+    assert broker.wait() == 0
 
 
 @pytest.mark.parametrize("role", ["frontend", "worker"])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from broker.shared.descriptors import raise_descriptor_limit
+from broker.shared.descriptors import MARGIN, DescriptorWatch, raise_descriptor_limit
 from tests.harness.processes import ROOT
 
 
@@ -26,6 +26,24 @@ def test_system_that_refuses_keeps_its_limit(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(resource, "setrlimit", refuse)
     raise_descriptor_limit()
+
+
+def test_full_table_is_logged_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 256))
+    watch = DescriptorWatch()
+    assert [watch.is_scarce(number, 100.0) for number in (7, 255 - MARGIN, 256 - MARGIN, 255)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert watch.is_scarce(255, 109.0)
+    assert len(caplog.messages) == 1
+    assert watch.is_scarce(255, 110.0)
+    assert len(caplog.messages) == 2
+    assert "nearly all of 256 descriptors are in use" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("module", ["broker", "frontend", "workers"])
