@@ -63,13 +63,13 @@ def test_body_in_small_chunks_is_joined(cluster: Cluster, size: int) -> None:
     assert b"model field is not a string" in answer
 
 
-MANY_SLASHES = {"/" * 7900: b"200", "/v1/models" + "/" * 7800: b"200", "/v1" + "/x" * 3000 + "/" * 1500: b"404"}
-
-
-@pytest.mark.parametrize("path", MANY_SLASHES)
-def test_many_slashes_are_answered(cluster: Cluster, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/" * 7900, b"200"), ("/v1/models" + "/" * 7800, b"200"), ("/v1" + "/x" * 3000 + "/" * 1500, b"404")],
+)
+def test_many_slashes_are_answered(cluster: Cluster, path: str, status: bytes) -> None:
     program = start_frontend(cluster)
-    assert exchange(cluster, b"GET %s HTTP/1.1\r\n" % path.encode()).split()[1] == MANY_SLASHES[path]
+    assert exchange(cluster, b"GET %s HTTP/1.1\r\n" % path.encode()).split()[1] == status
     assert "Traceback" not in program.output
 
 

@@ -22,7 +22,7 @@ def locked(cluster: Cluster) -> Cluster:
     (cluster.folder / "keys.toml").write_text(keys + make_entry("root", ADMIN, admin=True))
     cluster.broker()
     cluster.worker()
-    cluster.frontend("--api-keys", str(cluster.folder / "keys.toml"), environ={"API_KEY": "of the environment"})
+    cluster.frontend("--api-keys", str(cluster.folder / "keys.toml"), environ={"API_KEY": "of-the-environment"})
     until(lambda: is_ready(cluster), what="the cluster")
     return cluster
 
@@ -53,7 +53,7 @@ def test_paths_require_a_key(locked: Cluster, method_and_path: str) -> None:
 
 
 def test_configured_keys_are_accepted_and_probes_need_none(locked: Cluster) -> None:
-    for key in (KEY, OTHER, ADMIN, "of the environment"):
+    for key in (KEY, OTHER, ADMIN, "of-the-environment"):
         assert embed(locked, "a", key=key).status_code == 200
     for path in ("/v2/health/live", "/v2/health/ready"):
         assert httpx.get(locked.url + path).status_code == 200
@@ -67,8 +67,8 @@ def test_reload_requires_admin_and_applies_new_keys(locked: Cluster) -> None:
     assert unchanged.status_code == 200
     assert unchanged.json() == httpx.get(f"{locked.url}/v1/config", headers=make_header(KEY)).json()
     path.write_text(path.read_text() + make_entry("new", "vm-new"))
-    assert httpx.post(reload, headers=make_header("of the environment")).status_code == 201
-    assert httpx.post(reload, headers=make_header("of the environment")).status_code == 200
+    assert httpx.post(reload, headers=make_header("of-the-environment")).status_code == 201
+    assert httpx.post(reload, headers=make_header("of-the-environment")).status_code == 200
     assert embed(locked, "a", key="vm-new").status_code == 200
     path.write_text("[[key")
     broken = httpx.post(reload, headers=make_header(ADMIN))

@@ -40,9 +40,9 @@ def _find_operation(row: Row, description: dict[str, Any]) -> dict[str, Any] | N
 
     A slash at the end of a path is ignored, as by the server.
     """
-    path, paths = row.path.partition("?")[0].rstrip("/") or "/", description["paths"]
-    if path.startswith("/docs/"):
+    if row.path.startswith("/docs/"):
         return None
+    path, paths = row.path.partition("?")[0].rstrip("/") or "/", description["paths"]
     path = ALIAS.sub(PREFIX, path)
     templates = [template for template in paths if re.fullmatch(re.sub(r"\\{name\\}", ".+", re.escape(template)), path)]
     return paths[max(templates, key=len)].get(row.method.lower()) if templates else None

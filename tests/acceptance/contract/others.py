@@ -222,7 +222,7 @@ STATES = [
         name: (one["model_version_status"][0]["state"], one["model_version_status"][0]["status"]["error_code"])
         for name, one in answer.json().items()
     } == {FAKE: ("END", "OK"), "broken": ("LOADING", "FAILED_PRECONDITION"), REAL: ("LOADING", "OK")}),
-    get("/v1/config", name="has the reason of a failure", server="states", check=lambda answer: "does not exist or is not a folder"
+    get("/v1/config", name="has the reason of a failure", server="states", check=lambda answer: "/none does not exist; "
         in answer.json()["broken"]["model_version_status"][0]["status"]["error_message"]),
     get("/v1/models", json={"data": []}, server="states"),
     get("/v2/health/ready", 503, message="Server is not ready", server="states"),
