@@ -22,7 +22,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     device: Annotated[str, Meta(description="OpenVINO device, such as CPU, GPU, GPU.1 or NPU")] = "CPU"
     streams: Annotated[
-        int, Meta(ge=0, description="number of inferences that run in parallel; 0: OpenVINO's choice for the device")
+        int,
+        Meta(ge=0, description="number of inferences that run in parallel; 0: one for each CPU, or what a GPU prefers"),
     ] = 0
     batch_ms: Annotated[
         int, Meta(gt=0, description="target duration of a batch, in milliseconds; determines its size")

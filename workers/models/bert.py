@@ -5,8 +5,10 @@ The graph consists of OpenVINO's own operators, with attention as one fused oper
 Devlin et al. 2018, arXiv:1810.04805, with the layer norm after each residual.
 """
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,13 @@ import openvino as ov
 import openvino.opset15 as op
 
 from workers.models import graph
-from workers.models.folder import ModelError, ModelFolder
+from workers.models.folder import REMEDY, ModelError, ModelFolder, read_count, read_number
 from workers.models.graph import Weights, make_integers, make_scalar
 
 
 def build_model(folder: ModelFolder, tensors: Mapping[str, Any]) -> ov.Model:
     """Return the graph of a folder's model. Raise `ModelError` if config.json and the tensors do not fit."""
-    try:
-        shape = _read_shape(folder.config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder.path / 'config.json'} does not describe a BERT model: {error}") from None
+    shape = _read_shape(folder.path / "config.json", folder.config)
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in tensors else ""
     weights = Weights(tensors, prefix)
     ids = op.parameter([-1, -1], np.int64, name="input_ids")
@@ -54,30 +53,28 @@ class _Shape:
     activate: Callable[[Any], Any]
 
 
-def _read_shape(config: Mapping[str, Any]) -> _Shape:
-    """Return the numbers of a config.json.
-
-    Raise `KeyError`, `TypeError` or `ValueError` if one is missing or not supported.
-    """
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    if heads < 1 or hidden % heads:
-        raise ValueError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+def _read_shape(path: Path, config: dict[str, Any]) -> _Shape:
+    """Return the numbers of a config.json. Raise `ModelError` if one is missing, invalid or not supported."""
+    hidden, heads = read_count(path, config, "hidden_size"), read_count(path, config, "num_attention_heads")
+    if hidden % heads:
+        raise ModelError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; {REMEDY}")
     activation = config.get("hidden_act", "gelu")
-    if activation not in graph.ACTIVATIONS:
-        raise ValueError(f"hidden_act {activation!r} is not one of {', '.join(graph.ACTIVATIONS)}")
+    if not isinstance(activation, str) or activation not in graph.ACTIVATIONS:
+        known = ", ".join(graph.ACTIVATIONS)
+        raise ModelError(f"{path}: hidden_act {reprlib.repr(activation)} is not supported; Vecmill supports {known}")
     if config.get("position_embedding_type", "absolute") != "absolute":
-        raise ValueError("position_embedding_type is not absolute")
+        raise ModelError(f"{path}: position_embedding_type is not absolute, which Vecmill does not support")
     if config.get("is_decoder"):
-        raise ValueError("is_decoder is true")
+        raise ModelError(f"{path}: is_decoder is true, but Vecmill supports only encoders")
     return _Shape(
         hidden=hidden,
         heads=heads,
-        layers=int(config["num_hidden_layers"]),
-        inner=int(config["intermediate_size"]),
-        vocabulary=int(config["vocab_size"]),
-        positions=int(config["max_position_embeddings"]),
-        token_types=int(config.get("type_vocab_size", 2)),
-        epsilon=float(config.get("layer_norm_eps", 1e-12)),
+        layers=read_count(path, config, "num_hidden_layers"),
+        inner=read_count(path, config, "intermediate_size"),
+        vocabulary=read_count(path, config, "vocab_size"),
+        positions=read_count(path, config, "max_position_embeddings"),
+        token_types=read_count(path, config, "type_vocab_size", default=2),
+        epsilon=read_number(path, config, "layer_norm_eps", 0, 1, 1e-12, whole=False),
         activate=graph.ACTIVATIONS[activation],
     )
 

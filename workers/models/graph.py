@@ -7,7 +7,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.folder import ModelError, ModelFolder
+from workers.models.folder import REMEDY, ModelError, ModelFolder
 
 #: Smallest divisors, as in torch.nn.functional.normalize and in the mean pooling of sentence-transformers.
 NORMALIZE_EPSILON = 1e-12
@@ -31,13 +31,20 @@ class Weights:
         self._prefix = prefix
 
     def get_tensor(self, name: str, *shape: int) -> Any:
-        """Return a tensor as float32. Raise `ModelError` if it is missing or has another shape."""
-        tensor = self._tensors.get(self._prefix + name)
+        """Return a tensor as float32. Raise `ModelError` if it is missing, not finite or has another shape."""
+        name = self._prefix + name
+        tensor = self._tensors.get(name)
         if tensor is None:
-            raise ModelError(f"model.safetensors has no tensor {self._prefix + name}")
+            raise ModelError(f"model.safetensors has no tensor {name}, which config.json requires; {REMEDY}")
         if tensor.shape != shape:
-            raise ModelError(f"{self._prefix + name} has the shape {tensor.shape}, but config.json requires {shape}")
-        return tensor.astype(np.float32, copy=False)
+            raise ModelError(
+                f"model.safetensors: {name} has the shape {tensor.shape}, but config.json requires {shape}; {REMEDY}"
+            )
+        with np.errstate(over="ignore"):
+            tensor = tensor.astype(np.float32, copy=False)
+        if not np.isfinite(tensor).all():
+            raise ModelError(f"model.safetensors: {name} has values that are not finite float32 numbers; {REMEDY}")
+        return tensor
 
 
 def make_integers(*values: int) -> Any:

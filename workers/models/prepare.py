@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import importlib
 import importlib.metadata
+import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,15 @@ from typing import Any
 import msgspec
 
 from workers.models import cache as entries
-from workers.models.folder import EXPORT_HINT, ModelError, ModelFolder, read_folder
+from workers.models.folder import (
+    REMEDY,
+    SUPPORTED,
+    ModelError,
+    ModelFolder,
+    read_count,
+    read_folder,
+    summarize_error,
+)
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
@@ -62,8 +71,8 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     folder = read_folder(path)
     if folder.family not in FAMILIES:
         raise ModelError(
-            f"{path} has the model_type {folder.family!r}, but Vecmill converts only {', '.join(FAMILIES)}; "
-            f"{EXPORT_HINT}"
+            f"{path / 'config.json'} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
+            f"{SUPPORTED}"
         )
     prompts = read_prompts(folder, report)
     revision = _compute_revision(folder, prompts)
@@ -74,7 +83,7 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
         try:
             facts = entries.store_entry(cache, revision, made_by, lambda into: _convert_model(folder, into, report))
         except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError for a full disk, too
-            raise ModelError(f"could not write the converted model to {cache}: {error}") from None
+            raise ModelError(f"could not write the converted model to {cache}: {summarize_error(error)}") from None
     entry = entries.get_entry_folder(cache, revision)
     return PreparedModel(
         revision=revision,
@@ -106,8 +115,7 @@ def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
     digest = hashlib.sha256(msgspec.json.encode(settings))
     for path in (folder.weights_path, folder.tokenizer_path):
         try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(entries.hash_file(path)))
         except OSError as error:
             raise ModelError(f"could not read {path}: {error}") from None
     return digest.hexdigest()[:32]
@@ -125,15 +133,17 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
 
     from workers.models.tokenizers import convert_tokenizer
 
+    config_path = folder.path / "config.json"
+    vocabulary_size = read_count(config_path, folder.config, "vocab_size")
     report("  building the OpenVINO model")
     model = importlib.import_module(FAMILIES[folder.family]).build_model(folder, _read_weights(folder.weights_path))
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
-    ov.save_model(convert_tokenizer(folder), into / entries.TOKENIZER, compress_to_fp16=False)
+    ov.save_model(convert_tokenizer(folder, vocabulary_size), into / entries.TOKENIZER, compress_to_fp16=False)
     return entries.Facts(
         dimension=model.output(0).get_partial_shape()[1].get_length(),
-        vocabulary_size=int(folder.config["vocab_size"]),
-        pad_id=int(folder.config.get("pad_token_id") or 0),
+        vocabulary_size=vocabulary_size,
+        pad_id=read_count(config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
         made_by="",
     )
 
@@ -161,7 +171,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
                 raise ModelError(f"{path}: {name} has the type {kind}, but Vecmill reads only F32, F16, BF16 and F64")
             tensors[name] = values.reshape(tensor["shape"])
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from None
+        raise ModelError(f"{path} is damaged: {summarize_error(error)}; {REMEDY}") from None
     return tensors
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from workers.models.folder import ModelError, ModelFolder, read_object
+from workers.models.folder import ModelError, ModelFolder, is_present, read_object
 
 _FILE = "config_sentence_transformers.json"
 #: Limits of the wire messages: characters of a name and of a prompt, and the number of prompts.
@@ -29,7 +29,7 @@ def read_prompts(folder: ModelFolder, report: Callable[[str], None]) -> Prompts:
     `report` gets a line if there are prompts that Vecmill cannot offer.
     """
     path = folder.path / _FILE
-    if not path.is_file():
+    if not is_present(path):
         return Prompts()
     config = read_object(path)
     texts, default = config.get("prompts") or {}, config.get("default_prompt_name")

@@ -26,12 +26,14 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.folder import ModelError, ModelFolder
+from workers.models.folder import REMEDY, ModelError, ModelFolder, read_count, read_object, summarize_error
 
 #: Shortest run of consecutive characters that goes into a regular expression; shorter runs go into the table.
 _LONG_RUN = 256
 #: Separates characters that one call normalizes, because no other character becomes this one.
 _SEPARATOR = "|"
+#: Longest word in characters: one less than the largest number in a regular expression of Oniguruma.
+_MAX_REPEAT = 99_999
 #: Replaces a word with too many characters: a private character, which is in no vocabulary.
 _UNKNOWN = "\ue000"
 
@@ -39,8 +41,18 @@ _UNKNOWN = "\ue000"
 _Node = dict[int, Any]
 
 
-def convert_tokenizer(folder: ModelFolder) -> ov.Model:
-    """Return the tokenizer of a folder. Raise `ModelError` if openvino-tokenizers cannot convert it."""
+def convert_tokenizer(folder: ModelFolder, vocabulary_size: int) -> ov.Model:
+    """Return the tokenizer of a folder.
+
+    Raise `ModelError` if openvino-tokenizers cannot convert it, or if it does not fit the model.
+    """
+    path = folder.tokenizer_path
+    spec = read_object(path)
+    is_bert = _is_bert(spec)
+    max_characters = 0
+    if is_bert:
+        model = spec["model"]
+        max_characters = read_count(path, model, "max_input_chars_per_word", highest=_MAX_REPEAT, default=100)
     # transformers warns about the missing PyTorch, which Vecmill does not need.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with warnings.catch_warnings():
@@ -50,24 +62,38 @@ def convert_tokenizer(folder: ModelFolder) -> ov.Model:
         from transformers import PreTrainedTokenizerFast
 
         try:
-            spec = json.loads(folder.tokenizer_path.read_bytes())
-            if is_bert := _is_bert(spec):
-                rules = json.dumps(spec["normalizer"], sort_keys=True)
-                spec |= _build_rules(rules, spec["model"]["max_input_chars_per_word"])
+            if is_bert:
+                spec |= _build_rules(json.dumps(spec["normalizer"], sort_keys=True), max_characters)
             exact = tokenizers.Tokenizer.from_str(json.dumps(spec))
             tokenizer = PreTrainedTokenizerFast(tokenizer_object=exact)  # type: ignore[no-untyped-call]
             converted = openvino_tokenizers.convert_tokenizer(tokenizer)
+            exact.no_truncation()
+            exact.no_padding()
+            special = exact.encode("").ids
+            # Fails if the unknown token is not in the vocabulary.
+            highest = max(*exact.get_vocab(with_added_tokens=True).values(), *exact.encode(_UNKNOWN).ids)
         except Exception as error:  # the libraries raise many kinds, all because of this file
-            raise ModelError(f"could not convert {folder.tokenizer_path}: {error}") from error
+            raise ModelError(f"could not convert {path}: {summarize_error(error)}; {REMEDY}") from error
+    if highest >= vocabulary_size:
+        raise ModelError(
+            f"{path} has the token id {highest}, but vocab_size of config.json is {vocabulary_size}; {REMEDY}"
+        )
+    if len(special) >= folder.max_tokens:
+        raise ModelError(
+            f"{folder.path} limits inputs to {folder.max_tokens} tokens, but its tokenizer adds {len(special)} to each "
+            "text; correct max_position_embeddings of config.json, max_seq_length of sentence_bert_config.json or "
+            "model_max_length of tokenizer_config.json"
+        )
     if is_bert:
-        _lift_byte_limit(converted, spec["model"]["max_input_chars_per_word"])
+        _lift_byte_limit(converted, max_characters)
     return _expose_ragged_ids(converted, folder)
 
 
 def _is_bert(spec: dict[str, Any]) -> bool:
     """Return whether a tokenizer.json has BERT's rules."""
-    parts = [(spec.get(name) or {}).get("type") for name in ("normalizer", "pre_tokenizer", "model")]
-    return parts == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and bool(spec["normalizer"]["clean_text"])
+    parts = [spec.get(name) for name in ("normalizer", "pre_tokenizer", "model")]
+    types = [part.get("type") if isinstance(part, dict) else None for part in parts]
+    return types == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and spec["normalizer"].get("clean_text") is True
 
 
 @functools.cache  # takes a second, and most models have the same rules
@@ -208,7 +234,7 @@ def _expose_ragged_ids(converted: ov.Model, folder: ModelFolder) -> ov.Model:
         by_type.setdefault(node.get_type_name(), []).append(node)
     combined, truncations = by_type.get("CombineSegments", []), by_type.get("Truncate", [])
     if len(combined) != 1 or len(truncations) > 1:
-        raise ModelError(f"could not convert {folder.tokenizer_path} because its graph has an unknown shape")
+        raise ModelError(f"could not convert {folder.tokenizer_path} because Vecmill does not support this kind")
     for truncation in truncations:
         truncation.input(3).replace_source_output(op.constant(np.int32(2**31 - 1)).output(0))
     results = []

@@ -38,11 +38,20 @@ def announce_loading(
     try:
         yield
     except failures as error:
-        notices.append(msgspec.structs.replace(loading, failure=str(error)[:MAX_FAILURE_LENGTH]))
+        failure = repair_text(str(error))[:MAX_FAILURE_LENGTH]
+        notices.append(msgspec.structs.replace(loading, failure=failure))
         raise
     finally:
         ended.set()
         thread.join()
+
+
+def repair_text(text: str) -> str:
+    """Return a text from the command line or the file system as the UTF-8 that it is.
+
+    In the locale C without UTF-8 mode, Python reads other bytes than ASCII as surrogates, which cannot be sent.
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def connect_dealer(config: Config) -> "zmq.Socket[bytes]":

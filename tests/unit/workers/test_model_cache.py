@@ -74,6 +74,17 @@ def test_damaged_entry_is_converted_again(folder: Path, cache_folder: Path, name
     assert list_scratch(cache_folder) == []
 
 
+@pytest.mark.parametrize("name", ["model.bin", "model.xml", "tokenizer.bin", "tokenizer.xml"])
+def test_changed_byte_is_noticed(folder: Path, cache_folder: Path, name: str) -> None:
+    first, _ = prepare_tiny(folder, cache_folder)
+    path = first.model_path.parent / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert prepare_tiny(folder, cache_folder) == (first, True)
+    assert prepare_tiny(folder, cache_folder) == (first, False)
+
+
 @pytest.mark.parametrize("facts", [b"", b"{}", b"null", b"\xff", b'{"files": {}}'])
 def test_invalid_facts_are_ignored(folder: Path, cache_folder: Path, facts: bytes) -> None:
     first, _ = prepare_tiny(folder, cache_folder)

@@ -171,9 +171,36 @@ def get_error(folder: Path) -> str:
 
 
 def test_folder_without_a_model_is_rejected_with_advice(tmp_path: Path) -> None:
-    assert "does not exist" in get_error(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert "optimum-cli export openvino --task feature-extraction" in get_error(tmp_path / "empty")
+    assert "Vecmill loads BERT models" in get_error(tmp_path / "empty")
+    (tmp_path / "config.json").touch()
+    assert "is a file; set --model to the folder that holds it" in get_error(tmp_path / "config.json")
+    assert "could not read the model folder" in get_error(tmp_path / ("x" * 300))
+
+
+def test_name_on_the_hub_is_rejected_with_a_download_command(tmp_path: Path) -> None:
+    assert "hf download BAAI/bge-small-en-v1.5 --local-dir" in get_error(tmp_path / "BAAI" / "bge-small-en-v1.5")
+    assert "hf download OWNER/MODEL --local-dir" in get_error(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["openvino_model.xml", "openvino_model.bin", "config.json", "tokenizer.json"],  # optimum-cli
+        ["graph.pbtxt", "subconfig.json"],  # OVMS 2024.5
+        ["gte-embeddings/1/model.xml", "gte-tokenizer/1/model.xml"],  # OVMS, one level up
+        ["1/model.xml", "config.json"],
+        ["model.onnx", "config.json", "tokenizer.json"],
+        ["onnx/model.onnx", "config.json", "tokenizer.json"],
+    ],
+)
+def test_export_is_rejected_without_an_export_command(tmp_path: Path, files: list[str]) -> None:
+    for name in files:
+        (tmp_path / "export" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "export" / name).write_text("{}")
+    error = get_error(tmp_path / "export")
+    assert "cannot load yet; Vecmill loads BERT models" in error
+    assert "optimum-cli" not in error
 
 
 def test_weights_that_need_torch_are_rejected(folder: Path) -> None:
@@ -183,9 +210,7 @@ def test_weights_that_need_torch_are_rejected(folder: Path) -> None:
 
 def test_unknown_family_is_rejected_with_the_known_ones(folder: Path) -> None:
     write_json(folder / "config.json", CONFIG | {"model_type": "llama"})
-    assert "'llama'" in (text := get_error(folder))
-    assert "bert" in text
-    assert "optimum-cli" in text
+    assert "has the model_type 'llama', which Vecmill cannot load yet; Vecmill loads BERT models" in get_error(folder)
 
 
 @pytest.mark.parametrize(

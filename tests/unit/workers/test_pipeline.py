@@ -273,3 +273,14 @@ def test_too_many_special_tokens_are_truncated() -> None:
 def make_ids(*ids: int) -> Ids:
     """Return token ids."""
     return np.array(ids, np.int64)
+
+
+def test_answer_longer_than_a_frame_fails_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker then runs the jobs alone. libzmq would end the connection of a worker that sent the answer."""
+    options = bytes([Option.TOKENIZE, Option.TOKENIZE, 0])
+    size = 4 * (30 + 40) + 4 * FakeBackend().dimension
+    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", size)
+    assert run_batch(make_batch("a" * 30, "b" * 40, "c", options=options)).error == ""
+    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", size - 1)
+    error = run_batch(make_batch("a" * 30, "b" * 40, "c", options=options)).error
+    assert error == f"tokenizer: an answer of {size} bytes is longer than a frame"

@@ -29,7 +29,7 @@ VOCABULARY = [*dict.fromkeys(LETTERS), *(f"##{letter}" for letter in dict.fromke
 def convert_both(folder: Path, spec: dict[str, Any]) -> tuple[Tokenizer, Any]:
     """Return our tokenizer and Hugging Face's, without truncation and padding."""
     write_json(folder / "tokenizer.json", spec)
-    ov.save_model(convert_tokenizer(read_folder(folder)), folder / "tokenizer.xml", compress_to_fp16=False)
+    ov.save_model(convert_tokenizer(read_folder(folder), 300), folder / "tokenizer.xml", compress_to_fp16=False)
     theirs = tokenizers.Tokenizer.from_str(json.dumps(spec))
     theirs.no_truncation()
     return Tokenizer(folder / "tokenizer.xml"), theirs
@@ -189,7 +189,7 @@ def test_unknown_kind_of_tokenizer_is_rejected(tmp_path: Path) -> None:
         break_it(spec)
         write_json(folder / "tokenizer.json", spec)
         with pytest.raises(ModelError, match=r"tokenizer\.json"):
-            convert_tokenizer(read_folder(folder))
+            convert_tokenizer(read_folder(folder), 300)
 
 
 def list_breakages() -> list[Callable[[dict[str, Any]], object]]:
