@@ -1,4 +1,4 @@
-"""Real clients against scripts/serve with the real default model."""
+"""Real clients against scripts/serve with the real default model; `tests/clients` has clients that need more."""
 
 import asyncio
 import json
