@@ -1,5 +1,7 @@
 # One image for all processes: `python -m broker`, `python -m workers`, `python -m frontend`.
 # Targets: `cpu` (the default), and `intel` with user-space drivers for Intel GPUs and NPUs (see docs/docker.md).
+# The tag receives security updates, which a digest would not; for builds that never change, give a digest:
+# --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS packages

@@ -10,6 +10,7 @@ import msgspec
 import zmq
 
 from broker.shared import logs
+from broker.shared.descriptors import raise_descriptor_limit
 from broker.shared.settings import SettingsError
 from broker.shell.config import load
 from broker.shell.curve_auth import CurveAuthError
@@ -25,6 +26,7 @@ def main() -> None:
     """Run a broker. Exit with status 0 after a drain, and with 2 if the broker cannot start."""
     # Ignored until the service handles it: a reload must not end a process that is starting.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise_descriptor_limit()
     try:
         config = load(sys.argv[1:], os.environ)
     except SettingsError as error:

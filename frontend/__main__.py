@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import ssl
 import sys
 from pathlib import Path
@@ -12,13 +11,15 @@ import zmq
 from sanic import Sanic
 
 from broker.shared import logs
+from broker.shared.descriptors import raise_descriptor_limit
 from broker.shared.files import explain, read_small_file
 from broker.shared.settings import SettingsError
 from broker.wire.curve import KeyFileError, read_dealer_keys
 from frontend.config import Config, load
+from frontend.listening import adopt_sockets, open_sockets
 from frontend.processes import REFUSED_STATUS, share_port
 from frontend.rest.api_keys import Keys, KeysError
-from frontend.rest.app import DRAIN_S, create_app
+from frontend.rest.app import DRAIN_S, create_app, serve_sockets
 from frontend.rest.http_protocol import Connection, limit_unread
 
 #: Maximum size of a file with a certificate chain or a key.
@@ -33,6 +34,7 @@ def main() -> None:
     """Run until SIGTERM. Exit with 0 after a drain, and with 2 if a setting, a file or an address cannot be used."""
     # Until the handler that reloads the keys is installed.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise_descriptor_limit()
     try:
         config = load(sys.argv[1:], os.environ)
         keys = Keys(config.api_keys, os.environ.get("API_KEY", ""))
@@ -45,24 +47,22 @@ def main() -> None:
     except zmq.ZMQError as error:
         exit_refused(f"cannot connect to the broker at {config.broker}: {error}")
     try:
-        listening = open_socket(config)
-        limit_unread(listening, config.send_timeout_s)
+        sockets = adopt_sockets(config.listen_fds) if config.listen_fds else open_sockets(config.host, config.port)
+        for listening in sockets:
+            limit_unread(listening, config.send_timeout_s)
     except OSError as error:
         exit_refused(f"cannot listen on port {config.port} of {config.host}: {error}")
     if config.processes > 1:
-        sys.exit(share_port(config.processes, listening, sys.argv[1:], DRAIN_S + 5))
+        sys.exit(share_port(config.processes, sockets, sys.argv[1:], DRAIN_S + 5))
     logs.set_up("frontend", config.log_level, config.log_format)
     app = create_app(config, keys)
-    app.prepare(sock=listening, single_process=True, motd=False, access_log=False, protocol=Connection, ssl=tls)
+    # Sanic serves one socket itself.
+    first, *others = sockets
+    serve_sockets(app, others, tls)
+    app.prepare(sock=first, single_process=True, motd=False, access_log=False, protocol=Connection, ssl=tls)
+    # Sanic would warn on a terminal that it is not in development mode.
+    os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"
     Sanic.serve_single(primary=app)
-
-
-def open_socket(config: Config) -> socket.socket:
-    """Return the listening socket of the parent process, or a new one. Raise `OSError` if the address is not free."""
-    if config.listen_fd >= 0:
-        return socket.socket(fileno=config.listen_fd)
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    return socket.create_server((config.host, config.port), family=family, backlog=1024)
 
 
 def check_endpoint(endpoint: str) -> None:

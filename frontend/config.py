@@ -14,12 +14,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a frontend."""
 
     broker: Annotated[str, Meta(description="the broker's endpoint for frontends")] = "tcp://127.0.0.1:7410"
-    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    host: Annotated[
+        str, Meta(description="comma-separated addresses or names to listen on; '::': all of IPv4 and IPv6")
+    ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535, description="port to listen on")] = 8000
     processes: Annotated[int, Meta(ge=1, description="number of processes that share the port")] = 1
-    listen_fd: Annotated[
-        int, Meta(ge=-1, description="descriptor of a listening socket to serve on; -1: listen on --host and --port")
-    ] = -1
+    listen_fds: Annotated[
+        str, Meta(description="descriptors of listening sockets to serve on; empty: listen on --host and --port")
+    ] = ""
     keys: Annotated[str, Meta(description="folder with frontend.key_secret and broker.key; empty: no CURVE")] = ""
     deadline_s: Annotated[
         float, Meta(gt=0, description="maximum duration of a request, and its default deadline, in seconds")
@@ -43,6 +45,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_s: Annotated[
         float, Meta(gt=0, description="maximum pause of a client while it sends a request, in seconds")
     ] = 60.0
+    body_timeout_s: Annotated[float, Meta(gt=0, description="maximum duration of a request body, in seconds")] = 300.0
+    # Above the 60 s for which nginx, Apache and AWS's load balancers keep idle connections.
+    idle_timeout_s: Annotated[
+        float, Meta(gt=0, le=86400, description="close a connection after this many seconds without a request")
+    ] = 75.0
     interactive_bytes: Annotated[
         int, Meta(ge=0, description="requests of at most this many input bytes use the interactive lane by default")
     ] = 4096
@@ -66,10 +73,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[
         int, Meta(gt=0, le=16 * 1024 * 1024, description="maximum size of a request body, at most 16 MiB")
     ] = 8 * 1024 * 1024
+    max_incoming_bytes: Annotated[
+        int, Meta(gt=0, description="maximum size of all request bodies that are arriving, in each process")
+    ] = 256 * 1024 * 1024
     max_inputs: Annotated[int, Meta(gt=0, le=65536, description="maximum number of inputs in a request")] = 2048
     max_request_tokens: Annotated[
         int, Meta(gt=0, description="maximum number of tokens in a request, over all inputs")
     ] = 300_000
+    truncate: Annotated[
+        Literal["none", "start", "end"],
+        Meta(
+            description="where to truncate inputs that are too long if the request has no truncate; none: reject them"
+        ),
+    ] = "none"
+    no_token_ids: Annotated[bool, Meta(description="reject inputs that are token ids")] = False
     dimensions_policy: Annotated[
         Literal["allow", "warn", "refuse"],
         Meta(description="what to do with requests for fewer dimensions than the model has, unless it declares them"),

@@ -1,4 +1,4 @@
-"""`python -m frontend.new_key`, which `scripts/api-key` runs: make an API key."""
+"""`python -m frontend.new_key`, which `scripts/api-key` runs: make an API key. Without --file, needs only Python."""
 
 import argparse
 import hashlib
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from broker.shared.files import explain
-from frontend.rest.api_keys import KeysError, read_keys, read_text
 
 
 def main() -> None:
@@ -35,6 +34,11 @@ def main() -> None:
         print(text, file=sys.stderr)
     else:
         try:
+            from frontend.rest.api_keys import KeysError
+        except ModuleNotFoundError as error:
+            hint = "run scripts/setup, or omit --file and append the entry, which is printed to standard error"
+            sys.exit(f"vecmill: --file needs the package {error.name} to check the file; {hint}")
+        try:
             add_entry(options.file, text)
         except KeysError as error:
             sys.exit(f"vecmill: {error}")
@@ -44,13 +48,15 @@ def main() -> None:
 
 
 def _parse_positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1; omit the flag for no limit")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1; omit the flag for no limit")
     return int(text)
 
 
 def add_entry(path: Path, entry: str) -> None:
     """Add an entry to a file of keys. Raise `KeysError` or `OSError`, and keep the file, if that fails."""
+    from frontend.rest.api_keys import KeysError, read_keys, read_text
+
     before = read_text(path) if path.exists() else ""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)

@@ -11,13 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
+
+from frontend.run_folder import create_run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds: the minimum delay of a restart, the maximum, and the lifetime that resets the delay to the minimum.
@@ -125,17 +126,18 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def share_port(count: int, listening: socket.socket, arguments: Sequence[str], drain_s: float) -> int:
-    """Run several frontends on one listening socket until SIGTERM or SIGINT, and return the exit status.
+def share_port(count: int, sockets: Sequence[socket.socket], arguments: Sequence[str], drain_s: float) -> int:
+    """Run several frontends on the same listening sockets until SIGTERM or SIGINT, and return the exit status.
 
-    SIGHUP is forwarded to them. This process owns the socket, so that new connections wait during a restart.
+    SIGHUP is forwarded to them. This process owns the sockets, so that new connections wait during a restart.
     """
-    descriptor = listening.fileno()
-    command = [sys.executable, "-m", "frontend", *arguments, "--processes", "1", "--listen-fd", str(descriptor)]
+    descriptors = [listening.fileno() for listening in sockets]
+    command = [sys.executable, "-m", "frontend", *arguments, "--processes", "1"]
+    command += ["--listen-fds", ",".join(map(str, descriptors))]
     # The frontends' common metrics. prometheus_client reads the variable when it is imported.
-    folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="vecmill-metrics-")
+    folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(create_run_folder(""))
     children = [
-        Child(f"frontend {number}", command, print_status, [descriptor], on_end=mark_process_dead)
+        Child(f"frontend {number}", command, print_status, descriptors, on_end=mark_process_dead)
         for number in range(1, count + 1)
     ]
     stopping: list[int] = []
@@ -149,7 +151,8 @@ def share_port(count: int, listening: socket.socket, arguments: Sequence[str], d
             child.keep_running(time.monotonic())
         signal.sigtimedwait({signal.SIGCHLD}, 0.5)
     # From now on the kernel rejects new connections, which would wait for a process that is gone.
-    listening.close()
+    for listening in sockets:
+        listening.close()
     for child in children:
         child.terminate()
     until = time.monotonic() + drain_s

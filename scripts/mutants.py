@@ -124,6 +124,13 @@ BUGS = [
     Bug("requests wait for ever for a broker", "frontend/session/session.py", "self._fail_unserved() if now >= since + self._grace_s else ()", "()"),
     Bug("a worker evicted for an invalid result counts as left", "events.py", "in (EvictionReason.LEFT, EvictionReason.REPLACED)", "in (EvictionReason.LEFT, EvictionReason.REPLACED, EvictionReason.INVALID_RESULT)"),
     Bug("series of workers that left stay", "metrics.py", "            family.drop_series(worker.label)\n", "            pass\n"),
+    Bug("workers that leave are not counted", "events.py", "            self.metrics.workers_left.add(())\n", "            pass\n"),
+    Bug("only silent workers count as evicted", "events.py", "            self.metrics.worker_evictions.add((reason.value,))\n", "            self.metrics.worker_evictions.add((reason.value,), reason == EvictionReason.SILENT)\n"),
+    Bug("a drain waits for workers that never come", "state.py", "0.0 if self.draining else self.limits.worker_grace_s", "self.limits.worker_grace_s"),
+    Bug("a model with open jobs is forgotten", "scheduler.py", "            if not has_open_jobs(state, name):\n", "            if True:\n"),
+    Bug("a revoked peer's notice stays", "scheduler.py", "        self.state.models_changed |= self.state.loading.drop_peer(peer)\n", ""),
+    Bug("one peer's notices displace all others", "model_loading.py", "self.drop_peer(peer) or before is None", "before is None"),
+    Bug("a long budget makes the message malformed", "frontend/session/session.py", "int(min(max(0.0, (pending.deadline - now) * 1000), 2**32 - 1))", "int(max(0.0, (pending.deadline - now) * 1000))"),
     Bug("jobs wait for ever for a worker", "scheduler.py", "                fail_unserved(state, model, now)\n", "                pass\n"),
 ]  # fmt: skip
 

@@ -7,72 +7,48 @@ passed on to the processes, except when the terminal was closed, which stops eve
 
 import argparse
 import http.client
-import json
 import os
-import shlex
 import shutil
 import signal
 import socket
+import ssl
 import sys
-import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from serve_flags import METRICS_BIND, parse_arguments  # noqa: E402
+
+from frontend.listening import open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
+from frontend.run_folder import create_run_folder  # noqa: E402
+from frontend.welcome import format_curl, format_url  # noqa: E402
 from workers.__main__ import choose_model_name  # noqa: E402
 
+#: When this process started, on the monotonic clock.
+STARTED = time.monotonic()
 #: Seconds until the processes of a role are killed if they have not drained.
 DRAIN_S = 70.0
-#: Default address of the broker's metrics.
-METRICS_BIND = "127.0.0.1:7412"
+#: Seconds from the first answer until the server counts as ready although some workers are not connected.
+ALL_WORKERS_S = 30.0
 #: Exit status after a signal that stopped unfinished work: 128 + SIGINT, as in shells.
 INTERRUPTED = 130
 
 
-def parse_count(text: str) -> int:
-    """Return a number of processes; raise `ArgumentTypeError` if it is below 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
+@dataclass(slots=True)
+class Served:
+    """What a server serves, and the files that tell which workers are connected."""
 
-
-def parse_arguments() -> argparse.Namespace:
-    """Return the flags of scripts/serve, with absolute paths."""
-    parser = argparse.ArgumentParser(prog="scripts/serve", description="Serve embeddings on this machine.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--device", default="CPU", help="OpenVINO device of the workers (default: %(default)s)")
-    parser.add_argument(
-        "--workers", type=parse_count, default=1, help="number of worker processes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--frontends", type=parse_count, default=1, help="number of frontend processes (default: %(default)s)"
-    )
-    parser.add_argument("--model", default="", help="model folder (default: all-MiniLM-L6-v2, fetched if missing)")
-    parser.add_argument("--model-name", default="", help="name of the model in the API (default: the folder's name)")
-    parser.add_argument(
-        "--api-keys", default="", help="file of API keys, made by scripts/api-key (default: no key needed)"
-    )
-    parser.add_argument(
-        "--metrics-bind",
-        help=f"HOST:PORT of the broker's /metrics; empty: none (default: {METRICS_BIND} unless that port is taken)",
-    )
-    parser.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="format of log lines (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--cache", default=str(ROOT / ".cache" / "vecmill"), help="folder of fetched and converted models"
-    )
-    options = parser.parse_args()
-    # The processes run in another folder.
-    options.cache = str(Path(options.cache).absolute())
-    options.model = options.model and str(Path(options.model).absolute())
-    options.api_keys = options.api_keys and str(Path(options.api_keys).absolute())
-    return options
+    model: str
+    url: str
+    needs_key: bool = False
+    #: A worker touches its file when the broker has welcomed it.
+    health_files: Sequence[Path] = ()
 
 
 def prepare_folder(options: argparse.Namespace) -> Path:
@@ -95,8 +71,8 @@ def check_port(host: str, port: int) -> None:
     try:
         if not port:
             raise OSError("clients cannot connect to port 0")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
+        for listening in open_sockets(host, port):
+            listening.close()
     except (OSError, OverflowError) as error:
         sys.exit(f"vecmill: cannot listen on port {port} of {host} ({error}); choose another with --port")
 
@@ -114,20 +90,28 @@ def choose_metrics_bind() -> str:
     return METRICS_BIND
 
 
-def create_children(options: argparse.Namespace, folder: Path, sockets: Path) -> list[list[Child]]:
-    """Return all processes in start order: the broker, the workers, the frontend."""
+def create_children(
+    options: argparse.Namespace, folder: Path, sockets: Path, health_files: Sequence[Path]
+) -> list[list[Child]]:
+    """Return all processes in start order: the broker, one worker for each health file, the frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
     metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
     broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers, "--metrics-bind", metrics]
     worker = [*python, "workers", "--broker", workers, "--model", str(folder), "--device", options.device]
     worker += ["--cache", options.cache, "--model-name", options.model_name]
+    worker += ["--streams", options.streams] if options.streams else []
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
-    logs = ["--log-level", "warning", "--log-format", options.log_format]
+    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key]
+    logs = ["--log-level", options.log_level, "--log-format", options.log_format]
+    worker_children = [
+        Child(f"worker {number}", [*worker, *logs, "--health-file", str(file)], print_status)
+        for number, file in enumerate(health_files, 1)
+    ]
     return [
         [Child("broker", [*broker, *logs], print_status)],
-        [Child(f"worker {number}", [*worker, *logs], print_status) for number in range(1, options.workers + 1)],
+        worker_children,
         [Child("frontend", [*frontend, *logs], print_status)],
     ]
 
@@ -137,8 +121,12 @@ def is_ready(url: str) -> bool:
 
     The readiness path needs no API key. A worker sends its hello only after a first inference.
     """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # The certificate is for the name that clients use, and this connection stays on this machine.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     # Ignore proxies of the environment.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    handlers = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    direct = urllib.request.build_opener(*handlers)
     try:
         with direct.open(f"{url}/v2/health/ready", timeout=1):
             return True
@@ -146,12 +134,13 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def print_curl(url: str, model: str, *, key: bool, seconds: float) -> None:
+def print_ready(served: Served, workers: int) -> None:
     """Print the URL and a curl command to copy."""
-    body = json.dumps({"model": model, "input": ["hello world", "how are you"]})
-    headers = "-H 'Content-Type: application/json'" + (' -H "Authorization: Bearer $API_KEY"' if key else "")
-    print_status(f"ready after {seconds:.1f} s: {model} at {url}\n")
-    print(f"curl {url}/v1/embeddings {headers} -d {shlex.quote(body)}\n", flush=True)
+    wanted = len(served.health_files)
+    count = f"{wanted} worker{'s' * (wanted != 1)}" if workers >= wanted else f"only {workers} of {wanted} workers"
+    print_status(f"ready after {time.monotonic() - STARTED:.1f} s: {served.model} at {served.url} with {count}")
+    print_status(f"{served.url}/docs describes all paths\n")
+    print(f"{format_curl(served.url, served.model, needs_key=served.needs_key)}\n", flush=True)
 
 
 def has_terminal() -> bool:
@@ -175,21 +164,21 @@ def stop_all(groups: list[list[Child]]) -> None:
     print_status("stopped")
 
 
-def supervise(options: argparse.Namespace, name: str, groups: list[list[Child]], stopping: list[int]) -> int:
+def supervise(served: Served, groups: list[list[Child]], stopping: list[int]) -> int:
     """Keep all processes running until a signal comes, and return the exit status."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
-    url = f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}"
-    started, ready = time.monotonic(), False
+    answered, ready = 0.0, False
     children = [child for group in groups for child in group]
     while not stopping:
         if not ready and any(child.refused for child in children):
             return 1
         for child in children:
             child.keep_running(time.monotonic())
-        if not ready and is_ready(url):
-            ready = True
-            key = bool(options.api_keys or os.environ.get("API_KEY"))
-            print_curl(url, name, key=key, seconds=time.monotonic() - started)
+        if not ready and is_ready(served.url):
+            answered = answered or time.monotonic()
+            workers = sum(file.exists() for file in served.health_files)
+            if workers == len(served.health_files) or time.monotonic() > answered + ALL_WORKERS_S:
+                ready = True
+                print_ready(served, workers)
         signal.sigtimedwait({signal.SIGCHLD}, 1.0 if ready else 0.05)
     return 0
 
@@ -227,14 +216,22 @@ def main() -> None:
     except KeyboardInterrupt:
         print_status("stopped before the model was ready")
         sys.exit(INTERRUPTED)
-    sockets = Path(tempfile.mkdtemp(prefix="vecmill-"))
-    groups = create_children(options, folder, sockets)
+    try:
+        sockets = create_run_folder("frontends")
+    except OSError as error:
+        sys.exit(f"vecmill: {error}")
+    health_files = [sockets / f"worker-{number}" for number in range(1, options.workers + 1)]
+    groups = create_children(options, folder, sockets, health_files)
+    name = options.model_name or choose_model_name(folder)
+    url = format_url(options.host, options.port, tls=bool(options.tls_cert))
+    needs_key = bool(options.api_keys or os.environ.get("API_KEY"))
+    served = Served(name, url, needs_key, health_files)
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     # Block SIGCHLD, so that the loop can wait for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
-        status = supervise(options, options.model_name or choose_model_name(folder), groups, stopping)
+        status = supervise(served, groups, stopping)
     finally:
         stop_all(groups)
         shutil.rmtree(sockets, ignore_errors=True)

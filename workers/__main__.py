@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import zmq
 
 from broker.shared import logs
+from broker.shared.descriptors import raise_descriptor_limit
 from broker.shared.settings import SettingsError
 from broker.shared.version import VERSION
 from broker.wire import protocol as wire
@@ -30,6 +31,7 @@ def main() -> None:
     """Run a worker. Exit with 0 after a drain, 2 if a setting, model, device or key cannot be used, 70 if it hangs."""
     # A worker has no files to reload.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise_descriptor_limit()
     try:
         config = load(sys.argv[1:], os.environ)
     except SettingsError as error:
@@ -106,7 +108,7 @@ def make_hello(
         pid=loading.pid,
         device=config.device,
         models=[describe_model(loading.model, prepared, engine)],
-        batch_tokens=max(engine.micro_batch_tokens, batch_tokens),
+        batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
         tokens_per_s=max(1, int(engine.tokens_per_second)),
         credit=0,
         streams=engine.streams,

@@ -12,7 +12,7 @@ from broker.core.ledger import Frontend
 from broker.core.limits import Limits
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode
+from broker.wire.errors import DRAINING_TEXT, MAX_RETRY_AFTER_S, ErrorCode, quote
 from broker.wire.protocol import Failure, Frame
 
 #: Retry-After if the throughput is unknown.
@@ -54,14 +54,14 @@ def _check_servable(state: State, frontend: Frontend, submission: wire.Submissio
     """Return a rejection if the request could not be served even by an idle broker."""
     limits, model = state.limits, state.models.get(submission.model)
     if state.draining:
-        return Rejection(ErrorCode.DRAINING, "the server is shutting down; retry on another one, or later", 1)
+        return Rejection(ErrorCode.DRAINING, DRAINING_TEXT, 1)
     if frontend.unread > limits.max_unread_bytes:
         text = f"{frontend.unread} bytes of answers wait to be read by the frontend; retry later"
         return Rejection(ErrorCode.OVERLOADED, text, 1)
     if model is None:
-        return Rejection(ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {submission.model!r}", 0)
+        return Rejection(ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {quote(submission.model)}", 0)
     if model.is_unserved(now, limits.worker_grace_s):
-        return Rejection(ErrorCode.NO_WORKER, f"no worker that serves {submission.model!r} is connected", 5)
+        return Rejection(ErrorCode.NO_WORKER, f"no worker that serves {quote(submission.model)} is connected", 5)
     if not submission.lengths:
         return Rejection(ErrorCode.INVALID_INPUT, "the request has no input", 0)
     if submission.kind == wire.Kind.TOKENS and any(map((3).__and__, wire.unpack_u32(submission.lengths))):

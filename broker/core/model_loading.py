@@ -1,6 +1,7 @@
 """Models that processes are loading before they connect as workers, and models that failed to load. Pure."""
 
 import itertools
+from typing import NamedTuple
 
 from broker.wire.protocol import Availability, WorkerLoading
 
@@ -10,27 +11,48 @@ FAILED_S = 3600.0
 MAX_REMEMBERED = 1000
 
 
+class _Entry(NamedTuple):
+    """A notice, when it came, and the connection that it came on."""
+
+    at: float
+    peer: bytes
+    notice: WorkerLoading
+
+
 class ModelLoading:
-    """Latest notice of each loading process, by the process's uuid."""
+    """Latest notice of each loading process, by the process's uuid; at most one from each peer."""
 
     def __init__(self, liveness_s: float) -> None:
         self._liveness_s = liveness_s
-        #: Time and content of each process's latest notice, the newest last.
-        self._notices: dict[bytes, tuple[float, WorkerLoading]] = {}
+        #: Latest notice of each process, the newest last.
+        self._notices: dict[bytes, _Entry] = {}
 
-    def record_notice(self, notice: WorkerLoading, now: float) -> bool:
-        """Store a notice. Return whether it differs from the process's previous one."""
-        _, before = self._notices.pop(notice.uuid, (now, None))
-        self._notices[notice.uuid] = (now, notice)
+    @property
+    def peers(self) -> set[bytes]:
+        """Peers that sent the remembered notices; some are no longer connected."""
+        return {entry.peer for entry in self._notices.values()}
+
+    def record_notice(self, peer: bytes, notice: WorkerLoading, now: float) -> bool:
+        """Store a notice instead of its process's and its peer's previous ones. Return whether it differs from them."""
+        before = self._notices.pop(notice.uuid, None)
+        changed = self.drop_peer(peer) or before is None or before.notice != notice
+        self._notices[notice.uuid] = _Entry(now, peer, notice)
         while len(self._notices) > MAX_REMEMBERED:
             del self._notices[next(iter(self._notices))]
-        return before != notice
+        return changed
+
+    def drop_peer(self, peer: bytes) -> bool:
+        """Drop a peer's notice. Return whether there was one."""
+        found = [uuid for uuid, entry in self._notices.items() if entry.peer == peer]
+        for uuid in found:
+            del self._notices[uuid]
+        return bool(found)
 
     def finish_loading(self, uuid: bytes, models: list[str]) -> None:
         """Drop the notice of a process that now serves these models, and earlier failures of the models."""
         finished = [
             known
-            for known, (_, notice) in self._notices.items()
+            for known, (_, _, notice) in self._notices.items()
             if known == uuid or (notice.failure and notice.model in models)
         ]
         for known in finished:
@@ -38,18 +60,18 @@ class ModelLoading:
 
     def drop_expired(self, now: float) -> bool:
         """Drop notices that are too old. Return whether there were any."""
-        expired = [uuid for uuid, (at, notice) in self._notices.items() if now >= at + self._lifetime_s(notice)]
+        expired = [uuid for uuid, (at, _, notice) in self._notices.items() if now >= at + self._lifetime_s(notice)]
         for uuid in expired:
             del self._notices[uuid]
         return bool(expired)
 
     def next_deadline(self) -> float | None:
         """Return when the next notice expires; None without notices."""
-        return min((at + self._lifetime_s(notice) for at, notice in self._notices.values()), default=None)
+        return min((at + self._lifetime_s(notice) for at, _, notice in self._notices.values()), default=None)
 
     def list_states(self) -> dict[str, tuple[Availability, str]]:
         """Return the state of each model, and the latest error of a failed one. Loading takes precedence."""
-        notices = [notice for _, notice in self._notices.values()]
+        notices = [entry.notice for entry in self._notices.values()]
         failed = {notice.model: (Availability.FAILED, notice.failure) for notice in notices if notice.failure}
         loading = {notice.model: (Availability.LOADING, "") for notice in notices if not notice.failure}
         return dict(itertools.chain(failed.items(), loading.items()))

@@ -12,7 +12,7 @@ from broker.core.pool import Lease, Worker
 from broker.core.result_split import split_result
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode, LocalProtocolError, describe_replaced_model
+from broker.wire.errors import DRAINING_TEXT, ErrorCode, LocalProtocolError, describe_replaced_model, quote
 from broker.wire.protocol import Failure, Frame
 
 #: Retry-After of a request that failed as a whole, in milliseconds.
@@ -123,10 +123,18 @@ def fail_expired(state: State, now: float) -> None:
 
 def fail_unserved(state: State, model: Model, now: float) -> None:
     """Fail requests that wait for a model without a worker, at most `MAX_EXPIRED` in a call."""
-    text = f"no worker that serves {model.info.name!r} is connected"
+    code, text = ErrorCode.NO_WORKER, f"no worker that serves {quote(model.info.name)} is connected"
+    if state.draining:
+        code, text = ErrorCode.DRAINING, DRAINING_TEXT
     waiting = dict.fromkeys(request for request, _ in model.queue.list_waiting())
     for request in itertools.islice(waiting, MAX_EXPIRED):
-        fail_request(state, request, ErrorCode.NO_WORKER, text, now)
+        fail_request(state, request, code, text, now)
+
+
+def has_open_jobs(state: State, model: str) -> bool:
+    """Return whether any job of a model that has no ready worker is open: waiting, leased or on trial."""
+    on_trial = any(job.request.model == model for job in state.blame.list_on_trial())
+    return bool(state.models[model].queue) or state.pool.has_draining_worker(model) or on_trial
 
 
 def fail_partly_answered(state: State, model: Model, now: float) -> None:

@@ -19,6 +19,8 @@ LEAD_SHARE = 0.4
 #: Most batches of one lane that a worker holds: the running one and the next. A slow worker keeps credit for the
 #: other lane.
 MAX_HELD = 2
+#: Most characters of a host in a worker's name. Linux allows 64 (gethostname(2)).
+MAX_HOST = 255
 #: Suspects that a worker runs in a row while it has other work.
 MAX_SUSPECTS = 8
 
@@ -55,8 +57,8 @@ class Worker:
         self.peer = peer
         self.uuid = hello.uuid
         self.incarnation = hello.incarnation
-        #: Name in logs.
-        self.name = f"{hello.host}/{hello.pid}"
+        #: Name in logs and in `Stats`, which holds names of up to 512 characters.
+        self.name = f"{hello.host[:MAX_HOST]}/{hello.pid}"
         self.host, self.device = hello.host, hello.device
         #: Number of the worker among the connected workers of its host and device.
         self.slot = slot

@@ -37,13 +37,14 @@ from broker.core.outcomes import (
     fail_expired,
     fail_partly_answered,
     fail_unserved,
+    has_open_jobs,
     requeue_lease,
 )
 from broker.core.pool import Worker
 from broker.core.result_split import matches_lease
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode, LocalProtocolError
+from broker.wire.errors import ErrorCode, LocalProtocolError, quote
 from broker.wire.protocol import Frame, Message
 
 #: Seconds after which a model is forgotten that no worker serves and no request waits for.
@@ -62,7 +63,7 @@ class Scheduler:
         """Process a decoded message of a peer. Return the messages to send."""
         frontend, worker = self.state.ledger.by_peer.get(peer), self.state.pool.workers.get(peer)
         if isinstance(message, wire.WorkerLoading):
-            self.state.models_changed |= self.state.loading.record_notice(message, now)
+            self.state.models_changed |= self.state.loading.record_notice(peer, message, now)
         elif isinstance(message, wire.FrontendHello | wire.WorkerHello):
             self._handle_hello(peer, message, now)
         elif frontend:
@@ -91,11 +92,12 @@ class Scheduler:
         for frontend in state.ledger.find_silent(now) if frontends_read else []:
             self._remove_frontend(frontend, now)
         for model in state.models.values():
-            if model.queue and model.is_unserved(now, state.limits.worker_grace_s):
+            if model.queue and model.is_unserved(now, state.worker_grace_s):
                 fail_unserved(state, model, now)
         for name in [name for name, model in state.models.items() if model.is_unserved(now, FORGET_MODEL_S)]:
-            del state.models[name]
-            state.models_changed = True
+            if not has_open_jobs(state, name):
+                del state.models[name]
+                state.models_changed = True
         state.models_changed |= state.loading.drop_expired(now)
         return self._finish_call(now)
 
@@ -109,8 +111,13 @@ class Scheduler:
             self._remove_frontend(frontend, now)
         return self._finish_call(now)
 
+    def revoke(self, peer: bytes, now: float) -> list[Send]:
+        """Remove a peer because its key was revoked, and forget its notice. Return the messages to send."""
+        self.state.models_changed |= self.state.loading.drop_peer(peer)
+        return self.lost(peer, now)
+
     def drain(self) -> None:
-        """Reject new requests from now on; admitted jobs are still answered."""
+        """Reject new requests from now on. Admitted jobs are still answered; those without a worker fail."""
         self.state.draining = True
 
     def _finish_call(self, now: float) -> list[Send]:
@@ -131,7 +138,7 @@ class Scheduler:
         """Return when `tick` must be called at the latest; None if no time matters."""
         state = self.state
         times = [
-            model.unserved_since + state.limits.worker_grace_s
+            model.unserved_since + state.worker_grace_s
             for model in state.models.values()
             if model.unserved_since is not None and model.queue
         ]
@@ -149,6 +156,11 @@ class Scheduler:
     def peers(self) -> set[bytes]:
         """Peers with a session."""
         return self.state.ledger.by_peer.keys() | self.state.pool.workers.keys()
+
+    @property
+    def trusted_peers(self) -> set[bytes]:
+        """Peers with a session, and those that the state has a notice of."""
+        return self.peers | self.state.loading.peers
 
     def build_probes(self, peers: Iterable[bytes]) -> list[Send]:
         """Return a harmless message for each of these peers, which must have a session, to detect dead connections."""
@@ -281,7 +293,7 @@ class Scheduler:
         for info in hello.models:
             served = state.pool.find_revision(info.name)
             if served not in (None, info.revision):
-                text = f"other workers serve revision {served} of model {info.name!r}, not {info.revision}"
+                text = f"other workers serve revision {served} of model {quote(info.name)}, not {info.revision}"
                 self._refuse_peer(peer, ErrorCode.REVISION_CONFLICT, text)
                 return
         worker = state.pool.add_worker(peer, hello, now)

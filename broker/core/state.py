@@ -42,3 +42,8 @@ class State:
         self.draining = False
         #: Number of the newest batch.
         self.newest_batch = 0
+
+    @property
+    def worker_grace_s(self) -> float:
+        """How long jobs wait for a worker; 0 while the broker drains, because no worker starts any more."""
+        return 0.0 if self.draining else self.limits.worker_grace_s

@@ -6,6 +6,7 @@ a description is not a setting and keeps its default.
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ LogFormat = Annotated[Literal["text", "json"], Meta(description="log lines of te
 _SERVICE_LINK = re.compile(r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 #: The value of the one more that it sets, …_PORT, which can also be the name of a setting.
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.*")
-_TYPES = {"integer": "an integer", "number": "a number", "string": "text"}
+_TYPES = {"integer": "an integer", "number": "a finite number", "string": "text", "boolean": "true or false"}
+_METAVARS = {"integer": "N", "number": "N", "string": "TEXT", "boolean": "true|false"}
 _BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "greater than {}",
@@ -78,9 +80,10 @@ def build_parser(
     parser.add_argument("--version", action="version", version=f"vecmill {VERSION}")
     for name, schema in settings.items():
         text = f"{schema['description']} (default: {schema['default']!r}; variable {prefix}{name.upper()})"
-        metavar = "|".join(schema["enum"]) if "enum" in schema else "TEXT" if schema["type"] == "string" else "N"
+        metavar = "|".join(schema["enum"]) if "enum" in schema else _METAVARS[schema["type"]]
         flag = _format_flag(name)
-        parser.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%"))
+        value: dict[str, Any] = {"nargs": "?", "const": "true"} if schema.get("type") == "boolean" else {}
+        parser.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%"), **value)
     return parser
 
 
@@ -100,9 +103,12 @@ def _is_service_link(name: str, text: str) -> bool:
 
 def _convert(kind: Any, schema: Mapping[str, Any], source: str, text: str) -> Any:
     try:
-        return msgspec.convert(text, kind, strict=False)
+        value = msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError:
-        raise SettingsError(f"{source} is {text!r}, but must be {describe_values(schema)}") from None
+        value = None
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        raise SettingsError(f"{source} is {text!r}, but must be {describe_values(schema)}")
+    return value
 
 
 def describe_values(schema: Mapping[str, Any]) -> str:

@@ -172,11 +172,14 @@ def main() -> None:
         keys = [add_key(options.folder, *options.add)] if options.add else make_keys(options.folder)
     except (OSError, ValueError) as error:
         sys.exit(f"vecmill: {error}")
+    if kept := sum(not key.made for key in keys):
+        print(f"kept {kept} keys")
     for key in keys:
-        print(f"{'made' if key.made else 'kept'} {key.path}, public key {key.public}")
+        if key.made or options.add:
+            print(f"{'made' if key.made else 'kept'} {key.path}, public key {key.public}")
         if not key.listed:
             role, name = key.path.name.removesuffix(SECRET), key.path.parent.name
-            print(f"     removed from the broker's allow-list; to put it back: --add {role} {name}")
+            print(f"{key.path} was removed from the broker's allow-list; to put it back: --add {role} {name}")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 
 from broker.core.metrics import Family
+from broker.shared.exposition import choose_encoder
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """The broker's two ROUTER sockets, one for frontends and one for workers, with CURVE unless both are local."""
 
+import errno
 import ipaddress
 import pathlib
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ class Routers:
         #: Sockets that report ended connections, with the role of the peers.
         self._monitors: dict[zmq.Socket[bytes], bytes] = {}
         self._auth: CurveAuth | None = None
-        #: Public key of each peer that has sent a hello.
+        #: Public key of each peer that has sent a message.
         self._keys: dict[bytes, str] = {}
 
     def open(self, poller: zmq.Poller) -> None:
@@ -59,7 +60,8 @@ class Routers:
             self._auth = CurveAuth(self._context, pathlib.Path(self._key_folder))
             self._auth.start()
         elif exposed := [endpoint for endpoint in self._binds.values() if not is_local(endpoint)]:
-            raise ConfigError(f"{exposed[0]} can be reached from other hosts; set --keys (see scripts/keys)")
+            who = "every local user" if exposed[0].startswith("ipc:") else "other hosts"
+            raise ConfigError(f"{exposed[0]} can be reached from {who}; set --keys (see scripts/keys)")
         for role, endpoint in self._binds.items():
             self._bind_socket(role, endpoint)
         for socket in (*self._sockets.values(), *self._monitors):
@@ -73,7 +75,10 @@ class Routers:
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
-            raise ConfigError(f"cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}") from None
+            reason = zmq.strerror(error.errno or 0)
+            if error.errno == errno.ENAMETOOLONG:
+                reason += f"; use a path of at most {zmq.IPC_PATH_MAX_LEN} bytes, with scripts/serve a shorter TMPDIR"
+            raise ConfigError(f"cannot listen on {endpoint}: {reason}") from None
         if self._auth:
             self._auth.verify_rejection(socket)
 
@@ -128,7 +133,7 @@ class Routers:
     # --- keys of peers -----------------------------------------------------------------------------------------------
 
     def accept_key(self, peer: bytes, key: str) -> bool:
-        """Record the key of a peer that sends a hello. Return whether the key is (still) on the allow-list."""
+        """Record the key of a peer that sends a message. Return whether the key is (still) on the allow-list."""
         if not self._auth:
             return True
         if self._auth.is_allowed(DOMAINS[peer[:1]], key):
@@ -156,10 +161,11 @@ class Routers:
 
 
 def is_local(endpoint: str) -> bool:
-    """Return whether only this host can connect to the endpoint."""
+    """Return whether no other host, and for ipc no other user, can connect to the endpoint."""
     parts = urlsplit(endpoint)
     if parts.scheme != "tcp":
-        return parts.scheme in ("ipc", "inproc")
+        # Every local user can connect to an abstract socket, ipc://@NAME; no permissions of a file protect it.
+        return parts.scheme in ("ipc", "inproc") and not endpoint.startswith("ipc://@")
     try:
         return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
     except ValueError:

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 TURN_S = 0.005
 #: A deadline that is missed by this much, in seconds, was missed because the process was stopped or starved.
 LATE_S = 0.25
+#: A turn that begins this many seconds after the previous one shows that the process was stopped: peers send a
+#: heartbeat every second. libzmq in the peers ends the connections after 3 s (`broker.wire.sockets`).
+STOPPED_S = 2.0
 #: How long admitted jobs may take to be answered after SIGTERM, in seconds: as long as a batch may run, and a margin.
 DRAIN_S = 65.0
 #: When peers are probed after a connection has ended, in seconds. libzmq may report the end before its own socket knows
@@ -52,8 +55,9 @@ class Service:
         self._probes: list[tuple[float, bytes]] = []
         #: When the loop ends at the latest; None while the broker does not drain.
         self._drain_until: float | None = None
-        #: Until then no peer is judged silent, because this process has not run for a while.
+        #: Until then no peer is judged silent or lost, because this process has not run for a while.
         self._judge_from = 0.0
+        self._turned_at = time.monotonic()
 
     def run(self) -> None:
         """Serve until drained after SIGTERM or SIGINT. Raise the errors of `start_up`."""
@@ -117,6 +121,11 @@ class Service:
         return max(0, int((max(min(times), self._judge_from) - time.monotonic()) * 1000) + 1)
 
     def _take_turn(self, ready: dict[Any, int]) -> None:
+        now = time.monotonic()
+        if now >= self._turned_at + STOPPED_S:
+            # Peers may have ended their connections. Their new hellos, which end the old sessions, are on the way.
+            self._judge_from = now + LATE_S
+        self._turned_at = now
         if self._wakeup.fileno() in ready:
             for number in self._wakeup.take_signals():
                 self._handle_signal(number)
@@ -170,11 +179,11 @@ class Service:
             except RemoteProtocolError as error:
                 self._message_log.log_malformed(error, self.scheduler.record_malformed())
                 continue
-            self._message_log.log_received(received.peer, message)
-            is_hello = isinstance(message, wire.FrontendHello | wire.WorkerHello)
-            if is_hello and not self._routers.accept_key(received.peer, received.key):
-                self._send([Send(received.peer, wire.Goodbye(ErrorCode.REVOKED, REVOKED))])
+            if not self._routers.accept_key(received.peer, received.key):
+                if isinstance(message, wire.FrontendHello | wire.WorkerHello):
+                    self._send([Send(received.peer, wire.Goodbye(ErrorCode.REVOKED, REVOKED))])
                 continue
+            self._message_log.log_received(received.peer, message)
             self._send(self.scheduler.handle(received.peer, message, time.monotonic(), frames))
         return False
 
@@ -186,7 +195,10 @@ class Service:
             if not self._routers.send(peer, message, frames):
                 lost.append(peer)
         for peer in lost:
-            self._send(self.scheduler.lost(peer, time.monotonic()))
+            if time.monotonic() < self._judge_from:
+                self._schedule_probes(peer[:1])
+            else:
+                self._send(self.scheduler.lost(peer, time.monotonic()))
 
     # --- connections -------------------------------------------------------------------------------------------------
 
@@ -199,10 +211,12 @@ class Service:
     def _probe_due(self) -> None:
         """Send a message to each peer of a role that is due, which finds the disconnected peers."""
         now = time.monotonic()
+        if now < self._judge_from:
+            return
         for due, role in [probe for probe in self._probes if probe[0] <= now]:
             self._probes.remove((due, role))
             self._send(self.scheduler.build_probes(peer for peer in self.scheduler.peers if peer.startswith(role)))
-            self._routers.keep_keys(self.scheduler.peers)
+            self._routers.keep_keys(self.scheduler.trusted_peers)
 
     def _reload_keys(self) -> None:
         """Read the allow-lists again, and close the sessions of removed keys."""
@@ -216,4 +230,4 @@ class Service:
         log.info("keys reloaded; revoked %d connections", len(revoked))
         for peer in revoked:
             self._send([Send(peer, wire.Goodbye(ErrorCode.REVOKED, REVOKED))])
-            self._send(self.scheduler.lost(peer, time.monotonic()))
+            self._send(self.scheduler.revoke(peer, time.monotonic()))

@@ -4,6 +4,7 @@ pyzmq can read these files too. But it raises various errors for a damaged file,
 is not a key, which libzmq rejects only later.
 """
 
+import codecs
 import functools
 import os
 import struct
@@ -72,7 +73,7 @@ def read_dealer_keys(folder: Path, role: Role) -> DealerKeys:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return read_small_file(path, MAX_BYTES)
+        return read_small_file(path, MAX_BYTES).removeprefix(codecs.BOM_UTF8)
     except (OSError, ValueError) as error:
         raise KeyFileError(f"{path} cannot be used as a key: {explain(error)}") from None
 

@@ -8,6 +8,8 @@ import enum
 
 #: Longest Retry-After, in seconds: OpenAI's clients give up on a longer one.
 MAX_RETRY_AFTER_S = 120
+#: Most characters of a name in an error.
+MAX_QUOTED = 100
 
 
 class ErrorCode(enum.IntEnum):
@@ -60,12 +62,20 @@ class ErrorCode(enum.IntEnum):
     TOO_MANY_TOKENS = 16, "the request has too many tokens"
 
 
-# --- texts that two processes word alike -----------------------------------------------------------------------------
+# --- texts that two places word alike --------------------------------------------------------------------------------
+
+#: Text of `DRAINING` for a request.
+DRAINING_TEXT = "the server is shutting down; retry on another one, or later"
+
+
+def quote(name: str) -> str:
+    """Return a name in quotes, and only the beginning of a long name, so that the error's text fits on the wire."""
+    return repr(name) if len(name) <= MAX_QUOTED else f"{name[:MAX_QUOTED]!r}…"
 
 
 def describe_too_long(tokens: int, max_tokens: int) -> str:
     """Return the text of `TOO_LONG`, which begins with OVMS's wording."""
-    return f'Input length {tokens} longer than allowed {max_tokens}; shorten the input or set "truncate"'
+    return f'Input length {tokens} longer than allowed {max_tokens}; shorten the input or set "truncate": "end"'
 
 
 def describe_too_many_tokens(max_tokens: float) -> str:
@@ -81,7 +91,7 @@ def describe_foreign_token(token_id: int, vocabulary: int) -> str:
 
 def describe_replaced_model(name: str) -> str:
     """Return the text of `NO_WORKER` for a request that has rows of a revision that is no longer served."""
-    return f"the model {name!r} was replaced while the request ran; send the request again"
+    return f"the model {quote(name)} was replaced while the request ran; send the request again"
 
 
 # --- exceptions ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Errors as HTTP answers: OpenAI's error object, and the table from error codes to HTTP statuses. Pure."""
 
+import difflib
 import math
+from collections.abc import Collection
 
 import msgspec
 
@@ -9,6 +11,12 @@ from frontend.api.answers import ErrorAnswer, ErrorObject, ErrorType
 
 #: Longest part of a value from a request that an error repeats, in characters.
 MAX_QUOTED_CHARACTERS = 100
+#: Longest message of an error, in characters.
+MAX_MESSAGE_CHARACTERS = 2000
+#: Most names of models that an error lists.
+MAX_LISTED_MODELS = 10
+#: Ends of paths that other servers have, or that a wrong base URL makes, and the right path of each.
+_PATHS = {"embeddings": "/v1/embeddings", "embed": "/v1/embeddings", "tokenize": "/v1/tokenize", "models": "/v1/models"}
 
 #: HTTP status, OpenAI's `type` and `code`, and the field at fault, of each code that a job can end with.
 _HTTP_ERRORS: dict[ErrorCode, tuple[int, ErrorType, str, str | None]] = {
@@ -40,7 +48,8 @@ class ApiError(Exception):
         retry_after_s: float = 0.0,
     ) -> None:
         # A method or a path may hold bytes that are not UTF-8, which JSON cannot hold.
-        super().__init__(message.encode("utf-8", "backslashreplace").decode())
+        text = message.encode("utf-8", "backslashreplace").decode()
+        super().__init__(text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]}…")
         self.status = status
         self.kind = kind
         self.param = param
@@ -75,10 +84,51 @@ def from_failure(code: ErrorCode, text: str = "", retry_after_ms: int = 0) -> Ap
     return ApiError(status, text or code.text, kind=kind, param=param, code=name, retry_after_s=retry_after_ms / 1000)
 
 
-def unknown_model(name: str, wording: str = "Mediapipe graph definition with requested name is not found") -> ApiError:
-    """Return the error for a model that no worker has announced; the text ends with OVMS's wording for the path."""
-    text = f"The model {quote(name)} does not exist - {wording}"
+def name_input(error: ApiError, position: int, count: int, *, embeds: bool = True) -> ApiError:
+    """Add to the error of an input that fails a request of `count` its position, and how to spare the others.
+
+    A position of -1 is the whole request. Only embeddings can be answered without an input.
+    """
+    if count > 1 and position >= 0:
+        hint = '; set "error_policy": "per_item" to get the other vectors' if embeds else ""
+        error.args = (f"input {position}: {error}{hint}",)
+    return error
+
+
+def unknown_model(
+    name: str,
+    wording: str = "Mediapipe graph definition with requested name is not found",
+    served: Collection[str] = (),
+) -> ApiError:
+    """Return the error for a model that no worker has announced, with OVMS's wording for the path, and what is served.
+
+    A name that resembles a served one without its folder is taken for a mistake.
+    """
+    by_end = {_shorten(other): other for other in served}
+    close = difflib.get_close_matches(_shorten(name), by_end, n=1)
+    hint = f" (did you mean {quote(by_end[close[0]])}?)" if close else ""
+    text = f"The model {quote(name)} does not exist - {wording}{hint}{describe_served(served)}"
     return ApiError(404, text, param="model", code="model_not_found")
+
+
+def _shorten(name: str) -> str:
+    """Return the end of a model's name, as names are compared."""
+    return name[-MAX_QUOTED_CHARACTERS:].lower().rpartition("/")[2]
+
+
+def describe_served(served: Collection[str]) -> str:
+    """Return the end of a sentence that lists the served models."""
+    if not served:
+        return ""
+    names = ", ".join(quote(name) for name in sorted(served)[:MAX_LISTED_MODELS])
+    return f"; this server has {names}{' and others' if len(served) > MAX_LISTED_MODELS else ''}"
+
+
+def unknown_path(path: str) -> ApiError:
+    """Return the error for a path that does not exist, which names the right path if there is a similar one."""
+    right = next((right for part in reversed(path.lower().split("/")) if (right := _PATHS.get(part))), None)
+    hint = f"send the request to {right}" if right else "/docs lists the paths"
+    return ApiError(404, f"Invalid request URL: there is no {path[:MAX_QUOTED_CHARACTERS]}; {hint}", code="unknown_url")
 
 
 def broker_away() -> ApiError:

@@ -1,16 +1,30 @@
 """Parsing of a request's JSON body, and of the forms that inputs may have. Pure. Error texts use OVMS's wording."""
 
+import codecs
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from frontend.api.errors import ApiError
+from frontend.api.errors import ApiError, describe_served
 
 #: OVMS's limit on nested arrays and objects.
 MAX_DEPTH = 100
 #: Most arrays, objects and fields in a body: above the largest `--max-inputs`, and about 0.1 s of parsing.
 MAX_PARTS = 100_000
+
+#: Fields of required content, in which an empty string is a value. Elsewhere it counts as absent.
+_CONTENT = ("model", "input", "text")
+#: Names that other servers have for the field with the inputs.
+_OTHER_NAMES = ("input", "inputs", "text", "texts", "prompt", "content", "documents", "query")
+_TYPE_NAMES = {str: "a string", int: "an integer", list: "an array", dict: "an object", bool: "a boolean"}
+#: Half of a character above U+FFFF, as JavaScript escapes it after it has cut a text between the halves.
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
 
 # Numbers with a fraction stay text, as bytes, which no field accepts: converting one to a float can take 10 µs.
 _decode = msgspec.json.Decoder(float_hook=str.encode).decode
@@ -19,19 +33,34 @@ _decode = msgspec.json.Decoder(float_hook=str.encode).decode
 Inputs = list[str | list[int]]
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object and drop fields that are null.
+def parse_object(body: bytes) -> tuple[dict[str, Any], str]:
+    """Parse a JSON object, and drop fields that are null, and optional fields that are an empty string.
 
-    Raise `ApiError` 400 if the body is not a JSON object.
+    Return the fields, and a warning if lone surrogates were replaced. Raise `ApiError` 400 if the body is not a JSON
+    object.
     """
+    body, warning = body.removeprefix(codecs.BOM_UTF8), ""
     _check_structure(body)
     try:
-        fields = _decode(body)
+        try:
+            fields = _decode(body)
+        except (msgspec.MsgspecError, ValueError):
+            body, count = _replace_lone_surrogates(body)
+            if not count:
+                raise
+            fields, warning = _decode(body), f"lone surrogates (halves of characters) were replaced by U+FFFD: {count}"
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ApiError(400, f"The file is not valid json - Cannot parse JSON body: {error}") from None
     if not isinstance(fields, dict):
         raise ApiError(400, "JSON body must be an object")
-    return {name: value for name, value in fields.items() if value is not None}
+    present = {name: value for name, value in fields.items() if value is not None and (value != "" or name in _CONTENT)}
+    return present, warning
+
+
+def _replace_lone_surrogates(body: bytes) -> tuple[bytes, int]:
+    """Return the body with U+FFFD in the place of lone surrogates, and their number."""
+    # Once escaped backslashes are escaped by number, every other backslash begins an escape.
+    return _LONE_SURROGATE.subn(rb"\\ufffd", body.replace(b"\\\\", rb"\u005c"))
 
 
 def _check_structure(body: bytes) -> None:
@@ -70,10 +99,10 @@ def read_boolean(fields: dict[str, Any], name: str) -> bool | None:
     raise ApiError(400, f"{name} should be boolean", param=name)
 
 
-def read_model_name(fields: dict[str, Any]) -> str:
-    """Return the field `model`. Raise `ApiError` 400 if it is missing or is not a string."""
+def read_model_name(fields: dict[str, Any], served: Collection[str]) -> str:
+    """Return the field `model`. Raise `ApiError` 400, which lists `served`, if it is missing or is not a string."""
     if "model" not in fields:
-        raise ApiError(400, "model field is missing in JSON body", param="model")
+        raise ApiError(400, f"model field is missing in JSON body{describe_served(served)}", param="model")
     if not isinstance(fields["model"], str):
         raise ApiError(400, "model field is not a string", param="model")
     return fields["model"]
@@ -87,7 +116,9 @@ def read_inputs(fields: dict[str, Any], name: str, max_inputs: int) -> Inputs:
     value = fields.get(name)
     match value:
         case None:
-            raise ApiError(400, f"{name} field is required", param=name)
+            found = next((other for other in _OTHER_NAMES if other in fields), None)
+            hint = f'; the body has "{found}" instead, rename it to "{name}"' if found else ""
+            raise ApiError(400, f"{name} field is required{hint}", param=name)
         case str():
             return [value]
         case []:
@@ -95,7 +126,8 @@ def read_inputs(fields: dict[str, Any], name: str, max_inputs: int) -> Inputs:
         case list():
             inputs = _read_array(value, name, max_inputs)
         case _:
-            raise ApiError(400, f"{name} should be string, array of strings or array of integers", param=name)
+            text = f"{name} should be string, array of strings or array of integers; it is {_describe_type(value)}"
+            raise ApiError(400, text, param=name)
     return inputs
 
 
@@ -107,16 +139,36 @@ def _read_array(values: list[Any], name: str, max_inputs: int) -> Inputs:
         return values
     if types == {int}:
         return [values]
-    if not types <= {str, int, list}:
-        raise ApiError(400, f"every element in {name} array should be either string or int", param=name)
+    _check_types(values, types, {str, int, list}, name)
     if types != {list}:
-        raise ApiError(400, f"{name} must be homogeneous", param=name)
+        raise ApiError(400, f"{name} must be homogeneous{_describe_mix(values)}", param=name)
     inner_types = [set(map(type, value)) for value in values]
-    if any(not each <= {str, int} for each in inner_types):
-        raise ApiError(400, f"every element in {name} array should be either string or int", param=name)
+    for position, (value, each) in enumerate(zip(values, inner_types, strict=True)):
+        _check_types(value, each, {str, int}, name, f"{position}, ")
     if len(set().union(*inner_types)) > 1:
-        raise ApiError(400, f"{name} must be homogeneous", param=name)
+        mixed = next((value for value, each in zip(values, inner_types, strict=True) if len(each) > 1), None)
+        raise ApiError(400, f"{name} must be homogeneous{_describe_mix(mixed or values)}", param=name)
     if any(str in each for each in inner_types):
         text = f"{name} must be either array of strings or array of array of integers"
         raise ApiError(400, text, param=name)
     return values
+
+
+def _check_types(values: Sequence[Any], types: set[type], allowed: set[type], name: str, outer: str = "") -> None:
+    """Raise `ApiError` 400 if `types`, those of the values, are not all allowed."""
+    if not types <= allowed:
+        position, odd = next((position, value) for position, value in enumerate(values) if type(value) not in allowed)
+        text = f"every element in {name} array should be either string or int; element {outer}{position} is"
+        raise ApiError(400, f"{text} {_describe_type(odd)}", param=name)
+
+
+def _describe_mix(values: Sequence[Any]) -> str:
+    """Return where a list first has another type than at its start."""
+    position = next((position for position, value in enumerate(values) if type(value) is not type(values[0])), None)
+    if position is None:
+        return "; some inner arrays have strings and others have integers"
+    return f"; element 0 is {_describe_type(values[0])} and element {position} is {_describe_type(values[position])}"
+
+
+def _describe_type(value: Any) -> str:
+    return "null" if value is None else _TYPE_NAMES.get(type(value), "a number with a fraction")

@@ -11,12 +11,21 @@ from msgspec import Struct
 
 from broker.shared.version import VERSION
 from frontend.api import answers
-from frontend.api.schemas import MAX_DEADLINE_DIGITS, EmbeddingsRequest, TokenizeRequest
+from frontend.api.schemas import KEY_HEADERS, MAX_DEADLINE_DIGITS, EmbeddingsRequest, TokenizeRequest
 from frontend.api.submission import MAX_TOKEN_ID
 
 Schema = dict[str, Any]
 #: Prefixes of the paths of OpenAI's API: OpenAI's, and the two of OVMS.
 PREFIXES = ("/v1", "/v3", "/v3/v1")
+#: The prefix that is described, and those that the description only mentions.
+PREFIX, *ALIASES = PREFIXES
+_DESCRIPTION = (
+    "Embeddings server with OpenAI's API. The paths `/v1/embeddings`, `/v1/models`, `/v1/models/{name}` and "
+    f"`/v1/tokenize` are also served under {' and '.join(f'`{alias}`' for alias in ALIASES)}, "
+    "as in OpenVINO Model Server."
+)
+#: Body that the page's "Try it out" sends unless the user changes it.
+_EXAMPLE = {"model": "sentence-transformers/all-MiniLM-L6-v2", "input": ["hello world", "how are you"]}
 
 _STATUSES = {
     200: "OK",
@@ -47,25 +56,30 @@ _MODEL_NAME = {
 }
 
 
-def describe_api(max_inputs: int, max_request_tokens: int) -> Schema:
-    """Return the OpenAPI document of a server with these limits on one request."""
+def describe_api(max_inputs: int, max_request_tokens: int, *, token_ids: bool = True) -> Schema:
+    """Return the OpenAPI document of a server with these limits on one request, which may reject token ids."""
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Vecmill", "version": VERSION, "description": "Embeddings server with OpenAI's API."},
+        "info": {"title": "Vecmill", "version": VERSION, "description": _DESCRIPTION},
+        # Relative to this document, so that the paths are right behind a proxy with a path prefix.
+        "servers": [{"url": "."}],
         "paths": _describe_paths(),
         "components": {
-            "schemas": _describe_types(max_inputs, max_request_tokens),
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": _describe_types(max_inputs, max_request_tokens, token_ids),
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                **{name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS},
+            },
         },
         # A server without configured keys needs none.
-        "security": [{"key": []}, {}],
+        "security": [{"key": []}, *({name: []} for name in KEY_HEADERS), {}],
     }
 
 
 # --- types -----------------------------------------------------------------------------------------------------------
 
 
-def _describe_types(max_inputs: int, max_request_tokens: int) -> Schema:
+def _describe_types(max_inputs: int, max_request_tokens: int, token_ids: bool) -> Schema:
     """Return the schemas of all requests and answers."""
     structs = [answer for answer in vars(answers).values() if isinstance(answer, type) and issubclass(answer, Struct)]
     types = [EmbeddingsRequest, TokenizeRequest, *(struct for struct in structs if struct is not Struct)]
@@ -76,9 +90,16 @@ def _describe_types(max_inputs: int, max_request_tokens: int) -> Schema:
     id_lists = {"type": "array", "items": _TOKEN_IDS, "minItems": 1, "maxItems": max_inputs}
     fields = schemas["EmbeddingsRequest"]["properties"]
     text = f"{fields['input']['description']}; at most {max_inputs} inputs and {max_request_tokens} tokens"
-    fields["input"] = {"description": text, "anyOf": [_TEXT, texts, _TOKEN_IDS, id_lists]}
+    fields["input"] = {"description": text, "anyOf": [_TEXT, texts, *([_TOKEN_IDS, id_lists] if token_ids else [])]}
+    schemas["EmbeddingsRequest"]["examples"] = [_EXAMPLE]
     fields = schemas["TokenizeRequest"]["properties"]
     fields["text"] = {"description": fields["text"]["description"], "anyOf": [_TEXT, texts]}
+    for request in ("EmbeddingsRequest", "TokenizeRequest"):
+        fields = schemas[request]["properties"]
+        del fields["warning"]
+        for field in fields.values():
+            if {"type": "null"} in field.get("anyOf", ()) and {"type": "string"} not in field["anyOf"]:
+                field["anyOf"].append({"const": ""})
     return schemas
 
 
@@ -92,16 +113,12 @@ def _refer(answer: Any) -> Schema:
 
 
 def _describe_paths() -> Schema:
-    paths: Schema = {}
-    for prefix in PREFIXES:
-        paths |= {
-            f"{prefix}/embeddings": {"post": _describe_embeddings(prefix)},
-            f"{prefix}/models": _describe_get("List the models that are served", answers.ModelList, tag=prefix),
-            f"{prefix}/models/{{name}}": _describe_get("Describe a model", answers.ModelObject, 404, tag=prefix),
-            f"{prefix}/tokenize": {
-                "post": _describe_job("Tokenize texts", TokenizeRequest, answers.TokenizeAnswer, prefix)
-            },
-        }
+    paths: Schema = {
+        f"{PREFIX}/embeddings": {"post": _describe_embeddings()},
+        f"{PREFIX}/models": _describe_get("List the models that are served", answers.ModelList, tag="OpenAI"),
+        f"{PREFIX}/models/{{name}}": _describe_get("Describe a model", answers.ModelObject, 404, tag="OpenAI"),
+        f"{PREFIX}/tokenize": {"post": _describe_job("Tokenize texts", TokenizeRequest, answers.TokenizeAnswer)},
+    }
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/1"):
         paths |= {
             model: _describe_get("KServe: describe a model", answers.ModelMetadata, 404, 503),
@@ -119,11 +136,9 @@ def _describe_paths() -> Schema:
     keyless = {
         "/v2/health/live": _describe_get("KServe: check that the process runs", answers.ServerLive),
         "/v2/health/ready": _describe_get("KServe: check that a worker is connected", answers.ServerReady, 503),
+        "/": _describe_get("Name and main paths of this server", dict[str, str]),
         "/openapi.json": _describe_get("This description", dict[str, Any]),
         "/docs": _describe_get("This description as a page", str, content="text/html"),
-        "/docs/start.js": _describe_get("Script of the page", str, content="text/javascript"),
-        "/docs/swagger-ui-bundle.js": _describe_get("Script of the page", str, content="text/javascript"),
-        "/docs/swagger-ui.css": _describe_get("Style sheet of the page", str, content="text/css"),
     }
     for item in keyless.values():
         item["get"]["security"] = [{}]
@@ -134,19 +149,18 @@ def _describe_paths() -> Schema:
     return paths | keyless
 
 
-def _describe_embeddings(prefix: str) -> Schema:
-    operation = _describe_job("Embed texts", EmbeddingsRequest, answers.EmbeddingsAnswer, prefix)
+def _describe_embeddings() -> Schema:
+    operation = _describe_job("Embed texts", EmbeddingsRequest, answers.EmbeddingsAnswer)
     operation["responses"]["200"]["headers"] |= {
         "x-queue-time": _describe_header("Longest time of an input in the queue, in ms"),
         "x-inference-time": _describe_header("Longest inference of an input, in ms"),
         "x-total-time": _describe_header("Time of the whole request, in ms"),
         "x-truncated-tokens": _describe_header("Tokens cut off all inputs, if truncate was set"),
-        "x-vecmill-warning": _describe_header("Warning about the vectors"),
     }
     return operation
 
 
-def _describe_job(summary: str, body: type, answer: type, prefix: str) -> Schema:
+def _describe_job(summary: str, body: type, answer: type) -> Schema:
     """Describe an operation that workers perform."""
     lane = {"enum": ["interactive", "bulk"]}
     deadline_ms = {"type": "integer", "minimum": 1, "maximum": 10**MAX_DEADLINE_DIGITS - 1}
@@ -156,7 +170,9 @@ def _describe_job(summary: str, body: type, answer: type, prefix: str) -> Schema
         "x-request-id": _describe_header("Id for logs, which the answer repeats"),
         "traceparent": _describe_header("W3C Trace Context, for logs"),
     }
-    operation = _describe(summary, answer, 400, 404, 408, 413, 422, 429, 500, 503, 504, tag=prefix)
+    operation = _describe(summary, answer, 400, 404, 408, 413, 422, 429, 500, 503, 504, tag="OpenAI")
+    warning = _describe_header("What was changed in the request, or is unusual about the vectors")
+    operation["responses"]["200"]["headers"]["x-vecmill-warning"] = warning
     operation["parameters"] = [{"name": name, "in": "header"} | header for name, header in headers.items()]
     content = {"application/json": {"schema": _refer(body)}}
     return operation | {"requestBody": {"required": True, "content": content}}

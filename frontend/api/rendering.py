@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from broker.wire.errors import ErrorCode, describe_replaced_model
 from broker.wire.protocol import Availability, ModelInfo, ModelState
 from frontend.api import answers
-from frontend.api.errors import ApiError
+from frontend.api.errors import ApiError, from_failure
 from frontend.api.schemas import EmbeddingsRequest, TokenizeRequest
 
 #: Rows of float32, [rows, dimension].
@@ -36,7 +37,12 @@ _STATES: dict[Availability, tuple[Any, str]] = {
 
 
 def shape_vectors(rows: Sequence[memoryview], request: EmbeddingsRequest, model: ModelInfo) -> Sequence[Any]:
-    """Return rows as float32 arrays, with the dimensions and the normalization that the request chooses."""
+    """Return rows as float32 arrays, with the dimensions and the normalization that the request chooses.
+
+    Raise `ApiError` 503 if the rows are of another model, which took over the name while the request waited.
+    """
+    if rows and len(rows[0]) != model.dimension * 4:
+        raise from_failure(ErrorCode.NO_WORKER, describe_replaced_model(model.name), 1000)
     fewer = request.dimensions not in (None, model.dimension)
     normalize = request.normalize is True or (request.normalize is None and model.normalized)
     if not rows or not (fewer or (normalize and not model.normalized)):
@@ -78,7 +84,7 @@ def render_embeddings(
         if position in errors:
             item["error"] = errors[position].to_object()
         data.append(item)
-    total = sum(truncated.values()) if request.truncation else msgspec.UNSET
+    total = sum(truncated.values()) if request.truncate_option else msgspec.UNSET
     answer = answers.EmbeddingsAnswer("list", data, request.model, answers.Usage(tokens, tokens), total)
     # msgspec encodes buffers as base64, a third faster than base64.b64encode and orjson.
     return msgspec.json.encode(answer) if base64 else _encode_arrays(answer)

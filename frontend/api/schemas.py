@@ -5,7 +5,7 @@ texts use OVMS's wording.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta, Struct, field
@@ -14,26 +14,30 @@ from broker.wire.protocol import Lane, Option, Origin
 from frontend.api.errors import ApiError, quote
 from frontend.api.inputs import Inputs, parse_object, read_boolean, read_inputs, read_model_name, read_string
 
-#: Values of `truncate`. The names of sides are those of TEI and vLLM; OVMS has a boolean.
-_TRUNCATION = {
-    None: Option(0),
-    False: Option(0),
-    "none": Option(0),
-    True: Option.TRUNCATE_END,
-    "end": Option.TRUNCATE_END,
-    "start": Option.TRUNCATE_START,
-}
+#: Where to truncate inputs that are too long. Cohere and NIM have these words in capitals.
+Truncate = Literal["none", "start", "end"]
+_TRUNCATE: dict[Truncate, Option] = {"none": Option(0), "end": Option.TRUNCATE_END, "start": Option.TRUNCATE_START}
+_TRUNCATION_FIELDS = {"truncate", "truncation", "truncation_direction", "truncate_prompt_tokens"}
+#: TEI's sides, where `truncate` is a boolean.
+_SIDES: dict[str, Truncate] = {"right": "end", "left": "start"}
 #: OVMS's limit on `max_length`, for models that accept fewer tokens.
 MAX_LENGTH_LIMIT = 8192
 #: Most digits of x-vecmill-deadline-ms; about 11 days.
 MAX_DEADLINE_DIGITS = 9
+#: Headers that may have the API key instead of Authorization.
+KEY_HEADERS = ("api-key", "x-api-key")
+#: Optional white space around the value of a header (RFC 9110, 5.6.3).
+_BLANKS = " \t"
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
 
 class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
-    """Body of POST /v1/embeddings. A field that is null counts as absent, and unknown fields are ignored."""
+    """Body of POST /v1/embeddings.
+
+    An optional field that is null or an empty string counts as absent, and unknown fields are ignored.
+    """
 
     model: Annotated[str, Meta(description="Name of a model in GET /v1/models")]
     inputs: Annotated[
@@ -48,8 +52,19 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
     ] = None
     user: Annotated[Any, Meta(description="Ignored")] = None
     truncate: Annotated[
-        bool | Literal["none", "start", "end"] | None,
-        Meta(description="Where to truncate inputs that are too long; true is end. By default they are an error"),
+        bool | Literal["none", "start", "end", "NONE", "START", "END"] | None,
+        Meta(
+            description="Where to truncate inputs that are too long; true is end. By default as the server's --truncate"
+        ),
+    ] = None
+    truncation: Annotated[bool | None, Meta(description="Voyage's name for a truncate of true or false")] = None
+    truncation_direction: Annotated[
+        Literal["left", "right", "Left", "Right"] | None,
+        Meta(description="TEI's name for the side, if truncate is true"),
+    ] = None
+    truncate_prompt_tokens: Annotated[
+        Annotated[int, Meta(ge=-1)] | None,
+        Meta(description="vLLM's name for truncate: end: -1, or a number of at least the model's max_tokens"),
     ] = None
     prompt_name: Annotated[str | None, Meta(description="Name of a prompt of the model, put before each text")] = None
     input_type: Annotated[
@@ -62,11 +77,13 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
         Literal["fail", "per_item"] | None,
         Meta(description="fail (default): one bad input fails the request; per_item: it is reported in its item"),
     ] = None
+    #: No field of a body: what was changed in the body, for the header `x-vecmill-warning`.
+    warning: str = ""
 
     @property
-    def truncation(self) -> Option:
-        """TRUNCATE_END, TRUNCATE_START, or no option."""
-        return _TRUNCATION[self.truncate]
+    def truncate_option(self) -> Option:
+        """TRUNCATE_END, TRUNCATE_START, or no option. A parsed request has a word for `truncate`."""
+        return _TRUNCATE[self.truncate]  # type: ignore[index]
 
 
 class TokenizeRequest(Struct, frozen=True, kw_only=True):
@@ -83,12 +100,24 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
     ] = None
     padding_side: Annotated[Literal["left", "right"] | None, Meta(description="right by default")] = None
     add_special_tokens: Annotated[bool | None, Meta(description="true by default")] = None
+    #: As in `EmbeddingsRequest`.
+    warning: str = ""
 
 
-def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
-    """Parse the body of POST /v1/embeddings. Raise `ApiError` 400 if it is invalid."""
-    fields = parse_object(body)
-    model = read_model_name(fields)
+def parse_embeddings(
+    body: bytes,
+    max_inputs: int,
+    served: Collection[str] = (),
+    *,
+    truncate: Truncate = "none",
+    token_ids: bool = True,
+) -> EmbeddingsRequest:
+    """Parse the body of POST /v1/embeddings. Raise `ApiError` 400 if it is invalid.
+
+    The error for a missing model lists those `served`. `truncate` is the server's default.
+    """
+    fields, warning = parse_object(body)
+    model = read_model_name(fields, served)
     if read_string(fields, "encoding_format") not in (None, "float", "base64"):
         raise ApiError(400, "encoding_format should either base64 or float", param="encoding_format")
     if read_string(fields, "error_policy") not in (None, "fail", "per_item"):
@@ -96,16 +125,22 @@ def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
     prompt_name, input_type = read_string(fields, "prompt_name"), read_string(fields, "input_type")
     if prompt_name is not None and input_type is not None:
         raise ApiError(400, "prompt_name and input_type exclude each other; send one of them", param="prompt_name")
+    inputs = read_inputs(fields, "input", max_inputs)
+    if not token_ids and isinstance(inputs[0], list):
+        text = "input has token ids, but this server accepts only texts; LangChain sends texts if"
+        raise ApiError(400, f"{text} check_embedding_ctx_length=False", param="input")
     return EmbeddingsRequest(
         model=model,
-        inputs=read_inputs(fields, "input", max_inputs),
+        inputs=inputs,
         encoding_format=fields.get("encoding_format"),
         dimensions=_read_dimensions(fields.get("dimensions")),
-        truncate=_read_truncate(fields.get("truncate")),
+        truncate=_read_truncate(fields) or truncate,
+        truncate_prompt_tokens=fields.get("truncate_prompt_tokens"),
         prompt_name=prompt_name,
         input_type=input_type,
         normalize=read_boolean(fields, "normalize"),
         error_policy=fields.get("error_policy"),
+        warning=warning,
     )
 
 
@@ -119,16 +154,33 @@ def _read_dimensions(value: Any) -> int | None:
     return value
 
 
-def _read_truncate(value: Any) -> Any:
-    if not isinstance(value, bool | str | None) or value not in _TRUNCATION:
+def _read_truncate(fields: dict[str, Any]) -> Truncate | None:
+    """Return the word for what a request chooses under the names of all servers, or None if it chooses nothing."""
+    if _TRUNCATION_FIELDS.isdisjoint(fields):
+        return None
+    value, tokens = fields.get("truncate"), fields.get("truncate_prompt_tokens")
+    word = value.strip().lower() if isinstance(value, str) else value
+    if not isinstance(word, bool | str | None) or (isinstance(word, str) and word not in _TRUNCATE):
         raise ApiError(400, "truncate should be boolean or one of none, start, end", param="truncate")
-    return value
+    if tokens is not None and (type(tokens) is not int or tokens < -1 or tokens == 0):
+        text = "truncate_prompt_tokens should be -1 or a number of tokens above 0"
+        raise ApiError(400, text, param="truncate_prompt_tokens")
+    side = (read_string(fields, "truncation_direction") or "right").lower()
+    if side not in _SIDES:
+        raise ApiError(400, "truncation_direction should be left or right", param="truncation_direction")
+    chosen = [word, read_boolean(fields, "truncation"), None if tokens is None else True]
+    words = {one if isinstance(one, str) else _SIDES[side] if one else "none" for one in chosen if one is not None}
+    if "none" in words and len(words) > 1:
+        text = "truncate, truncation and truncate_prompt_tokens contradict each other; send only truncate"
+        raise ApiError(400, text, param="truncate")
+    # A word names a side; the other fields only allow to truncate.
+    return word if isinstance(word, str) else next(iter(words), None)
 
 
-def parse_tokenize(body: bytes, max_inputs: int) -> TokenizeRequest:
+def parse_tokenize(body: bytes, max_inputs: int, served: Collection[str] = ()) -> TokenizeRequest:
     """Parse the body of POST /v3/tokenize. Raise `ApiError` 400 if it is invalid."""
-    fields = parse_object(body)
-    model = read_model_name(fields)
+    fields, warning = parse_object(body)
+    model = read_model_name(fields, served)
     inputs = read_inputs(fields, "text", max_inputs)
     texts = [text for text in inputs if isinstance(text, str)]
     if len(texts) < len(inputs):
@@ -151,6 +203,7 @@ def parse_tokenize(body: bytes, max_inputs: int) -> TokenizeRequest:
         pad_to_max_length=pad,
         padding_side=fields.get("padding_side"),
         add_special_tokens=add_special_tokens,
+        warning=warning,
     )
 
 
@@ -175,12 +228,13 @@ class RequestOptions(NamedTuple):
 
 def parse_lane(headers: Mapping[str, str]) -> Lane | None:
     """Return the lane in `x-vecmill-lane`, if given. Raise `ApiError` 400 for an unknown lane."""
-    name = headers.get("x-vecmill-lane")
-    if name is None:
+    name = headers.get("x-vecmill-lane", "").strip(_BLANKS)
+    if not name:
         return None
-    if name.upper() not in Lane.__members__:
+    lane = Lane.__members__.get(name.upper())
+    if lane is None:
         raise ApiError(400, f"x-vecmill-lane is {quote(name)}, but must be interactive or bulk", param="x-vecmill-lane")
-    return Lane[name.upper()]
+    return lane
 
 
 def parse_deadline_s(headers: Mapping[str, str], max_deadline_s: float) -> float:
@@ -188,13 +242,20 @@ def parse_deadline_s(headers: Mapping[str, str], max_deadline_s: float) -> float
 
     Raise `ApiError` 400 if the header is not a positive number.
     """
-    text = headers.get("x-vecmill-deadline-ms")
-    if text is None:
+    text = headers.get("x-vecmill-deadline-ms", "").strip(_BLANKS)
+    if not text:
         return max_deadline_s
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_DEADLINE_DIGITS and int(text)):
         message = f"x-vecmill-deadline-ms must be a whole number above 0, of at most {MAX_DEADLINE_DIGITS} digits"
         raise ApiError(400, message, param="x-vecmill-deadline-ms")
     return min(max_deadline_s, int(text) / 1000)
+
+
+def list_credentials(headers: Mapping[str, str]) -> list[str]:
+    """Return what may have the API key, in the form `Bearer KEY`: Authorization, Azure's header, and Anthropic's."""
+    scheme, _, key = headers.get("authorization", "").strip(_BLANKS).partition(" ")
+    others = [headers[name].strip(_BLANKS) for name in KEY_HEADERS if name in headers]
+    return [f"{scheme} {key.lstrip(_BLANKS)}", *(f"Bearer {other}" for other in others)]
 
 
 def hash_client(text: str) -> str:

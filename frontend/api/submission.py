@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long, describe_too_many_tokens
 from broker.wire.protocol import Kind, ModelInfo, Option, pack_u32
-from frontend.api.errors import ApiError, from_failure, quote
+from frontend.api.errors import ApiError, from_failure, name_input, quote
 from frontend.api.schemas import MAX_LENGTH_LIMIT, EmbeddingsRequest, TokenizeRequest
 
 #: Names of prompts to look for, in this order, for each `input_type` of Cohere's API and vLLM. The names are those that
@@ -17,6 +17,9 @@ _INPUT_TYPES = {
     "document": _DOCUMENT,
     "search_document": _DOCUMENT,
     "passage": ("passage", "document", "corpus"),
+    # Gemini's task types.
+    "retrieval_query": _QUERY,
+    "retrieval_document": _DOCUMENT,
 }
 #: Highest token id of a model that announces no vocabulary: the largest signed 32-bit integer.
 MAX_TOKEN_ID = 2**31 - 1
@@ -44,22 +47,29 @@ def build_submission(
     `dimensions_policy` is allow, warn or refuse, for dimensions that the model does not declare. Raise `ApiError` 400
     if the model cannot serve the request.
     """
-    warning = _check_dimensions(request, model, dimensions_policy)
-    options = request.truncation
+    warnings = [request.warning, _check_dimensions(request, model, dimensions_policy)]
+    if request.truncate_prompt_tokens is not None and -1 < request.truncate_prompt_tokens < model.max_tokens:
+        text = f"truncate_prompt_tokens is {request.truncate_prompt_tokens}, but inputs are only cut to the model's"
+        raise ApiError(400, f"{text} {model.max_tokens} tokens; send -1", param="truncate_prompt_tokens")
+    options = request.truncate_option
     if request.normalize is False and model.normalized:
         options |= Option.RAW
     texts = [text for text in request.inputs if isinstance(text, str)]
+    if not model.prompts and request.input_type and request.input_type.lower() not in _INPUT_TYPES:
+        warnings.append("input_type was ignored, because the model has no prompts")
+    warning = "; ".join(filter(None, warnings))
     if texts:
         prompt = _choose_prompt(request, model)
         inputs = [(prompt + text).encode() for text in texts]
         return PreparedSubmission(Kind.TEXT, inputs, options, range(len(inputs)), {}, warning)
-    if request.prompt_name is not None or request.input_type is not None:
+    if request.prompt_name is not None or (request.input_type is not None and model.prompts):
         name = "prompt_name" if request.prompt_name is not None else "input_type"
         raise ApiError(400, f"{name} needs texts: a prompt cannot be put before token ids", param=name)
     arrays = {position: ids for position, ids in enumerate(request.inputs) if isinstance(ids, list)}
     errors = {position: error for position, ids in arrays.items() if (error := _check_ids(ids, model, options))}
     if errors and request.error_policy != "per_item":
-        raise next(iter(errors.values()))
+        position, error = next(iter(errors.items()))
+        raise name_input(error, position, len(arrays))
     valid = {position: ids for position, ids in arrays.items() if position not in errors}
     if sum(min(len(ids), model.max_tokens) for ids in valid.values()) > max_request_tokens:
         raise from_failure(ErrorCode.TOO_MANY_TOKENS, describe_too_many_tokens(max_request_tokens))
@@ -87,12 +97,15 @@ def _check_dimensions(request: EmbeddingsRequest, model: ModelInfo, policy: str)
 def _choose_prompt(request: EmbeddingsRequest, model: ModelInfo) -> str:
     """Return the text that is put before each input."""
     name, input_type = request.prompt_name, request.input_type
+    if input_type is not None and not model.prompts:
+        return ""
     if input_type is not None and input_type not in model.prompts:
-        if input_type not in _INPUT_TYPES:
+        names = _INPUT_TYPES.get(input_type.lower())
+        if names is None:
             allowed = ", ".join(dict.fromkeys([*_INPUT_TYPES, *model.prompts]))
             text = f"input_type is {quote(input_type)}, but must be one of {allowed}"
             raise ApiError(400, text, param="input_type")
-        return next((model.prompts[key] for key in _INPUT_TYPES[input_type] if key in model.prompts), "")
+        return next((model.prompts[key] for key in names if key in model.prompts), "")
     if name is not None and name not in model.prompts:
         prompts = f"the prompts {', '.join(model.prompts)}" if model.prompts else "no prompts"
         raise ApiError(400, f"prompt_name is {quote(name)}, but the model has {prompts}", param="prompt_name")
@@ -112,9 +125,12 @@ def _check_ids(ids: Sequence[int], model: ModelInfo, options: Option) -> ApiErro
     return None
 
 
-def check_max_length(request: TokenizeRequest, model: ModelInfo) -> None:
-    """Raise `ApiError` 400 if `max_length` is above OVMS's limit, because an answer may be padded to it."""
+def check_max_length(request: TokenizeRequest, model: ModelInfo, max_request_tokens: int) -> None:
+    """Raise `ApiError` 400 if `max_length` is above OVMS's limit, or if padding alone makes the answer too long."""
     limit = max(model.max_tokens, MAX_LENGTH_LIMIT)
     if request.max_length is not None and request.max_length > limit:
         text = f"max_length {request.max_length} exceeds the allowed limit of {limit}"
         raise ApiError(400, text, param="max_length")
+    padded = (request.max_length or model.max_tokens) * len(request.inputs) if request.pad_to_max_length else 0
+    if padded > max_request_tokens:
+        raise from_failure(ErrorCode.TOO_MANY_TOKENS, describe_too_many_tokens(max_request_tokens))

@@ -102,10 +102,11 @@ class Keys:
     def __init__(self, path: str, environment: str) -> None:
         """Read the file at `path`, if not empty, and add the key `environment`, if not empty.
 
-        Raise `KeysError` if the file cannot be used.
+        Raise `KeysError` if one of them cannot be used.
         """
         self._path = Path(path) if path else None
-        self._environment = [Key(name="API_KEY", sha256=_hash_key(environment), admin=True)] if environment else []
+        secret = _strip_secret(environment) if environment else ""
+        self._environment = [Key(name="API_KEY", sha256=_hash_key(secret), admin=True)] if secret else []
         self._secret = secrets.token_bytes(32)
         self._by_hash: dict[bytes, Key] = {}
         #: What the file was like when it was last read.
@@ -122,8 +123,8 @@ class Keys:
 
     def find_key(self, authorization: str) -> Key | None:
         """Return the key of an Authorization header, or None if the header has no accepted key."""
-        scheme, _, text = authorization.partition(" ")
-        digest = _hash_key(text)
+        scheme, _, text = authorization.strip(" \t").partition(" ")
+        digest = _hash_key(text.lstrip(" "))
         key = self._by_hash.get(self._hash_digest(digest))
         if key is None or scheme.lower() != "bearer" or not hmac.compare_digest(key.sha256, digest):
             return None
@@ -175,6 +176,19 @@ class Keys:
 
     def _hash_digest(self, sha256: str) -> bytes:
         return hashlib.blake2b(sha256.encode(), key=self._secret, digest_size=32).digest()
+
+
+def _strip_secret(text: str) -> str:
+    """Return a key without the blanks and line ends around it, which no client can send.
+
+    Raise `KeysError`, which does not contain the key, if one is inside or if the key is nothing else.
+    """
+    secret = text.strip()
+    if not secret:
+        raise KeysError("the variable API_KEY", "it has only blanks; set a key, or unset the variable for none")
+    if not secret.isprintable() or " " in secret:
+        raise KeysError("the variable API_KEY", "it has a blank or a line end inside; set a key without any")
+    return secret
 
 
 def _hash_key(text: str) -> str:

@@ -4,16 +4,24 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
+import ssl
+from collections.abc import Sequence
+from email.utils import formatdate
+from functools import partial
+from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.response import BaseHTTPResponse, raw
+from sanic.router import Router
 
-from frontend.api.errors import ApiError
+from frontend.api.errors import ApiError, unknown_path
 from frontend.config import Config
 from frontend.rest import metrics, middleware
 from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.http_protocol import Connection
+from frontend.rest.incoming_bodies import IncomingBodies
 from frontend.rest.memory import return_freed_memory
 from frontend.rest.routes.docs import docs
 from frontend.rest.routes.openai import openai
@@ -26,21 +34,30 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which a stopping process lets open requests finish: the default deadline and a margin.
 DRAIN_S = 65.0
+#: Seconds for which a stopping process waits for the rest of requests that have arrived in part.
+INCOMPLETE_S = 5.0
 #: Intervals in seconds at which connections are checked: for clients that have left, and, in a drain, for idle ones.
 LEFT_INTERVAL_S, IDLE_INTERVAL_S = 0.25, 0.02
 #: Maximum bytes of a body that is too large that are read and discarded, so that its sender reads the answer.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
+class HeadRouter(Router):
+    """Routes, where HEAD is answered as GET without a body (RFC 9110, section 9.1)."""
+
+    def _get(self, path: str, method: str, host: str | None) -> Any:
+        return super()._get(path, "GET" if method == "HEAD" else method, host)
+
+
 def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     """Return the application of a frontend process."""
-    app = Sanic("vecmill", configure_logging=False, request_class=middleware.AuthenticatedRequest)
+    app = Sanic("vecmill", configure_logging=False, request_class=middleware.AuthenticatedRequest, router=HeadRouter())
     app.config.update(
         REQUEST_MAX_SIZE=config.max_body_bytes,
         # Comes after the deadline (504) and the time-out of a body (408), and guards against faults of this server.
         RESPONSE_TIMEOUT=max(config.deadline_s, config.request_timeout_s) + 30,
         REQUEST_TIMEOUT=config.request_timeout_s,
-        KEEP_ALIVE_TIMEOUT=75,
+        KEEP_ALIVE_TIMEOUT=config.idle_timeout_s,
         GRACEFUL_SHUTDOWN_TIMEOUT=DRAIN_S,
         ACCESS_LOG=False,
         MOTD=False,
@@ -48,6 +65,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     )
     app.ctx.config, app.ctx.keys = config, keys
     app.ctx.connections = set()
+    app.ctx.incoming = IncomingBodies(config.max_incoming_bytes)
     app.ctx.draining = False
     #: Background tasks, which live as long as the process.
     app.ctx.tasks = []
@@ -57,7 +75,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     app.error_handler.add(Exception, _render_error)
     app.error_handler.add(asyncio.CancelledError, _render_cancelled)
     app.register_middleware(app.ctx.unread.wait_for_previous, "request")
-    app.register_middleware(_watch_connection, "response")
+    app.register_middleware(_finish_head, "response")
     middleware.install_middleware(app)
     app.register_listener(_start_up, "before_server_start")
     app.register_listener(_begin_drain, "before_server_stop")
@@ -70,7 +88,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
 # SIGTERM and SIGINT shut a process down in these steps:
 # 1. `_begin_drain`: responses have "Connection: close" from now on, and idle connections are closed.
 # 2. Sanic closes the listening socket, and waits until all connections are closed.
-# 3. `_close_connections` aborts the connections that are open after DRAIN_S.
+# 3. `_close_connections` ends incomplete requests after INCOMPLETE_S, and aborts what is open after DRAIN_S.
 # 4. `_shut_down`: the broker cancels the jobs that are left, and the process ends.
 
 
@@ -87,28 +105,36 @@ async def _start_up(app: Sanic) -> None:  # type: ignore[type-arg]
 async def _begin_drain(app: Sanic) -> None:  # type: ignore[type-arg]
     log.info("draining: %d open connections", len(app.ctx.connections))
     app.ctx.draining = True
-    app.ctx.tasks.append(asyncio.create_task(_close_connections(app.ctx.connections)))
+    app.ctx.tasks.append(asyncio.create_task(_close_connections(app)))
 
 
 async def _shut_down(app: Sanic) -> None:  # type: ignore[type-arg]
+    # Sanic has waited only for the connections of the socket that it serves.
+    while app.ctx.connections:
+        await asyncio.sleep(IDLE_INTERVAL_S)
     log.info("drained with %d connections open", len(app.ctx.connections))
     for task in app.ctx.tasks:
         task.cancel()
     app.ctx.broker.close()
 
 
-async def _close_connections(connections: set[Connection]) -> None:
-    """Close each connection when it is idle, and abort the others after DRAIN_S.
+async def _close_connections(app: Sanic) -> None:  # type: ignore[type-arg]
+    """Close each connection when it is idle, soon after if its request is incomplete, and abort others after DRAIN_S.
 
     Sanic closes idle connections only after uvloop has seen all connections end, and clients' pools keep them open.
     """
-    until = asyncio.get_running_loop().time() + DRAIN_S
-    while connections:
+    connections: set[Connection] = app.ctx.connections
+    now = asyncio.get_running_loop().time
+    began = now()
+    while True:
         for connection in list(connections):
             connection.close_if_idle()
-        if asyncio.get_running_loop().time() >= until:
-            for connection in list(connections):
-                connection.abort()  # type: ignore[no-untyped-call]
+            if now() >= began + INCOMPLETE_S:
+                connection.close_if_incomplete()
+            if now() >= began + DRAIN_S:
+                connection.abort()
+        if now() >= began + INCOMPLETE_S:
+            app.ctx.incoming.end_all()
         await asyncio.sleep(IDLE_INTERVAL_S)
 
 
@@ -120,7 +146,7 @@ async def _end_left_connections(connections: set[Connection]) -> None:
             # A socket that fails is about to be closed anyway, and must not end this task.
             with contextlib.suppress(OSError):
                 if connection.has_left():
-                    connection.abort()  # type: ignore[no-untyped-call]
+                    connection.abort()
 
 
 def _reload_keys(keys: Keys) -> None:
@@ -129,10 +155,32 @@ def _reload_keys(keys: Keys) -> None:
         keys.reload()
 
 
-async def _watch_connection(request: Request, _: BaseHTTPResponse) -> None:
+async def _finish_head(request: Request, response: BaseHTTPResponse) -> None:
     request.app.ctx.unread.watch_connection(request)
-    if request.app.ctx.draining and request.stream:
-        request.stream.keep_alive = False  # type: ignore[attr-defined]
+    response.headers["Date"] = formatdate(usegmt=True)
+    stream: Any = request.stream
+    if request.app.ctx.draining and stream:
+        stream.keep_alive = False
+    # Clients that know the idle time do not use a connection that is about to be closed.
+    if stream and stream.keep_alive and (idle_s := int(request.app.config.KEEP_ALIVE_TIMEOUT)):
+        response.headers["Keep-Alive"] = f"timeout={idle_s}"
+
+
+def serve_sockets(app: Sanic, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:  # type: ignore[type-arg]
+    """Serve further listening sockets, besides the one that Sanic serves."""
+    servers: list[asyncio.Server] = []
+
+    async def start(_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for listening in sockets:
+            servers.append(await loop.create_server(partial(Connection, loop=loop, app=app), sock=listening, ssl=tls))
+
+    async def stop(_: object) -> None:
+        for server in servers:
+            server.close()
+
+    app.register_listener(start, "after_server_start")
+    app.register_listener(stop, "before_server_stop")
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -147,6 +195,8 @@ def _render_error(request: Request, error: Exception) -> HTTPResponse:
         text = "the server failed to process this request; its log has the reason"
         error = ApiError(500, text, kind="server_error", code="internal_error")
     headers = error.headers() | ({"Allow": error.allow} if isinstance(error, _MethodError) else {})
+    if error.status == 415:
+        headers["Accept-Encoding"] = "gzip"
     return raw(error.body(), status=error.status, headers=headers, content_type="application/json")
 
 
@@ -166,11 +216,11 @@ class _MethodError(ApiError):
 def _convert_sanic_error(request: Request, error: SanicException) -> ApiError:
     status = error.status_code
     if status == 404:
-        return ApiError(404, f"Invalid request URL: there is no {request.path}", code="unknown_url")
+        return unknown_path(request.path)
     if status == 405:
         allow = str((error.headers or {}).get("Allow", ""))
         text = f"Unsupported method: {request.method} is not allowed for {request.path}; use {allow}"
-        return _MethodError(text, allow)
+        return _MethodError(text, allow + ", HEAD" if "GET" in allow.split(", ") else allow)
     if status == 408:
         limit_s = request.app.config.REQUEST_TIMEOUT
         text = f"the rest of the request did not arrive within {limit_s:g} s; send it without pauses"

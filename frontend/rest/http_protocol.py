@@ -8,17 +8,23 @@ This module uses private attributes of Sanic. `pyproject.toml` pins Sanic's mino
 """
 
 import asyncio
+import fcntl
 import math
 import socket
 import struct
+import sys
+import termios
 import time
 from typing import Any, NamedTuple
 
 from sanic import Request
-from sanic.exceptions import BadURL, RequestCancelled, RequestTimeout
+from sanic.exceptions import BadURL, RequestCancelled, RequestTimeout, ServiceUnavailable
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+from frontend.api.errors import ApiError
+from frontend.rest.incoming_bodies import Decoder
+from frontend.rest.strict_http import StrictHttp
 from frontend.rest.tcp_info import read_tcp_info
 
 #: Interval, in seconds, at which a closing TLS connection is checked for unread bytes.
@@ -27,6 +33,8 @@ _CHECK_INTERVAL_S = 0.05
 _TURN_S = 0.01
 #: Seconds by which the kernel's limit on unread bytes exceeds ours, so that ours comes first and is counted.
 _KERNEL_MARGIN_S = 5.0
+#: Seconds for which a connection outlives the configured idle time, so that a request sent at its end is answered.
+IDLE_MARGIN_S = 1.0
 
 
 def limit_unread(listening: socket.socket, limit_s: float) -> None:
@@ -56,6 +64,7 @@ class Connection(HttpProtocol):
     """
 
     __slots__ = ("_closing",)
+    HTTP_CLASS = StrictHttp
 
     def connection_made(self, transport: Any) -> None:
         """Register the connection with the application."""
@@ -79,12 +88,55 @@ class Connection(HttpProtocol):
         """
         before, http = self._time, self.http
         super().data_received(data)
-        if http is None:
-            return
-        discarding = http.stage is Stage.IDLE and getattr(http, "request_body", None)
-        if discarding or http.stage is Stage.REQUEST:
+        # Not its truth value, which is whether a request is being handled.
+        stage = Stage.IDLE if http is None else http.stage
+        discarding = stage is Stage.IDLE and getattr(http, "request_body", None)
+        if discarding or stage is Stage.REQUEST:
             self._time = before
-        self.keep_alive_timeout = self.request_timeout if discarding else self.app.config.KEEP_ALIVE_TIMEOUT
+        idle_s = self.app.config.KEEP_ALIVE_TIMEOUT + IDLE_MARGIN_S
+        self.keep_alive_timeout = self.request_timeout if discarding else idle_s
+
+    def check_timeouts(self) -> None:
+        """End the connection if a time-out has passed, and otherwise check again when one may have passed.
+
+        Sanic checks at half of the shortest time-out only, and closes a connection whose next request has arrived.
+        """
+        http, loop = self.http, self.loop
+        if not self._task or http is None:
+            return
+        limits_s = {Stage.IDLE: self.keep_alive_timeout, Stage.REQUEST: self.request_timeout}
+        rest_s = self._time + limits_s.get(http.stage, self.response_timeout) - time.monotonic()
+        if rest_s <= 0 and http.stage is Stage.IDLE and not http.request_body and self._has_unread_bytes():
+            rest_s = _CHECK_INTERVAL_S
+        if rest_s > 0:
+            # The next state of the connection may have a shorter time-out.
+            shortest_s = min(self.app.config.KEEP_ALIVE_TIMEOUT, self.request_timeout, self.response_timeout)
+            self._callback_check_timeouts = loop.call_later(min(rest_s, shortest_s / 2), self.check_timeouts)
+            return
+        if http.stage is not Stage.IDLE:
+            late = http.stage is Stage.REQUEST
+            http.exception = RequestTimeout("Request Timeout") if late else ServiceUnavailable("Response Timeout")
+        self._task.cancel()
+
+    def _has_unread_bytes(self) -> bool:
+        """Return whether the kernel has received bytes that the event loop has not read."""
+        if self.transport is None or self.transport.is_closing():
+            return False
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        return bool(int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder))
+
+    def abort(self) -> None:
+        """End the connection, and let its task notice.
+
+        Sanic would drop the transport, and then fail to log a request without a complete head.
+        """
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close_if_incomplete(self) -> None:
+        """Close the connection if it has received only a part of a head."""
+        if self.http is not None and self.http.stage is Stage.REQUEST:
+            self.close()
 
     def close(self, timeout: float | None = None) -> None:
         """Close the connection after all written bytes are sent.
@@ -159,27 +211,41 @@ class TimedRequest(Request):
             super().__init__(b"*", headers, version, method, *more, **named)
 
     async def receive_body(self) -> None:
-        """Read the body. Raise `RequestTimeout`, and discard the rest, if the client pauses for too long."""
+        """Read and decode the body.
+
+        Raise `ApiError` 408, and discard the rest, if the client pauses for too long or the body takes too long.
+        """
         stream: Any = self.stream
-        limit_s = self.app.config.REQUEST_TIMEOUT
+        context = self.app.ctx
+        limit_s: float = self.app.config.REQUEST_TIMEOUT
+        decoder = Decoder(self.headers.getall("content-encoding", []), stream.request_max_size)
         clock = asyncio.get_running_loop().time
-        # Not a list of parts, because a body of 8 MB may arrive in 8 million of them.
-        body = bytearray()
+        ends = clock() + context.config.body_timeout_s
         turn_ends = 0.0
+        waiting = asyncio.timeout(min(limit_s, context.config.body_timeout_s))
+        body = context.incoming.open(waiting)
         try:
-            async with asyncio.timeout(limit_s) as waiting:
+            async with waiting:
                 async for part in stream:
-                    body += part
+                    context.incoming.append(body, decoder.decode(part))
                     # Many small parts that have arrived must not block the event loop.
                     if time.monotonic() >= turn_ends:
-                        waiting.reschedule(clock() + limit_s)
+                        waiting.reschedule(min(clock() + limit_s, ends))
                         await asyncio.sleep(0)
                         turn_ends = time.monotonic() + _TURN_S
+                decoder.finish()
         except TimeoutError:
             # Otherwise Sanic answers and then waits for the rest.
             stream.keep_alive, stream.request_body = False, None
+            if body.refusal:
+                raise body.refusal from None
+            if clock() >= ends:
+                text = f"the request body did not arrive within {context.config.body_timeout_s:g} s; send it faster"
+                raise ApiError(408, text, code="request_timeout") from None
             raise RequestTimeout from None
-        self.body = bytes(body)
+        finally:
+            context.incoming.close(body)
+        self.body = bytes(body.content)
         # Sanic stops reading when 64 KiB are buffered, and resumes for the next request only. Without reading, it does
         # not notice that the client closes the connection.
         if transport := stream.protocol.transport:

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from sanic import Request
 from sanic.response import BaseHTTPResponse
 
+from broker.shared.exposition import choose_encoder
 from frontend.rest.slow_readers import Reason
 
 PREFIX = "vecmill_"

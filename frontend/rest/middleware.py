@@ -10,6 +10,7 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.response import BaseHTTPResponse
 
 from frontend.api.errors import ApiError
+from frontend.api.schemas import list_credentials
 from frontend.rest import metrics
 from frontend.rest.api_keys import Key, Keys, KeysError
 from frontend.rest.cors import add_cors_headers, answer_preflight
@@ -18,8 +19,10 @@ from frontend.rest.http_protocol import TimedRequest
 access = logging.getLogger("access")
 
 #: Paths without a key: load balancers' probes have none, and the API's description is public.
-OPEN_PATHS = ("/v2/health/live", "/v2/health/ready", "/openapi.json")
+OPEN_PATHS = ("/", "/v2/health/live", "/v2/health/ready", "/openapi.json")
 OPEN_FOLDERS = ("/docs",)
+#: Paths that probes and Prometheus request every few seconds. The access log has them at level debug.
+_PROBES = re.compile(r"/v2/health/(live|ready)|/v2/models/.*/ready|/health|/metrics")
 #: A client's request id that is used as it is.
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 #: W3C Trace Context, version 00.
@@ -84,9 +87,10 @@ def _check_key(request: Request) -> None:
     # `Keys` logs the error, and the old keys stay valid.
     with contextlib.suppress(KeysError):
         keys.refresh(time.monotonic())
-    request.ctx.key = keys.find_key(request.headers.get("authorization", ""))
+    request.ctx.key = next(filter(None, map(keys.find_key, list_credentials(request.headers))), None)
     if request.ctx.key is None:
-        raise ApiError(401, "Unauthorized request due to invalid or missing api-key", code="invalid_api_key")
+        text = "Unauthorized request due to invalid or missing api-key; send the header"
+        raise ApiError(401, f"{text} Authorization: Bearer KEY, with a key of this server", code="invalid_api_key")
 
 
 def require_admin(request: Request) -> None:
@@ -104,14 +108,24 @@ async def _finish_response(request: Request, response: BaseHTTPResponse) -> None
     add_cors_headers(request, response)
     seconds = time.monotonic() - context.started
     metrics.count_answer(request, response, seconds)
-    if access.isEnabledFor(logging.INFO):
-        fields = {
-            "request_id": context.request_id,
-            "method": request.method,
-            "path": request.path,
-            "status": response.status,
-            "ms": round(seconds * 1000, 3),
-            "client": context.key.name if context.key else "",
-            "trace_id": context.traceparent[3:35],
-        }
-        access.info("%s %s %d", request.method, request.path, response.status, extra=fields | context.log)
+    _log_request(request, response.status, round(seconds * 1000, 3))
+
+
+def _log_request(request: Request, status: int, ms: float) -> None:
+    """Write the access log: as fields of a JSON object, and the most important of them also as text."""
+    level = logging.DEBUG if _PROBES.fullmatch(request.path) else logging.INFO
+    if not access.isEnabledFor(level):
+        return
+    context = request.ctx
+    fields = {
+        "request_id": context.request_id,
+        "method": request.method,
+        "path": request.path,
+        "status": status,
+        "ms": ms,
+        "client": context.key.name if context.key else "",
+        "trace_id": context.traceparent[3:35],
+    } | context.log
+    names = ("model", "inputs", "client", "request_id")
+    shown = " ".join(f"{name}={fields[name]}" for name in names if fields.get(name))
+    access.log(level, "%s %s %d %.1f ms %s", request.method, request.path, status, ms, shown, extra=fields)

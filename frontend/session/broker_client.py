@@ -14,7 +14,7 @@ from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Frame, Kind, Lane, Message, ModelInfo, ModelState
-from frontend.api.errors import from_failure
+from frontend.api.errors import from_failure, name_input
 from frontend.api.schemas import RequestOptions
 from frontend.config import Config
 from frontend.session.link import Link
@@ -128,7 +128,8 @@ class BrokerClient:
                 self._schedule_flush()
         self._session.refusals.record_answer(pending, time.monotonic())
         if pending.failure:
-            raise from_failure(pending.failure.code, pending.failure.text, pending.failure.retry_after_ms)
+            error = from_failure(pending.failure.code, pending.failure.text, pending.failure.retry_after_ms)
+            raise name_input(error, pending.failure.position, len(inputs), embeds=not options & wire.Option.TOKENIZE)
         return pending
 
     def _choose_lane(self, inputs: Sequence[bytes]) -> Lane:

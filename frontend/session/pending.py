@@ -9,13 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_replaced_model, describe_too_many_tokens
-from broker.wire.protocol import Frame, Lane
+from broker.wire.protocol import Frame, Lane, Option
 
 #: Seconds for which a refusal is repeated without sending the request to the broker.
 REFUSAL_TTL_S = 0.1
+#: Text of `DEVICE` for a row with NaN or infinity, which JSON cannot express.
+NOT_FINITE = "the worker returned a vector with values that are not finite"
 #: Maximum number of refusals that are remembered; above it all are forgotten.
 MAX_REFUSALS = 1000
 
@@ -32,6 +35,8 @@ class Pending:
     per_item: bool = False
     #: Maximum number of tokens over all inputs.
     max_tokens: float = math.inf
+    #: Values of a vector by which the request was validated; 0: unknown.
+    dimension: int = 0
     #: Each input's row as bytes, in the order of the inputs; None until the row arrives.
     rows: list[memoryview | None] = field(init=False)
     #: Number of inputs with neither a row nor a failure.
@@ -76,6 +81,11 @@ class Pending:
     def ended(self) -> bool:
         """Whether the request has failed or every input has a row or a failure."""
         return self.failure is not None or self.missing == 0
+
+    @property
+    def tokenizes(self) -> bool:
+        """Whether the rows are token ids."""
+        return bool(self.submission.options & Option.TOKENIZE)
 
     def waits_for(self, position: int) -> bool:
         """Return whether an input exists and has neither a row nor a failure."""
@@ -137,12 +147,19 @@ class PendingRequests:
         return len(self._pending)
 
     def add_request(
-        self, submission: wire.Submission, frame: Frame, deadline: float, *, per_item: bool, max_tokens: float
+        self,
+        submission: wire.Submission,
+        frame: Frame,
+        deadline: float,
+        *,
+        per_item: bool,
+        max_tokens: float,
+        dimension: int = 0,
     ) -> Pending:
         """Return a new request, and keep the request until `remove`. The submission gets its number here."""
         self._newest += 1
         numbered = msgspec.structs.replace(submission, request=self._newest)
-        pending = Pending(numbered, frame, deadline, per_item, max_tokens)
+        pending = Pending(numbered, frame, deadline, per_item, max_tokens, dimension)
         self._pending[self._newest] = pending
         return pending
 
@@ -161,12 +178,15 @@ class PendingRequests:
             strict=False,
         )
         ended: list[Pending] = []
+        all_finite = _is_finite(frame)
         for number, position, tokens, row, truncated in columns:
             pending = self._pending.get(number)
             if pending is None or pending.ended or not pending.waits_for(position):
                 continue
-            if pending.revision not in ("", answers.revision):
-                # Two epochs of the broker can serve two revisions; one answer must not mix them.
+            resized = pending.dimension and not pending.tokenizes and len(row) != pending.dimension * 4
+            if resized or pending.revision not in ("", answers.revision):
+                # Two epochs of the broker can serve two revisions; one answer must not mix them. A model of another
+                # dimension can take over a name while a request waits, whose `dimensions` may then be too many.
                 text = describe_replaced_model(pending.model)
                 pending.failure = wire.Failure(number, -1, ErrorCode.NO_WORKER, text, 1000)
                 ended.append(pending)
@@ -174,7 +194,10 @@ class PendingRequests:
             pending.revision = answers.revision
             pending.queue_us = max(pending.queue_us, answers.queue_us)
             pending.inference_us = max(pending.inference_us, answers.inference_us)
-            pending.add_row(position, row, tokens, truncated)
+            if all_finite or pending.tokenizes or _is_finite(row):
+                pending.add_row(position, row, tokens, truncated)
+            else:
+                pending.add_failure(wire.Failure(number, position, ErrorCode.DEVICE, NOT_FINITE))
             if pending.ended:
                 ended.append(pending)
         return ended
@@ -193,6 +216,11 @@ class PendingRequests:
     def list_unanswered(self) -> list[Pending]:
         """Return the requests to submit to a broker that has lost its state, oldest first."""
         return [pending for pending in self._pending.values() if not pending.ended]
+
+
+def _is_finite(rows: Frame) -> bool:
+    """Return whether all float32 values are finite. 256 rows of 384 values take 10 µs, and 2.4 ms to render as JSON."""
+    return bool(np.isfinite(np.frombuffer(rows, "<f4", len(rows) // 4)).all())
 
 
 def _list_sizes(answers: wire.Answers) -> Sequence[int]:

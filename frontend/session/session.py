@@ -200,13 +200,21 @@ class Session:
             return from_failure(ErrorCode.NO_WORKER, f"the model {quote(name)} {_NOT_YET[state.state]}", 5000)
         if name in self._seen_models or not any(model.workers for model in self.models.values()):
             return from_failure(ErrorCode.NO_WORKER, f"no worker that serves {quote(name)} is connected", 5000)
-        return unknown_model(name)
+        return unknown_model(name, served=self.models)
 
     def submit(
         self, submission: wire.Submission, frame: Frame, deadline: float, *, per_item: bool, max_tokens: float
     ) -> Pending:
         """Return a new request, which the next `flush` submits. The submission gets its number here."""
-        pending = self._requests.add_request(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)
+        model = self.models.get(submission.model)
+        pending = self._requests.add_request(
+            submission,
+            frame,
+            deadline,
+            per_item=per_item,
+            max_tokens=max_tokens,
+            dimension=model.dimension if model else 0,
+        )
         self._outbox[pending.number] = pending
         return pending
 
@@ -236,6 +244,6 @@ class Session:
 
 
 def _set_budget(pending: Pending, now: float) -> wire.Submission:
-    """Return the submission with the time that remains until its deadline."""
-    budget_ms = max(0, int((pending.deadline - now) * 1000))
+    """Return the submission with the time that remains until its deadline, at most what a u32 holds (49 days)."""
+    budget_ms = int(min(max(0.0, (pending.deadline - now) * 1000), 2**32 - 1))
     return msgspec.structs.replace(pending.submission, budget_ms=budget_ms)

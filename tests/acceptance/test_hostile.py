@@ -26,7 +26,7 @@ def start_frontend(cluster: Cluster, *flags: str) -> Program:
 def exchange(cluster: Cluster, head: bytes, content: bytes = b"") -> bytes:
     """Send bytes on a new connection, and return what the server sends until it closes."""
     with socket.create_connection(("127.0.0.1", cluster.port), timeout=60) as connection:
-        connection.sendall(head + b"Connection: close\r\n\r\n" + content)
+        connection.sendall(head + b"Host: a\r\nConnection: close\r\n\r\n" + content)
         received = b""
         while part := connection.recv(65536):
             received += part
@@ -110,12 +110,11 @@ def test_request_cannot_forge_log_lines(cluster: Cluster, log_format: str) -> No
     assert len(lines) > len(FORGING_HEADS)
     if log_format == "text":
         assert not [line for line in lines if not LINE.match(line) and not line.startswith(INDENT.encode())]
-        # The method was logged, with control characters escaped.
-        assert rb"GET\n2026-01-01\t00:00:00,000\tCRITICAL" in log
         return
     records = [json.loads(line) for line in lines]
     assert {record["role"] for record in records} == {"frontend"}
     assert all(
         record[name].isprintable() for record in records for name in ("message", "method", "path") if name in record
     )
-    assert r"GET\n2026-01-01\t00:00:00,000\tCRITICAL\tbroker:\tforged" in {record.get("method") for record in records}
+    # A method with control characters is refused before it is logged.
+    assert {record.get("method") for record in records} <= {None, "NONE", "GET", "POST"}

@@ -57,7 +57,7 @@ def list_descriptors(cluster: Cluster) -> set[str]:
         (b"GET /v1/models HTTP/1.1\r\nx: " + b"y" * 100_000 + b"\r\n\r\n", b"431"),
         (b"GET /v1/models HTTP/1.1\r\nx: ", b"408"),
         # Without a key the body is not read.
-        (b"POST /v1/embeddings HTTP/1.1\r\nConnection: close\r\nContent-Length: 9\r\n\r\n", b"401"),
+        (b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 9\r\n\r\n", b"401"),
     ],
 )
 def test_incomplete_request_is_answered_with_id(cluster: Cluster, sent: bytes, status: bytes) -> None:
@@ -79,7 +79,7 @@ def test_idle_new_connection_is_closed(impatient: Cluster, tmp_path: Path) -> No
     ("begin", "continuation", "status"),
     [
         (b"GET /v1/models HTTP/1.1\r\n", b"x: y\r\n", b"408"),
-        (b"POST /nothing HTTP/1.1\r\nContent-Length: 100000\r\n\r\n", b"x", b"404"),
+        (b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n", b"x", b"404"),
     ],
     ids=["head", "discarded body"],
 )
@@ -118,7 +118,9 @@ def test_client_that_does_not_read_is_ended(impatient: Cluster, tmp_path: Path) 
 def test_slow_steady_reader_gets_whole_answer(impatient: Cluster, tmp_path: Path) -> None:
     with open_connection(impatient, tmp_path, 65536) as connection:
         connection.sendall(
-            encode_request(*(str(number) for number in range(1000))).replace(b"Host: a", b"Connection: close")
+            encode_request(*(str(number) for number in range(1000))).replace(
+                b"Host: a", b"Host: a\r\nConnection: close"
+            )
         )
         received = bytearray()
         while part := connection.recv(16384):

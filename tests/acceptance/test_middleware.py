@@ -1,6 +1,7 @@
 """Middleware: API keys, quotas, request ids, CORS and logs. Real broker and frontend, fake workers."""
 
 import json
+import re
 
 import httpx
 import pytest
@@ -43,7 +44,8 @@ def test_paths_require_a_key(locked: Cluster, method_and_path: str) -> None:
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.json()["error"] == {
-            "message": "Unauthorized request due to invalid or missing api-key",
+            "message": "Unauthorized request due to invalid or missing api-key; send the header Authorization: "
+            "Bearer KEY, with a key of this server",
             "type": "invalid_request_error",
             "param": None,
             "code": "invalid_api_key",
@@ -215,3 +217,43 @@ def test_json_logs_have_ids_and_no_inputs(cluster: Cluster) -> None:
     failed = [record for record in records if record["role"] == "worker" and record["level"] == "ERROR"]
     assert failed
     assert all(record["request_ids"] == ["request-2"] for record in failed)
+
+
+def test_text_log_names_model_client_and_duration(locked: Cluster) -> None:
+    frontend = locked.programs[-1]
+    assert embed(locked, "a", "b", **{"x-request-id": "request-1"}).status_code == 200
+    assert embed(locked, "a", key="wrong", **{"x-request-id": "request-2"}).status_code == 401
+    shown = [line for line in frontend.output.splitlines() if "request_id=request-" in line]
+    served = r"INFO frontend: POST /v1/embeddings 200 \d+\.\d ms model=fake inputs=2 client=one request_id=request-1"
+    rejected = r"INFO frontend: POST /v1/embeddings 401 \d+\.\d ms request_id=request-2"
+    assert len(shown) == 2
+    assert re.search(f"{served}$", shown[0])
+    assert re.search(f"{rejected}$", shown[1])
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_probes_are_logged_at_debug(cluster: Cluster, level: str) -> None:
+    cluster.broker()
+    frontend = cluster.frontend("--log-level", level)
+    until(lambda: cluster.health(), what="the frontend")
+    paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/fake/ready", "/health", "/metrics")
+    for path in paths:
+        httpx.get(cluster.url + path)
+    httpx.get(f"{cluster.url}/v2")
+    until(lambda: "GET /v2 " in frontend.output, what="the last line")
+    assert {f"GET {path} " in frontend.output for path in paths} == {level == "debug"}
+
+
+@pytest.mark.parametrize("published", ["", "127.0.0.1:9000"])
+def test_log_announces_readiness_once(cluster: Cluster, published: str) -> None:
+    cluster.broker()
+    frontend = cluster.frontend(environ={"VECMILL_PORT": published, "API_KEY": "vm-key"})
+    until(lambda: is_ready(cluster, "/v2/health/live"), what="the frontend")
+    assert " ready: " not in frontend.output
+    for _ in range(2):
+        cluster.worker()
+    until(lambda: " ready: " in frontend.output, what="the line")
+    (line,) = [line for line in frontend.output.splitlines() if " ready: " in line]
+    url = f"http://{published}" if published else cluster.url
+    assert f"ready: fake at {url}; {url}/docs describes all paths; try: curl {url}/v1/embeddings " in line
+    assert '-H "Authorization: Bearer $API_KEY"' in line

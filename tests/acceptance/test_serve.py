@@ -175,7 +175,7 @@ def test_bad_body_fails_alone(server: Server, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/embeddings", 405), ("POST", "/v1/nothing", 404), ("GET", "/", 404), ("DELETE", "/v1/models", 405)],
+    [("GET", "/v1/embeddings", 405), ("POST", "/v1/nothing", 404), ("GET", "/v1", 404), ("DELETE", "/v1/models", 405)],
 )
 def test_wrong_path_or_method_gets_error_object(server: Server, method: str, path: str, status: int) -> None:
     answer = httpx.request(method, server.url + path)

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,8 +24,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts servers; all of them are killed after the test."""
     started: list[Server] = []
 
-    def start_server(*flags: str, **environment: str) -> Server:
-        started.append(Server(tmp_path, *flags, **environment))
+    def start_server(*flags: str, scheme: str = "http", **environment: str) -> Server:
+        started.append(Server(tmp_path, *flags, scheme=scheme, **environment))
         return started[-1]
 
     yield start_server
@@ -88,7 +91,9 @@ def test_folder_without_model_aborts_start(tmp_path: Path) -> None:
         (("--device", "quantum"), "device QUANTUM not found"),
         (("--port", "0"), "choose another with --port"),
         (("--port", "70000"), "choose another with --port"),
-        (("--workers", "0"), "--workers"),
+        (("--port", "x"), "'x' is not a port, or ADDRESS:PORT"),
+        (("--workers", "0"), "--workers: '0' is not a whole number of at least 1"),
+        (("--frontends", "x"), "--frontends: 'x' is not a whole number of at least 1"),
     ],
 )
 def test_impossible_flag_aborts_start(tmp_path: Path, flags: tuple[str, ...], sentence: str) -> None:
@@ -139,3 +144,81 @@ def test_occupied_port_aborts_start(start: Start, tmp_path: Path) -> None:
     assert program.wait(60) == 1
     assert program.output.count("\n") == 1
     assert is_serving(server)
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+def test_tls_server_reports_ready(start: Start, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    server = start("--tls-cert", str(cert), "--tls-key", str(key), scheme="https")
+    assert f"curl -k https://127.0.0.1:{server.port}/v1/embeddings" in server.program.output
+    assert f"https://127.0.0.1:{server.port}/docs describes all paths" in server.program.output
+    trusted = ssl.create_default_context(cafile=str(cert))
+    assert httpx.get(f"{server.url}/v2/health/ready", verify=trusted).status_code == 200
+
+
+def test_ready_means_that_all_workers_are(start: Start) -> None:
+    server = start("--workers", "2")
+    assert f"{MODEL} at {server.url} with 2 workers" in server.program.output
+    assert httpx.get(f"{server.url}/health").json()["workers"] == 2
+
+
+def test_variables_of_compose_set_flags(tmp_path: Path) -> None:
+    port = free_port()
+    environ = {"VECMILL_PORT": f"127.0.0.1:{port}", "VECMILL_MODEL_NAME": "mine", "VECMILL_STREAMS": "1"}
+    command = [str(ROOT / "scripts/serve"), "--metrics-bind", ""]
+    program = Program("serve", command, tmp_path / "serve.log", environ)
+    try:
+        until(lambda: "curl" in program.output, 60, "the server")
+        assert f"mine at http://127.0.0.1:{port} with 1 worker\n" in program.output
+    finally:
+        program.close()
+
+
+# --- temporary folders -----------------------------------------------------------------------------------------------
+
+
+def test_next_start_removes_folders_of_killed_server(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    (folder / "vecmill-of-another").mkdir()
+    first = start("--frontends", "2", TMPDIR=str(folder))
+    left = {path.name for path in folder.iterdir()} - {"vecmill-of-another"}
+    assert len(left) == 2
+    second = start(TMPDIR=str(folder))
+    assert left < {path.name for path in folder.iterdir()}
+    children = first.children()
+    first.program.signal(signal.SIGKILL)
+    until(lambda: not [pid for pid in children if alive(pid)], what="the end of all processes")
+    third = start(TMPDIR=str(folder))
+    assert not left & {path.name for path in folder.iterdir()}
+    assert is_serving(second)
+    for server in (second, third):
+        server.program.signal(signal.SIGTERM)
+        assert server.program.wait(60) == 0
+    assert [path.name for path in folder.iterdir()] == ["vecmill-of-another"]
+
+
+# --- without an installation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("serve --help", "--tls-cert"),
+        ("serve --workers 2 --version", "vecmill "),
+        ("setup --help", "Create .venv"),
+        ("test --help", "Run the tests"),
+        ("test --version", "vecmill "),
+        ("api-key name", "vm-"),
+    ],
+)
+def test_command_installs_no_packages(tmp_path: Path, command: str, shown: str) -> None:
+    for name in ("scripts", "broker", "frontend"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    script, *arguments = command.split()
+    done = subprocess.run([tmp_path / "scripts" / script, *arguments], capture_output=True, text=True, check=True)
+    assert shown in done.stdout
+    assert "installing" not in done.stderr
+    assert not (tmp_path / ".venv").exists()

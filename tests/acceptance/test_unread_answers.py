@@ -117,7 +117,7 @@ def test_reader_above_minimum_rate_gets_whole_answer(demanding: Cluster, tmp_pat
     started = time.monotonic()
     received = bytearray()
     with open_connection(demanding, tmp_path, 65536) as connection, open_client(demanding, tmp_path) as other:
-        connection.sendall(encode_request(*TEXTS[:1000]).replace(b"Host: a", b"Connection: close"))
+        connection.sendall(encode_request(*TEXTS[:1000]).replace(b"Host: a", b"Host: a\r\nConnection: close"))
         while part := connection.recv(65536):
             received += part
             if time.monotonic() - started < 3:
@@ -136,7 +136,7 @@ def test_answer_above_maximum_reaches_single_client(cluster: Cluster, tmp_path: 
     cluster.until_workers(1)
     received = bytearray()
     with open_connection(cluster, tmp_path, 65536) as connection, httpx.Client(base_url=cluster.url) as other:
-        connection.sendall(encode_request(*TEXTS[:600]).replace(b"Host: a", b"Connection: close"))
+        connection.sendall(encode_request(*TEXTS[:600]).replace(b"Host: a", b"Host: a\r\nConnection: close"))
         started = time.monotonic()
         while part := connection.recv(65536):
             received += part

@@ -1,6 +1,7 @@
 """The container image and the Compose project. Needs a Docker engine; the tests run in order."""
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -14,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
+from frontend.rest.api_keys import Keys
 from tests.harness.data import read_golden
 
 from .conftest import ROOT, Stack, run_command
@@ -116,6 +118,19 @@ def test_vectors_are_the_golden_ones(stack: Stack) -> None:
     vectors = np.array(stack.embed_texts(*(row["text"] for row in rows)), np.float32)
     golden = np.array([row["vector"] for row in rows])
     assert np.abs(vectors - golden).max() <= 1e-4
+
+
+def test_log_says_ready_with_url_and_curl(stack: Stack) -> None:
+    log = stack.compose("logs", "frontend")
+    assert re.search(r" ready: sentence-transformers/all-MiniLM-L6-v2 at http://127.0.0.1:0; .* try: curl ", log)
+    stack.compose("up", "--detach")
+    assert "kept 3 keys" in stack.compose("logs", "keys")
+
+
+def test_image_makes_api_keys(stack: Stack, tmp_path: Path) -> None:
+    command = ("run", "--rm", "--no-deps", "-T", "-u", str(os.getuid()), "-v", f"{tmp_path}:/new", "frontend")
+    key = stack.compose(*command, "python", "-m", "frontend.new_key", "team", "--file", "/new/keys.toml").strip()
+    assert Keys(str(tmp_path / "keys.toml"), "").find_key(f"Bearer {key}")
 
 
 def test_health_checks_pass(stack: Stack) -> None:

@@ -43,6 +43,10 @@ class Core:
         """End a peer's connection."""
         self._out(self.scheduler.lost(peer, self.now))
 
+    def revoke(self, peer: bytes) -> None:
+        """Revoke a peer's key."""
+        self._out(self.scheduler.revoke(peer, self.now))
+
     def _out(self, sends: list[Send]) -> None:
         for peer, message, frames in sends:
             decoder: Any = wire.TO_FRONTEND if peer.startswith(b"F") else wire.TO_WORKER

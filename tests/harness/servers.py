@@ -17,14 +17,14 @@ Array = npt.NDArray[np.float32]
 class Server:
     """Running `scripts/serve` on a free port."""
 
-    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *flags: str, scheme: str = "http", **environment: str) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
         command = ["env", *(f"{name}={value}" for name, value in environment.items()), str(ROOT / "scripts/serve")]
         # The default address of the broker's metrics would collide with servers of other test runs.
         command += ["--port", str(self.port), "--metrics-bind", f"127.0.0.1:{free_port()}"]
         self.program = Program("serve", [*command, *flags], folder / "serve.log")
-        until(lambda: f"curl {self.url}" in self.program.output or self._ended(), 120, "scripts/serve")
+        until(lambda: f"{self.url}/v1/embeddings" in self.program.output or self._ended(), 120, "scripts/serve")
 
     def _ended(self) -> bool:
         assert self.program.process.poll() is None, self.program.output

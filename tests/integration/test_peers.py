@@ -1,5 +1,7 @@
 """A real broker, and peers that the test plays: they break rules, or record the order of messages."""
 
+import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -7,10 +9,12 @@ from typing import Any
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
+from frontend.session.pending import NOT_FINITE
 from tests.harness.clients import body, right
 from tests.harness.fake_worker import model, vector
 from tests.harness.peers import HandFrontend, HandWorker, Peer, submit
@@ -91,6 +95,21 @@ def test_result_of_wrong_shape_is_never_served(cluster: Cluster, peers: list[Pee
     assert cluster.count("batches_failed") == (wrong != "bytes")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_row_that_is_not_finite_is_never_served(cluster: Cluster, peers: list[Peer], post: Post, value: float) -> None:
+    cluster.broker()
+    cluster.frontend()
+    worker = hand_worker(cluster, peers)
+    cluster.until_workers(1)
+    asked = post("a", "b")
+    batch, texts = worker.batch()
+    result, rows = worker.result(batch, texts)
+    worker.send(result, rows[:-4] + np.float32(value).tobytes())
+    answer = asked.result()
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == NOT_FINITE
+
+
 def test_unexpected_results_are_counted_and_ignored(cluster: Cluster, peers: list[Peer], post: Post) -> None:
     cluster.broker()
     cluster.frontend()
@@ -111,6 +130,21 @@ def test_unexpected_results_are_counted_and_ignored(cluster: Cluster, peers: lis
     assert cluster.count("jobs_answered") == 2
     assert cluster.count("jobs_failed") == 0
     assert cluster.number("workers") == 1
+
+
+def test_broker_that_was_stopped_evicts_no_live_worker(cluster: Cluster, post: Post) -> None:
+    """The workers end their connections after 3 s, and a batch is running."""
+    broker, _, _ = cluster.all(workers=2, requests=1)
+    asked = post("wait go")
+    until(lambda: cluster.number("open_jobs") == 1)
+    broker.signal(signal.SIGSTOP)
+    until(lambda: cluster.health()["broker"] == "away")
+    time.sleep(0.5)
+    broker.signal(signal.SIGCONT)
+    (cluster.folder / "go").touch()
+    assert right(asked.result(), ("wait go",))
+    until(lambda: cluster.number("workers") == 2)
+    assert cluster.count("workers_evicted") == 0
 
 
 @pytest.mark.parametrize("role", ["frontend", "worker"])

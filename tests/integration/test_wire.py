@@ -13,8 +13,9 @@ import zmq.auth
 from broker.shell.curve_auth import CurveAuth, CurveAuthError
 from broker.shell.curve_keys import add_key, make_keys
 from broker.wire import protocol as wire
+from broker.wire.curve import read_pair, read_public_key
 from tests.harness.fake_worker import vector
-from tests.harness.peers import HELLOS, UUID, Peer
+from tests.harness.peers import HELLOS, UUID, HandFrontend, Peer
 from tests.harness.processes import Cluster, free_port, until
 
 # --- CURVE -----------------------------------------------------------------------------------------------------------
@@ -85,6 +86,34 @@ def test_removed_key_is_no_longer_served(cluster: Cluster, endpoints: dict[str, 
     assert httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "fake", "input": "a"}).status_code == 200
 
 
+def test_revoked_worker_announces_no_model(
+    cluster: Cluster, endpoints: dict[str, str], keys: Path, peers: list[Peer]
+) -> None:
+    broker, server = cluster.programs[0], read_public_key(keys / "worker" / "broker.key")
+    frontend = HandFrontend(endpoints["frontend"])
+    worker = Peer(endpoints["worker"])
+    peers += [frontend, worker]
+    frontend.key(*read_pair(keys / "frontend" / "frontend.key_secret"), server).connect()
+    worker.key(*read_pair(keys / "worker" / "worker.key_secret"), server).connect()
+    for peer in peers:
+        peer.event(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    frontend.send(HELLOS["frontend"])
+    assert frontend.get(wire.Models)[0].states == []
+    worker.send(wire.WorkerLoading(UUID, "host", 1, "false", "call this number"))
+    assert [state.name for state in frontend.get(wire.Models)[0].states] == ["false"]
+    (keys / "broker" / "workers" / "worker.key").unlink()
+    broker.signal(signal.SIGHUP)
+    assert frontend.get(wire.Models)[0].states == []
+    worker.send(wire.WorkerLoading(UUID, "host", 1, "false", "call that number"))
+    worker.send(HELLOS["worker"])
+    # One from the reload, and one for the hello, before which the notice was handled.
+    assert worker.receive()
+    assert worker.receive()
+    frontend.send(HELLOS["frontend"])
+    frontend.get(wire.Welcome)
+    assert frontend.get(wire.Models)[0].states == []
+
+
 def test_requests_of_a_revoked_frontend_end_soon(cluster: Cluster, endpoints: dict[str, str], keys: Path) -> None:
     broker = cluster.programs[0]
     cluster.worker("--broker", endpoints["worker"], "--keys", str(keys / "worker"))
@@ -116,11 +145,20 @@ def test_broker_without_working_authentication_refuses_to_start(tmp_path: Path, 
     context.term()
 
 
-@pytest.mark.parametrize("bind", ["tcp://0.0.0.0:7999", "tcp://*:7999", "tcp://192.0.2.1:7999", "tcp://[::]:7999"])
+@pytest.mark.parametrize(
+    "bind", ["tcp://0.0.0.0:7999", "tcp://*:7999", "tcp://192.0.2.1:7999", "tcp://[::]:7999", "ipc://@abstract"]
+)
 def test_public_endpoint_without_keys_is_refused(cluster: Cluster, bind: str) -> None:
     broker = cluster.broker("--worker-bind", bind)
     assert broker.wait() == 2
-    assert "can be reached from other hosts" in broker.output
+    who = "every local user" if bind.startswith("ipc:") else "other hosts"
+    assert f"{bind} can be reached from {who}; set --keys" in broker.output
+
+
+def test_long_socket_path_is_explained(cluster: Cluster) -> None:
+    broker = cluster.broker("--worker-bind", f"ipc://{cluster.folder}/{'x' * 107}")
+    assert broker.wait() == 2
+    assert "File name too long; use a path of at most 107 bytes, with scripts/serve a shorter TMPDIR" in broker.output
 
 
 def test_missing_broker_keys_end_the_start(cluster: Cluster, tmp_path: Path) -> None:

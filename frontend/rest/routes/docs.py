@@ -1,4 +1,6 @@
-"""Description of the API: OpenAPI for programs, and Swagger UI for people.
+"""Description of the API: names of the paths, OpenAPI for programs, and Swagger UI for people.
+
+All links are relative, so that they work behind a proxy with a path prefix.
 
 Swagger UI is npm's swagger-ui-dist 5.35.0; its two files are unchanged, but compressed (`gzip -9n`). The policy
 below forbids scripts from other servers and inline scripts, because the page needs neither.
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import msgspec
 from sanic import Blueprint, HTTPResponse, Request
-from sanic.response import raw
+from sanic.response import raw, redirect
 
+from broker.shared.version import VERSION
 from frontend.api.openapi import describe_api
 from frontend.config import Config
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
@@ -20,6 +23,14 @@ _STATIC = Path(__file__).resolve().parent.parent / "static"
 _POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
 docs = Blueprint("docs")
+
+
+@docs.get("/", name="index")
+async def index(_: Request) -> HTTPResponse:
+    """GET /: return the name of the server and its main paths."""
+    paths = {"docs": "docs", "openapi": "openapi.json", "embeddings": "v1/embeddings", "models": "v1/models"}
+    paths |= {"health": "health", "ready": "v2/health/ready", "metrics": "metrics"}
+    return raw(msgspec.json.encode({"name": "vecmill", "version": VERSION} | paths), content_type="application/json")
 
 
 @docs.get("/openapi.json")
@@ -32,12 +43,16 @@ async def openapi(request: Request) -> HTTPResponse:
 @functools.cache
 def encode_description(config: Config) -> bytes:
     """Return the description of a server with this configuration, as JSON."""
-    return msgspec.json.encode(describe_api(config.max_inputs, config.max_request_tokens))
+    return msgspec.json.encode(
+        describe_api(config.max_inputs, config.max_request_tokens, token_ids=not config.no_token_ids)
+    )
 
 
 @docs.get("/docs")
-async def page(_: Request) -> HTTPResponse:
+async def page(request: Request) -> HTTPResponse:
     """GET /docs: return the page of Swagger UI."""
+    if request.path.endswith("/"):
+        return redirect("../docs")
     headers = {"Content-Security-Policy": _POLICY}
     return raw((_STATIC / "docs.html").read_bytes(), headers=headers, content_type="text/html; charset=utf-8")
 

@@ -33,7 +33,7 @@ class JobRequest(NamedTuple, Generic[Body]):
     deadline: float
 
 
-async def read_job_request(request: Request, parse: Callable[[bytes, int], Body]) -> JobRequest[Body]:
+async def read_job_request(request: Request, parse: Callable[..., Body]) -> JobRequest[Body]:
     """Parse a request, and note its model and number of inputs for the log and the metrics.
 
     Raise `ApiError` 400 if the request is invalid, and 404 or 503 if its model is not served.
@@ -41,7 +41,7 @@ async def read_job_request(request: Request, parse: Callable[[bytes, int], Body]
     started = time.monotonic()
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
-    body = parse(request.body, config.max_inputs)
+    body = parse(request.body, config.max_inputs, broker.models)
     options = read_request_options(request)
     model = await broker.find_model(body.model)
     request.ctx.log |= {"model": body.model, "inputs": len(body.inputs)}

@@ -1,5 +1,6 @@
 """OpenAI's API, under OpenAI's prefix (/v1) and those of OVMS (/v3, /v3/v1)."""
 
+import functools
 import time
 import urllib.parse
 
@@ -35,7 +36,8 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
     unread: UnreadAnswers = request.app.ctx.unread
-    job = await read_job_request(request, parse_embeddings)
+    parse = functools.partial(parse_embeddings, truncate=config.truncate, token_ids=not config.no_token_ids)
+    job = await read_job_request(request, parse)
     prepared = build_submission(job.body, job.model, config.dimensions_policy, config.max_request_tokens)
     deadline, started, warning = job.deadline, job.started, prepared.warning
     if not prepared.inputs:
@@ -60,7 +62,7 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     text_bytes = _estimate_bytes(row_bytes, job.body) + _ERROR_BYTES * (len(prepared.errors) + len(done.failures))
     async with unread.reserve_room(text_bytes, deadline, waiting=row_bytes) as room:
         headers = _build_headers(done, warning, started)
-        if job.body.truncation:
+        if job.body.truncate_option:
             headers["x-truncated-tokens"] = str(truncated)
         body = _render(job, prepared, done)
         # Free the vectors and the inputs before the client reads the answer.
@@ -107,10 +109,12 @@ async def list_models(request: Request) -> HTTPResponse:
 async def retrieve_model(request: Request, name: str) -> HTTPResponse:
     """GET /v1/models/{name}: describe a model; the name may contain slashes."""
     broker: BrokerClient = request.app.ctx.broker
+    if not name:
+        return await list_models(request)
     name = urllib.parse.unquote(name)
     model = broker.models.get(name)
     if model is None or not model.workers:
-        raise unknown_model(name, "Model not found")
+        raise unknown_model(name, "Model not found", [other.name for other in broker.models.values() if other.workers])
     return raw(msgspec.json.encode(build_model_object(model, _STARTED)), content_type=JSON)
 
 

@@ -1,9 +1,12 @@
 """Health and metrics: /v2/health as KServe defines it, /health for people, /metrics for Prometheus."""
 
+import asyncio
+import logging
+import os
 import time
 
 import msgspec
-from sanic import Blueprint, HTTPResponse, Request
+from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic.response import raw
 
 from frontend.api.answers import HealthAnswer, ServedModel, ServerLive, ServerReady
@@ -12,10 +15,33 @@ from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
+from frontend.welcome import format_curl, format_url, read_published_address
+
+log = logging.getLogger(__name__)
 
 JSON = "application/json"
+#: Seconds between two looks whether a model is served.
+READY_INTERVAL_S = 0.25
 
 operations = Blueprint("operations")
+
+
+@operations.after_server_start
+async def start_announcement(app: Sanic) -> None:  # type: ignore[type-arg]
+    """Start the task that logs when the server is ready."""
+    app.ctx.tasks.append(asyncio.create_task(_announce_readiness(app)))
+
+
+async def _announce_readiness(app: Sanic) -> None:  # type: ignore[type-arg]
+    """Log the first served model and a curl command, at the published port if compose.yaml gives it."""
+    config: Config = app.ctx.config
+    broker: BrokerClient = app.ctx.broker
+    while not (served := [name for name, model in broker.models.items() if model.workers]):
+        await asyncio.sleep(READY_INTERVAL_S)
+    host, port = read_published_address(os.environ) or (config.host, config.port)
+    url = format_url(host, port, tls=bool(config.tls_cert))
+    curl = format_curl(url, served[0], needs_key=app.ctx.keys.required)
+    log.info("ready: %s at %s; %s/docs describes all paths; try: %s", served[0], url, url, curl)
 
 
 @operations.get("/v2/health/live")

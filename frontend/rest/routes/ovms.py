@@ -15,6 +15,7 @@ from frontend.api.openapi import PREFIXES
 from frontend.api.rendering import count_token_ids, render_config, render_model_metadata, render_tokens
 from frontend.api.schemas import parse_tokenize
 from frontend.api.submission import check_max_length
+from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.api_keys import KeysError
 from frontend.rest.middleware import require_admin
@@ -37,20 +38,30 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     broker: BrokerClient = request.app.ctx.broker
     unread: UnreadAnswers = request.app.ctx.unread
     job = await read_job_request(request, parse_tokenize)
-    check_max_length(job.body, job.model)
+    config: Config = request.app.ctx.config
+    check_max_length(job.body, job.model, config.max_request_tokens)
     texts = [text.encode() for text in job.body.inputs]
     with metrics.InFlight(request, job.body.model):
-        done = await broker.run(job.body.model, Kind.TEXT, texts, job.options, job.deadline, options=Option.TOKENIZE)
+        done = await broker.run(
+            job.body.model,
+            Kind.TEXT,
+            texts,
+            job.options,
+            job.deadline,
+            options=Option.TOKENIZE,
+            max_tokens=config.max_request_tokens,
+        )
     request.ctx.log |= {"job": done.number}
     rows = [row for row in done.rows if row is not None]
     row_bytes = sum(map(len, rows))
     text_bytes = count_token_ids(job.body, rows, job.model) * _TOKEN_BYTES
     async with unread.reserve_room(text_bytes, job.deadline, waiting=row_bytes) as room:
         body = render_tokens(job.body, rows, job.model)
+        headers = {"x-vecmill-warning": job.body.warning} if job.body.warning else {}
         # Free the ids and the texts before the client reads the answer.
         del done, rows, texts, job
         request.body = b""
-        return await send_answer(request, room, body, {}, JSON)
+        return await send_answer(request, room, body, headers, JSON)
 
 
 for prefix in PREFIXES:
@@ -95,7 +106,7 @@ async def describe_model(request: Request, path: str) -> HTTPResponse:
     name = match["name"] if match else ""
     state, model = broker.states.get(name), broker.models.get(name)
     if match is None or state is None or match["version"] not in (None, "1"):
-        raise unknown_model(name, "Model with requested name is not found")
+        raise unknown_model(name, "Model with requested name is not found", broker.models)
     if model is None or (match["ready"] and state.state != Availability.AVAILABLE):
         text = f"the model {quote(name)} is not ready; retry later"
         raise ApiError(503, text, kind="server_error", code="not_ready", retry_after_s=5)

@@ -1,5 +1,6 @@
 SwaggerUIBundle({
-  url: "/openapi.json",
+  // Relative to the page, which may be behind a proxy with a path prefix.
+  url: "openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
   persistAuthorization: true,

@@ -97,7 +97,7 @@ def tokenize(name: str, status: int = 200, *, path: str = "/v3/tokenize", **more
     """Return a row of POST /v3/tokenize."""
     row_fields = {field: more.pop(field) for field in list(more) if field in Row._fields}
     fields = {"model": REAL, "text": "hello world", **more}
-    body = {field: value for field, value in fields.items() if value is not ...}
+    body = row_fields.pop("body", {field: value for field, value in fields.items() if value is not ...})
     return Row(f"tokenize: {name}", "POST", path, status, body, **row_fields)
 
 

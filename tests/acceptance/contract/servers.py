@@ -47,12 +47,12 @@ def start_servers(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _start_locked(cluster: Cluster) -> None:
-    """Start a worker, and a frontend that requires API keys and allows any dimensions."""
+    """Start a worker, and a frontend that requires API keys, allows any dimensions, and truncates texts."""
     keys = cluster.folder / "keys.toml"
     user = _format_key("one", "vm-contract", "jobs_in_flight = 10")
     keys.write_text(user + _format_key("root", "vm-contract-admin", "admin = true"))
     cluster.worker()
-    cluster.frontend("--api-keys", str(keys), "--dimensions-policy", "allow")
+    cluster.frontend("--api-keys", str(keys), "--dimensions-policy", "allow", "--truncate", "end", "--no-token-ids")
 
 
 def _format_key(name: str, key: str, line: str) -> str:

@@ -108,6 +108,13 @@ def test_duplicate_keys_and_windows_line_ends_are_accepted(keys: Path, auth: Cur
     assert auth.is_allowed("workers", key)
 
 
+def test_byte_order_mark_is_ignored(keys: Path) -> None:
+    path = keys / "worker" / "broker.key"
+    key = public(path)
+    path.write_text(f'\ufeffpublic-key = "{key}"\r\n')
+    assert public(path) == key
+
+
 @pytest.mark.parametrize("kind", [*KEY_DAMAGE, "no secret", "another's secret", "missing"])
 def test_damaged_pair_is_named_in_the_error(keys: Path, kind: str) -> None:
     own, other = read_pair(keys / "worker" / "worker.key_secret"), zmq.curve_keypair()[1].decode()

@@ -71,6 +71,16 @@ def test_existing_keys_are_kept(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
+def test_only_new_keys_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["keys", str(tmp_path)])
+    curve_keys.main()
+    assert capsys.readouterr().out.count("made ") == 3
+    curve_keys.main()
+    assert capsys.readouterr().out == "kept 3 keys\n"
+
+
 @pytest.mark.parametrize("renamed", [False, True])
 @pytest.mark.parametrize("fatal", range(1, len(FILES) + 1))
 def test_killed_run_is_repaired_by_the_next(

@@ -231,10 +231,36 @@ def test_model_of_draining_worker_is_unloading(core: Core) -> None:
 
 def test_remembered_loading_processes_are_bounded(core: Core) -> None:
     for number in range(MAX_REMEMBERED + 5):
-        core.handle(b"Wx", build_notice(str(number), process=str(number).encode()))
+        core.handle(b"W%d" % number, build_notice(str(number), process=str(number).encode()))
     known = core.scheduler.state.loading.list_states()
     assert len(known) == MAX_REMEMBERED
     assert "0" not in known
+
+
+def test_peer_has_one_loading_notice_at_most(core: Core) -> None:
+    core.handle(b"Wx", build_notice("honest", "broken", b"H"))
+    for number in range(9):
+        core.handle(b"Wy", build_notice(str(number), process=str(number).encode()))
+    assert take_states(core).keys() == {"m", "honest", "8"}
+
+
+def test_notice_on_new_connection_replaces_old(core: Core) -> None:
+    core.handle(b"Wx", build_notice())
+    core.take(wire.Models)
+    core.handle(b"Wy", build_notice())
+    assert core.take(wire.Models) == []
+    assert core.scheduler.trusted_peers == {b"F1", b"W1", b"Wy"}
+
+
+def test_revoked_peer_loses_notice_and_session(core: Core) -> None:
+    core.handle(b"Wx", build_notice(failure="a text for all users"))
+    core.lost(b"Wx")
+    assert "new" in take_states(core)
+    core.revoke(b"Wx")
+    core.revoke(b"W1")
+    assert take_states(core) == {"m": (Availability.END, "")}
+    core.revoke(b"F1")
+    assert core.scheduler.trusted_peers == set()
 
 
 def test_request_without_key_has_no_limit() -> None:

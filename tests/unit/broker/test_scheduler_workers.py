@@ -268,6 +268,77 @@ def test_unserved_models_are_forgotten_after_a_while(core: Core) -> None:
     assert core.scheduler.state.models == {}
 
 
+def test_departures_and_evictions_are_counted(core: Core) -> None:
+    core.worker()
+    core.handle(b"W1", wire.WorkerGoodbye())
+    core.worker(b"W2")
+    core.lost(b"W2")
+    totals = core.scheduler.count_totals()
+    assert {name: totals[f"workers_{name}"] for name in ("joined", "left", "evicted")} == {
+        "joined": 3,
+        "left": 2,
+        "evicted": 1,
+    }
+
+
+@pytest.mark.parametrize("held", ["waiting", "leased", "on trial"])
+def test_model_with_open_jobs_is_not_forgotten(held: str) -> None:
+    core = Core(Limits(worker_grace_s=3 * FORGET_MODEL_S, lease_s=2 * FORGET_MODEL_S, max_crashes=1))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"], budget_ms=10**9)
+    core.batches()
+    if held == "waiting":
+        core.handle(b"W1", wire.WorkerGoodbye())
+    else:
+        core.handle(b"W1", wire.WorkerDrain(b""))
+    seconds = {"waiting": FORGET_MODEL_S, "leased": FORGET_MODEL_S, "on trial": 2 * FORGET_MODEL_S}[held]
+    core.now += seconds
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    core.handle(b"W1", wire.WorkerHeartbeat(2, 1))
+    core.tick()
+    assert "m" in core.scheduler.state.models
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.tick()
+    core.lost(b"W1")
+    core.tick()
+    assert core.scheduler.state.models == {}
+
+
+def test_drain_fails_jobs_without_worker_at_once(core: Core) -> None:
+    core.submit(1, ["a"])
+    core.handle(b"W1", wire.WorkerDrain(wire.pack_u64([core.batches()[0][1]])))
+    core.submit(2, ["b"])
+    core.tick(1)
+    assert core.failures() == []
+    core.scheduler.drain()
+    assert core.scheduler.next_deadline() == core.now - 1
+    core.tick()
+    assert sorted(core.failures()) == [(1, -1, ErrorCode.DRAINING), (2, -1, ErrorCode.DRAINING)]
+
+
+def test_long_names_fit_into_messages(core: Core) -> None:
+    """`Core` decodes every message that the scheduler sends."""
+    name = "\U000e0041" * 512
+    for revision in ("r", "s"):
+        models = [ModelInfo(name, revision, DIMENSION, 100)]
+        uuid = revision.encode() * 16
+        hello = wire.WorkerHello(1, 1, "test", uuid, 1, "h" * 512, 2**63, "C" * 512, models, 10, 1000, 1)
+        core.handle(b"W" + revision.encode(), hello)
+    assert [goodbye.code for _, goodbye, _ in core.take(wire.Goodbye)] == [ErrorCode.REVISION_CONFLICT]
+    core.handle(b"F1", wire.FrontendHeartbeat())
+    assert len(core.take(wire.Stats)) == 1
+    core.lost(b"Wr")
+    core.tick(0.1)
+    core.submit(1, ["a"], model=name)
+    core.submit(2, ["a"], model="\U000e0042" * 512)
+    core.scheduler.state.limits = Limits(worker_grace_s=0)
+    core.submit(3, ["a"], model=name)
+    core.tick()
+    codes = [(2, -1, ErrorCode.UNKNOWN_MODEL), (3, -1, ErrorCode.NO_WORKER), (1, -1, ErrorCode.NO_WORKER)]
+    assert core.failures() == codes
+
+
 def test_worker_of_two_models_serves_both() -> None:
     core = Core()
     core.frontend()

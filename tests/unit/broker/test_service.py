@@ -5,15 +5,18 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import zmq
 
+from broker.core.outbox import Send
 from broker.shell.config import Config
-from broker.shell.routers import FRONTEND, WORKER, ConfigError, Routers
-from broker.shell.service import LATE_S, Service
+from broker.shell.routers import FRONTEND, WORKER, ConfigError, Received, Routers
+from broker.shell.service import LATE_S, STOPPED_S, Service
 from broker.shell.wakeup import Wakeup
+from broker.wire import protocol as wire
+from broker.wire.errors import ErrorCode
 from tests.harness.core import Core
 
 
@@ -85,6 +88,69 @@ def test_peers_are_spared_after_the_process_stopped(shell: Shell) -> None:
     shell.now += LATE_S
     shell._tick()
     assert not shell.scheduler.state.pool.workers
+
+
+def test_lost_peers_are_spared_after_the_process_stopped(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer_heartbeat() -> bool:
+        """Answer a heartbeat that was sent on the connection that has ended."""
+        shell._send([Send(b"W1", wire.Heartbeat())])
+        return True
+
+    routers: Any = shell._routers
+    monkeypatch.setattr(routers, "find_readable", lambda ready: [WORKER])
+    monkeypatch.setattr(routers, "take_disconnects", lambda ready: [WORKER])
+    monkeypatch.setattr(routers, "send", lambda *sent: False)
+    monkeypatch.setattr(shell, "_send", lambda sends: Service._send(shell, sends))
+    shell.now = shell._turned_at + STOPPED_S
+    shell.scheduler.state.pool.workers[b"W1"].last_heard = shell.now
+    shell.read[WORKER] = answer_heartbeat
+    shell._take_turn({})
+    assert b"W1" in shell.scheduler.peers
+    timeout_ms = shell._compute_timeout_ms()
+    assert timeout_ms is not None
+    assert 0 < timeout_ms <= LATE_S * 1000 + 1
+    shell.now += LATE_S
+    shell._take_turn({})
+    assert b"W1" not in shell.scheduler.peers
+
+
+WORKER_HELLO = wire.WorkerHello(1, 1, "test", b"u" * 16, 1, "host", 1, "CPU", [], 1, 1, 1)
+FROM_REVOKED: list[tuple[wire.Message, *tuple[bytes, ...]]] = [
+    (wire.FrontendHello(1, 1, "test", b"u" * 16, "host", 1),),
+    (wire.Submit([wire.Submission(1, "m", wire.Lane.BULK, "", 9, wire.Kind.TEXT, wire.pack_u32([1]))]), b"a"),
+    (wire.Cancel(b""),),
+    (wire.FrontendHeartbeat(),),
+    (wire.FrontendGoodbye(),),
+    (WORKER_HELLO,),
+    (wire.WorkerHeartbeat(1, 0),),
+    (wire.BatchResult(7, 1, 1, b"", [], 1, 1, 1), b""),
+    (wire.BatchError(7, 1, ErrorCode.DEVICE, "failed", 1, 1),),
+    (wire.WorkerDrain(b""),),
+    (wire.WorkerGoodbye(),),
+    (wire.WorkerLoading(b"u" * 16, "host", 1, "new"),),
+]
+
+
+def test_every_kind_of_message_is_tried() -> None:
+    kinds = [type(message) for message, *_ in FROM_REVOKED]
+    assert kinds == [*get_args(wire.FromFrontend), *get_args(wire.FromWorker)]
+
+
+@pytest.mark.parametrize(("message", "frames"), [(message, frames) for message, *frames in FROM_REVOKED])
+def test_revoked_key_changes_no_state(
+    shell: Shell, message: wire.Message, frames: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role = FRONTEND if isinstance(message, wire.FromFrontend) else WORKER
+    parts = [memoryview(frame) for frame in wire.encode(message, frames)]
+    received = [Received(role + b"1", "a removed key", parts)]
+    monkeypatch.setattr(shell._routers, "receive", lambda role: received.pop() if received else None)
+    monkeypatch.setattr(shell._routers, "accept_key", lambda peer, key: False)
+    monkeypatch.setattr(shell.scheduler, "handle", lambda *call: pytest.fail("the message was handled"))
+    sent: list[Send] = []
+    monkeypatch.setattr(shell, "_send", sent.extend)
+    assert Service._receive(shell, role)
+    is_hello = isinstance(message, wire.FrontendHello | wire.WorkerHello)
+    assert [getattr(send.message, "code", None) for send in sent] == [ErrorCode.REVOKED] * is_hello
 
 
 class Recorded:

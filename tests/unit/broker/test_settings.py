@@ -75,8 +75,17 @@ def test_port_counts_unless_it_is_a_service_link(capsys: pytest.CaptureFixture[s
     ("flags", "environ", "sentence"),
     [
         (["--max-jobs", "seven"], {}, "--max-jobs is 'seven', but must be an integer greater than 0"),
-        ([], {"VECMILL_BROKER_LEASE_S": "nan"}, "VECMILL_BROKER_LEASE_S is 'nan', but must be a number greater than 0"),
-        (["--max-client-share=2"], {}, "--max-client-share is '2', but must be a number greater than 0 and at most 1"),
+        (
+            [],
+            {"VECMILL_BROKER_LEASE_S": "nan"},
+            "VECMILL_BROKER_LEASE_S is 'nan', but must be a finite number greater than 0",
+        ),
+        (["--worker-grace-s=inf"], {}, "--worker-grace-s is 'inf', but must be a finite number at least 0"),
+        (
+            ["--max-client-share=2"],
+            {},
+            "--max-client-share is '2', but must be a finite number greater than 0 and at most 1",
+        ),
         ([], {"VECMILL_BROKER_LOG_FORMAT": "xml"}, "VECMILL_BROKER_LOG_FORMAT is 'xml', but must be one of json, text"),
     ],
 )
@@ -96,7 +105,7 @@ def test_flag_replaces_an_invalid_variable() -> None:
 def test_bounds_are_described_in_words() -> None:
     assert describe_values({"type": "integer", "minimum": 1, "maximum": 9}) == "an integer at least 1 and at most 9"
     assert describe_values({"type": "string", "maxLength": 5}) == "text of at most 5 characters"
-    assert describe_values({"type": "number"}) == "a number"
+    assert describe_values({"type": "number"}) == "a finite number"
 
 
 def test_numbers_are_converted_from_text() -> None:

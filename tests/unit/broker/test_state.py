@@ -19,7 +19,7 @@ def test_limits_reach_the_parts_of_state() -> None:
     state = State(7, limits)
     assert state.limits is limits
     assert (state.ledger.liveness_s, state.pool.liveness_s, state.pool.lease_s) == (2.0, 2.0, 3.0)
-    assert state.loading.record_notice(wire.WorkerLoading(b"." * 16, "host", 1, "m"), 10.0)
+    assert state.loading.record_notice(b"W1", wire.WorkerLoading(b"." * 16, "host", 1, "m"), 10.0)
     assert state.loading.next_deadline() == 12.0
 
 

@@ -65,11 +65,31 @@ def test_missing_file_is_error(tmp_path: Path) -> None:
 
 
 def test_keys_of_file_and_environment_are_found(path: Path) -> None:
-    keys = Keys(str(path), "from outside")
-    found = [keys.find_key(f"Bearer {key}") for key in ("secret", "other", "from outside")]
+    keys = Keys(str(path), "from-outside")
+    found = [keys.find_key(f"Bearer {key}") for key in ("secret", "other", "from-outside")]
     assert [key and key.name for key in found] == ["one", "two", "API_KEY"]
     assert [key and key.admin for key in found] == [False, True, True]
     assert keys.find_key("bearer secret")
+
+
+@pytest.mark.parametrize("header", ["Bearer  secret", " BEARER secret", "Bearer secret \t"])
+def test_blanks_around_scheme_and_key_are_ignored(path: Path, header: str) -> None:
+    assert Keys(str(path), "").find_key(header)
+
+
+@pytest.mark.parametrize("around", ["{}\r", "{}\r\n", " {}\t", "\n{}"])
+def test_blanks_around_environment_key_are_stripped(around: str) -> None:
+    assert Keys("", around.format("secret")).find_key("Bearer secret")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("se\rcret", "inside"), ("se cret", "inside"), ("se\0cret", "inside"), ("\r\n", "only blanks")],
+)
+def test_unusable_environment_key_is_refused(value: str, reason: str) -> None:
+    with pytest.raises(KeysError, match=rf"^the variable API_KEY cannot be used: .*{reason}") as caught:
+        Keys("", value)
+    assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +101,8 @@ def test_keys_of_file_and_environment_are_found(path: Path) -> None:
         "Bearer wrong",
         "secret",
         "Basic secret",
-        "Bearer secret ",
-        "Bearer  secret",
+        "Bearer sec ret",
+        "Bearersecret",
         "Bearer \udcff",
         f"Bearer {hash_key('secret')}",
     ],
@@ -265,11 +285,24 @@ def test_new_key_without_file_prints_its_entry(tmp_path: Path) -> None:
     assert Keys(str(path), "").find_key(f"Bearer {result.stdout.strip()}")
 
 
+def test_new_key_needs_no_packages(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-S", "-m", "frontend.new_key", "a"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    bare = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    (tmp_path / "keys.toml").write_text(bare.stderr)
+    assert Keys(str(tmp_path / "keys.toml"), "").find_key(f"Bearer {bare.stdout.strip()}")
+    command += ["--file", str(tmp_path / "keys.toml")]
+    bare = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (bare.returncode, bare.stdout, bare.stderr.count("\n")) == (1, "", 1)
+    assert "omit --file and append the entry" in bare.stderr
+
+
 @pytest.mark.parametrize("flag", ["--tokens-per-minute", "--jobs-in-flight"])
-def test_limit_of_zero_is_rejected(flag: str) -> None:
-    result = run_command("a", flag, "0")
+@pytest.mark.parametrize("limit", ["0", "x", "-1", "1.5"])
+def test_invalid_limit_is_rejected(flag: str, limit: str) -> None:
+    result = run_command("a", flag, limit)
     assert result.returncode == 2
-    assert flag in result.stderr
+    assert f"{flag}: {limit!r} is not a whole number of at least 1" in result.stderr or limit == "-1"
     assert result.stdout == ""
 
 

@@ -8,14 +8,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sanic.compat import Header
 
 from broker.wire.protocol import ModelInfo
 from frontend.api.errors import ApiError, unknown_model
 from frontend.api.rendering import render_tokens
 from frontend.api.schemas import parse_embeddings, parse_tokenize
 from frontend.api.submission import build_submission
+from frontend.config import Config
 from frontend.rest.http_protocol import TimedRequest
-from tests.harness.hostile import BODIES, LONGEST
+from frontend.rest.incoming_bodies import IncomingBodies
+from tests.harness import hostile
+from tests.harness.hostile import LONGEST
 
 #: The slowest body takes a tenth of this on one core of a small machine.
 MAX_S = 2.0
@@ -34,6 +38,18 @@ def measure_rejection(body: bytes) -> float:
     assert error.status in (400, 404)
     assert len(error.body()) < 10_000
     return time.thread_time() - started
+
+
+BODIES = hostile.BODIES | {
+    "lone surrogates": lambda size: b'{"input":"a","model":"' + b"\\ud83d" * (size // 6 - 6) + b'"}',
+    "a lone surrogate behind backslashes": lambda size: (
+        b'{"input":"a","model":"%s\\ud83d"}' % (b"\\\\" * (size // 2 - 20))
+    ),
+    "a lone surrogate behind pairs": lambda size: (
+        b'{"input":"a","model":"%s\\ude00"}' % (b"\\ud83d\\ude00" * (size // 12 - 5))
+    ),
+    "a lone surrogate before quotes": lambda size: b'{"input":"a","model":"\\ud83d%s"}' % (b'\\"' * (size // 2 - 20)),
+}
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -68,6 +84,8 @@ class Transport:
 class Stream:
     """A body that arrives in parts."""
 
+    request_max_size = 8 * 1024 * 1024
+
     def __init__(self, parts: AsyncIterator[bytes]) -> None:
         self._parts = parts
         self.protocol = SimpleNamespace(transport=Transport())
@@ -79,7 +97,9 @@ class Stream:
 def build_request(parts: AsyncIterator[bytes]) -> TimedRequest:
     """Return a request whose body arrives in these parts."""
     request = TimedRequest.__new__(TimedRequest)
-    request.app = SimpleNamespace(config=SimpleNamespace(REQUEST_TIMEOUT=30.0))  # type: ignore[assignment]
+    request.headers = Header()
+    context = SimpleNamespace(config=Config(), incoming=IncomingBodies(LONGEST))
+    request.app = SimpleNamespace(ctx=context, config=SimpleNamespace(REQUEST_TIMEOUT=30.0))  # type: ignore[assignment]
     request.stream = Stream(parts)  # type: ignore[assignment]
     return request
 

@@ -3,22 +3,25 @@
 import asyncio
 import inspect
 import socket
+import time
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from sanic.http import Http, Stage
+from sanic.router import Router
 from sanic.server.protocols.base_protocol import SanicProtocol
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from frontend.rest.http_protocol import Connection
 
-#: What `Connection` and `TimedRequest` read or set, by the class that has it.
+#: What `Connection`, `TimedRequest` and `StrictHttp` read or set, by the class that has it.
 USED = {
-    SanicProtocol: {"app", "loop", "transport", "conn_info", "_can_write", "_time"},
+    SanicProtocol: {"app", "loop", "transport", "conn_info", "_can_write", "_time", "_task"},
     HttpProtocol: {"request_timeout", "response_timeout", "keep_alive_timeout", "request_max_size",
-                   "_callback_check_timeouts"},
-    Http: {"stage", "keep_alive", "request_body", "request_max_size", "protocol"},
+                   "_callback_check_timeouts", "_http"},
+    Http: {"stage", "keep_alive", "request_body", "request_max_size", "protocol", "recv_buffer", "expecting_continue",
+           "request_bytes", "request_bytes_left", "upgrade_websocket", "_send", "_receive_more", "exception"},
 }  # fmt: skip
 
 
@@ -31,19 +34,26 @@ def test_sanic_still_has_used_attributes(owner: type) -> None:
 @pytest.mark.parametrize(
     ("method", "texts"),
     [
-        (HttpProtocol.check_timeouts, ["duration = current_time() - self._time", "self._callback_check_timeouts = "]),
-        (HttpProtocol.check_timeouts, ["stage is Stage.IDLE and duration > self.keep_alive_timeout"]),
-        (HttpProtocol.check_timeouts, ["stage is Stage.REQUEST and duration > self.request_timeout"]),
+        (HttpProtocol._setup_connection, ["self.HTTP_CLASS(self", "self.check_timeouts()"]),
+        (HttpProtocol.check_timeouts, ["RequestTimeout(", "ServiceUnavailable(", "self._task.cancel("]),
         (HttpProtocol.close, ["self._callback_check_timeouts.cancel()", "super().close(timeout=timeout)"]),
         (HttpProtocol.close_if_idle, ["self.http.stage is Stage.IDLE", "self.close()"]),
         (HttpProtocol.data_received, ["self._time = current_time()", "self.transport.pause_reading()"]),
+        (Http.http1, ["self.stage = Stage.REQUEST", "await self.http1_request_header()", "except (BadRequest,"]),
+        (Http.http1_request_header, ['"chunked"', "pos -= 2", "self.HEADER_MAX_SIZE", "self.keep_alive = "]),
+        (Http.http1_response_header, ["self.response_func = self.head_response_ignored"]),
+        (Http.read, ["if self.request_bytes_left == 0 and self.request_body == ", "self.request_bytes_left -= size"]),
+        (Router.get.__wrapped__, ["self._get(path, method, host)"]),
+        (SanicProtocol.abort, ["self.transport.abort()", "self.transport = None"]),
         (SanicProtocol.pause_writing, ["self._can_write.clear()"]),
         (SanicProtocol.resume_writing, ["self._can_write.set()"]),
     ],
 )
 def test_sanic_still_uses_attributes_alike(method: object, texts: list[str]) -> None:
     source = inspect.getsource(method)  # type: ignore[arg-type]
-    assert all(text in source for text in texts), f"{method} changed; check frontend/rest/http_protocol.py"
+    assert all(text in source for text in texts), (
+        f"{method} changed; check frontend/rest/{{http_protocol,strict_http}}.py"
+    )
 
 
 def test_sanic_still_has_used_stages() -> None:
@@ -59,3 +69,25 @@ def test_connection_with_failing_socket_is_aborted() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         connection.reset_connection()
     assert ends == ["aborted"]
+
+
+@pytest.mark.parametrize("has_request", [False, True])
+def test_idle_connection_with_request_is_not_closed(*, has_request: bool) -> None:
+    client, server = socket.socketpair()
+    ends: list[str] = []
+    checks: list[float] = []
+    connection = Connection.__new__(Connection)
+    connection.app = SimpleNamespace(config=SimpleNamespace(KEEP_ALIVE_TIMEOUT=1.0))  # type: ignore[assignment]
+    connection._http = SimpleNamespace(stage=Stage.IDLE, request_body=None)
+    connection._task = SimpleNamespace(cancel=lambda: ends.append("closed"))  # type: ignore[assignment]
+    connection._time = time.monotonic() - 2.0
+    connection.keep_alive_timeout = connection.request_timeout = connection.response_timeout = 1.0
+    connection.loop = SimpleNamespace(call_later=lambda delay_s, _: checks.append(delay_s))
+    connection.transport = cast(
+        asyncio.Transport, SimpleNamespace(is_closing=lambda: False, get_extra_info=lambda _: server)
+    )
+    with client, server:
+        if has_request:
+            client.send(b"GET")
+        connection.check_timeouts()
+    assert (ends, len(checks)) == (([], 1) if has_request else (["closed"], 0))

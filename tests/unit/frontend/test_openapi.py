@@ -3,17 +3,19 @@
 import re
 
 import msgspec
-import pytest
+from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from frontend.api.openapi import describe_api
+from frontend.api.openapi import ALIASES, PREFIX, describe_api
 from frontend.config import Config
 from frontend.rest.api_keys import Keys
 from frontend.rest.app import create_app
 from frontend.rest.routes.docs import encode_description
+from tests.harness.processes import ROOT
 
 DESCRIPTION = describe_api(2048, 300_000)
 SCHEMAS = DESCRIPTION["components"]["schemas"]
+ROUTES = create_app(Config(), Keys("", "")).router.routes
 #: Paths of one route in Sanic: names of models may contain slashes, so that the rest of the path is parsed by hand.
 MODEL_PATHS = {
     "/v2/models/<path:path>": [
@@ -32,23 +34,48 @@ def list_described_paths(path: str) -> list[str]:
 
 
 def test_described_paths_are_the_applications() -> None:
-    app = create_app(Config(), Keys("", ""))
+    """The description has neither aliases nor the files of the page."""
     served = {
         (path, method.lower())
-        for route in app.router.routes
+        for route in ROUTES
         for path in list_described_paths(f"/{route.path}")
         for method in route.methods - {"OPTIONS", "HEAD"}
+        if not path.startswith(("/docs/", *(f"{alias}/" for alias in ALIASES)))
     }
     described = {(path, method) for path, item in DESCRIPTION["paths"].items() for method in item}
     assert served == described
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v3/embeddings", "/v3/v1/embeddings"])
-def test_embeddings_request_has_all_fields(path: str) -> None:
-    body = DESCRIPTION["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+def test_aliases_are_served_and_mentioned() -> None:
+    paths = {f"/{route.path}" for route in ROUTES}
+    described = [path for path in paths if path in ("/v1/embeddings", "/v1/models", "/v1/tokenize")]
+    assert len(described) == 3
+    for alias in ALIASES:
+        assert {path.replace(PREFIX, alias, 1) for path in described} < paths
+        assert f"`{alias}`" in DESCRIPTION["info"]["description"]
+
+
+def test_example_is_a_valid_request() -> None:
+    schema = SCHEMAS["EmbeddingsRequest"]
+    (example,) = schema["examples"]
+    OAS31Validator({"components": DESCRIPTION["components"], **schema}).validate(example)
+    assert {"model", "input"} <= set(example)
+
+
+def test_page_and_description_have_relative_links() -> None:
+    static = ROOT / "frontend/rest/static"
+    links = re.findall(r'(?:href|src|url)[=:] ?"([^"]*)"', (static / "docs.html").read_text())
+    links += re.findall(r'url: "([^"]*)"', (static / "start.js").read_text())
+    assert links == ["docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "docs/start.js", "openapi.json"]
+    assert [server["url"] for server in DESCRIPTION["servers"]] == ["."]
+
+
+def test_embeddings_request_has_all_fields() -> None:
+    body = DESCRIPTION["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     fields = SCHEMAS[body["$ref"].rpartition("/")[2]]["properties"]
     names = {"model", "input", "encoding_format", "dimensions", "user", "truncate", "prompt_name", "input_type"}
-    assert set(fields) == names | {"normalize", "error_policy"}
+    names |= {"normalize", "error_policy", "truncation", "truncation_direction", "truncate_prompt_tokens"}
+    assert set(fields) == names
     assert all("description" in field for field in fields.values())
 
 
@@ -59,6 +86,22 @@ def test_server_describes_its_own_limits() -> None:
     assert [form.get("maxItems") for form in field["anyOf"]] == [None, 65_536, None, 65_536]
     assert "1000000 tokens" in field["description"]
     assert schemas["TokenizeRequest"]["properties"]["text"]["anyOf"][1]["maxItems"] == 65_536
+    texts_only = msgspec.json.decode(encode_description(Config(no_token_ids=True)))["components"]["schemas"]
+    assert len(texts_only["EmbeddingsRequest"]["properties"]["input"]["anyOf"]) == 2
+
+
+def test_optional_fields_may_be_empty_strings() -> None:
+    for name, required in (("EmbeddingsRequest", {"model", "input", "user"}), ("TokenizeRequest", {"model", "text"})):
+        fields = SCHEMAS[name]["properties"]
+        optional = [field["anyOf"] for field_name, field in fields.items() if field_name not in required]
+        assert optional
+        assert all({"const": ""} in forms or {"type": "string"} in forms for forms in optional)
+
+
+def test_three_headers_may_have_the_key() -> None:
+    schemes = DESCRIPTION["components"]["securitySchemes"]
+    assert [scheme.get("name") for scheme in schemes.values()] == [None, "api-key", "x-api-key"]
+    assert DESCRIPTION["security"] == [*({name: []} for name in schemes), {}]
 
 
 def test_answer_requires_what_is_always_sent() -> None:

@@ -1,12 +1,21 @@
 """Requests without a complete answer, and recent refusals."""
 
+import math
+
 import numpy as np
 import pytest
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Kind, Lane
-from frontend.session.pending import MAX_REFUSALS, REFUSAL_TTL_S, Pending, PendingRequests, RefusalCache
+from broker.wire.protocol import Kind, Lane, Option
+from frontend.session.pending import (
+    MAX_REFUSALS,
+    NOT_FINITE,
+    REFUSAL_TTL_S,
+    Pending,
+    PendingRequests,
+    RefusalCache,
+)
 
 
 @pytest.fixture
@@ -15,11 +24,19 @@ def requests() -> PendingRequests:
 
 
 def add_request(
-    requests: PendingRequests, *inputs: bytes, client: str = "", per_item: bool = False, max_tokens: float = 100
+    requests: PendingRequests,
+    *inputs: bytes,
+    client: str = "",
+    per_item: bool = False,
+    max_tokens: float = 100,
+    dimension: int = 0,
+    options: int = 0,
 ) -> Pending:
     lengths = wire.pack_u32(map(len, inputs))
-    submission = wire.Submission(0, "m", Lane.INTERACTIVE, client, 0, Kind.TEXT, lengths)
-    return requests.add_request(submission, b"".join(inputs), 10.0, per_item=per_item, max_tokens=max_tokens)
+    submission = wire.Submission(0, "m", Lane.INTERACTIVE, client, 0, Kind.TEXT, lengths, options)
+    return requests.add_request(
+        submission, b"".join(inputs), 10.0, per_item=per_item, max_tokens=max_tokens, dimension=dimension
+    )
 
 
 def make_answers(*rows: tuple[int, int, float], tokens: int = 3, revision: str = "r") -> tuple[wire.Answers, bytes]:
@@ -59,6 +76,33 @@ def test_repeated_and_unknown_rows_are_ignored(requests: PendingRequests) -> Non
     )
     assert repr(first) == "<Pending 1 'm': 1 of 2 inputs missing>"
     assert list_values(first) == [1.0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_row_that_is_not_finite_fails(requests: PendingRequests, value: float) -> None:
+    first, second = add_request(requests, b"a", b"b", per_item=True), add_request(requests, b"c")
+    ended = requests.apply_answers(
+        *make_answers((first.number, 0, value), (second.number, 0, value), (first.number, 1, 2.0))
+    )
+    assert ended == [second, first]
+    assert list_values(first) == [2.0]
+    assert first.failures == {0: wire.Failure(first.number, 0, ErrorCode.DEVICE, NOT_FINITE)}
+    assert second.failure == wire.Failure(second.number, 0, ErrorCode.DEVICE, NOT_FINITE)
+
+
+def test_token_ids_may_look_infinite(requests: PendingRequests) -> None:
+    first = add_request(requests, b"a", dimension=9, options=Option.TOKENIZE)
+    assert requests.apply_answers(*make_answers((first.number, 0, math.inf))) == [first]
+    assert first.failure is None
+
+
+def test_vector_of_another_dimension_fails_its_request(requests: PendingRequests) -> None:
+    first, second = (add_request(requests, b"a", dimension=dimension) for dimension in (1, 2))
+    assert requests.apply_answers(*make_answers((first.number, 0, 1.0), (second.number, 0, 1.0))) == [first, second]
+    assert first.failure is None
+    assert second.failure
+    assert second.failure.code == ErrorCode.NO_WORKER
+    assert "was replaced while the request ran" in second.failure.text
 
 
 def test_first_failure_ends_request(requests: PendingRequests) -> None:

@@ -1,6 +1,5 @@
 """Child processes that are restarted when they end."""
 
-import argparse
 import importlib.util
 import signal
 import sys
@@ -141,10 +140,10 @@ def test_serve_survives_refused_restart(tmp_path: Path, supervise: ModuleType, m
     monkeypatch.setattr(supervise, "is_ready", lambda url: False)
     stopping: list[int] = []
     status: list[int] = []
-    options = argparse.Namespace(host="127.0.0.1", port=1)
+    served = supervise.Served("model", "http://127.0.0.1:1")
 
     def run() -> None:
-        status.append(supervise.supervise(options, "model", [[first.child], [second.child]], stopping))
+        status.append(supervise.supervise(served, [[first.child], [second.child]], stopping))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -172,6 +171,32 @@ def test_serve_ends_when_first_start_is_refused(
     first = Serving(tmp_path / "first")
     (first.folder / "good").unlink()
     monkeypatch.setattr(supervise, "is_ready", lambda url: False)
-    options = argparse.Namespace(host="127.0.0.1", port=1)
-    assert supervise.supervise(options, "model", [[first.child]], []) == 1
+    served = supervise.Served("model", "http://127.0.0.1:1")
+    assert supervise.supervise(served, [[first.child]], []) == 1
     assert first.starts == 1
+
+
+@pytest.mark.parametrize(("connected", "shown"), [(1, "with only 1 of 2 workers"), (2, "with 2 workers")])
+def test_serve_reports_how_many_workers_are_ready(
+    tmp_path: Path,
+    supervise: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    connected: int,
+    shown: str,
+) -> None:
+    files = [tmp_path / "worker-1", tmp_path / "worker-2"]
+    for file in files[:connected]:
+        file.touch()
+    stopping: list[int] = []
+    print_ready = supervise.print_ready
+
+    def print_and_stop(*arguments: object) -> None:
+        print_ready(*arguments)
+        stopping.append(signal.SIGTERM)
+
+    monkeypatch.setattr(supervise, "is_ready", lambda url: True)
+    monkeypatch.setattr(supervise, "print_ready", print_and_stop)
+    monkeypatch.setattr(supervise, "ALL_WORKERS_S", 0.2 if connected == 1 else 1000.0)
+    assert supervise.supervise(supervise.Served("m", "http://a:1", False, files), [], stopping) == 0
+    assert f"m at http://a:1 {shown}\n" in capsys.readouterr().err

@@ -127,6 +127,13 @@ def test_normalize_true_scales_unnormalized_vectors() -> None:
     assert shape_vectors([], parse(normalize=True), model) == []
 
 
+@pytest.mark.parametrize("fields", [{}, {"dimensions": 1}])
+def test_rows_of_another_model_are_an_error(fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match="the model 'm' was replaced while the request ran; send") as caught:
+        shape_vectors([row(3, 4, 5)], parse(**fields), MODEL)
+    assert (caught.value.status, caught.value.headers()) == (503, {"Retry-After": "1"})
+
+
 # --- tokenize --------------------------------------------------------------------------------------------------------
 
 

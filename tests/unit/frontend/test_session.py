@@ -85,6 +85,20 @@ def test_request_is_submitted_once_with_its_budget(frontend: Frontend) -> None:
     assert frontend.session.unanswered_count == 0
 
 
+@pytest.mark.parametrize(("seconds", "budget_ms"), [(5e6, 2**32 - 1), (1e300, 2**32 - 1), (-1.0, 0)])
+def test_budget_fits_into_its_field(frontend: Frontend, seconds: float, budget_ms: int) -> None:
+    submission = wire.Submission(0, "m", Lane.BULK, "", 0, Kind.TEXT, wire.pack_u32([1]))
+    frontend.session.submit(submission, b"a", frontend.now + seconds, per_item=False, max_tokens=math.inf)
+    ((message, frames),) = frontend.session.flush(frontend.now).sends
+    decoded, _ = wire.decode(wire.FROM_FRONTEND, wire.encode(message, frames))
+    assert isinstance(decoded, wire.Submit)
+    assert decoded.submissions[0].budget_ms == budget_ms
+
+
+def test_request_knows_its_model_s_dimension(frontend: Frontend) -> None:
+    assert [frontend.submit(model).dimension for model in ("m", "unknown")] == [2, 0]
+
+
 def test_submit_messages_are_bounded(frontend: Frontend) -> None:
     for _ in range(MAX_SUBMISSIONS + 1):
         frontend.submit()

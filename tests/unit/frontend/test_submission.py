@@ -46,7 +46,9 @@ def test_texts_and_ids_are_sent_unchanged() -> None:
         ([100], "token id 100 is not in the model's vocabulary of 100; LangChain"),
         ([-1], "token id -1 is not in the model's vocabulary of 100"),
         ([[1], [5, 2**80]], f"token id {2**80} is not in"),
-        ([1] * 6, "Input length 6 longer than allowed 5"),
+        ([1] * 6, 'Input length 6 longer than allowed 5; shorten the input or set "truncate": "end"'),
+        ([[1], [1] * 6, []], "input 1: Input length 6 longer than allowed 5; shorten the input or set"),
+        ([[1], [1] * 6, []], '; set "error_policy": "per_item" to get the other vectors'),
     ],
 )
 def test_invalid_ids_are_rejected(ids: object, message: str) -> None:
@@ -142,6 +144,27 @@ def test_input_type_without_prompt_adds_nothing() -> None:
     assert build(default, "a", input_type="query").inputs == [b"a"]
 
 
+def test_unknown_type_without_prompts_has_a_warning() -> None:
+    ignored = "input_type was ignored, because the model has no prompts"
+    for value in ("a", [1]):
+        assert build(PLAIN, value, input_type="classification\n").warning == ignored
+        assert build(PLAIN, value, input_type="query").warning == ""
+    assert build(PLAIN, "a", input_type="x", dimensions=4).warning.endswith(f" 4 values; {ignored}")
+
+
+def test_input_type_may_be_in_capitals() -> None:
+    for name in ("QUERY", "RETRIEVAL_QUERY"):
+        assert build(PROMPTED, "a", input_type=name).inputs == [b"q: a"]
+    assert build(PROMPTED, "a", input_type="RETRIEVAL_DOCUMENT").inputs == [b"p: a"]
+
+
+@pytest.mark.parametrize("tokens", [-1, 5, 512])
+def test_number_of_tokens_may_be_the_models(tokens: int) -> None:
+    assert build(PLAIN, "a", truncate_prompt_tokens=tokens).options == Option.TRUNCATE_END
+    error = reject(PLAIN, "a", truncate_prompt_tokens=4)
+    assert str(error) == "truncate_prompt_tokens is 4, but inputs are only cut to the model's 5 tokens; send -1"
+
+
 def test_unknown_prompt_error_lists_the_prompts() -> None:
     assert (
         str(reject(PROMPTED, "a", prompt_name="x"))
@@ -154,13 +177,17 @@ def test_unknown_prompt_error_lists_the_prompts() -> None:
 
 
 def test_max_length_above_ovms_limit_is_rejected() -> None:
-    def check(max_length: int | None, model: ModelInfo) -> None:
-        check_max_length(
-            parse_tokenize(msgspec.json.encode({"model": "m", "text": "a", "max_length": max_length}), 1), model
-        )
+    def check(max_length: int | None, model: ModelInfo, **fields: Any) -> None:
+        body = msgspec.json.encode({"model": "m", "text": ["a", "b"], "max_length": max_length, **fields})
+        check_max_length(parse_tokenize(body, 2), model, 20)
 
     check(None, PLAIN)
     check(8192, PLAIN)
     check(9000, msgspec.structs.replace(PLAIN, max_tokens=9000))
     with pytest.raises(ApiError, match="max_length 8193 exceeds the allowed limit of 8192"):
         check(8193, PLAIN)
+    check(10, PLAIN, pad_to_max_length=True)
+    check(None, PLAIN, pad_to_max_length=True)
+    for max_length, model in ((11, PLAIN), (None, msgspec.structs.replace(PLAIN, max_tokens=11))):
+        with pytest.raises(ApiError, match="the request has more than 20 tokens"):
+            check(max_length, model, pad_to_max_length=True)
