@@ -41,7 +41,7 @@ def find_entry(cache: Path, revision: str, made_by: str) -> Facts | None:
     """Return an entry's facts, or None if the entry is absent, damaged, or written by another version.
 
     Hashes every file, because a changed byte does not change a size. This takes as long as hashing the weights for
-    their revision: 0.06 s for 90 MB.
+    their revision: 0.06 s for 90 MB (AMD EPYC).
     """
     folder = get_entry_folder(cache, revision)
     try:
