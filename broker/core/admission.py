@@ -12,7 +12,7 @@ from broker.core.ledger import Frontend
 from broker.core.limits import Limits
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import DRAINING_TEXT, MAX_RETRY_AFTER_S, ErrorCode, quote
+from broker.wire.errors import DRAINING_TEXT, MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
 from broker.wire.protocol import Failure, Frame
 
 #: Retry-After if the throughput is unknown.
@@ -61,7 +61,7 @@ def _check_servable(state: State, frontend: Frontend, submission: wire.Submissio
     if model is None:
         return Rejection(ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {quote(submission.model)}", 0)
     if model.is_unserved(now, limits.worker_grace_s):
-        return Rejection(ErrorCode.NO_WORKER, f"no worker that serves {quote(submission.model)} is connected", 5)
+        return Rejection(ErrorCode.NO_WORKER, describe_no_worker(submission.model), 5)
     if not submission.lengths:
         return Rejection(ErrorCode.INVALID_INPUT, "the request has no input", 0)
     if submission.kind == wire.Kind.TOKENS and any(map((3).__and__, wire.unpack_u32(submission.lengths))):
@@ -125,7 +125,7 @@ def _check_tokens(state: State, request: Request, submission: wire.Submission, n
     if ledger.tokens + request.tokens > limits.max_tokens:
         return Rejection(ErrorCode.OVERLOADED, "the queue is full; retry later", wait_s or UNKNOWN_WAIT_S)
     if wait_s is not None and wait_s > min(limits.max_wait_s, submission.budget_ms / 1000):
-        return Rejection(ErrorCode.OVERLOADED, f"the queue is {wait_s:.3g} s long; retry later", wait_s)
+        return Rejection(ErrorCode.OVERLOADED, describe_queue(wait_s), wait_s)
     return None
 
 

@@ -12,7 +12,13 @@ from broker.core.pool import Lease, Worker
 from broker.core.result_split import split_result
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import DRAINING_TEXT, ErrorCode, LocalProtocolError, describe_replaced_model, quote
+from broker.wire.errors import (
+    DRAINING_TEXT,
+    ErrorCode,
+    LocalProtocolError,
+    describe_no_worker,
+    describe_replaced_model,
+)
 from broker.wire.protocol import Failure, Frame
 
 #: Retry-After of a request that failed as a whole, in milliseconds.
@@ -32,11 +38,11 @@ def answer_batch(
     ]
     worker.record_batch_time(lease, sum(inferred), now)
     worker.answered_batches += 1
-    worker.answered_jobs += len(lease.jobs)
     state.events.batch_answered(worker, lease, result, sum(inferred), now)
     revision = worker.models[lease.model].revision
     for share in split_result(lease, result, memoryview(frame), revision):
         state.events.jobs_answered(lease, share.jobs, now)
+        worker.answered_jobs += len(share.jobs)
         frontend = state.ledger.by_uuid[share.owner]
         frontend.sent += len(share.frame)
         state.outbox.put(frontend.peer, share.message, [share.frame])
@@ -123,7 +129,7 @@ def fail_expired(state: State, now: float) -> None:
 
 def fail_unserved(state: State, model: Model, now: float) -> None:
     """Fail requests that wait for a model without a worker, at most `MAX_EXPIRED` in a call."""
-    code, text = ErrorCode.NO_WORKER, f"no worker that serves {quote(model.info.name)} is connected"
+    code, text = ErrorCode.NO_WORKER, describe_no_worker(model.info.name)
     if state.draining:
         code, text = ErrorCode.DRAINING, DRAINING_TEXT
     waiting = dict.fromkeys(request for request, _ in model.queue.list_waiting())

@@ -49,10 +49,10 @@ def load(
     arguments: Sequence[str],
     environ: Mapping[str, str],
 ) -> C:
-    """Return the configuration. Raise SettingsError if a value is invalid.
+    """Return the configuration. Raise SettingsError if a value is invalid or a variable's name is misspelled.
 
-    Unknown flags end the process, as argparse does. Unknown variables with this prefix are named in a warning on
-    standard error; those that Kubernetes sets are ignored.
+    Unknown flags end the process, as argparse does. Variables with this prefix that resemble no setting are named in a
+    warning on standard error; those that Kubernetes sets are ignored.
     """
     properties = msgspec.json.schema(config_type)["$defs"][config_type.__name__]["properties"]
     settings = {name: schema for name, schema in properties.items() if "description" in schema}
@@ -63,10 +63,12 @@ def load(
         if name in settings:
             given[name] = variable, text
         else:
+            for similar in difflib.get_close_matches(name, settings, n=1):
+                # Ignoring a misspelled setting could open a server, for example without VECMILL_FRONTEND_API_KEYS.
+                text = f"the variable {variable} is unknown; did you mean {prefix}{similar.upper()}? Rename or unset it"
+                raise SettingsError(text)
             # Printed because the log is not set up before its settings have been read.
-            close = [prefix + one.upper() for one in difflib.get_close_matches(name, settings, n=1)]
-            hint = f"; did you mean {close[0]}?" if close else ""
-            print(f"{prog}: warning: ignored the unknown variable {variable}{hint}", file=sys.stderr)
+            print(f"{prog}: warning: ignored the unknown variable {variable}", file=sys.stderr)
     given |= {name: (_format_flag(name), text) for name, text in flags.items()}
     types = {field.name: field.type for field in msgspec.structs.fields(config_type)}
     return config_type(**{name: _convert(types[name], settings[name], *given[name]) for name in given})

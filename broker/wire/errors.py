@@ -89,6 +89,16 @@ def describe_foreign_token(token_id: int, vocabulary: int) -> str:
     return f"token id {token_id} is not in the model's vocabulary of {vocabulary}; {switch}"
 
 
+def describe_no_worker(name: str) -> str:
+    """Return the text of `NO_WORKER` for a model that is known and has no worker."""
+    return f"no worker that serves {quote(name)} is connected"
+
+
+def describe_queue(wait_s: float) -> str:
+    """Return the text of `OVERLOADED` for a request that would wait too long."""
+    return f"the queue is {wait_s:.3g} s long; retry later"
+
+
 def describe_replaced_model(name: str) -> str:
     """Return the text of `NO_WORKER` for a request that has rows of a revision that is no longer served."""
     return f"the model {quote(name)} was replaced while the request ran; send the request again"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from broker.shared.version import VERSION
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode
+from broker.wire.errors import ErrorCode, describe_queue
 from broker.wire.protocol import Frame, Kind, Lane, Message, ModelInfo, ModelState
 from frontend.api.errors import from_failure, name_input
 from frontend.api.schemas import RequestOptions
@@ -93,7 +93,7 @@ class BrokerClient:
         now = time.monotonic()
         wait_s = self._session.refusals.find_wait(model, lane, request_options.client, deadline - now, now)
         if wait_s:
-            text = f"the queue is {wait_s:.3g} s long"
+            text = describe_queue(wait_s)
             raise from_failure(ErrorCode.OVERLOADED, text, int(wait_s * 1000))
         submission = wire.Submission(
             0,
@@ -116,8 +116,7 @@ class BrokerClient:
         try:
             await asyncio.wait_for(future, deadline - time.monotonic() + DEADLINE_SLACK_S)
         except TimeoutError:
-            text = "the request's deadline passed before the answer was complete"
-            raise from_failure(ErrorCode.DEADLINE, text, 5000) from None
+            raise from_failure(ErrorCode.DEADLINE, ErrorCode.DEADLINE.text, 5000) from None
         except asyncio.CancelledError:
             pending.abandoned = True
             raise

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode, quote
+from broker.wire.errors import ErrorCode, describe_no_worker, quote
 from broker.wire.protocol import Availability, Frame, Message, ModelInfo, ModelState
 from frontend.api.errors import ApiError, broker_away, from_failure, unknown_model
 from frontend.session.pending import Pending, PendingRequests, RefusalCache
@@ -199,7 +199,7 @@ class Session:
         if state and state.state in _NOT_YET:
             return from_failure(ErrorCode.NO_WORKER, f"the model {quote(name)} {_NOT_YET[state.state]}", 5000)
         if name in self._seen_models or not any(model.workers for model in self.models.values()):
-            return from_failure(ErrorCode.NO_WORKER, f"no worker that serves {quote(name)} is connected", 5000)
+            return from_failure(ErrorCode.NO_WORKER, describe_no_worker(name), 5000)
         return unknown_model(name, served=self.models)
 
     def submit(
