@@ -56,12 +56,12 @@ def main() -> None:
         sys.exit(share_port(config.processes, sockets, sys.argv[1:], DRAIN_S + 5))
     logs.set_up("frontend", config.log_level, config.log_format)
     app = create_app(config, keys)
+    # Set before `prepare`, which would warn on a terminal that Sanic is not in development mode.
+    os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"
     # Sanic serves one socket itself.
     first, *others = sockets
     serve_sockets(app, others, tls)
     app.prepare(sock=first, single_process=True, motd=False, access_log=False, protocol=Connection, ssl=tls)
-    # Sanic would warn on a terminal that it is not in development mode.
-    os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"
     Sanic.serve_single(primary=app)
 
 

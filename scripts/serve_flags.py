@@ -60,7 +60,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
     add("--model", "", "model folder; default: all-MiniLM-L6-v2, fetched if missing")
     add("--model-name", "", "name of the model in the API; default: the folder's name", variable="VECMILL_MODEL_NAME")
-    add("--api-keys", "", "file of API keys, made by scripts/api-key; default: no key needed")
+    text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
+    add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")
     add("--tls-key", "", "PEM file with the certificate's key", variable="VECMILL_FRONTEND_TLS_KEY")
     text = f"HOST:PORT of the broker's /metrics; empty: none; default: {METRICS_BIND} unless that port is taken"

@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -174,6 +175,32 @@ def test_variables_of_compose_set_flags(tmp_path: Path) -> None:
         assert f"mine at http://127.0.0.1:{port} with 1 worker\n" in program.output
     finally:
         program.close()
+
+
+def test_variable_of_api_keys_protects_server(start: Start, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text("key = []\n")
+    server = start(VECMILL_FRONTEND_API_KEYS=str(keys))
+    assert httpx.get(f"{server.url}/v1/models").status_code == 401
+
+
+def test_terminal_shows_no_warning_of_sanic(tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    port = free_port()
+    command = [sys.executable, "-m", "frontend", "--broker", f"ipc://{tmp_path}/none", "--port", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=slave, stderr=slave) as program:
+        try:
+            until(lambda: _is_live(port), 30, "the frontend")
+        finally:
+            program.terminate()
+    assert b"PRODUCTION" not in os.read(master, 65536)
+
+
+def _is_live(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/v2/health/live").status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 # --- temporary folders -----------------------------------------------------------------------------------------------
