@@ -5,6 +5,7 @@ import base64
 import contextlib
 import itertools
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -31,20 +32,23 @@ class Answer(NamedTuple):
 class Connection:
     """HTTP connection that knows its local port."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, opened_at: float) -> None:
         self._reader, self._writer = reader, writer
         self.port = int(writer.get_extra_info("sockname")[1])
         self.open = True
-        self.opened_at = time.monotonic()
+        #: When the connection was requested, so before a process can have accepted it.
+        self.opened_at = opened_at
         self.sent = self.answered = 0
 
     @classmethod
     async def open_to(cls, system: System) -> "Connection":
         """Return a new connection to the system's frontend."""
-        connection = cls(*await asyncio.open_connection("127.0.0.1", system.port))
-        # An earlier connection from the same port may have been lost.
-        system.lost_ports.discard(connection.port)
-        return connection
+        opened_at = time.monotonic()
+        return cls(*await asyncio.open_connection("127.0.0.1", system.port), opened_at)
+
+    def is_lost(self, system: System) -> bool:
+        """Return whether the connection ended with a killed frontend process, not an earlier one from its port."""
+        return system.lost_ports.get(self.port, -math.inf) >= self.opened_at
 
     def send(self, method: str, path: str, body: bytes = b"", **headers: object) -> None:
         """Send a request; `headers` get the prefix `x-vecmill-`, and empty headers are omitted."""
@@ -139,8 +143,7 @@ class Client:
         return self._connection
 
     def _judge_loss(self, error: Exception, after_s: float) -> None:
-        port = self._connection.port if self._connection else 0
-        if port in self._system.lost_ports:
+        if self._connection and self._connection.is_lost(self._system):
             self._ends["lost with the frontend process"] += 1
             self.close()
         else:
@@ -202,7 +205,7 @@ async def get_health(system: System) -> dict[str, Any]:
     except TimeoutError:
         system.tally.add_fault(f"GET /health has no answer after {SLACK_S:.0f} s")
     except (OSError, asyncio.IncompleteReadError) as error:
-        if connection.port not in system.lost_ports:
+        if not connection.is_lost(system):
             system.tally.add_fault(f"GET /health failed: {error!r}")
     finally:
         connection.close()

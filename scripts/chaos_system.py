@@ -155,8 +155,8 @@ class System:
         ]
         flags = ("--broker", frontends, "--port", str(self.port), "--processes", "2", "--deadline-s", str(DEADLINE_S))
         self.frontend = create_member("frontend", "frontend", *flags)
-        #: Ports of clients that lost their connection with a killed frontend process.
-        self.lost_ports: set[int] = set()
+        #: When each port of a client lost its connection with a killed frontend process.
+        self.lost_ports: dict[int, float] = {}
         #: When the broker or all workers were last away, and when the broker or any worker was.
         self.absent_at = self.partly_absent_at = time.monotonic()
 
@@ -191,7 +191,7 @@ class System:
         os.kill(pid, signal.SIGSTOP)
         while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZ":
             await asyncio.sleep(0.001)
-        self.lost_ports |= set(list_client_ports(pid, self.port))
+        self.lost_ports |= dict.fromkeys(list_client_ports(pid, self.port), time.monotonic())
         os.kill(pid, signal.SIGKILL)
 
     def list_leftovers(self) -> list[int]:

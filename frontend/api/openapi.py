@@ -45,6 +45,8 @@ _STATUSES = {
 }
 
 _TEXT: Schema = {"type": "string"}
+#: An empty header counts as absent. Generators of requests send null as an empty header.
+_EMPTY: Schema = {"enum": ["", None]}
 _TOKEN_ID = {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}
 _TOKEN_IDS: Schema = {"type": "array", "items": _TOKEN_ID, "minItems": 1}
 _MODEL_NAME = {
@@ -165,8 +167,12 @@ def _describe_job(summary: str, body: type, answer: type) -> Schema:
     lane = {"enum": ["interactive", "bulk"]}
     deadline_ms = {"type": "integer", "minimum": 1, "maximum": 10**MAX_DEADLINE_DIGITS - 1}
     headers = {
-        "x-vecmill-lane": _describe_header("Queue of the request; by default chosen by its size", lane),
-        "x-vecmill-deadline-ms": _describe_header("Longest time that the request may take", deadline_ms),
+        "x-vecmill-lane": _describe_header(
+            "Queue of the request; by default chosen by its size", {"anyOf": [lane, _EMPTY]}
+        ),
+        "x-vecmill-deadline-ms": _describe_header(
+            "Longest time that the request may take", {"anyOf": [deadline_ms, _EMPTY]}
+        ),
         "x-request-id": _describe_header("Id for logs, which the answer repeats"),
         "traceparent": _describe_header("W3C Trace Context, for logs"),
     }
