@@ -4,22 +4,19 @@ import logging
 import os
 import signal
 import sys
-from typing import NoReturn
 
 import msgspec
 import zmq
 
 from broker.shared import logs
 from broker.shared.descriptors import raise_descriptor_limit
+from broker.shared.exit import exit_refused
 from broker.shared.settings import SettingsError
 from broker.shell.config import load
 from broker.shell.curve_auth import CurveAuthError
 from broker.shell.routers import ConfigError
 from broker.shell.service import Service
 from broker.wire.curve import KeyFileError
-
-#: Exit status for what no restart can repair, such as an invalid setting or a taken port.
-REFUSED = 2
 
 
 def main() -> None:
@@ -30,20 +27,14 @@ def main() -> None:
     try:
         config = load(sys.argv[1:], os.environ)
     except SettingsError as error:
-        refuse_start(error)
+        exit_refused("broker", error)
     logs.set_up("broker", config.log_level, config.log_format)
     settings = " ".join(f"{name}={value}" for name, value in msgspec.structs.asdict(config).items() if value != "")
     logging.getLogger(__name__).info("starting: %s", settings)
     try:
         Service(config).run()
     except (ConfigError, CurveAuthError, KeyFileError, OSError, zmq.ZMQError) as error:
-        refuse_start(error)
-
-
-def refuse_start(error: Exception) -> NoReturn:
-    """Print why the broker cannot start, and exit."""
-    print(f"vecmill broker: {error}", file=sys.stderr)
-    sys.exit(REFUSED)
+        exit_refused("broker", error)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,19 @@ import signal
 import ssl
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import zmq
 from sanic import Sanic
 
 from broker.shared import logs
 from broker.shared.descriptors import raise_descriptor_limit
+from broker.shared.exit import exit_refused
 from broker.shared.files import explain, read_small_file
 from broker.shared.settings import SettingsError
 from broker.wire.curve import KeyFileError, read_dealer_keys
 from frontend.config import Config, load
 from frontend.listening import adopt_sockets, open_sockets
-from frontend.processes import REFUSED_STATUS, share_port
+from frontend.processes import share_port
 from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.app import DRAIN_S, create_app, serve_sockets
 from frontend.rest.http_protocol import Connection, limit_unread
@@ -43,15 +43,15 @@ def main() -> None:
             read_dealer_keys(Path(config.keys), "frontend")
         check_endpoint(config.broker)
     except (SettingsError, KeysError, KeyFileError, TlsError) as error:
-        exit_refused(str(error))
+        exit_refused("frontend", error)
     except zmq.ZMQError as error:
-        exit_refused(f"cannot connect to the broker at {config.broker}: {error}")
+        exit_refused("frontend", f"cannot connect to the broker at {config.broker}: {error}")
     try:
         sockets = adopt_sockets(config.listen_fds) if config.listen_fds else open_sockets(config.host, config.port)
         for listening in sockets:
             limit_unread(listening, config.send_timeout_s)
     except OSError as error:
-        exit_refused(f"cannot listen on port {config.port} of {config.host}: {error}")
+        exit_refused("frontend", f"cannot listen on port {config.port} of {config.host}: {error}")
     if config.processes > 1:
         sys.exit(share_port(config.processes, sockets, sys.argv[1:], DRAIN_S + 5))
     logs.set_up("frontend", config.log_level, config.log_format)
@@ -97,12 +97,6 @@ def make_tls_context(config: Config) -> ssl.SSLContext | None:
         hint = "both must be PEM and belong together, and the key must have no pass phrase"
         raise TlsError(f"{refusal}: {explain(error)}; {hint}") from None
     return context
-
-
-def exit_refused(reason: str) -> NoReturn:
-    """Print the reason, and exit with a status after which a supervisor does not restart the process."""
-    print(f"vecmill frontend: {reason}", file=sys.stderr)
-    sys.exit(REFUSED_STATUS)
 
 
 if __name__ == "__main__":

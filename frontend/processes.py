@@ -18,13 +18,12 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from broker.shared.exit import REFUSED_STATUS
 from frontend.run_folder import create_run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds: the minimum delay of a restart, the maximum, and the lifetime that resets the delay to the minimum.
 FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S = 0.25, 10.0, 30.0
-#: Exit status of a program that cannot use its settings, such as a model, a device, an address or a flag.
-REFUSED_STATUS = 2
 #: `PR_SET_PDEATHSIG` of linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 

@@ -9,12 +9,13 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import zmq
 
 from broker.shared import logs
 from broker.shared.descriptors import raise_descriptor_limit
+from broker.shared.exit import HUNG_STATUS, exit_refused
 from broker.shared.settings import SettingsError
 from broker.shared.version import VERSION
 from broker.wire import protocol as wire
@@ -35,18 +36,12 @@ def main() -> None:
     try:
         config = load(sys.argv[1:], os.environ)
     except SettingsError as error:
-        exit_refused(error)
+        exit_refused("worker", error)
     logs.set_up("worker", config.log_level, config.log_format)
     threading.excepthook = end_process
     # In seconds. The thread that sends heartbeats must not wait long for threads that hold the interpreter.
     sys.setswitchinterval(0.001)
     serve(config)
-
-
-def exit_refused(reason: object) -> NoReturn:
-    """Print a sentence and exit with status 2, after which supervisors do not start the process again."""
-    print(f"vecmill worker: {reason}", file=sys.stderr)
-    sys.exit(2)
 
 
 def serve(config: Config) -> None:
@@ -72,9 +67,9 @@ def serve(config: Config) -> None:
             engine = Engine(prepared, config.device, config.streams, cache)
             engine.warm_up()
     except zmq.ZMQError as error:
-        exit_refused(f"could not connect to the broker: {error}; check --broker")
+        exit_refused("worker", f"could not connect to the broker: {error}; check --broker")
     except (ModelError, DeviceError, KeyFileError) as error:
-        exit_refused(error)
+        exit_refused("worker", error)
     hello = make_hello(config, loading, prepared, engine)
     log.info(
         "serving %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; "
@@ -143,7 +138,7 @@ def choose_model_name(folder: Path) -> str:
 def end_process(args: threading.ExceptHookArgs) -> None:
     """End the process after a thread of the pipeline died, because without it the worker answers no batch."""
     logging.getLogger(__name__).critical("thread %s died", args.thread, exc_info=args.exc_value)
-    os._exit(70)
+    os._exit(HUNG_STATUS)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from broker.core.admission import compute_wait_s
 from broker.core.metrics import Family, Labels, Sample
 from broker.core.state import State
 from broker.wire.protocol import Lane
@@ -57,7 +58,5 @@ def _gauge(name: str, text: str, labels: Labels, samples: Iterable[tuple[Labels,
 def predict_wait_s(state: State, model: str) -> float:
     """Return the seconds until all open jobs of a model would have run; infinity without a worker."""
     tokens = state.models[model].queue.tokens + state.pool.count_leased_tokens(model, Lane.BULK)
-    tokens_per_s = state.pool.sum_tokens_per_s(model)
-    if not tokens:
-        return 0.0
-    return tokens / tokens_per_s if tokens_per_s else math.inf
+    wait_s = compute_wait_s(tokens, state.pool.sum_tokens_per_s(model)) if tokens else 0.0
+    return math.inf if wait_s is None else wait_s

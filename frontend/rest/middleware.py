@@ -9,6 +9,7 @@ import time
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import BaseHTTPResponse
 
+from broker.wire.protocol import Origin
 from frontend.api.errors import ApiError
 from frontend.api.schemas import list_credentials
 from frontend.rest import metrics
@@ -124,7 +125,7 @@ def _log_request(request: Request, status: int, ms: float) -> None:
         "status": status,
         "ms": ms,
         "client": context.key.name if context.key else "",
-        "trace_id": context.traceparent[3:35],
+        "trace_id": Origin(traceparent=context.traceparent).trace_id,
     } | context.log
     names = ("model", "inputs", "client", "request_id")
     shown = " ".join(f"{name}={fields[name]}" for name in names if fields.get(name))

@@ -11,6 +11,7 @@ from typing import NoReturn
 import zmq
 import zmq.utils.monitor
 
+from broker.shared.exit import HUNG_STATUS
 from broker.shared.health import HealthFile
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, RemoteProtocolError
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 DRAIN_S = 65.0
 #: Longest time to send the goodbye after the drain, in milliseconds.
 GOODBYE_MS = 500
-#: Exit status of a worker that hangs, as after the death of a thread.
-HUNG_STATUS = 70
 #: Seconds between two warnings that no broker is connected.
 WARN_S = 10.0
 

@@ -13,13 +13,13 @@ from frontend.api.answers import HealthAnswer, ServedModel, ServerLive, ServerRe
 from frontend.api.errors import ApiError
 from frontend.config import Config
 from frontend.rest import metrics
+from frontend.rest.routes.openai import JSON
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 from frontend.welcome import format_curl, format_url, read_published_address
 
 log = logging.getLogger(__name__)
 
-JSON = "application/json"
 #: Seconds between two looks whether a model is served.
 READY_INTERVAL_S = 0.25
 

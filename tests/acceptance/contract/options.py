@@ -61,7 +61,7 @@ DIMENSIONS = [
     fake("declared ones need no warning", dimensions=4, input="abc",
          check=lambda answer: data(answer)[0]["embedding"] == vector("abc")[:4].tolist()
          and "x-vecmill-warning" not in answer.headers),
-    fake("undeclared ones beside declared ones have a warning", dimensions=3, sends={"x-vecmill-warning": ...}),
+    fake("undeclared ones have a warning although others are declared", dimensions=3, sends={"x-vecmill-warning": ...}),
     fake("fewer of an unnormalized model are not scaled, with base64", dimensions=4, input="abc",
          encoding_format="base64", check=lambda answer: np.frombuffer(
              base64.b64decode(data(answer)[0]["embedding"]), "<f4").tolist() == vector("abc")[:4].tolist()),

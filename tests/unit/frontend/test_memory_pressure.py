@@ -149,7 +149,7 @@ def test_underestimated_answers_end_no_client() -> None:
 
 
 def test_overestimated_answer_frees_memory_at_once() -> None:
-    """No client leaves for a minute, and none is ended, because there is memory."""
+    """While there is memory, no client is ended for a minute."""
 
     async def story(unread: UnreadAnswers, clock: Clock) -> None:
         client = Client(MB, written=IN_KERNEL)

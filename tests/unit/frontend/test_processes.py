@@ -10,8 +10,9 @@ from types import ModuleType
 
 import pytest
 
+from broker.shared.exit import REFUSED_STATUS
 from frontend import processes
-from frontend.processes import REFUSED_STATUS, Child
+from frontend.processes import Child
 from tests.harness.processes import ROOT, until
 
 #: Program that serves while the file "good" exists, and otherwise exits as refused, as for a file that is half written.
