@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Unit tests of the broker's core, without `test_` and `.py`.
-UNIT = ["abandonment", "events", "eviction", "holdings", "job_history", "queues", "quota", "throughput"]
+UNIT = ["abandonment", "events", "eviction", "holdings", "job_history", "metrics", "queues", "quota", "throughput"]
 UNIT += sorted(path.stem.removeprefix("test_") for path in ROOT.glob("tests/unit/broker/test_scheduler_*.py"))
 TESTS = [f"tests/unit/broker/test_{name}.py" for name in UNIT]
 TESTS += ["tests/unit/frontend/test_session.py", "tests/property"]
