@@ -14,7 +14,8 @@ from typing import Any
 import openvino.opset15 as op
 
 from workers.models.blocks import ACTIVATIONS, attend, make_layer_norm, make_linear
-from workers.models.folder import REMEDY, ModelError, ModelFolder, read_count, read_number
+from workers.models.folder import ModelFolder
+from workers.models.json_files import REMEDY, ModelError, read_count, read_number
 from workers.models.layout import PaddedLayout
 from workers.models.weights import Weights
 

@@ -15,14 +15,8 @@ from pathlib import Path
 import msgspec
 
 from workers.models import cache as entries
-from workers.models.folder import (
-    SUPPORTED,
-    ModelError,
-    ModelFolder,
-    read_count,
-    read_folder,
-    summarize_error,
-)
+from workers.models.folder import SUPPORTED, ModelFolder, read_folder
+from workers.models.json_files import ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 from workers.models.weight_files import find_weight_files
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from workers.models.folder import REMEDY, ModelError, read_object
+from workers.models.json_files import REMEDY, ModelError, read_object
 
 FILE = "model.safetensors"
 #: Names the file of each tensor if there are several files.

@@ -17,7 +17,7 @@ import openvino as ov
 import openvino.opset15 as op
 from numpy.typing import NDArray
 
-from workers.models.folder import REMEDY, ModelError, summarize_error
+from workers.models.json_files import REMEDY, ModelError, summarize_error
 from workers.models.weight_files import FILE, INDEX, find_weight_files
 
 #: Largest header in bytes, as in the safetensors library. A header has about 100 bytes for each tensor.
