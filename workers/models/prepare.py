@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from workers.models import cache as entries
+from workers.models import encoder_specs
 from workers.models.folder import SUPPORTED, ModelFolder, read_folder
 from workers.models.json_files import ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
@@ -25,7 +26,7 @@ CONVERTER = 4
 #: Precision of weights and activations on every device, so that all devices give the same vectors.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
-FAMILIES = {"bert": "workers.models.encoder"}
+FAMILIES = dict.fromkeys(encoder_specs.FAMILIES, "workers.models.encoder")
 #: Fields of config.json that do not change vectors.
 _IRRELEVANT_FIELDS = frozenset(
     {"architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype", "transformers_version"}
