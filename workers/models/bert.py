@@ -15,7 +15,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models import graph
+from workers.models import graph, head
 from workers.models.folder import ModelFolder
 from workers.models.graph import Weights, make_integers, make_scalar
 from workers.models.json_files import REMEDY, ModelError, read_count, read_number
@@ -23,7 +23,7 @@ from workers.models.json_files import REMEDY, ModelError, read_count, read_numbe
 
 def build_model(folder: ModelFolder, tensors: Mapping[str, Any]) -> ov.Model:
     """Return the graph of a folder's model. Raise `ModelError` if config.json and the tensors do not fit."""
-    shape = _read_shape(folder.path / "config.json", folder.config)
+    shape = _read_shape(folder.config_path, folder.config)
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in tensors else ""
     weights = Weights(tensors, prefix)
     ids = op.parameter([-1, -1], np.int64, name="input_ids")
@@ -35,7 +35,7 @@ def build_model(folder: ModelFolder, tensors: Mapping[str, Any]) -> ov.Model:
     bias = op.multiply(op.subtract(make_scalar(1), op.unsqueeze(mask, make_integers(1, 2))), lowest)
     for number in range(shape.layers):
         hidden = _build_layer(hidden, bias, weights, f"encoder.layer.{number}.", shape)
-    return graph.make_model(graph.pool_states(hidden, mask, folder), [ids, mask_input], "bert")
+    return head.make_model(head.build_outputs(hidden, mask, folder.modules), [ids, mask_input], "bert")
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,18 +1,12 @@
-"""Parts of OpenVINO graphs that model families share: constants, layers, pooling, normalization."""
+"""Parts of OpenVINO graphs that model families share: constants and layers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.folder import ModelFolder
 from workers.models.json_files import REMEDY, ModelError
-
-#: Smallest divisors, as in torch.nn.functional.normalize and in the mean pooling of sentence-transformers.
-NORMALIZE_EPSILON = 1e-12
-MEAN_EPSILON = 1e-9
 
 #: Activation functions by their names in config.json. "gelu" is exact; "gelu_new" approximates it with tanh.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -67,39 +61,3 @@ def apply_layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
     """Return x normalized over its last axis, scaled and shifted (Ba et al. 2016, arXiv:1607.06450)."""
     normal = op.mvn(x, make_integers(-1), True, epsilon, "INSIDE_SQRT")
     return op.add(op.multiply(normal, op.constant(weight.reshape(1, 1, -1))), op.constant(bias.reshape(1, 1, -1)))
-
-
-def pool_states(hidden: Any, mask: Any, folder: ModelFolder) -> list[Any]:
-    """Return the sentence embeddings, float32 `[batch, size]`, as the folder's pooling makes them.
-
-    `hidden` is float32 `[batch, length, size]`. `mask` is float32 `[batch, length]`: 1 for tokens, then 0 for padding.
-    If the folder normalizes, the divisors `[batch, 1]` are a second output.
-    """
-    vectors = {"CLS": _pool_first, "MEAN": _pool_mean, "LAST": _pool_last}[folder.pooling](hidden, mask)
-    if not folder.normalize:
-        return [vectors]
-    norm = op.sqrt(op.reduce_sum(op.multiply(vectors, vectors), make_integers(-1), True))
-    divisor = op.maximum(norm, make_scalar(NORMALIZE_EPSILON))
-    return [op.divide(vectors, divisor), divisor]
-
-
-def _pool_first(hidden: Any, _: Any) -> Any:
-    return op.gather(hidden, op.constant(np.int64(0)), op.constant(np.int64(1)))
-
-
-def _pool_mean(hidden: Any, mask: Any) -> Any:
-    total = op.reduce_sum(op.multiply(hidden, op.unsqueeze(mask, make_integers(2))), make_integers(1), False)
-    return op.divide(total, op.maximum(op.reduce_sum(mask, make_integers(1), True), make_scalar(MEAN_EPSILON)))
-
-
-def _pool_last(hidden: Any, mask: Any) -> Any:
-    last = op.subtract(op.convert(op.reduce_sum(mask, make_integers(1), False), "i64"), op.constant(np.int64(1)))
-    picked = op.gather(hidden, op.unsqueeze(last, make_integers(1)), op.constant(np.int64(1)), 1)
-    return op.squeeze(picked, make_integers(1))
-
-
-def make_model(outputs: list[Any], inputs: list[Any], name: str) -> ov.Model:
-    """Return a model with the outputs of `pool_states`, named `embedding` and `divisor`."""
-    for output, title in zip(outputs, ("embedding", "divisor"), strict=False):
-        output.output(0).set_names({title})
-    return ov.Model(outputs, inputs, name)

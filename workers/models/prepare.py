@@ -45,8 +45,6 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     dimension: int
     #: Longest input in tokens, special tokens included.
     max_tokens: int
-    #: CLS, MEAN or LAST.
-    pooling: str
     #: Whether the model scales vectors to length 1.
     normalize: bool
     #: Token ids are below this number.
@@ -64,7 +62,7 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     folder = read_folder(path)
     if folder.family not in FAMILIES:
         raise ModelError(
-            f"{path / 'config.json'} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
+            f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
             f"{SUPPORTED}"
         )
     prompts = read_prompts(folder, report)
@@ -84,8 +82,7 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
         tokenizer_path=entry / entries.TOKENIZER,
         dimension=facts.dimension,
         max_tokens=folder.max_tokens,
-        pooling=folder.pooling,
-        normalize=folder.normalize,
+        normalize=folder.modules.is_normalized,
         vocabulary_size=facts.vocabulary_size,
         pad_id=facts.pad_id,
         prompts=prompts,
@@ -103,10 +100,11 @@ def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
         for key, value in sorted(folder.config.items())
         if key not in _IRRELEVANT_FIELDS and not key.startswith("_")
     }
-    settings = [CONVERTER, PRECISION, folder.family, folder.pooling, folder.normalize, folder.max_tokens, config]
-    settings += [prompts.texts.get(prompts.default, "")]
-    digest = hashlib.sha256(msgspec.json.encode(settings))
-    for path in (folder.weights_path, folder.tokenizer_path):
+    settings = [CONVERTER, PRECISION, folder.kind, folder.family, folder.modules, folder.lower_case, folder.max_tokens]
+    settings += [config, prompts.texts.get(prompts.default, "")]
+    # Without paths, because a model that moves keeps its revision.
+    digest = hashlib.sha256(msgspec.json.encode(settings, enc_hook=lambda path: ""))
+    for path in folder.list_files():
         try:
             digest.update(bytes.fromhex(entries.hash_file(path)))
         except OSError as error:
@@ -126,10 +124,10 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
 
     from workers.models.tokenizers import convert_tokenizer
 
-    config_path = folder.path / "config.json"
+    config_path = folder.config_path
     vocabulary_size = read_count(config_path, folder.config, "vocab_size")
     report("  building the OpenVINO model")
-    model = importlib.import_module(FAMILIES[folder.family]).build_model(folder, _read_weights(folder.weights_path))
+    model = importlib.import_module(FAMILIES[folder.family]).build_model(folder, _read_weights(folder.weights[0]))
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
     ov.save_model(convert_tokenizer(folder, vocabulary_size), into / entries.TOKENIZER, compress_to_fp16=False)
