@@ -1,15 +1,12 @@
 """Files of a model folder: which are present, and which Vecmill must not open. Does not import OpenVINO."""
 
-import os
-import reprlib
 import stat
 from pathlib import Path
 
-from workers.models.json_files import REMEDY, ModelError, is_present, read_object
+from workers.models.json_files import ModelError
+from workers.models.weight_files import FILE, INDEX, find_weight_files
 
-CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
-#: Lists the files of weights that are split, and the tensors in each.
-_INDEX = "model.safetensors.index.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 #: Weights that only `torch.load` reads, which runs code in them.
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 #: Files of OpenVINO, OVMS and ONNX, whose folders Vecmill cannot load.
@@ -55,10 +52,13 @@ def find_weights(folder: Path) -> tuple[Path, ...]:
 
     Raise `ModelError` if some of several files are missing or not in the folder.
     """
-    if (folder / WEIGHTS).is_file():
-        check_pointer(folder / WEIGHTS)
-        return (folder / WEIGHTS,)
-    return _read_index(folder / _INDEX) if is_present(folder / _INDEX) else ()
+    files = find_weight_files(folder)
+    index = [folder / INDEX] if files != [folder / FILE] else []
+    if not index and not files[0].is_file():
+        return ()
+    for path in files:
+        check_pointer(path)
+    return (*files, *index)
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -69,19 +69,6 @@ def refuse_pickles(folder: Path) -> None:
             "code; where torch is installed, load the model with sentence_transformers.SentenceTransformer and save it "
             "with save_pretrained, which writes model.safetensors"
         )
-
-
-def _read_index(path: Path) -> tuple[Path, ...]:
-    names = read_object(path).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ModelError(f"{path}: weight_map is not an object with a file for each tensor; {REMEDY}")
-    files = tuple(sorted(set(names.values())))
-    for name in files:
-        if name in ("", ".", "..") or os.sep in name or "\0" in name:
-            raise ModelError(f"{path}: weight_map has {reprlib.repr(name)}, which is no file in its folder; {REMEDY}")
-    if missing := find_missing(path.parent, files):
-        raise ModelError(f"{path.parent} has no {missing[0]}, which {path.name} lists; download the model again")
-    return (*(path.parent / name for name in files), path)
 
 
 def find_export(folder: Path) -> str:

@@ -15,6 +15,7 @@ from workers.models import contents
 from workers.models.json_files import ModelError, is_present, read_count, read_flag, read_object
 from workers.models.modules import Modules, Normalize, Pooling, read_modules
 from workers.models.transformer import TransformerSettings, choose_max_tokens, read_transformer
+from workers.models.weight_files import FILE
 
 #: What Vecmill loads today, for errors about other folders.
 SUPPORTED = (
@@ -155,7 +156,7 @@ def _read_base(base: Path, modules: Modules | None) -> tuple[Kind, dict[str, Any
             )
         if not weights and not missing:
             contents.refuse_pickles(base)
-        names = [*missing, *([] if weights else [contents.WEIGHTS])]
+        names = [*missing, *([] if weights else [FILE])]
         raise ModelError(f"{base} has no {' and no '.join(sorted(names))}; {SUPPORTED}")
     config = read_object(base / contents.CONFIG) if is_present(base / contents.CONFIG) else {}
     if is_static:

@@ -3,18 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.graph import make_integers, make_scalar
 from workers.models.json_files import ModelError
+from workers.models.layout import LOWEST, make_integer, make_integers, make_scalar
 from workers.models.modules import Modules, Normalize, Pooling
 
 #: Smallest divisors, as in torch.nn.functional.normalize and in the pooling of sentence-transformers.
 NORMALIZE_EPSILON = 1e-12
 MEAN_EPSILON = 1e-9
-_LOWEST = float(np.finfo(np.float32).min)
 
 
 def build_outputs(hidden: Any, mask: Any, modules: Modules) -> list[Any]:
@@ -60,20 +58,20 @@ def pool_states(hidden: Any, mask: Any, modes: Sequence[str]) -> Any:
 
 def _get_positions(mask: Any) -> Any:
     """Return the place of each token in its row, padding included, int64 `[length]`."""
-    length = op.gather(op.shape_of(mask), make_integers(1), op.constant(np.int64(0)))
-    return op.range(op.constant(np.int64(0)), op.squeeze(length, make_integers(0)), op.constant(np.int64(1)), "i64")
+    length = op.gather(op.shape_of(mask), make_integers(1), make_integer(0))
+    return op.range(make_integer(0), op.squeeze(length, make_integers(0)), make_integer(1), "i64")
 
 
 def _find_first(mask: Any) -> Any:
     """Return the place of the first token of each row, int64 `[batch, 1]`; 0 if a row has none."""
-    before = op.equal(op.cum_sum(mask, op.constant(np.int64(1))), make_scalar(0))
+    before = op.equal(op.cum_sum(mask, make_integer(1)), make_scalar(0))
     count = op.reduce_sum(op.convert(before, "i64"), make_integers(1), True)
     has_tokens = op.convert(op.reduce_max(mask, make_integers(1), True), "i64")
     return op.multiply(count, has_tokens)
 
 
 def _pick(hidden: Any, place: Any) -> Any:
-    picked = op.gather(hidden, place, op.constant(np.int64(1)), 1)
+    picked = op.gather(hidden, place, make_integer(1), 1)
     return op.squeeze(picked, make_integers(1))
 
 
@@ -88,7 +86,7 @@ def _pool_last(hidden: Any, mask: Any) -> Any:
 
 def _pool_max(hidden: Any, mask: Any) -> Any:
     is_token = op.greater(op.unsqueeze(mask, make_integers(2)), make_scalar(0))
-    return op.reduce_max(op.select(is_token, hidden, make_scalar(_LOWEST)), make_integers(1), False)
+    return op.reduce_max(op.select(is_token, hidden, make_scalar(LOWEST)), make_integers(1), False)
 
 
 def _sum_states(hidden: Any, weights: Any) -> tuple[Any, Any]:
@@ -108,7 +106,7 @@ def _pool_mean_sqrt(hidden: Any, mask: Any) -> Any:
 
 def _pool_weighted(hidden: Any, mask: Any) -> Any:
     """Weight each token by its position in the text, which counts from 1."""
-    return op.divide(*_sum_states(hidden, op.multiply(op.cum_sum(mask, op.constant(np.int64(1))), mask)))
+    return op.divide(*_sum_states(hidden, op.multiply(op.cum_sum(mask, make_integer(1)), mask)))
 
 
 _POOL: dict[str, Callable[[Any, Any], Any]] = {
