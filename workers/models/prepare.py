@@ -88,7 +88,7 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     return PreparedModel(
         revision=revision,
         model_path=entry / entries.MODEL,
-        tokenizer_path=entry / entries.TOKENIZER,
+        tokenizer_path=entry / facts.tokenizer,
         dimension=facts.dimension,
         max_tokens=folder.max_tokens,
         normalize=folder.modules.is_normalized,
@@ -119,7 +119,7 @@ def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
 
 def _describe_versions() -> str:
     """Return the versions of everything that writes the files of a conversion."""
-    names = ("openvino", "openvino-tokenizers")
+    names = ("openvino", "openvino-tokenizers", "tokenizers")
     return ", ".join([f"converter {CONVERTER}", *(f"{name} {importlib.metadata.version(name)}" for name in names)])
 
 
@@ -129,7 +129,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
 
     from workers.models import head
     from workers.models.layout import PaddedLayout
-    from workers.models.tokenizers import convert_tokenizer
+    from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
     config_path = folder.config_path
@@ -141,11 +141,12 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     model = head.make_model(outputs, layout.inputs, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
-    ov.save_model(convert_tokenizer(folder, vocabulary_size), into / entries.TOKENIZER, compress_to_fp16=False)
+    tokenizer = write_tokenizer(folder, vocabulary_size, into)
     return entries.Facts(
         dimension=model.output(0).get_partial_shape()[1].get_length(),
         vocabulary_size=vocabulary_size,
         pad_id=read_count(config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
+        tokenizer=tokenizer.name,
         made_by="",
     )
 
