@@ -84,7 +84,8 @@ def serve(config: Config) -> None:
         time.monotonic() - started,
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)
-    pipeline = Pipeline(engine, lambda: os.eventfd_write(wakeup, 1))
+    pipeline = Pipeline(lambda: os.eventfd_write(wakeup, 1))
+    pipeline.add_model(hello.models[0].key, engine)
     Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
 
 
