@@ -54,7 +54,7 @@ class Served:
 def prepare_folder(options: argparse.Namespace) -> Path:
     """Fetch and convert the model if needed; return its folder."""
     from workers.models.default import fetch_default_model
-    from workers.models.folder import ModelError
+    from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
 
     cache = Path(options.cache)

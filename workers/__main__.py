@@ -50,7 +50,7 @@ def serve(config: Config) -> None:
     from workers.engine.engine import DeviceError, Engine
     from workers.engine.pipeline import Pipeline
     from workers.models.default import NAME, fetch_default_model
-    from workers.models.folder import ModelError
+    from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
     from workers.session.service import Service
     from workers.session.session import SLOTS, Session

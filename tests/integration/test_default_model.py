@@ -30,7 +30,7 @@ from workers.engine.engine import DeviceError, Engine
 from workers.engine.pipeline import Pipeline, Work
 from workers.engine.tokenizer import Tokenizer
 from workers.models.default import NAME, OFFICIAL, WHEELS, fetch_default_model
-from workers.models.folder import ModelError
+from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 
 ROOT = Path(__file__).resolve().parents[2]

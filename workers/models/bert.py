@@ -16,8 +16,9 @@ import openvino as ov
 import openvino.opset15 as op
 
 from workers.models import graph
-from workers.models.folder import REMEDY, ModelError, ModelFolder, read_count, read_number
+from workers.models.folder import ModelFolder
 from workers.models.graph import Weights, make_integers, make_scalar
+from workers.models.json_files import REMEDY, ModelError, read_count, read_number
 
 
 def build_model(folder: ModelFolder, tensors: Mapping[str, Any]) -> ov.Model:

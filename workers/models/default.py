@@ -12,7 +12,7 @@ from pathlib import Path
 
 from broker.shared.files import move_into_place
 from workers.models.cache import hash_file, lock_folder
-from workers.models.folder import ModelError
+from workers.models.json_files import ModelError
 from workers.models.prepare import Report, prepare_model, print_progress
 
 NAME = "all-MiniLM-L6-v2"

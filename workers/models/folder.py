@@ -4,26 +4,20 @@ A folder holds `config.json`, `model.safetensors` and `tokenizer.json`. Optional
 folders that it names, `sentence_bert_config.json` and `tokenizer_config.json`.
 """
 
-import json
-import os
 import reprlib
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from broker.shared.files import explain
+from workers.models.json_files import REMEDY, ModelError, is_present, read_count, read_json, read_object
 
 #: What Vecmill loads today, for errors about other folders.
 SUPPORTED = (
     "Vecmill loads BERT models (model_type bert, such as MiniLM, bge, gte and English e5) from folders with "
     "config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them"
 )
-#: What to do about a file with an invalid value.
-REMEDY = "correct the file, or download the model again"
-#: Largest number of rows, layers and so on. Token ids are int32.
-MAX_COUNT = 2**31 - 1
 #: Files of OpenVINO, OVMS and ONNX, whose folders Vecmill cannot load.
 _EXPORTS = ("*.xml", "*.onnx", "graph.pbtxt", "subconfig.json", "*/*.xml", "*/*.onnx", "*/1/*.xml", "*/*/1/*.xml")
 #: First bytes of the file that `git clone` writes instead of a large file if Git LFS is not installed.
@@ -41,10 +35,6 @@ _SWITCHES = {
 }
 #: transformers writes a length above this number if there is no limit.
 _NO_LIMIT = 10**9
-
-
-class ModelError(Exception):
-    """The model cannot be served. The text is one sentence for the operator."""
 
 
 class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,53 +122,6 @@ def _describe_download(path: Path) -> str:
     )
 
 
-def summarize_error(error: Exception) -> str:
-    """Return an exception's text as part of a sentence: without line ends, and not long."""
-    return textwrap.shorten(explain(error), 200, placeholder="…")
-
-
-def read_json(path: Path) -> Any:
-    """Return a file's JSON value. Raise `ModelError` if the file cannot be read."""
-    try:
-        value = json.loads(path.read_bytes())
-        # JSON can hold half of a surrogate pair, which can be neither hashed nor sent.
-        json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"could not read {path}: {summarize_error(error)}; {REMEDY}") from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object. Raise `ModelError` if the file cannot be read or holds something else."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object; {REMEDY}")
-    return value
-
-
-def read_number(
-    path: Path, values: dict[str, Any], key: str, lowest: float, highest: float, default: float | None, *, whole: bool
-) -> float:
-    """Return a number of a file's JSON object, or `default` if the number is absent or null.
-
-    Raise `ModelError` if the value is not a number from `lowest` to `highest`, or not a whole number if `whole`.
-    """
-    value: Any = default if values.get(key) is None else values[key]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= highest
-    if not is_number or (whole and value != int(value)):
-        found = f"is {reprlib.repr(value)}" if key in values else "is missing"
-        kind = "a whole number" if whole else "a number"
-        raise ModelError(f"{path}: {key} {found}, but must be {kind} from {lowest} to {highest}; {REMEDY}")
-    return float(value)
-
-
-def read_count(
-    path: Path, values: dict[str, Any], key: str, lowest: int = 1, highest: int = MAX_COUNT, default: int | None = None
-) -> int:
-    """Return a whole number of a file's JSON object, as `read_number` does."""
-    return int(read_number(path, values, key, lowest, highest, default, whole=True))
-
-
 def _read_modules(path: Path) -> tuple[str, bool, bool]:
     """Return the pooling, whether to normalize, and whether pooling includes prompts, as modules.json declares.
 
@@ -238,8 +181,3 @@ def _read_length(path: Path, values: dict[str, Any], key: str) -> int | None:
     if value is None or (isinstance(value, int | float) and value >= _NO_LIMIT):
         return None
     return read_count(path, values, key)
-
-
-def is_present(path: Path) -> bool:
-    """Return whether a folder has an optional file, also if the file is a link to a file that is missing."""
-    return os.path.lexists(path)

@@ -7,7 +7,8 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.folder import REMEDY, ModelError, ModelFolder
+from workers.models.folder import ModelFolder
+from workers.models.json_files import REMEDY, ModelError
 
 #: Smallest divisors, as in torch.nn.functional.normalize and in the mean pooling of sentence-transformers.
 NORMALIZE_EPSILON = 1e-12

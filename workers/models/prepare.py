@@ -16,15 +16,8 @@ from typing import Any
 import msgspec
 
 from workers.models import cache as entries
-from workers.models.folder import (
-    REMEDY,
-    SUPPORTED,
-    ModelError,
-    ModelFolder,
-    read_count,
-    read_folder,
-    summarize_error,
-)
+from workers.models.folder import SUPPORTED, ModelFolder, read_folder
+from workers.models.json_files import REMEDY, ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.

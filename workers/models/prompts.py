@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from workers.models.folder import ModelError, ModelFolder, is_present, read_object
+from workers.models.folder import ModelFolder
+from workers.models.json_files import ModelError, is_present, read_object
 
 _FILE = "config_sentence_transformers.json"
 #: Limits of the wire messages: characters of a name and of a prompt, and the number of prompts.

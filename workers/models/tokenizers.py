@@ -26,7 +26,8 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.folder import REMEDY, ModelError, ModelFolder, read_count, read_object, summarize_error
+from workers.models.folder import ModelFolder
+from workers.models.json_files import REMEDY, ModelError, read_count, read_object, summarize_error
 
 #: Shortest run of consecutive characters that goes into a regular expression; shorter runs go into the table.
 _LONG_RUN = 256

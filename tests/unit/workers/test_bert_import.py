@@ -9,7 +9,7 @@ import openvino as ov
 import pytest
 
 from tests.unit.workers.test_model_folder import CONFIG, make_tensors, save_tensors, write_folder, write_json
-from workers.models.folder import ModelError
+from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 
 IDS = [[2, 5, 9, 30, 3], [2, 3], [2, 17, 3], [2, *range(5, 14), 3]]

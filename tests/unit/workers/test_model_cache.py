@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.workers.test_model_folder import CONFIG, make_tensors, save_tensors, write_folder, write_json
 from workers.models import cache
-from workers.models.folder import ModelError
+from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workers.models.folder import ModelError, read_folder
+from workers.models.folder import read_folder
+from workers.models.json_files import ModelError
 from workers.models.prepare import prepare_model
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tests.unit.workers.test_model_folder import make_tokenizer, write_folder, write_json
 from workers.engine.batch_inputs import truncate_ids
 from workers.engine.tokenizer import GROUP_CHARACTERS, Tokenizer, group_texts
-from workers.models.folder import ModelError, read_folder
+from workers.models.folder import read_folder
+from workers.models.json_files import ModelError
 from workers.models.tokenizers import compile_charsmap, convert_tokenizer
 
 #: Letters of the vocabulary. Two letters that are not in it would have the same id.
