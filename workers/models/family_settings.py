@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.models.folder import REMEDY, ModelError, read_count, read_number
+from workers.models.json_files import REMEDY, ModelError, read_count, read_number
 
 #: Names of a layer's attention in `layer_types`: all keys, or the keys in a window.
 FULL, SLIDING = "full_attention", "sliding_attention"
