@@ -11,21 +11,21 @@ import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from workers.models import cache as entries
 from workers.models.folder import SUPPORTED, ModelFolder, read_folder
-from workers.models.json_files import REMEDY, ModelError, read_count, summarize_error
+from workers.models.json_files import ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
+from workers.models.weight_files import find_weight_files
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
 CONVERTER = 4
 #: Precision of weights and activations on every device, so that all devices give the same vectors.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
-FAMILIES = {"bert": "workers.models.bert"}
+FAMILIES = {"bert": "workers.models.encoder"}
 #: Fields of config.json that do not change vectors.
 _IRRELEVANT_FIELDS = frozenset(
     {"architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype", "transformers_version"}
@@ -106,7 +106,7 @@ def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
     settings = [CONVERTER, PRECISION, folder.family, folder.pooling, folder.normalize, folder.max_tokens, config]
     settings += [prompts.texts.get(prompts.default, "")]
     digest = hashlib.sha256(msgspec.json.encode(settings))
-    for path in (folder.weights_path, folder.tokenizer_path):
+    for path in (*find_weight_files(folder.path), folder.tokenizer_path):
         try:
             digest.update(bytes.fromhex(entries.hash_file(path)))
         except OSError as error:
@@ -124,12 +124,17 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
     import openvino as ov
 
+    from workers.models import blocks
+    from workers.models.layout import PaddedLayout
     from workers.models.tokenizers import convert_tokenizer
+    from workers.models.weights import Weights
 
     config_path = folder.path / "config.json"
     vocabulary_size = read_count(config_path, folder.config, "vocab_size")
     report("  building the OpenVINO model")
-    model = importlib.import_module(FAMILIES[folder.family]).build_model(folder, _read_weights(folder.weights_path))
+    weights, layout = Weights(folder.path), PaddedLayout()
+    states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+    model = blocks.make_model(blocks.pool_states(states, layout.mask, folder), layout.inputs, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
     ov.save_model(convert_tokenizer(folder, vocabulary_size), into / entries.TOKENIZER, compress_to_fp16=False)
@@ -139,33 +144,6 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
         pad_id=read_count(config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
         made_by="",
     )
-
-
-def _read_weights(path: Path) -> dict[str, Any]:
-    """Return all floating-point tensors by name, with bfloat16 as float32 because numpy has no bfloat16.
-
-    Raise `ModelError` if the file is damaged or has tensors of an unknown type.
-    """
-    import numpy as np
-    from safetensors import SafetensorError, deserialize
-
-    tensors: dict[str, Any] = {}
-    try:
-        for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
-            raw, kind = tensor["data"], tensor["dtype"]
-            if kind == "BF16":
-                # bfloat16 is the upper half of a float32.
-                values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-            elif kind in ("F16", "F32", "F64"):
-                values = np.frombuffer(raw, f"<f{int(kind[1:]) // 8}")
-            elif kind.startswith(("I", "U", "BOOL")):
-                continue  # such as position ids, which the graph computes
-            else:
-                raise ModelError(f"{path}: {name} has the type {kind}, but Vecmill reads only F32, F16, BF16 and F64")
-            tensors[name] = values.reshape(tensor["shape"])
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is damaged: {summarize_error(error)}; {REMEDY}") from None
-    return tensors
 
 
 def print_progress(text: str) -> None:

@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
 }
 
 
@@ -84,7 +85,7 @@ def test_vectors_match_the_equations(folder: Path, pooling: str, normalize: bool
     np.testing.assert_allclose(embed_ids(prepared, IDS), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu", "silu"])
 def test_activations_match_the_equations(folder: Path, act: str) -> None:
     write_json(folder / "config.json", CONFIG | {"hidden_act": act})
     expected = [compute_reference(make_tensors(), ids, "MEAN", True, act) for ids in IDS]
@@ -142,7 +143,7 @@ def test_graph_has_fused_attention_and_two_outputs(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"hidden_act": "silu"}, "silu"),
+        ({"hidden_act": "mish"}, "mish"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"is_decoder": True}, "is_decoder"),
         ({"num_attention_heads": 3}, "num_attention_heads"),

@@ -1,0 +1,72 @@
+"""Golden models of `tests/data/families`, which `scripts/make_goldens.py` makes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from tests.harness.data import DATA
+
+FAMILIES = DATA / "families"
+#: Largest difference to transformers.
+TOLERANCE = 1e-5
+
+Ids = npt.NDArray[np.int64]
+States = npt.NDArray[np.float32]
+
+
+class Golden(NamedTuple):
+    """A small random model, texts, and what transformers makes of them."""
+
+    path: Path
+    #: Token ids of each text.
+    texts: list[Ids]
+    #: For each text: the last hidden states of the first, the middle and the last token, and the mean of all.
+    states: list[States]
+
+
+def read_golden(name: str) -> Golden:
+    """Return a golden model of `tests/data/families` by the name of its folder."""
+    path = FAMILIES / name
+    vectors = load_file(path / "vectors.safetensors")
+    ends = np.cumsum(vectors["lengths"])
+    texts = np.split(vectors["ids"].astype(np.int64), ends[:-1])
+    return Golden(path, texts, list(vectors["states"]))
+
+
+def pad_texts(texts: Sequence[Ids], pad_id: int = 0, *, left: bool = False) -> tuple[Ids, Ids]:
+    """Return the ids and the attention mask of texts, `[texts, length]`, padded on the right or on the left."""
+    length = max(map(len, texts))
+    ids, mask = np.full((len(texts), length), pad_id), np.zeros((len(texts), length), np.int64)
+    for row, text in enumerate(texts):
+        where = slice(length - len(text), length) if left else slice(len(text))
+        ids[row, where], mask[row, where] = text, 1
+    return ids, mask
+
+
+def summarize_states(states: Any) -> States:
+    """Return of the states `[length, size]` of one text what `Golden.states` holds."""
+    rows = [states[0], states[len(states) // 2], states[-1], states.mean(0, dtype=np.float64)]
+    return np.array(rows, np.float32)
+
+
+def measure_difference(golden: Golden, infer: Any) -> float:
+    """Return the largest difference between golden states and those of a graph, alone and in a crowd.
+
+    `infer` takes ids and an attention mask, and returns the last hidden states `[texts, length, size]`. The crowd are
+    all texts of the model in one batch, and once more beside a row that is masked entirely.
+    """
+    worst = 0.0
+    for text, expected in zip(golden.texts, golden.states, strict=True):
+        states = infer(*pad_texts([text]))[0]
+        worst = max(worst, float(np.abs(summarize_states(states) - expected).max()))
+    for texts in (golden.texts, [*golden.texts[:-1], golden.texts[0][:0]]):
+        states = infer(*pad_texts(texts))
+        assert np.isfinite(states).all()
+        for row, text, expected in zip(states, texts, golden.states, strict=True):
+            if len(text):
+                worst = max(worst, float(np.abs(summarize_states(row[: len(text)]) - expected).max()))
+    return worst
