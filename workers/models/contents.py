@@ -61,6 +61,14 @@ def find_weights(folder: Path) -> tuple[Path, ...]:
     return (*files, *index)
 
 
+def require_weights(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a folder's weights. Raise `ModelError` if there are none that Vecmill reads."""
+    if not (files := find_weights(folder)):
+        refuse_pickles(folder)
+        raise ModelError(f"{folder} has no {FILE}; download the model again")
+    return files
+
+
 def refuse_pickles(folder: Path) -> None:
     """Raise `ModelError` if a folder without other weights has weights that can run code."""
     if found := [name for name in _PICKLES if (folder / name).is_file()]:

@@ -56,7 +56,7 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
     #: `model_type` of config.json, such as "bert"; "static" for sentence-transformers' token table.
     family: str
     modules: Modules
-    #: Files of the weights, and of what lists them.
+    #: Files of the weights, those of modules included, and of what lists them.
     weights: tuple[Path, ...]
     #: Content of config_sentence_transformers.json.
     settings: dict[str, Any]
@@ -93,8 +93,7 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
     def list_files(self) -> list[Path]:
         """Return the files on which vectors depend, besides those whose settings are in this object."""
         optional = [self.base / name for name in _TOKENIZER_FILES if is_present(self.base / name)]
-        modules = [file for folder in self.modules.weight_folders for file in contents.find_weights(folder)]
-        return [*self.weights, self.tokenizer_path, *optional, *modules]
+        return [*self.weights, self.tokenizer_path, *optional]
 
 
 def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
@@ -121,6 +120,8 @@ def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
     elif modules:
         family = "static"
     modules = modules or _choose_modules(base, config)
+    for folder in modules.weight_folders:
+        weights += contents.require_weights(folder)
     return ModelFolder(
         path=path,
         kind=kind,

@@ -6,29 +6,48 @@ from typing import Any
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.json_files import ModelError
+from workers.models.blocks import ACTIVATIONS
+from workers.models.json_files import REMEDY, ModelError
 from workers.models.layout import LOWEST, make_integer, make_integers, make_scalar
-from workers.models.modules import Modules, Normalize, Pooling
+from workers.models.modules import Dense, LayerNorm, Modules, Normalize, Pooling
+from workers.models.weights import Weights
 
 #: Smallest divisors, as in torch.nn.functional.normalize and in the pooling of sentence-transformers.
 NORMALIZE_EPSILON = 1e-12
 MEAN_EPSILON = 1e-9
+#: Default of torch.nn.LayerNorm.
+_LAYER_NORM_EPSILON = 1e-5
+#: Activations of Dense modules.
+_DENSE_ACTIVATIONS = {
+    "Tanh": op.tanh,
+    "Identity": lambda x: x,
+    "GELU": ACTIVATIONS["gelu"],
+    "ReLU": op.relu,
+    "Sigmoid": op.sigmoid,
+    "SiLU": op.swish,
+}
 
 
 def build_outputs(hidden: Any, mask: Any, modules: Modules) -> list[Any]:
     """Return the vectors of texts, float32 `[batch, size]`, as the modules make them.
+
+    Raise `ModelError` if the weights of a module are missing or damaged, or do not fit.
 
     `hidden` is float32 `[batch, length, size]`. `mask` is float32 `[batch, length]`: 1 for tokens and 0 for
     padding, which may be on either side. If the last module normalizes, the divisors `[batch, 1]` are a second output.
     """
     value, divisor = hidden, None
     for step in modules.steps:
+        if isinstance(step, Dense | LayerNorm):
+            _check_size(value, step)
         if isinstance(step, Pooling):
             value = pool_states(value, mask, step.modes)
         elif isinstance(step, Normalize):
             value, divisor = normalize(value)
+        elif isinstance(step, Dense):
+            value = _apply_dense(value, step)
         else:
-            raise ModelError(f"{step.folder} is a module that Vecmill does not support")
+            value = _apply_layer_norm(value, step)
     if modules.truncate_dim is not None:
         value = op.slice(
             value, make_integers(0), make_integers(modules.truncate_dim), make_integers(1), make_integers(-1)
@@ -48,6 +67,39 @@ def normalize(vectors: Any) -> tuple[Any, Any]:
     norm = op.sqrt(op.reduce_sum(op.multiply(vectors, vectors), make_integers(-1), True))
     divisor = op.maximum(norm, make_scalar(NORMALIZE_EPSILON))
     return op.divide(vectors, divisor), divisor
+
+
+def _check_size(value: Any, step: Dense | LayerNorm) -> None:
+    key, wanted = ("in_features", step.into) if isinstance(step, Dense) else ("dimension", step.size)
+    size = value.output(0).get_partial_shape()[-1]
+    if size.is_static and size.get_length() != wanted:
+        raise ModelError(
+            f"{step.folder / 'config.json'}: {key} is {wanted}, but the module before it returns {size.get_length()} "
+            f"values; {REMEDY}"
+        )
+
+
+def _apply_dense(x: Any, dense: Dense) -> Any:
+    weights = Weights(dense.folder)
+
+    def project(name: str) -> Any:
+        # Copied, because the mapped file does not outlive this function.
+        return op.matmul(x, op.constant(weights.get_tensor(f"{name}.weight", dense.out, dense.into)), False, True)
+
+    linear = project("linear")
+    if dense.has_bias:
+        linear = op.add(linear, op.constant(weights.get_tensor("linear.bias", dense.out)))
+    y = _DENSE_ACTIVATIONS[dense.activation](linear)
+    if not dense.is_residual:
+        return y
+    return op.add(y, x if dense.into == dense.out else project("residual"))
+
+
+def _apply_layer_norm(x: Any, norm: LayerNorm) -> Any:
+    weights = Weights(norm.folder)
+    normal = op.mvn(x, make_integers(-1), True, _LAYER_NORM_EPSILON, "INSIDE_SQRT")
+    scaled = op.multiply(normal, op.constant(weights.get_tensor("norm.weight", norm.size)))
+    return op.add(scaled, op.constant(weights.get_tensor("norm.bias", norm.size)))
 
 
 def pool_states(hidden: Any, mask: Any, modes: Sequence[str]) -> Any:

@@ -24,7 +24,16 @@ CONVERTER = 4
 #: Precision of weights and activations on every device, so that all devices give the same vectors.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
-FAMILIES = {"bert": "workers.models.encoder"}
+FAMILIES = {
+    "bert": "workers.models.encoder",
+    "eurobert": "workers.models.decoder",
+    "gemma3_text": "workers.models.decoder",
+    "llama": "workers.models.decoder",
+    "mistral": "workers.models.decoder",
+    "modernbert": "workers.models.modernbert",
+    "qwen2": "workers.models.decoder",
+    "qwen3": "workers.models.decoder",
+}
 #: Fields of config.json that do not change vectors.
 _IRRELEVANT_FIELDS = frozenset(
     {"_name_or_path", "architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype"}

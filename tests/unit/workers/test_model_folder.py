@@ -216,8 +216,8 @@ def test_weights_that_need_torch_are_rejected(folder: Path) -> None:
 
 
 def test_unknown_family_is_rejected_with_the_known_ones(folder: Path) -> None:
-    write_json(folder / "config.json", CONFIG | {"model_type": "llama"})
-    assert "has the model_type 'llama', which Vecmill cannot load yet; Vecmill loads BERT models" in get_error(folder)
+    write_json(folder / "config.json", CONFIG | {"model_type": "t5"})
+    assert "has the model_type 't5', which Vecmill cannot load yet; Vecmill loads BERT models" in get_error(folder)
 
 
 @pytest.mark.parametrize(
