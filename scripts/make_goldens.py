@@ -260,7 +260,10 @@ RECIPES = {
         dtype=torch.bfloat16,
     ),
     "qwen3-bidirectional": Recipe(
-        "Qwen3", {**GROUPED, "is_causal": False, "attention_bias": False, "pad_token_id": 3}, weights="qwen3"
+        "Qwen3",
+        {**GROUPED, "is_causal": False, "attention_bias": False, "pad_token_id": 3},
+        weights="qwen3",
+        dtype=torch.bfloat16,
     ),
     "qwen2": Recipe("Qwen2", {**SIZES, "num_key_value_heads": 1, "pad_token_id": 3}, prefix="model."),
     "qwen2-window": Recipe(

@@ -1,14 +1,22 @@
 """Golden models of `tests/data/families`, which `scripts/make_goldens.py` makes."""
 
-from collections.abc import Sequence
+import importlib
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 from safetensors.numpy import load_file
 
 from tests.harness.data import DATA
+from workers.models.folder import ModelFolder
+from workers.models.layout import PaddedLayout
+from workers.models.prepare import FAMILIES as BUILDERS
+from workers.models.weights import Weights
 
 FAMILIES = DATA / "families"
 #: Largest difference to transformers.
@@ -18,10 +26,15 @@ Ids = npt.NDArray[np.int64]
 States = npt.NDArray[np.float32]
 
 
+#: Takes ids and an attention mask, and returns the last hidden states, all `[texts, length, …]`.
+Infer = Callable[[Ids, Ids], States]
+
+
 class Golden(NamedTuple):
     """A small random model, texts, and what transformers makes of them."""
 
     path: Path
+    config: dict[str, Any]
     #: Token ids of each text.
     texts: list[Ids]
     #: For each text: the last hidden states of the first, the middle and the last token, and the mean of all.
@@ -34,7 +47,25 @@ def read_golden(name: str) -> Golden:
     vectors = load_file(path / "vectors.safetensors")
     ends = np.cumsum(vectors["lengths"])
     texts = np.split(vectors["ids"].astype(np.int64), ends[:-1])
-    return Golden(path, texts, list(vectors["states"]))
+    config = json.loads((path / "config.json").read_text())
+    return Golden(path, config, texts, list(vectors["states"]))
+
+
+def build_golden(golden: Golden, **changes: Any) -> Infer:
+    """Return a golden model, compiled. `changes` are made in its config.json, where None stands for null."""
+    config = golden.config | changes
+    # All that the builders use of a folder; most golden models have no tokenizer.
+    fields = {"path": golden.path, "config_path": golden.path / "config.json", "config": config}
+    folder = cast(ModelFolder, SimpleNamespace(**fields, family=config["model_type"]))
+    weights, layout = Weights(golden.path), PaddedLayout()
+    states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, weights, layout)
+    core = ov.Core()
+    compiled = core.compile_model(ov.Model([states], layout.inputs), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def infer(ids: Ids, mask: Ids, _: Weights = weights) -> States:  # the constants refer to the mapped weights
+        return cast(States, compiled([ids, mask])[0].copy())
+
+    return infer
 
 
 def pad_texts(texts: Sequence[Ids], pad_id: int = 0, *, left: bool = False) -> tuple[Ids, Ids]:
@@ -53,11 +84,10 @@ def summarize_states(states: Any) -> States:
     return np.array(rows, np.float32)
 
 
-def measure_difference(golden: Golden, infer: Any) -> float:
+def measure_difference(golden: Golden, infer: Infer) -> float:
     """Return the largest difference between golden states and those of a graph, alone and in a crowd.
 
-    `infer` takes ids and an attention mask, and returns the last hidden states `[texts, length, size]`. The crowd are
-    all texts of the model in one batch, and once more beside a row that is masked entirely.
+    The crowd are all texts of the model in one batch, and once more beside a row that is masked entirely.
     """
     worst = 0.0
     for text, expected in zip(golden.texts, golden.states, strict=True):

@@ -25,7 +25,7 @@ _MAX_DISTANCE = 128
 
 def build_states(folder: ModelFolder, weights: Weights, layout: PaddedLayout) -> Any:
     """Return the last hidden states. Raise `ModelError` if config.json and the weights do not fit."""
-    path = folder.path / "config.json"
+    path = folder.config_path
     spec = read_spec(path, folder.config)
     if not isinstance(spec.activation, str) or spec.activation not in ACTIVATIONS:
         raise ModelError(

@@ -93,26 +93,6 @@ def read_spec(path: Path, config: dict[str, Any]) -> Spec:
     return _READERS[config["model_type"]](path, config)
 
 
-def count_positions(path: Path, config: dict[str, Any]) -> int | None:
-    """Return the length of the longest input in tokens, or None if config.json does not limit it."""
-    family = config.get("model_type")
-    if family == "nomic_bert":
-        # Longer texts need other angles than shorter ones, so that a text's vector would depend on its neighbors.
-        keys = ("max_position_embeddings", "n_positions", "max_trained_positions")
-        lengths = [read_count(path, config, key) for key in keys if config.get(key) is not None]
-        return min(lengths, default=None)
-    if config.get("max_position_embeddings") is None:
-        return None
-    rows = read_count(path, config, "max_position_embeddings")
-    first = _MPNET_START if family == "mpnet" else _read_first_position(path, config) if family in _ROBERTAS else 0
-    if rows <= first:
-        raise ModelError(
-            f"{path}: max_position_embeddings is {rows}, but must be more than {first} in a model of model_type "
-            f"{family}; {REMEDY}"
-        )
-    return rows - first
-
-
 def refuse_code(path: Path, config: dict[str, Any], known: tuple[str, ...] = ()) -> None:
     """Raise `ModelError` if `auto_map` names a class of other code, unless the class starts with a `known` text."""
     classes = config.get("auto_map") or {}
@@ -341,5 +321,3 @@ _READERS: dict[str, Callable[[Path, dict[str, Any]], Spec]] = {
     "nomic_bert": _read_nomic,
     "jina_embeddings_v3": _read_jina_v3,
 }
-#: `model_type` of the encoders.
-FAMILIES = tuple(_READERS)

@@ -1,0 +1,71 @@
+"""Settings of decoders and of ModernBERT: what is read from config.json, and what is refused."""
+
+from typing import Any
+
+import pytest
+
+from tests.harness.families import TOLERANCE, build_golden, measure_difference, read_golden
+from workers.models.json_files import ModelError
+
+REMOTE = {"AutoConfig": "a.Config", "AutoModel": "a.Model"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("qwen2", {"auto_map": REMOTE}, "is_causal"),
+        ("qwen2", {"auto_map": {"AutoModelForCausalLM": "a.B"}}, "AutoModelForCausalLM"),
+        ("qwen3", {"is_causal": True, "use_bidirectional_attention": True}, "contradict"),
+        ("qwen3", {"is_causal": "false"}, "is_causal"),
+        ("qwen3", {"num_attention_heads": 3}, "num_key_value_heads"),
+        ("qwen3", {"hidden_act": "mish"}, "mish"),
+        ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "yarn"),
+        ("qwen3", {"head_dim": 16}, "q_proj"),
+        ("qwen3", {"num_hidden_layers": 4}, r"layers\.3\."),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "use_sliding_window"),
+        ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+        ("mistral", {"use_bidirectional_attention": True}, "sliding_window"),
+        ("mistral", {"sliding_window": 0}, "sliding_window"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3_text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+        ("modernbert", {"num_attention_heads": 5}, "num_attention_heads"),
+        ("modernbert", {"hidden_activation": "mish"}, "mish"),
+        ("modernbert", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("modernbert", {"norm_bias": True}, r"norm\.bias"),
+        ("modernbert", {"local_attention": 0}, "local_attention"),
+    ],
+)
+def test_unsupported_settings_are_named(name: str, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        build_golden(read_golden(name), **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "changes"),
+    [
+        ("qwen3", "qwen3", {"auto_map": REMOTE, "is_causal": True}),
+        ("qwen3", "qwen3", {"auto_map": {"AutoConfig": "a.Config"}}),
+        ("gemma3_text", "gemma3_text", {"auto_map": REMOTE, "sliding_window_pattern": 3, "_sliding_window_pattern": 2}),
+        ("qwen3-bidirectional", "qwen3-bidirectional", {"is_causal": None, "use_bidirectional_attention": True}),
+        ("qwen2-window", "qwen2", {"use_sliding_window": False, "layer_types": None}),
+        ("qwen2-window", "qwen2-window", {"layer_types": None}),
+        ("mistral", "mistral", {"layer_types": ["sliding_attention"] * 3}),
+        ("mistral", "mistral", {"sliding_window": 16, "is_causal": True}),
+        ("modernbert-biases", "modernbert-biases", {"layer_types": None, "global_attn_every_n_layers": 3}),
+    ],
+)
+def test_spellings_with_the_same_states(name: str, other: str, changes: dict[str, Any]) -> None:
+    assert measure_difference(read_golden(other), build_golden(read_golden(name), **changes)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+def test_windows_can_be_absent(family: str) -> None:
+    golden = read_golden(family)
+    absent = measure_difference(golden, build_golden(golden, sliding_window=None))
+    assert (absent > 100 * TOLERANCE) == (family == "mistral")
+
+
+def test_a_window_as_long_as_the_text_is_none() -> None:
+    golden = read_golden("mistral")
+    whole = golden._replace(texts=golden.texts[:3], states=golden.states[:3])
+    assert measure_difference(whole, build_golden(golden, sliding_window=None)) <= TOLERANCE

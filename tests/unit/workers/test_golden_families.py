@@ -1,0 +1,56 @@
+"""Hidden states of every family against transformers, on the golden models of `tests/data/families`."""
+
+import numpy as np
+import pytest
+
+from tests.harness.families import (
+    FAMILIES,
+    TOLERANCE,
+    build_golden,
+    measure_difference,
+    pad_texts,
+    read_golden,
+    summarize_states,
+)
+from workers.models.prepare import FAMILIES as BUILDERS
+
+NAMES = sorted(path.name for path in FAMILIES.iterdir())
+#: Rotary positions are relative, so padding on the left does not change the states.
+ROTARY = ["modernbert", "qwen3", "qwen3-bidirectional", "mistral", "gemma3_text", "gemma3_text-causal"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if read_golden(name).config["model_type"] in BUILDERS])
+def test_states_equal_those_of_transformers(name: str) -> None:
+    golden = read_golden(name)
+    assert measure_difference(golden, build_golden(golden)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_left_padding_gives_the_same_states(name: str) -> None:
+    golden = read_golden(name)
+    states = build_golden(golden)(*pad_texts(golden.texts, left=True))
+    assert np.isfinite(states).all()
+    for row, text, expected in zip(states, golden.texts, golden.states, strict=True):
+        np.testing.assert_allclose(summarize_states(row[-len(text) :]), expected, atol=3 * TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_causal"),
+    [
+        ("qwen3", True),
+        ("qwen3-bidirectional", False),
+        ("qwen2", True),
+        ("mistral", True),
+        ("mistral-bidirectional", False),
+        ("llama", True),
+        ("gemma3_text", False),
+        ("gemma3_text-causal", True),
+        ("eurobert", False),
+    ],
+)
+def test_only_bidirectional_models_see_later_tokens(name: str, is_causal: bool) -> None:
+    golden = read_golden(name)
+    infer, text = build_golden(golden), golden.texts[2]
+    changed = np.where(np.arange(len(text)) == len(text) - 1, 5 + (text + 1) % 100, text)
+    difference = np.abs(infer(*pad_texts([text])) - infer(*pad_texts([changed])))[0, :-1].max()
+    assert (difference < TOLERANCE) == is_causal
