@@ -59,6 +59,7 @@ def build_golden(golden: Golden, **changes: Any) -> Infer:
     folder = cast(ModelFolder, SimpleNamespace(**fields, family=config["model_type"]))
     weights, layout = Weights(golden.path), PaddedLayout()
     states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, weights, layout)
+    weights.check_use()
     core = ov.Core()
     compiled = core.compile_model(ov.Model([states], layout.inputs), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 

@@ -7,6 +7,7 @@ place of each tensor (https://huggingface.co/docs/safetensors). Large models are
 
 import math
 import mmap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ import openvino as ov
 import openvino.opset15 as op
 from numpy.typing import NDArray
 
-from workers.models.json_files import REMEDY, ModelError, summarize_error
+from workers.models.json_files import EXPORT, REMEDY, ModelError, summarize_error
 from workers.models.weight_files import FILE, INDEX, find_weight_files
 
 #: Largest header in bytes, as in the safetensors library. A header has about 100 bytes for each tensor.
@@ -30,6 +31,10 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "BOOL": 1, "I8": 1, "U8"
 _STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
 #: Exponents of infinity and NaN in formats of 16 bits.
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80}
+#: The layer or the embeddings to which a tensor belongs.
+_PART = re.compile(r"(.*?\.)??(embeddings\.|\w+\.\d+\.)")
+#: Tensors of rotary positions, which some files have although config.json determines them.
+_COMPUTED = ("inv_freq", "rotary_emb.scale")
 #: Values that are checked at once, so that a check needs little memory.
 _CHECKED_AT_ONCE = 1 << 22
 
@@ -65,6 +70,7 @@ class Weights:
         self.path = folder / FILE
         self._prefix = ""
         self._tensors: dict[str, _Stored] = {}
+        self._used: set[str] = set()
         files = find_weight_files(folder)
         if len(files) > 1 or files[0] != self.path:
             self.path = folder / INDEX
@@ -115,6 +121,23 @@ class Weights:
         constant = ov.op.Constant(ov.Tensor(aligned, list(values.shape), kind), aligned is values)
         return constant if kind == ov.Type.f32 else op.convert(constant, "f32")
 
+    def check_use(self) -> None:
+        """Raise `ModelError` if a part of the model has a tensor that was not used, so that vectors would be wrong.
+
+        Parts are the layers that were built, and the embeddings. Others, such as a pooler, may be unused.
+        """
+        parts = {_PART.match(name) for name in self._used}
+        used = {part[0] for part in parts if part}
+        for name, stored in self._tensors.items():
+            part = _PART.match(name)
+            if name in self._used or part is None or part[0] not in used or stored.kind not in _STORED:
+                continue
+            if not name.endswith(_COMPUTED):
+                raise ModelError(
+                    f"{stored.path} has {name}, which other models of this model_type do not have, so that vectors "
+                    f"would be wrong; {EXPORT}"
+                )
+
     def _get(self, name: str, shape: tuple[int, ...] | None = None) -> _Stored:
         stored = self._tensors.get(self._prefix + name)
         if stored is None:
@@ -131,6 +154,7 @@ class Weights:
             )
         if shape is not None and not _is_finite(stored):
             raise self._refuse_values(stored, name)
+        self._used.add(self._prefix + name)
         return stored
 
     def _refuse_values(self, stored: _Stored, name: str) -> ModelError:
@@ -149,7 +173,7 @@ def _map_file(path: Path) -> dict[str, _Stored]:
         raise ModelError(f"{path} is damaged: {summarize_error(error)}; {REMEDY}") from None
     data = np.frombuffer(content, np.uint8)[start:]
     return {
-        name: _Stored(path, entry.dtype, entry.shape, data[slice(*entry.data_offsets)])
+        _rename(name): _Stored(path, entry.dtype, entry.shape, data[slice(*entry.data_offsets)])
         for name, entry in entries.items()
     }
 
@@ -177,6 +201,14 @@ def _read_header(content: mmap.mmap) -> tuple[int, dict[str, _Entry]]:
     if end != len(content) - 8 - length:
         raise ValueError(f"the tensors should have {end} bytes, but the file has {len(content) - 8 - length}")
     return 8 + length, entries
+
+
+def _rename(name: str) -> str:
+    """Return the present name of a tensor: BERT's first files have the names that TensorFlow gives to norms."""
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def _shorten(name: str) -> str:
