@@ -8,6 +8,7 @@ place of each tensor (https://huggingface.co/docs/safetensors). Large models are
 import math
 import mmap
 import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +76,11 @@ class Weights:
         if len(files) > 1 or files[0] != self.path:
             self.path = folder / INDEX
         for path in files:
-            self._tensors |= _map_file(path)
+            tensors = _map_file(path)
+            if twice := sorted(self._tensors.keys() & tensors.keys()):
+                first = self._tensors[twice[0]].path.name
+                raise ModelError(f"{path} has {_shorten(twice[0])}, which {first} has, too; {REMEDY}")
+            self._tensors |= tensors
 
     def __contains__(self, name: str) -> bool:
         """Return whether a tensor exists."""
@@ -89,7 +94,7 @@ class Weights:
         prefixes = {found[: -len(name)] for found in self._tensors if found.endswith(name)}
         prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")}
         if len(prefixes) > 1:
-            found = " and ".join(sorted(repr(prefix + name) for prefix in prefixes)[:2])
+            found = " and ".join(_shorten(prefix + name) for prefix in sorted(prefixes)[:2])
             raise ModelError(f"{self.path} has {found}, so it holds several models, which Vecmill does not support")
         self._prefix = prefixes.pop() if prefixes else ""
         self._get(name)
@@ -134,8 +139,8 @@ class Weights:
                 continue
             if not name.endswith(_COMPUTED):
                 raise ModelError(
-                    f"{stored.path} has {name}, which other models of this model_type do not have, so that vectors "
-                    f"would be wrong; {EXPORT}"
+                    f"{stored.path} has {_shorten(name)}, which other models of this model_type do not have, so that "
+                    f"vectors would be wrong; {EXPORT}"
                 )
 
     def _get(self, name: str, shape: tuple[int, ...] | None = None) -> _Stored:
@@ -144,13 +149,13 @@ class Weights:
             raise ModelError(f"{self.path} has no tensor {self._prefix}{name}, which config.json requires; {REMEDY}")
         if stored.kind not in _STORED:
             raise ModelError(
-                f"{stored.path}: {self._prefix}{name} has the type {stored.kind}, but Vecmill reads only "
+                f"{stored.path}: {self._prefix}{name} has the type {_shorten(stored.kind)}, but Vecmill reads only "
                 f"{', '.join(_STORED)}"
             )
         if shape is not None and stored.shape != shape:
             raise ModelError(
-                f"{stored.path}: {self._prefix}{name} has the shape {stored.shape}, but config.json requires {shape}; "
-                f"{REMEDY}"
+                f"{stored.path}: {self._prefix}{name} has the shape {reprlib.repr(stored.shape)}, but config.json requires "
+                f"{shape}; {REMEDY}"
             )
         if shape is not None and not _is_finite(stored):
             raise self._refuse_values(stored, name)
@@ -212,6 +217,8 @@ def _rename(name: str) -> str:
 
 
 def _shorten(name: str) -> str:
+    """Return a text of a header as part of a sentence."""
+    name = name if name.isprintable() else repr(name)
     return name if len(name) <= 80 else f"{name[:80]}…"
 
 
