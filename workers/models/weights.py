@@ -154,8 +154,8 @@ class Weights:
             )
         if shape is not None and stored.shape != shape:
             raise ModelError(
-                f"{stored.path}: {self._prefix}{name} has the shape {reprlib.repr(stored.shape)}, but config.json requires "
-                f"{shape}; {REMEDY}"
+                f"{stored.path}: {self._prefix}{name} has the shape {reprlib.repr(stored.shape)}, but config.json "
+                f"requires {shape}; {REMEDY}"
             )
         if shape is not None and not _is_finite(stored):
             raise self._refuse_values(stored, name)
