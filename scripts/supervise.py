@@ -28,7 +28,7 @@ from frontend.listening import open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
 from frontend.welcome import format_curl, format_url  # noqa: E402
-from workers.__main__ import choose_model_name  # noqa: E402
+from workers.models.sources import choose_model_name  # noqa: E402
 
 #: When this process started, on the monotonic clock.
 STARTED = time.monotonic()

@@ -1,6 +1,7 @@
 """Parts that messages in both directions share. Pure."""
 
 import enum
+from typing import NamedTuple
 
 import msgspec
 
@@ -54,6 +55,13 @@ class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):
         return self.traceparent[3:35]
 
 
+class ModelKey(NamedTuple):
+    """What a batch is of: a model by its name and its revision, because vectors of two revisions must not mix."""
+
+    name: str
+    revision: str
+
+
 class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """A model as workers announce it."""
 
@@ -79,6 +87,14 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     #: Whether the model declares that vectors may be shortened, and the dimensions that it recommends, if any.
     matryoshka: bool = False
     matryoshka_dimensions: list[U32] = []
+    #: Best size of a batch in tokens, and throughput, measured by the worker; 0: those of its hello.
+    batch_tokens: U32 = 0
+    tokens_per_s: U32 = 0
+
+    @property
+    def key(self) -> ModelKey:
+        """Name and revision."""
+        return ModelKey(self.name, self.revision)
 
 
 class Welcome(Message, tag=16):

@@ -155,7 +155,8 @@ def serve(config: Config, fakery: Fakery) -> None:
         credit=0,
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)
-    pipeline = Pipeline(FakeBackend(fakery), lambda: os.eventfd_write(wakeup, 1))
+    pipeline = Pipeline(lambda: os.eventfd_write(wakeup, 1))
+    pipeline.add_model(hello.models[0].key, FakeBackend(fakery))
     Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
 
 

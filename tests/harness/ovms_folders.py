@@ -1,5 +1,9 @@
 """Model folders of OVMS in its three layouts, to the byte as its exporters wrote them."""
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
 _SESSIONS = """input_stream: "REQUEST_PAYLOAD:input"
 output_stream: "RESPONSE_PAYLOAD:output"
 node {
@@ -72,3 +76,66 @@ node {
   }
 }
 """
+
+#: config.json of the seed, and of the other layouts.
+CONFIG_SEED = {"model_config_list": [], "mediapipe_config_list": [{"name": "acme/tiny-gte", "base_path": "models"}]}
+CONFIG = {"model_config_list": [{"config": {"name": "acme/tiny", "base_path": "acme/tiny"}}]}
+SUBCONFIG_SEED = {
+    "model_config_list": [
+        {"config": {"name": "tokenizer", "base_path": "tiny-gte-tokenizer"}},
+        {"config": {"name": "embeddings_model", "base_path": "tiny-gte-embeddings", "target_device": "CPU"}},
+    ]
+}
+SUBCONFIG_2024_05 = {
+    "model_config_list": [
+        {"config": {"name": "acme/tiny_tokenizer_model", "base_path": "tokenizer"}},
+        {
+            "config": {
+                "name": "acme/tiny_embeddings_model",
+                "base_path": "embeddings",
+                "target_device": "CPU",
+                "plugin_config": {"NUM_STREAMS": 1},
+            }
+        },
+    ]
+}
+
+
+def write_files(root: Path, files: Mapping[str, object]) -> None:
+    """Write texts, and other values as JSON, to the paths below a folder."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def write_seed_layout(root: Path) -> Path:
+    """Write the layout of the seed, and return the path of config.json. The model files are empty."""
+    files = {
+        "config.json": CONFIG_SEED,
+        "models/graph.pbtxt": GRAPH_SEED,
+        "models/subconfig.json": SUBCONFIG_SEED,
+        "models/tiny-gte-embeddings/1/openvino_model.xml": "",
+        "models/tiny-gte-tokenizer/1/openvino_tokenizer.xml": "",
+    }
+    write_files(root, files)
+    return root / "config.json"
+
+
+def write_2024_05_layout(root: Path) -> Path:
+    """Write the layout of 2024.5 to 2025.3, and return the path of config.json. The model files are empty."""
+    files = {
+        "config.json": CONFIG,
+        "acme/tiny/graph.pbtxt": GRAPH_2024_05,
+        "acme/tiny/subconfig.json": SUBCONFIG_2024_05,
+        "acme/tiny/embeddings/1/model.xml": "",
+        "acme/tiny/tokenizer/1/model.xml": "",
+    }
+    write_files(root, files)
+    return root / "config.json"
+
+
+def write_today_layout(root: Path) -> Path:
+    """Write the layout from 2025.2, and return the path of config.json. The model files are empty."""
+    write_files(root, {"config.json": CONFIG, "acme/tiny/graph.pbtxt": GRAPH_TODAY, "acme/tiny/openvino_model.xml": ""})
+    return root / "config.json"

@@ -1,4 +1,4 @@
-"""Layers that model families share: linear layers, norms, activations, attention, feed-forward layers, pooling.
+"""Layers that model families share: linear layers, norms, activations, attention, feed-forward layers.
 
 `name` is where a layer's tensors are: `name.weight` and `name.bias`. All work on the last axis of hidden states or on
 heads, so they do not depend on how tokens lie (`layout.py`).
@@ -8,17 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import openvino.opset15 as op
 from numpy.typing import NDArray
 
-from workers.models.folder import ModelFolder
 from workers.models.layout import make_integer, make_integers, make_scalar
 from workers.models.weights import Weights
-
-#: Smallest divisors, as in torch.nn.functional.normalize and in the mean pooling of sentence-transformers.
-NORMALIZE_EPSILON = 1e-12
-MEAN_EPSILON = 1e-9
 
 #: Activation functions by their names in config.json. "gelu" is exact; "gelu_new" approximates it with tanh.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -98,39 +92,3 @@ def attend(query: Any, key: Any, value: Any, bias: Any, *, repeats: int = 1, sca
     if scale is None:
         return op.scaled_dot_product_attention(query, key, value, bias)
     return op.scaled_dot_product_attention(query, key, value, bias, make_scalar(scale))
-
-
-def pool_states(hidden: Any, mask: Any, folder: ModelFolder) -> list[Any]:
-    """Return the sentence embeddings, float32 `[batch, size]`, as the folder's pooling makes them.
-
-    `hidden` is float32 `[batch, length, size]`. `mask` is float32 `[batch, length]`: 1 for tokens, then 0 for padding.
-    If the folder normalizes, the divisors `[batch, 1]` are a second output.
-    """
-    vectors = {"CLS": _pool_first, "MEAN": _pool_mean, "LAST": _pool_last}[folder.pooling](hidden, mask)
-    if not folder.normalize:
-        return [vectors]
-    norm = op.sqrt(op.reduce_sum(op.multiply(vectors, vectors), make_integers(-1), True))
-    divisor = op.maximum(norm, make_scalar(NORMALIZE_EPSILON))
-    return [op.divide(vectors, divisor), divisor]
-
-
-def _pool_first(hidden: Any, _: Any) -> Any:
-    return op.gather(hidden, make_integer(0), make_integer(1))
-
-
-def _pool_mean(hidden: Any, mask: Any) -> Any:
-    total = op.reduce_sum(op.multiply(hidden, op.unsqueeze(mask, make_integers(2))), make_integers(1), False)
-    return op.divide(total, op.maximum(op.reduce_sum(mask, make_integers(1), True), make_scalar(MEAN_EPSILON)))
-
-
-def _pool_last(hidden: Any, mask: Any) -> Any:
-    last = op.subtract(op.convert(op.reduce_sum(mask, make_integers(1), False), "i64"), make_integer(1))
-    picked = op.gather(hidden, op.unsqueeze(last, make_integers(1)), make_integer(1), 1)
-    return op.squeeze(picked, make_integers(1))
-
-
-def make_model(outputs: list[Any], inputs: list[Any], name: str) -> ov.Model:
-    """Return a model with the outputs of `pool_states`, named `embedding` and `divisor`."""
-    for output, title in zip(outputs, ("embedding", "divisor"), strict=False):
-        output.output(0).set_names({title})
-    return ov.Model(outputs, inputs, name)

@@ -22,7 +22,7 @@ from workers.models.weights import Weights
 
 def build_states(folder: ModelFolder, weights: Weights, layout: PaddedLayout) -> Any:
     """Return the last hidden states. Raise `ModelError` if config.json and the weights do not fit."""
-    shape = _read_shape(folder.path / "config.json", folder.config)
+    shape = _read_shape(folder.config_path, folder.config)
     weights.find_prefix("embeddings.word_embeddings.weight")
     hidden = _build_embeddings(weights, layout, shape)
     bias = layout.make_key_bias()

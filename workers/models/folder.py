@@ -1,115 +1,197 @@
 """Settings of a model folder as sentence-transformers and Hugging Face write it. Does not import OpenVINO.
 
-A folder holds `config.json`, `model.safetensors` and `tokenizer.json`. Optional files are `modules.json` with the
-folders that it names, `sentence_bert_config.json` and `tokenizer_config.json`.
+A folder holds `config.json`, the weights and `tokenizer.json`. Optional files are `modules.json` with the folders that
+it names, `sentence_bert_config.json`, `config_sentence_transformers.json` and `tokenizer_config.json`.
 """
 
 import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from broker.shared.files import explain
-from workers.models.json_files import REMEDY, ModelError, is_present, read_count, read_json, read_object
+from workers.models import contents
+from workers.models.json_files import ModelError, is_present, read_count, read_flag, read_object
+from workers.models.modules import Modules, Normalize, Pooling, read_modules
+from workers.models.transformer import TransformerSettings, choose_max_tokens, read_transformer
+from workers.models.weight_files import FILE
 
 #: What Vecmill loads today, for errors about other folders.
 SUPPORTED = (
     "Vecmill loads BERT models (model_type bert, such as MiniLM, bge, gte and English e5) from folders with "
     "config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them"
 )
-#: Files of OpenVINO, OVMS and ONNX, whose folders Vecmill cannot load.
-_EXPORTS = ("*.xml", "*.onnx", "graph.pbtxt", "subconfig.json", "*/*.xml", "*/*.onnx", "*/1/*.xml", "*/*/1/*.xml")
-#: First bytes of the file that `git clone` writes instead of a large file if Git LFS is not installed.
-_LFS_POINTER = b"version https://git-lfs"
-#: Vecmill's names of the pooling modes of sentence-transformers that it supports.
-_POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
-#: Switches of the pooling modes in sentence-transformers before version 5, which writes the modes' names.
-_SWITCHES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-#: transformers writes a length above this number if there is no limit.
-_NO_LIMIT = 10**9
+#: Settings of the tokenizer that replace those of tokenizer.json.
+_TOKENIZER_FILES = ("tokenizer_config.json",)
+_SETTINGS = "config_sentence_transformers.json"
+#: Longest input of a static model, in tokens: sentence-transformers sets no limit, but an inference needs one.
+_STATIC_MAX_TOKENS = 32_768
+#: Limit of model2vec (model2vec 0.6, `StaticModel.encode`).
+_MODEL2VEC_MAX_TOKENS = 512
+
+#: sentence-transformers' names of OVMS's pooling modes.
+_OVMS_POOLING = {"CLS": "cls", "MEAN": "mean", "LAST": "lasttoken"}
+
+Kind = Literal["huggingface", "static", "ir", "onnx"]
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings that replace those of a model folder."""
+
+    #: CLS, MEAN or LAST, as OVMS names them; "": as the folder declares.
+    pooling: str = ""
+    #: Whether to scale vectors to length 1; None: as the folder declares.
+    normalize: bool | None = None
+    #: Longest input in tokens; the folder's own limit holds if it is lower.
+    max_tokens: int | None = None
 
 
 class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of a model, read from its folder."""
 
     path: Path
+    kind: Kind
     config: dict[str, Any]
-    #: `model_type` of config.json, such as "bert".
+    #: `model_type` of config.json, such as "bert"; "static" for sentence-transformers' token table.
     family: str
-    #: CLS, MEAN or LAST.
-    pooling: str
-    #: Whether to scale vectors to length 1.
-    normalize: bool
-    #: Whether pooling includes the tokens of a prompt.
-    pools_prompt: bool
+    modules: Modules
+    #: Files of the weights, those of modules included, and of what lists them.
+    weights: tuple[Path, ...]
+    #: Content of config_sentence_transformers.json.
+    settings: dict[str, Any]
     #: Longest input in tokens, special tokens included.
     max_tokens: int
+    #: Whether texts are lower-cased before the tokenizer's own normalization.
+    lower_case: bool = False
 
     @property
-    def weights_path(self) -> Path:
-        """File of the weights."""
-        return self.path / "model.safetensors"
+    def base(self) -> Path:
+        """Folder of config.json, the weights and the tokenizer."""
+        return self.modules.base
+
+    @property
+    def config_path(self) -> Path:
+        """File of the configuration."""
+        return self.base / contents.CONFIG
 
     @property
     def tokenizer_path(self) -> Path:
         """File of the tokenizer."""
-        return self.path / "tokenizer.json"
+        return self.base / contents.TOKENIZER
+
+    @property
+    def settings_path(self) -> Path:
+        """File of `settings`, which need not exist."""
+        return self.path / _SETTINGS
+
+    @property
+    def has_special_tokens(self) -> bool:
+        """Whether the tokenizer adds special tokens to a text."""
+        return self.kind != "static"
+
+    def list_files(self) -> list[Path]:
+        """Return the files on which vectors depend, besides those whose settings are in this object."""
+        optional = [self.base / name for name in _TOKENIZER_FILES if is_present(self.base / name)]
+        return [*self.weights, self.tokenizer_path, *optional]
 
 
-def read_folder(path: Path) -> ModelFolder:
+def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
     """Return the settings of a folder. Raise `ModelError` if something is missing or not supported."""
+    overrides = overrides or Overrides()
     try:
-        _check_files(path)
+        _check_folder(path)
+        modules = read_modules(path)
+        base = modules.base if modules else path
+        if not base.is_dir():
+            raise ModelError(f"{path / 'modules.json'} names the folder {base.name}, which does not exist")
+        kind, config, weights = _read_base(base, modules)
     except OSError as error:
         raise ModelError(f"could not read the model folder {path}: {explain(error)}") from None
-    config = read_object(path / "config.json")
     family = config.get("model_type")
     if not isinstance(family, str):
-        raise ModelError(f"{path / 'config.json'} has no model_type; {SUPPORTED}")
-    pooling, normalize, pools_prompt = _read_modules(path)
+        raise ModelError(f"{base / contents.CONFIG} has no model_type; {SUPPORTED}")
+    settings = read_object(path / _SETTINGS) if is_present(path / _SETTINGS) else {}
+    transformer, limit = TransformerSettings(), _STATIC_MAX_TOKENS if modules else _MODEL2VEC_MAX_TOKENS
+    if kind != "static":
+        transformer = read_transformer(base)
+        config = config | transformer.config
+        limit = choose_max_tokens(base, config, transformer.max_tokens)
+    elif modules:
+        family = "static"
+    modules = modules or _choose_modules(base, config)
+    for folder in modules.weight_folders:
+        weights += contents.require_weights(folder)
     return ModelFolder(
         path=path,
+        kind=kind,
         config=config,
         family=family,
-        pooling=pooling,
-        normalize=normalize,
-        pools_prompt=pools_prompt,
-        max_tokens=_read_max_tokens(path, config),
+        modules=_apply_settings(modules, path / _SETTINGS, settings, overrides),
+        weights=weights,
+        settings=settings,
+        max_tokens=min(limit, overrides.max_tokens or limit),
+        lower_case=transformer.lower_case,
     )
 
 
-def _check_files(path: Path) -> None:
+def _check_folder(path: Path) -> None:
     if path.is_file():
         raise ModelError(f"{path} is a file; set --model to the folder that holds it")
     if not path.is_dir():
         raise ModelError(f"the model folder {path} does not exist; {_describe_download(path)}")
-    required = ("config.json", "model.safetensors", "tokenizer.json")
-    missing = [name for name in required if not (path / name).is_file()]
-    if missing == ["model.safetensors"] and (path / "pytorch_model.bin").is_file():
+    contents.check_folder(path, path)
+
+
+def _read_base(base: Path, modules: Modules | None) -> tuple[Kind, dict[str, Any], tuple[Path, ...]]:
+    """Return the kind of model, the content of config.json, and the files of the weights."""
+    is_static = modules is not None and modules.is_static
+    weights = contents.find_weights(base)
+    required = (contents.TOKENIZER,) if is_static else (contents.CONFIG, contents.TOKENIZER)
+    missing = contents.find_missing(base, required)
+    if missing or not weights:
+        if not weights and (export := contents.find_export(base)):
+            raise ModelError(
+                f"{base} is an export for OpenVINO, OVMS or ONNX ({export}), which Vecmill cannot load yet; "
+                f"{SUPPORTED}; download the model from which the export was made"
+            )
+        if not weights and not missing:
+            contents.refuse_pickles(base)
+        names = [*missing, *([] if weights else [FILE])]
+        raise ModelError(f"{base} has no {' and no '.join(sorted(names))}; {SUPPORTED}")
+    config = read_object(base / contents.CONFIG) if is_present(base / contents.CONFIG) else {}
+    if is_static:
+        return "static", {"model_type": "static", **config}, weights
+    return "static" if config.get("model_type") == "model2vec" else "huggingface", config, weights
+
+
+def _choose_modules(base: Path, config: dict[str, Any]) -> Modules:
+    """Return the modules of a folder without modules.json, as sentence-transformers and model2vec choose them."""
+    path = base / contents.CONFIG
+    if config.get("model_type") == "model2vec":
+        steps = (Normalize(),) if read_flag(path, config, "normalize", False) else ()
+        return Modules(base=base, is_static=True, steps=steps)
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else ""
+    is_causal = isinstance(name, str) and name.endswith("ForCausalLM") and read_flag(path, config, "is_causal", True)
+    return Modules(base=base, steps=(Pooling(("lasttoken",) if is_causal else ("mean",)),))
+
+
+def _apply_settings(modules: Modules, path: Path, settings: dict[str, Any], overrides: Overrides) -> Modules:
+    """Return the modules with the settings of config_sentence_transformers.json, and with the overrides."""
+    kind = settings.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
         raise ModelError(
-            f"{path} has its weights only as pytorch_model.bin, which Vecmill does not read because such a file can "
-            "run code; where torch is installed, load the folder with transformers.AutoModel and save it again, which "
-            "writes model.safetensors"
+            f"{path}: model_type is {reprlib.repr(kind)}, but Vecmill serves only models of the type "
+            "SentenceTransformer, which return one vector for a text"
         )
-    if missing and (exports := [found.name for pattern in _EXPORTS for found in path.glob(pattern)]):
-        raise ModelError(
-            f"{path} is an export for OpenVINO, OVMS or ONNX ({exports[0]}), which Vecmill cannot load yet; "
-            f"{SUPPORTED}; download the model from which the export was made"
-        )
-    if missing:
-        raise ModelError(f"{path} has no {' and no '.join(missing)}; {SUPPORTED}")
-    for name in required:
-        with (path / name).open("rb") as file:
-            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise ModelError(f"{path / name} is a pointer of Git LFS; fetch the file itself with: git lfs pull")
+    if settings.get("truncate_dim") is not None:
+        modules = msgspec.structs.replace(modules, truncate_dim=read_count(path, settings, "truncate_dim"))
+    if overrides.pooling:
+        modules = modules.replace_pooling(_OVMS_POOLING[overrides.pooling])
+    if overrides.normalize is not None:
+        modules = modules.replace_normalization(overrides.normalize)
+    return modules
 
 
 def _describe_download(path: Path) -> str:
@@ -120,64 +202,3 @@ def _describe_download(path: Path) -> str:
         "--model takes a folder and not a name on the Hugging Face hub, so download the model with: "
         f"hf download {name} --local-dir FOLDER"
     )
-
-
-def _read_modules(path: Path) -> tuple[str, bool, bool]:
-    """Return the pooling, whether to normalize, and whether pooling includes prompts, as modules.json declares.
-
-    Without modules.json, return mean, no and yes, as sentence-transformers does. Raise `ModelError` for modules that
-    Vecmill does not support.
-    """
-    file = path / "modules.json"
-    if not is_present(file):
-        return "MEAN", False, True
-    modules = read_json(file)
-    try:
-        kinds = {module["type"].rsplit(".", 1)[-1]: Path(module["path"]) for module in modules}
-    except (TypeError, KeyError, AttributeError):
-        raise ModelError(f"{file} is not a list of modules with type and path; {REMEDY}") from None
-    for inside in kinds.values():
-        if inside.is_absolute() or ".." in inside.parts:
-            raise ModelError(f"{file}: path {reprlib.repr(str(inside))} leads out of the model folder; {REMEDY}")
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise ModelError(f"{file} has a module {reprlib.repr(min(unknown))}, which Vecmill does not support")
-    if "Pooling" not in kinds:
-        raise ModelError(f"{file} has no Pooling module, so the model has no sentence embeddings")
-    file = path / kinds["Pooling"] / "config.json"
-    config = read_object(file)
-    return _read_pooling(file, config), "Normalize" in kinds, config.get("include_prompt") is not False
-
-
-def _read_pooling(path: Path, config: dict[str, Any]) -> str:
-    """Return the mode of a Pooling module; mean if the module names no mode, as sentence-transformers does."""
-    modes = config.get("pooling_mode") or [mode for key, mode in _SWITCHES.items() if config.get(key)] or "mean"
-    names = [modes] if isinstance(modes, str) else [str(mode) for mode in modes] if isinstance(modes, list) else []
-    if len(names) != 1 or names[0] not in _POOLING:
-        wanted = reprlib.repr(" and ".join(names) or modes)
-        raise ModelError(f"{path} has the pooling mode {wanted}, but Vecmill supports one of {', '.join(_POOLING)}")
-    return _POOLING[names[0]]
-
-
-def _read_max_tokens(path: Path, config: dict[str, Any]) -> int:
-    """Return the setting of sentence-transformers or else the tokenizer's, but at most the number of positions."""
-    positions = _read_length(path / "config.json", config, "max_position_embeddings")
-    wanted = None
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        if wanted is None and is_present(path / name):
-            wanted = _read_length(path / name, read_object(path / name), key)
-    lengths = [length for length in (positions, wanted) if length is not None]
-    if not lengths:
-        raise ModelError(
-            f"{path / 'config.json'} has no max_position_embeddings, so the length of the longest input is unknown; "
-            f"{REMEDY}"
-        )
-    return min(lengths)
-
-
-def _read_length(path: Path, values: dict[str, Any], key: str) -> int | None:
-    """Return a number of tokens, or None if the number is absent or means that there is no limit."""
-    value = values.get(key)
-    if value is None or (isinstance(value, int | float) and value >= _NO_LIMIT):
-        return None
-    return read_count(path, values, key)

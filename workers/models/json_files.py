@@ -7,12 +7,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from broker.shared.files import explain
+from broker.shared.files import explain, read_small_file
 
 #: What to do about a file with an invalid value.
 REMEDY = "correct the file, or download the model again"
 #: Largest number of rows, layers and so on. Token ids are int32.
 MAX_COUNT = 2**31 - 1
+#: Largest JSON file in bytes. The largest known tokenizer.json has 33 MB (Gemma 3).
+_MAX_BYTES = 256 << 20
 
 
 class ModelError(Exception):
@@ -27,7 +29,7 @@ def summarize_error(error: Exception) -> str:
 def read_json(path: Path) -> Any:
     """Return a file's JSON value. Raise `ModelError` if the file cannot be read."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_small_file(path, _MAX_BYTES))
         # JSON can hold half of a surrogate pair, which can be neither hashed nor sent.
         json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -64,6 +66,17 @@ def read_count(
 ) -> int:
     """Return a whole number of a file's JSON object, as `read_number` does."""
     return int(read_number(path, values, key, lowest, highest, default, whole=True))
+
+
+def read_flag(path: Path, values: dict[str, Any], key: str, default: bool) -> bool:
+    """Return true or false of a file's JSON object, or `default` if the key is absent or null.
+
+    Raise `ModelError` if the value is something else.
+    """
+    value = values.get(key)
+    if not isinstance(value, bool | None):
+        raise ModelError(f"{path}: {key} is {reprlib.repr(value)}, but must be true or false; {REMEDY}")
+    return default if value is None else value
 
 
 def is_present(path: Path) -> bool:

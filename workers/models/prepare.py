@@ -18,7 +18,6 @@ from workers.models import cache as entries
 from workers.models.folder import SUPPORTED, ModelFolder, read_folder
 from workers.models.json_files import ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
-from workers.models.weight_files import find_weight_files
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
 CONVERTER = 4
@@ -37,7 +36,8 @@ FAMILIES = {
 }
 #: Fields of config.json that do not change vectors.
 _IRRELEVANT_FIELDS = frozenset(
-    {"architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype", "transformers_version"}
+    {"_name_or_path", "architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype"}
+    | {"transformers_version"}
 )
 
 Report = Callable[[str], None]
@@ -54,8 +54,6 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     dimension: int
     #: Longest input in tokens, special tokens included.
     max_tokens: int
-    #: CLS, MEAN or LAST.
-    pooling: str
     #: Whether the model scales vectors to length 1.
     normalize: bool
     #: Token ids are below this number.
@@ -73,7 +71,7 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     folder = read_folder(path)
     if folder.family not in FAMILIES:
         raise ModelError(
-            f"{path / 'config.json'} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
+            f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
             f"{SUPPORTED}"
         )
     prompts = read_prompts(folder, report)
@@ -90,11 +88,10 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     return PreparedModel(
         revision=revision,
         model_path=entry / entries.MODEL,
-        tokenizer_path=entry / entries.TOKENIZER,
+        tokenizer_path=entry / facts.tokenizer,
         dimension=facts.dimension,
         max_tokens=folder.max_tokens,
-        pooling=folder.pooling,
-        normalize=folder.normalize,
+        normalize=folder.modules.is_normalized,
         vocabulary_size=facts.vocabulary_size,
         pad_id=facts.pad_id,
         prompts=prompts,
@@ -107,15 +104,12 @@ def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
 
     A CPU with SHA instructions hashes 90 MB of weights in 0.06 s. Raise `ModelError` if a file cannot be read.
     """
-    config = {
-        key: value
-        for key, value in sorted(folder.config.items())
-        if key not in _IRRELEVANT_FIELDS and not key.startswith("_")
-    }
-    settings = [CONVERTER, PRECISION, folder.family, folder.pooling, folder.normalize, folder.max_tokens, config]
-    settings += [prompts.texts.get(prompts.default, "")]
-    digest = hashlib.sha256(msgspec.json.encode(settings))
-    for path in (*find_weight_files(folder.path), folder.tokenizer_path):
+    config = {key: value for key, value in sorted(folder.config.items()) if key not in _IRRELEVANT_FIELDS}
+    settings = [CONVERTER, PRECISION, folder.kind, folder.family, folder.modules, folder.lower_case, folder.max_tokens]
+    settings += [config, prompts.texts.get(prompts.default, "")]
+    # Without paths, because a model that moves keeps its revision.
+    digest = hashlib.sha256(msgspec.json.encode(settings, enc_hook=lambda path: ""))
+    for path in folder.list_files():
         try:
             digest.update(bytes.fromhex(entries.hash_file(path)))
         except OSError as error:
@@ -125,7 +119,7 @@ def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
 
 def _describe_versions() -> str:
     """Return the versions of everything that writes the files of a conversion."""
-    names = ("openvino", "openvino-tokenizers")
+    names = ("openvino", "openvino-tokenizers", "tokenizers")
     return ", ".join([f"converter {CONVERTER}", *(f"{name} {importlib.metadata.version(name)}" for name in names)])
 
 
@@ -133,24 +127,26 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
     import openvino as ov
 
-    from workers.models import blocks
+    from workers.models import head
     from workers.models.layout import PaddedLayout
-    from workers.models.tokenizers import convert_tokenizer
+    from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
-    config_path = folder.path / "config.json"
+    config_path = folder.config_path
     vocabulary_size = read_count(config_path, folder.config, "vocab_size")
     report("  building the OpenVINO model")
-    weights, layout = Weights(folder.path), PaddedLayout()
+    weights, layout = Weights(folder.base), PaddedLayout()
     states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
-    model = blocks.make_model(blocks.pool_states(states, layout.mask, folder), layout.inputs, folder.family)
+    outputs = head.build_outputs(states, layout.mask, folder.modules)
+    model = head.make_model(outputs, layout.inputs, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
-    ov.save_model(convert_tokenizer(folder, vocabulary_size), into / entries.TOKENIZER, compress_to_fp16=False)
+    tokenizer = write_tokenizer(folder, vocabulary_size, into)
     return entries.Facts(
         dimension=model.output(0).get_partial_shape()[1].get_length(),
         vocabulary_size=vocabulary_size,
         pad_id=read_count(config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
+        tokenizer=tokenizer.name,
         made_by="",
     )
 

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from workers.models.folder import ModelFolder
-from workers.models.json_files import ModelError, is_present, read_object
+from workers.models.json_files import ModelError
+from workers.models.modules import Pooling
 
-_FILE = "config_sentence_transformers.json"
 #: Limits of the wire messages: characters of a name and of a prompt, and the number of prompts.
 _MAX_NAME, _MAX_TEXT, _MAX_PROMPTS = 512, 4096, 1000
 
@@ -29,10 +29,7 @@ def read_prompts(folder: ModelFolder, report: Callable[[str], None]) -> Prompts:
 
     `report` gets a line if there are prompts that Vecmill cannot offer.
     """
-    path = folder.path / _FILE
-    if not is_present(path):
-        return Prompts()
-    config = read_object(path)
+    path, config = folder.settings_path, folder.settings
     texts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(texts, dict) or "" in texts or not all(isinstance(text, str) for text in texts.values()):
         raise ModelError(f"{path}: prompts must be an object with a text for each name")
@@ -43,7 +40,8 @@ def read_prompts(folder: ModelFolder, report: Callable[[str], None]) -> Prompts:
             f"{path} has more than {_MAX_PROMPTS} prompts, a name of more than {_MAX_NAME} characters, or a prompt of "
             f"more than {_MAX_TEXT} characters"
         )
-    if folder.pools_prompt or not any(texts.values()):
+    pooling = folder.modules.find_step(Pooling)
+    if pooling is None or pooling.include_prompt or not any(texts.values()):
         return Prompts(texts, default or "")
     # Vecmill pools all tokens, so these prompts would give other vectors than the model's own.
     if texts.get(default or ""):

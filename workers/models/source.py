@@ -1,6 +1,7 @@
 """Where a model comes from, and the settings that an operator or a foreign configuration adds. Opens no file."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,8 +19,8 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     #: OpenVINO device, such as "GPU.1"; "": the worker's.
     device: str = ""
-    #: OpenVINO properties for the compilation, such as NUM_STREAMS, as text.
-    properties: dict[str, str] = {}
+    #: OpenVINO properties for the compilation, such as NUM_STREAMS.
+    properties: dict[str, Any] = {}
     #: Folder of the tokenizer, if it is not the model's.
     tokenizer: Path | None = None
     #: Model file in the folder, such as "onnx/model_quantized.onnx"; "": chosen by its name.
@@ -34,6 +35,8 @@ class Source(msgspec.Struct, frozen=True):
     #: Folder with the weights.
     folder: Path
     overrides: Overrides = Overrides()
+    #: Names of the models that the configuration combines into this one, which clients cannot request.
+    parts: tuple[str, ...] = ()
 
 
 class Refused(msgspec.Struct, frozen=True):

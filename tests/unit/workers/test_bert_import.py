@@ -49,7 +49,7 @@ def compute_reference(weights: dict[str, Any], ids: list[int], pooling: str, nor
         )
         inner = ACTIVATIONS[act](apply_dense(x, layer + "intermediate.dense"))
         x = apply_norm(x + apply_dense(inner, layer + "output.dense"), layer + "output.LayerNorm")
-    vector = {"CLS": x[0], "MEAN": x.mean(0), "LAST": x[-1]}[pooling]
+    vector = {"cls": x[0], "mean": x.mean(0), "lasttoken": x[-1]}[pooling]
     return vector / np.linalg.norm(vector) if normalize else vector
 
 
@@ -77,18 +77,21 @@ def folder(tmp_path: Path) -> Path:
 def test_vectors_match_the_equations(folder: Path, pooling: str, normalize: bool) -> None:
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": pooling})
     if not normalize:
-        modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+        modules = [
+            {"path": "", "type": "sentence_transformers.models.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ]
         write_json(folder / "modules.json", modules)
     prepared = prepare_tiny(folder)
     assert (prepared.dimension, prepared.vocabulary_size, prepared.pad_id) == (16, 64, 0)
-    expected = [compute_reference(make_tensors(), ids, prepared.pooling, normalize) for ids in IDS]
+    expected = [compute_reference(make_tensors(), ids, pooling, normalize) for ids in IDS]
     np.testing.assert_allclose(embed_ids(prepared, IDS), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu", "silu"])
 def test_activations_match_the_equations(folder: Path, act: str) -> None:
     write_json(folder / "config.json", CONFIG | {"hidden_act": act})
-    expected = [compute_reference(make_tensors(), ids, "MEAN", True, act) for ids in IDS]
+    expected = [compute_reference(make_tensors(), ids, "mean", True, act) for ids in IDS]
     np.testing.assert_allclose(embed_ids(prepare_tiny(folder), IDS), expected, atol=1e-5)
 
 
@@ -109,7 +112,7 @@ def test_half_precision_weights_are_exact(folder: Path, kind: str) -> None:
             rounded[name] = tensor.astype(np.float16).astype(np.float32)
         else:
             rounded[name] = (tensor.view(np.uint32) >> 16 << 16).view(np.float32)
-    expected = [compute_reference(rounded, ids, "MEAN", True) for ids in IDS]
+    expected = [compute_reference(rounded, ids, "mean", True) for ids in IDS]
     np.testing.assert_allclose(embed_ids(prepare_tiny(folder), IDS), expected, atol=1e-5)
 
 

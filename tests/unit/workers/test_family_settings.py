@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from workers.models.family_settings import FULL, SLIDING, read_choice, read_flag, read_frequencies, read_layer_types
-from workers.models.folder import ModelError
+from workers.models.json_files import ModelError
 
 PATH = Path("config.json")
 #: Frequencies of heads of 4 values with the base 100.

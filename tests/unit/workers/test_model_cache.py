@@ -108,7 +108,10 @@ def change_pooling(folder: Path) -> None:
 
 
 def change_normalization(folder: Path) -> None:
-    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    modules = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
     write_json(folder / "modules.json", modules)
 
 

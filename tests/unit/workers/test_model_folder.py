@@ -116,31 +116,37 @@ def folder(tmp_path: Path) -> Path:
 
 def test_sentence_transformers_folder_is_read(folder: Path) -> None:
     read = read_folder(folder)
-    assert (read.family, read.pooling, read.normalize, read.max_tokens) == ("bert", "MEAN", True, 12)
+    assert (read.kind, read.family, read.max_tokens) == ("huggingface", "bert", 12)
+    assert (read.modules.pooling, read.modules.is_normalized) == (("mean",), True)
 
 
 def test_folder_without_modules_uses_mean_pooling(folder: Path) -> None:
     (folder / "modules.json").unlink()
     read = read_folder(folder)
-    assert (read.pooling, read.normalize) == ("MEAN", False)
+    assert (read.modules.pooling, read.modules.is_normalized) == (("mean",), False)
 
 
 @pytest.mark.parametrize(
-    ("config", "pooling"),
+    ("config", "modes"),
     [
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "CLS"),
-        ({"pooling_mode_mean_tokens": True}, "MEAN"),
-        ({"pooling_mode_lasttoken": True}, "LAST"),
-        ({"embedding_dimension": 16, "pooling_mode": "cls"}, "CLS"),
-        ({"embedding_dimension": 16, "pooling_mode": ["lasttoken"]}, "LAST"),
-        ({"word_embedding_dimension": 16}, "MEAN"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("cls",)),
+        ({"pooling_mode_mean_tokens": True}, ("mean",)),
+        ({"pooling_mode_lasttoken": True}, ("lasttoken",)),
+        ({"pooling_mode_weightedmean_tokens": True}, ("weightedmean",)),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, ("mean_sqrt_len_tokens",)),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True}, ("cls", "max")),
+        ({"embedding_dimension": 16, "pooling_mode": "cls"}, ("cls",)),
+        ({"embedding_dimension": 16, "pooling_mode": ["lasttoken"]}, ("lasttoken",)),
+        ({"pooling_mode": ["mean", "cls"]}, ("mean", "cls")),
+        ({"pooling_mode": "max", "pooling_mode_cls_token": True}, ("max",)),
+        ({"word_embedding_dimension": 16}, ("mean",)),
     ],
 )
 def test_pooling_of_each_sentence_transformers_version_is_read(
-    folder: Path, config: dict[str, Any], pooling: str
+    folder: Path, config: dict[str, Any], modes: tuple[str, ...]
 ) -> None:
     write_json(folder / "1_Pooling" / "config.json", config)
-    assert read_folder(folder).pooling == pooling
+    assert read_folder(folder).modules.pooling == modes
 
 
 @pytest.mark.parametrize(
@@ -226,10 +232,13 @@ def test_unknown_family_is_rejected_with_the_known_ones(folder: Path) -> None:
         ("config.json", b"{}", "model_type"),
         ("modules.json", b"{}{", "modules.json"),
         ("modules.json", b"[1]", "modules.json"),
-        ("modules.json", b'[{"type": "a.Dense", "path": "2_Dense"}]', "Dense"),
-        ("modules.json", b'[{"type": "a.Transformer", "path": ""}]', "Pooling"),
-        ("1_Pooling/config.json", b'{"pooling_mode_max_tokens": true}', "max"),
-        ("1_Pooling/config.json", b'{"pooling_mode_max_tokens": true, "pooling_mode_cls_token": true}', "cls and max"),
+        ("modules.json", b'[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]', "does not begin with"),
+        ("modules.json", b'[{"type": "sentence_transformers.models.Transformer", "path": ""}]', "Pooling"),
+        ("1_Pooling/config.json", b'{"pooling_mode": "median"}', "pooling_mode is 'median', but must be one or"),
+        ("1_Pooling/config.json", b'{"pooling_mode": ["mean", 3]}', "pooling_mode is ['mean', 3], but must be one or"),
+        ("1_Pooling/config.json", b'{"pooling_mode": []}', "pooling_mode is [], but must be one or"),
+        ("1_Pooling/config.json", b'{"pooling_mode_cls_token": "no"}', "pooling_mode_cls_token is 'no'"),
+        ("1_Pooling/config.json", b'{"include_prompt": 0}', "include_prompt is 0, but must be true or false"),
         ("1_Pooling/config.json", b'{"pooling_mode": 3}', "3"),
         ("sentence_bert_config.json", b'{"max_seq_length": "long"}', "max_seq_length"),
         ("sentence_bert_config.json", b'{"max_seq_length": 0}', "max_seq_length"),
@@ -293,7 +302,10 @@ def test_invalid_prompts_are_rejected(folder: Path, config: dict[str, Any], expe
 
 
 def test_prompts_excluded_from_pooling_are_not_offered(folder: Path) -> None:
-    modules = [{"path": "", "type": "x.Transformer"}, {"path": "pool", "type": "x.Pooling"}]
+    modules = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "pool", "type": "sentence_transformers.models.Pooling"},
+    ]
     write_json(folder / "modules.json", modules)
     write_json(folder / "pool" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
     assert load_prompts(folder, prompts={"query": "q: "}) == Prompts()
