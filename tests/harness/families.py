@@ -55,7 +55,10 @@ class Graph:
         """Build the model; `changes` are made in its config.json, where None stands for null."""
         config = golden.config | changes
         # All that the builders use of a folder; most golden models have no tokenizer.
-        folder = cast(ModelFolder, SimpleNamespace(path=golden.path, config=config, family=config["model_type"]))
+        folder = cast(
+            ModelFolder,
+            SimpleNamespace(config_path=golden.path / "config.json", config=config, family=config["model_type"]),
+        )
         # The compiled model refers to the mapped weights.
         self._weights, layout = Weights(golden.path), PaddedLayout()
         states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, self._weights, layout)
