@@ -19,7 +19,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.folder import ModelError
+from workers.models.json_files import ModelError
 
 FORMATS = ("fp32", "fp16", "int8", "int4")
 _FLOATS = (ov.Type.f32, ov.Type.f16, ov.Type.bf16, ov.Type.f64)
@@ -137,7 +137,7 @@ def _build_grouped(weight: _Weight, wanted: WeightFormat) -> Any:
     if values.shape[-1] % size:
         raise ModelError(
             f"int4 needs rows that are a multiple of the group size {size}, but a weight has rows of "
-            f"{values.shape[-1]}; set --extra_quantization_params \"--group-size N\" with a divisor, or -1"
+            f'{values.shape[-1]}; set --extra_quantization_params "--group-size N" with a divisor, or -1'
         )
     restored = _build_restored(values.reshape(*values.shape[:-1], -1, size), -1, 4, wanted.symmetric)
     return op.reshape(restored, op.constant(np.array(values.shape, np.int64)), False)
