@@ -55,7 +55,8 @@ def build_golden(golden: Golden, **changes: Any) -> Infer:
     """Return a golden model, compiled. `changes` are made in its config.json, where None stands for null."""
     config = golden.config | changes
     # All that the builders use of a folder; most golden models have no tokenizer.
-    folder = cast(ModelFolder, SimpleNamespace(path=golden.path, config=config, family=config["model_type"]))
+    fields = {"path": golden.path, "base": golden.path, "config_path": golden.path / "config.json", "config": config}
+    folder = cast(ModelFolder, SimpleNamespace(**fields, family=config["model_type"]))
     weights, layout = Weights(golden.path), PaddedLayout()
     states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, weights, layout)
     core = ov.Core()

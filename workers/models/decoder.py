@@ -27,7 +27,7 @@ from workers.models.weights import Weights
 
 def build_states(folder: ModelFolder, weights: Weights, layout: PaddedLayout) -> Any:
     """Return the last hidden states. Raise `ModelError` if config.json and the weights do not fit."""
-    shape = _read_shape(folder.path / "config.json", folder.config, folder.family)
+    shape = _read_shape(folder.config_path, folder.config, folder.family)
     weights.find_prefix("embed_tokens.weight")
     hidden = layout.embed_tokens(weights.get_constant("embed_tokens.weight", shape.vocabulary, shape.hidden))
     if shape.is_gemma:

@@ -24,7 +24,7 @@ _THETA = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 
 
 def build_states(folder: ModelFolder, weights: Weights, layout: PaddedLayout) -> Any:
     """Return the last hidden states. Raise `ModelError` if config.json and the weights do not fit."""
-    shape = _read_shape(folder.path / "config.json", folder.config)
+    shape = _read_shape(folder.config_path, folder.config)
     weights.find_prefix("embeddings.tok_embeddings.weight")
     table = weights.get_constant("embeddings.tok_embeddings.weight", shape.vocabulary, shape.hidden)
     hidden = _build_norm(layout.embed_tokens(table), weights, "embeddings.norm", shape)

@@ -26,13 +26,22 @@ PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
 FAMILIES = {
     "bert": "workers.models.encoder",
+    "camembert": "workers.models.encoder",
+    "distilbert": "workers.models.encoder",
     "eurobert": "workers.models.decoder",
     "gemma3_text": "workers.models.decoder",
+    "gte": "workers.models.encoder",
+    "jina_embeddings_v3": "workers.models.encoder",
     "llama": "workers.models.decoder",
     "mistral": "workers.models.decoder",
     "modernbert": "workers.models.modernbert",
+    "mpnet": "workers.models.encoder",
+    "new": "workers.models.encoder",
+    "nomic_bert": "workers.models.encoder",
     "qwen2": "workers.models.decoder",
     "qwen3": "workers.models.decoder",
+    "roberta": "workers.models.encoder",
+    "xlm-roberta": "workers.models.encoder",
 }
 #: Fields of config.json that do not change vectors.
 _IRRELEVANT_FIELDS = frozenset(
