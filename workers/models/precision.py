@@ -72,7 +72,7 @@ def compress_weights(model: ov.Model, wanted: WeightFormat) -> None:
     weights = _find_weights(model)
     last = max((number for number, weight in enumerate(weights) if weight.is_product), default=0)
     for number, weight in enumerate(weights):
-        is_grouped = weight.is_product and number != last or wanted.all_layers
+        is_grouped = (weight.is_product and number != last) or wanted.all_layers
         if wanted.name == "int4" and is_grouped and weight.axis == -1:
             weight.replace(_build_grouped(weight, wanted))
         elif wanted.name in ("int4", "int8"):
@@ -137,7 +137,7 @@ def _build_grouped(weight: _Weight, wanted: WeightFormat) -> Any:
     if values.shape[-1] % size:
         raise ModelError(
             f"int4 needs rows that are a multiple of the group size {size}, but a weight has rows of "
-            f"{values.shape[-1]}; set --extra_quantization_params \"--group-size N\" with a divisor, or -1"
+            f'{values.shape[-1]}; set --extra_quantization_params "--group-size N" with a divisor, or -1'
         )
     restored = _build_restored(values.reshape(*values.shape[:-1], -1, size), -1, 4, wanted.symmetric)
     return op.reshape(restored, op.constant(np.array(values.shape, np.int64)), False)
