@@ -72,7 +72,7 @@ def compress_weights(model: ov.Model, wanted: WeightFormat) -> None:
     weights = _find_weights(model)
     last = max((number for number, weight in enumerate(weights) if weight.is_product), default=0)
     for number, weight in enumerate(weights):
-        is_grouped = weight.is_product and number != last or wanted.all_layers
+        is_grouped = (weight.is_product and number != last) or wanted.all_layers
         if wanted.name == "int4" and is_grouped and weight.axis == -1:
             weight.replace(_build_grouped(weight, wanted))
         elif wanted.name in ("int4", "int8"):
