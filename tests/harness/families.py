@@ -57,7 +57,13 @@ class Graph:
         # All that the builders use of a folder; most golden models have no tokenizer.
         folder = cast(
             ModelFolder,
-            SimpleNamespace(config_path=golden.path / "config.json", config=config, family=config["model_type"]),
+            SimpleNamespace(
+                path=golden.path,
+                base=golden.path,
+                config_path=golden.path / "config.json",
+                config=config,
+                family=config["model_type"],
+            ),
         )
         # The compiled model refers to the mapped weights.
         self._weights, layout = Weights(golden.path), PaddedLayout()

@@ -78,7 +78,7 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     `report` gets a line for each step of a conversion.
     """
     folder = read_folder(path)
-    if folder.family not in FAMILIES:
+    if folder.kind == "huggingface" and folder.family not in FAMILIES:
         raise ModelError(
             f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, but Vecmill builds only "
             f"{', '.join(FAMILIES)}; {EXPORT}"
@@ -136,18 +136,20 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
     import openvino as ov
 
-    from workers.models import head
+    from workers.models import head, static
     from workers.models.layout import PaddedLayout
     from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
-    config_path = folder.config_path
-    vocabulary_size = read_count(config_path, folder.config, "vocab_size")
     report("  building the OpenVINO model")
     weights, layout = Weights(folder.base), PaddedLayout()
-    states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
-    weights.check_use()
-    outputs = head.build_outputs(states, layout.mask, folder.modules)
+    if folder.kind == "static":
+        values, vocabulary_size = static.build_vectors(folder, weights, layout)
+    else:
+        vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
+        values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+        weights.check_use()
+    outputs = head.build_outputs(values, layout.mask, folder.modules)
     model = head.make_model(outputs, layout.inputs, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
@@ -155,7 +157,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     return entries.Facts(
         dimension=model.output(0).get_partial_shape()[1].get_length(),
         vocabulary_size=vocabulary_size,
-        pad_id=read_count(config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
+        pad_id=read_count(folder.config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
         tokenizer=tokenizer.name,
         made_by="",
     )

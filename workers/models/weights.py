@@ -110,6 +110,18 @@ class Weights:
             raise self._refuse_values(stored, name)
         return values
 
+    def get_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor. Raise `ModelError` if the tensor is missing."""
+        return self._get(name).shape
+
+    def get_integers(self, name: str) -> NDArray[np.int64]:
+        """Return a list of whole numbers. Raise `ModelError` if there is none with this name."""
+        stored = self._tensors.get(self._prefix + name)
+        kinds = {"I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8"}
+        if stored is None or stored.kind not in kinds or len(stored.shape) != 1 or not stored.shape[0]:
+            raise ModelError(f"{self.path}: {self._prefix}{name} is not a list of whole numbers; {REMEDY}")
+        return stored.raw.view(kinds[stored.kind]).astype(np.int64)  # type: ignore[no-any-return]
+
     def get_constant(self, name: str, *shape: int, part: tuple[int, int] = (0, 1)) -> Any:
         """Return a tensor as a float32 node that keeps half-precision values as they are stored.
 
@@ -154,8 +166,8 @@ class Weights:
             )
         if shape is not None and stored.shape != shape:
             raise ModelError(
-                f"{stored.path}: {self._prefix}{name} has the shape {reprlib.repr(stored.shape)}, but config.json requires "
-                f"{shape}; {REMEDY}"
+                f"{stored.path}: {self._prefix}{name} has the shape {reprlib.repr(stored.shape)}, but config.json "
+                f"requires {shape}; {REMEDY}"
             )
         if shape is not None and not _is_finite(stored):
             raise self._refuse_values(stored, name)
