@@ -12,9 +12,9 @@ import openvino.opset15 as op
 from numpy.typing import NDArray
 
 from workers.models.blocks import ACTIVATIONS, attend, make_layer_norm, make_linear, make_rotary_tables, rotate
-from workers.models.family_settings import FULL, SLIDING, read_choice, read_flag, read_frequencies, read_layer_types
+from workers.models.family_settings import FULL, SLIDING, read_choice, read_frequencies, read_layer_types
 from workers.models.folder import ModelFolder
-from workers.models.json_files import REMEDY, ModelError, read_count, read_number
+from workers.models.json_files import REMEDY, ModelError, read_count, read_flag, read_number
 from workers.models.layout import PaddedLayout
 from workers.models.weights import Weights
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 
 from workers.models import cache as entries
-from workers.models.folder import SUPPORTED, ModelFolder, read_folder
-from workers.models.json_files import ModelError, read_count, summarize_error
+from workers.models.folder import ModelFolder, read_folder
+from workers.models.json_files import EXPORT, ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
@@ -80,8 +80,8 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     folder = read_folder(path)
     if folder.kind == "huggingface" and folder.family not in FAMILIES:
         raise ModelError(
-            f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
-            f"{SUPPORTED}"
+            f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, but Vecmill builds only "
+            f"{', '.join(FAMILIES)}; {EXPORT}"
         )
     prompts = read_prompts(folder)
     revision = _compute_revision(folder, prompts)
@@ -148,6 +148,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     else:
         vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
         values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+        weights.check_use()
     model = head.make_model(values, layout, folder.modules, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
