@@ -22,7 +22,7 @@ from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_pr
 from workers.models.source import Overrides
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
-CONVERTER = 4
+CONVERTER = 5
 #: Precision of weights and activations on every device, so that all devices give the same vectors.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
@@ -86,7 +86,7 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
             f"warning: {path} declares the pooling {'+'.join(folder.replaced_pooling)}, but the configuration asks for "
             f"{overrides.pooling}, which gives other vectors; remove that setting unless an index needs those vectors"
         )
-    prompts = read_prompts(folder, report)
+    prompts = read_prompts(folder)
     revision = _compute_revision(folder, prompts, overrides)
     made_by = _describe_versions()
     facts = entries.find_entry(cache, revision, made_by)
@@ -175,8 +175,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
             vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
             values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
             weights.check_use()
-        outputs = head.build_outputs(values, layout.mask, folder.modules)
-        model = head.make_model(outputs, layout.inputs, folder.family)
+        model = head.make_model(values, layout, folder.modules, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
     tokenizer = write_tokenizer(folder, vocabulary_size, into)
