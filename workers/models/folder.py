@@ -14,6 +14,7 @@ from broker.shared.files import explain
 from workers.models import contents
 from workers.models.json_files import ModelError, is_present, read_count, read_flag, read_object
 from workers.models.modules import Modules, Normalize, Pooling, read_modules
+from workers.models.tokenizer_settings import find_vocabulary, list_tokenizer_files
 from workers.models.transformer import TransformerSettings, choose_max_tokens, read_transformer
 from workers.models.weight_files import FILE
 
@@ -22,8 +23,6 @@ SUPPORTED = (
     "Vecmill loads BERT models (model_type bert, such as MiniLM, bge, gte and English e5) from folders with "
     "config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them"
 )
-#: Settings of the tokenizer that replace those of tokenizer.json.
-_TOKENIZER_FILES = ("tokenizer_config.json",)
 _SETTINGS = "config_sentence_transformers.json"
 #: Longest input of a static model, in tokens: sentence-transformers sets no limit, but an inference needs one.
 _STATIC_MAX_TOKENS = 32_768
@@ -92,8 +91,7 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
 
     def list_files(self) -> list[Path]:
         """Return the files on which vectors depend, besides those whose settings are in this object."""
-        optional = [self.base / name for name in _TOKENIZER_FILES if is_present(self.base / name)]
-        return [*self.weights, self.tokenizer_path, *optional]
+        return [*self.weights, *list_tokenizer_files(self.base)]
 
 
 def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
@@ -147,7 +145,8 @@ def _read_base(base: Path, modules: Modules | None) -> tuple[Kind, dict[str, Any
     """Return the kind of model, the content of config.json, and the files of the weights."""
     is_static = modules is not None and modules.is_static
     weights = contents.find_weights(base)
-    required = (contents.TOKENIZER,) if is_static else (contents.CONFIG, contents.TOKENIZER)
+    vocabulary = find_vocabulary(base) or (contents.TOKENIZER,)
+    required = vocabulary if is_static else (contents.CONFIG, *vocabulary)
     missing = contents.find_missing(base, required)
     if missing or not weights:
         if not weights and (export := contents.find_export(base)):

@@ -3,15 +3,11 @@
 openvino-tokenizers gives other ids than Hugging Face's tokenizers for some texts of every kind but BERT's.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 from workers.models.folder import ModelFolder
-from workers.models.json_files import REMEDY, ModelError, read_object, summarize_error
-
-#: Word that is in no vocabulary.
-_UNKNOWN = "\ue000"
+from workers.models.json_files import read_object
+from workers.models.library import Job, convert_tokenizer
 
 
 def write_tokenizer(folder: ModelFolder, vocabulary_size: int, into: Path) -> Path:
@@ -19,50 +15,17 @@ def write_tokenizer(folder: ModelFolder, vocabulary_size: int, into: Path) -> Pa
 
     Raise `ModelError` if the tokenizer is damaged or does not fit the model.
     """
-    from workers.models.tokenizers import convert_bert, is_bert, read_max_characters
+    import openvino as ov
 
-    path = folder.tokenizer_path
+    from workers.models.tokenizers import convert_bert, is_bert
+
+    path = into / "tokenizer.json"
+    job = Job(str(folder.base), str(path), vocabulary_size, folder.max_tokens, folder.has_special_tokens)
+    convert_tokenizer(job)
     spec = read_object(path)
-    if is_bert(spec):
-        read_max_characters(path, spec)
-    library = _load_library(path, spec, vocabulary_size)
-    special = len(library.encode("").ids)
-    if special >= folder.max_tokens:
-        raise ModelError(
-            f"{folder.path} limits inputs to {folder.max_tokens} tokens, but its tokenizer adds {special} to each "
-            "text; correct max_position_embeddings of config.json, max_seq_length of sentence_bert_config.json or "
-            "model_max_length of tokenizer_config.json"
-        )
-    if is_bert(spec):
-        import openvino as ov
-
-        written = into / "tokenizer.xml"
-        ov.save_model(convert_bert(path, spec), written, compress_to_fp16=False)
-    else:
-        written = into / "tokenizer.json"
-        library.save(str(written), pretty=False)
+    if not is_bert(spec):
+        return path
+    path.unlink()
+    written = path.with_suffix(".xml")
+    ov.save_model(convert_bert(folder.tokenizer_path, spec), written, compress_to_fp16=False)
     return written
-
-
-def _load_library(path: Path, spec: dict[str, Any], vocabulary_size: int) -> Any:
-    """Return Hugging Face's tokenizer of a tokenizer.json, without truncation and padding.
-
-    Raise `ModelError` if the library rejects the file, or if its vocabulary is larger than the model's.
-    """
-    import tokenizers
-
-    try:
-        library = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        library.no_truncation()
-        library.no_padding()
-        # Fails if the unknown token is not in the vocabulary. An added token may be beyond the model's vocabulary, as
-        # in Gemma: only a text with this token is rejected.
-        vocabulary = library.get_vocab(with_added_tokens=False)
-        highest = max(*vocabulary.values(), *library.encode(_UNKNOWN).ids)
-    except Exception as error:  # the library raises many kinds, all because of this file
-        raise ModelError(f"could not convert {path}: {summarize_error(error)}; {REMEDY}") from error
-    if highest >= vocabulary_size:
-        raise ModelError(
-            f"{path} has the token id {highest}, but vocab_size of config.json is {vocabulary_size}; {REMEDY}"
-        )
-    return library
