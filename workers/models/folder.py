@@ -15,18 +15,17 @@ from workers.models import contents
 from workers.models.json_files import ModelError, is_present, read_count, read_flag, read_object
 from workers.models.modules import Modules, Normalize, Pooling, read_modules
 from workers.models.tokenizer_settings import find_vocabulary, list_tokenizer_files
-from workers.models.transformer import TransformerSettings, choose_max_tokens, read_transformer
+from workers.models.transformer import TransformerSettings, choose_max_tokens, read_length, read_transformer
 from workers.models.weight_files import FILE
 
-#: What Vecmill loads today, for errors about other folders.
+#: What Vecmill loads, for errors about other folders.
 SUPPORTED = (
-    "Vecmill loads BERT models (model_type bert, such as MiniLM, bge, gte and English e5) from folders with "
-    "config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them"
+    "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them"
 )
 _SETTINGS = "config_sentence_transformers.json"
 #: Longest input of a static model, in tokens: sentence-transformers sets no limit, but an inference needs one.
 _STATIC_MAX_TOKENS = 32_768
-#: Limit of model2vec (model2vec 0.6, `StaticModel.encode`).
+#: Limit of model2vec for a model that sets none (model2vec 0.10, `DEFAULT_MAX_LENGTH`).
 _MODEL2VEC_MAX_TOKENS = 512
 
 #: sentence-transformers' names of OVMS's pooling modes.
@@ -110,13 +109,17 @@ def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
     if not isinstance(family, str):
         raise ModelError(f"{base / contents.CONFIG} has no model_type; {SUPPORTED}")
     settings = read_object(path / _SETTINGS) if is_present(path / _SETTINGS) else {}
-    transformer, limit = TransformerSettings(), _STATIC_MAX_TOKENS if modules else _MODEL2VEC_MAX_TOKENS
+    transformer, limit = TransformerSettings(), _STATIC_MAX_TOKENS
     if kind != "static":
         transformer = read_transformer(base)
         config = config | transformer.config
         limit = choose_max_tokens(base, config, transformer.max_tokens)
     elif modules:
         family = "static"
+    elif "max_length" not in config:
+        limit = _MODEL2VEC_MAX_TOKENS
+    else:
+        limit = min(limit, read_length(base / contents.CONFIG, config, "max_length") or limit)
     modules = modules or _choose_modules(base, config)
     for folder in modules.weight_folders:
         weights += contents.require_weights(folder)

@@ -11,6 +11,8 @@ from broker.shared.files import explain, read_small_file
 
 #: What to do about a file with an invalid value.
 REMEDY = "correct the file, or download the model again"
+#: What to do about a model that Vecmill cannot build from its weights.
+EXPORT = "convert the model with scripts/export_model"
 #: Largest number of rows, layers and so on. Token ids are int32.
 MAX_COUNT = 2**31 - 1
 #: Largest JSON file in bytes. The largest known tokenizer.json has 33 MB (Gemma 3).
@@ -68,7 +70,7 @@ def read_count(
     return int(read_number(path, values, key, lowest, highest, default, whole=True))
 
 
-def read_flag(path: Path, values: dict[str, Any], key: str, default: bool) -> bool:
+def read_flag(path: Path, values: dict[str, Any], key: str, default: bool = False) -> bool:
     """Return true or false of a file's JSON object, or `default` if the key is absent or null.
 
     Raise `ModelError` if the value is something else.

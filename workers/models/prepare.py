@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 
 from workers.models import cache as entries
-from workers.models.folder import SUPPORTED, ModelFolder, read_folder
-from workers.models.json_files import ModelError, read_count, summarize_error
+from workers.models.folder import ModelFolder, read_folder
+from workers.models.json_files import EXPORT, ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
@@ -26,13 +26,22 @@ PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
 FAMILIES = {
     "bert": "workers.models.encoder",
+    "camembert": "workers.models.encoder",
+    "distilbert": "workers.models.encoder",
     "eurobert": "workers.models.decoder",
     "gemma3_text": "workers.models.decoder",
+    "gte": "workers.models.encoder",
+    "jina_embeddings_v3": "workers.models.encoder",
     "llama": "workers.models.decoder",
     "mistral": "workers.models.decoder",
     "modernbert": "workers.models.modernbert",
+    "mpnet": "workers.models.encoder",
+    "new": "workers.models.encoder",
+    "nomic_bert": "workers.models.encoder",
     "qwen2": "workers.models.decoder",
     "qwen3": "workers.models.decoder",
+    "roberta": "workers.models.encoder",
+    "xlm-roberta": "workers.models.encoder",
 }
 #: Fields of config.json that do not change vectors.
 _IRRELEVANT_FIELDS = frozenset(
@@ -71,10 +80,10 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     `report` gets a line for each step of a conversion.
     """
     folder = read_folder(path)
-    if folder.family not in FAMILIES:
+    if folder.kind == "huggingface" and folder.family not in FAMILIES:
         raise ModelError(
-            f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
-            f"{SUPPORTED}"
+            f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, but Vecmill builds only "
+            f"{', '.join(FAMILIES)}; {EXPORT}"
         )
     prompts = read_prompts(folder, report)
     revision = _compute_revision(folder, prompts)
@@ -130,17 +139,20 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
     import openvino as ov
 
-    from workers.models import head
+    from workers.models import head, static
     from workers.models.layout import PaddedLayout
     from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
-    config_path = folder.config_path
-    vocabulary_size = read_count(config_path, folder.config, "vocab_size")
     report("  building the OpenVINO model")
     weights, layout = Weights(folder.base), PaddedLayout()
-    states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
-    outputs = head.build_outputs(states, layout.mask, folder.modules)
+    if folder.kind == "static":
+        values, vocabulary_size = static.build_vectors(folder, weights, layout)
+    else:
+        vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
+        values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+        weights.check_use()
+    outputs = head.build_outputs(values, layout.mask, folder.modules)
     model = head.make_model(outputs, layout.inputs, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
@@ -148,7 +160,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     return entries.Facts(
         dimension=model.output(0).get_partial_shape()[1].get_length(),
         vocabulary_size=vocabulary_size,
-        pad_id=read_count(config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
+        pad_id=read_count(folder.config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
         tokenizer=tokenizer.name,
         made_by="",
     )
