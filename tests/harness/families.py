@@ -2,7 +2,8 @@
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -26,10 +27,6 @@ Ids = npt.NDArray[np.int64]
 States = npt.NDArray[np.float32]
 
 
-#: Takes ids and an attention mask, and returns the last hidden states, all `[texts, length, …]`.
-Infer = Callable[[Ids, Ids], States]
-
-
 class Golden(NamedTuple):
     """A small random model, texts, and what transformers makes of them."""
 
@@ -51,20 +48,35 @@ def read_golden(name: str) -> Golden:
     return Golden(path, config, texts, list(vectors["states"]))
 
 
-def build_golden(golden: Golden, **changes: Any) -> Infer:
-    """Return a golden model, compiled. `changes` are made in its config.json, where None stands for null."""
-    config = golden.config | changes
-    # All that the builders use of a folder; most golden models have no tokenizer.
-    folder = cast(ModelFolder, SimpleNamespace(path=golden.path, config=config, family=config["model_type"]))
-    weights, layout = Weights(golden.path), PaddedLayout()
-    states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, weights, layout)
-    core = ov.Core()
-    compiled = core.compile_model(ov.Model([states], layout.inputs), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+class Graph:
+    """A golden model, compiled. Takes ids and an attention mask, and returns states, all `[texts, length, …]`."""
 
-    def infer(ids: Ids, mask: Ids, _: Weights = weights) -> States:  # the constants refer to the mapped weights
-        return cast(States, compiled([ids, mask])[0].copy())
+    def __init__(self, golden: Golden, **changes: Any) -> None:
+        """Build the model; `changes` are made in its config.json, where None stands for null."""
+        config = golden.config | changes
+        # All that the builders use of a folder; most golden models have no tokenizer.
+        folder = cast(
+            ModelFolder,
+            SimpleNamespace(
+                path=golden.path,
+                base=golden.path,
+                config_path=golden.path / "config.json",
+                config=config,
+                family=config["model_type"],
+            ),
+        )
+        # The compiled model refers to the mapped weights.
+        self._weights, layout = Weights(golden.path), PaddedLayout()
+        states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, self._weights, layout)
+        model, settings = ov.Model([states], layout.inputs), {"INFERENCE_PRECISION_HINT": "f32"}
+        self._compiled = ov.Core().compile_model(model, "CPU", settings)
 
-    return infer
+    def __call__(self, ids: Ids, mask: Ids) -> States:
+        return cast(States, self._compiled([ids, mask])[0].copy())
+
+    def count_operations(self) -> Counter[str]:
+        """Return how many operations of each kind the CPU runs."""
+        return Counter(node.get_rt_info()["layerType"].value for node in self._compiled.get_runtime_model().get_ops())
 
 
 def pad_texts(texts: Sequence[Ids], pad_id: int = 0, *, left: bool = False) -> tuple[Ids, Ids]:
@@ -83,7 +95,7 @@ def summarize_states(states: Any) -> States:
     return np.array(rows, np.float32)
 
 
-def measure_difference(golden: Golden, infer: Infer) -> float:
+def measure_difference(golden: Golden, infer: Graph) -> float:
     """Return the largest difference between golden states and those of a graph, alone and in a crowd.
 
     The crowd are all texts of the model in one batch, and once more beside a row that is masked entirely.

@@ -69,9 +69,9 @@ def make_rotary_tables(positions: Any, frequencies: NDArray[np.float64], scale: 
 def rotate(x: Any, tables: tuple[Any, Any], size: int) -> Any:
     """Return heads with rotary position embeddings, each value paired with the one half a head away.
 
-    Su et al. 2021, arXiv:2104.09864. OpenVINO has one operation for this form, but not for others.
+    Su et al. 2021, arXiv:2104.09864. OpenVINO has one operation for this form, which includes axis 3 and axis -1.
     """
-    first, second = op.variadic_split(x, make_integer(-1), make_integers(size // 2, size // 2)).outputs()
+    first, second = op.variadic_split(x, make_integer(3), make_integers(size // 2, size // 2)).outputs()
     turned = op.concat([op.multiply(second, make_scalar(-1)), first], -1)
     return op.add(op.multiply(x, tables[0]), op.multiply(turned, tables[1]))
 

@@ -18,16 +18,16 @@ import openvino.opset15 as op
 from numpy.typing import NDArray
 
 from workers.models.blocks import ACTIVATIONS, attend, make_linear, make_rms_norm, make_rotary_tables, rotate
-from workers.models.family_settings import FULL, SLIDING, read_choice, read_flag, read_frequencies, read_layer_types
+from workers.models.family_settings import FULL, SLIDING, read_choice, read_frequencies, read_layer_types
 from workers.models.folder import ModelFolder
-from workers.models.json_files import REMEDY, ModelError, read_count, read_number
+from workers.models.json_files import REMEDY, ModelError, read_count, read_flag, read_number
 from workers.models.layout import PaddedLayout, make_scalar
 from workers.models.weights import Weights
 
 
 def build_states(folder: ModelFolder, weights: Weights, layout: PaddedLayout) -> Any:
     """Return the last hidden states. Raise `ModelError` if config.json and the weights do not fit."""
-    shape = _read_shape(folder.path / "config.json", folder.config, folder.family)
+    shape = _read_shape(folder.config_path, folder.config, folder.family)
     weights.find_prefix("embed_tokens.weight")
     hidden = layout.embed_tokens(weights.get_constant("embed_tokens.weight", shape.vocabulary, shape.hidden))
     if shape.is_gemma:

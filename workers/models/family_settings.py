@@ -13,19 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.models.json_files import REMEDY, ModelError, read_count, read_number
+from workers.models.json_files import read_flag as read_flag
 
 #: Names of a layer's attention in `layer_types`: all keys, or the keys in a window.
 FULL, SLIDING = "full_attention", "sliding_attention"
 #: Largest base of the rotary frequencies.
 _MAX_THETA = 1e15
-
-
-def read_flag(path: Path, config: Mapping[str, Any], key: str, default: bool = False) -> bool:
-    """Return true or false, or `default` if the key is absent or null."""
-    value = config.get(key)
-    if not isinstance(value, bool | None):
-        raise ModelError(f"{path}: {key} is {reprlib.repr(value)}, but must be true or false; {REMEDY}")
-    return default if value is None else value
 
 
 def read_choice(path: Path, config: Mapping[str, Any], key: str, choices: Mapping[str, Any], default: str) -> str:

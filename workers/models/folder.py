@@ -16,7 +16,7 @@ from workers.models.graph_files import find_graph_file, find_tokenizer_file, lis
 from workers.models.json_files import ModelError, is_present, read_count, read_flag, read_object
 from workers.models.modules import Modules, Normalize, Pooling, read_modules, read_pooling
 from workers.models.source import Overrides
-from workers.models.transformer import TransformerSettings, choose_max_tokens, read_transformer
+from workers.models.transformer import TransformerSettings, choose_max_tokens, read_length, read_transformer
 from workers.models.weight_files import FILE
 
 #: What Vecmill loads today, for errors about other folders.
@@ -29,7 +29,7 @@ _TOKENIZER_FILES = ("tokenizer_config.json",)
 _SETTINGS = "config_sentence_transformers.json"
 #: Longest input of a static model, in tokens: sentence-transformers sets no limit, but an inference needs one.
 _STATIC_MAX_TOKENS = 32_768
-#: Limit of model2vec (model2vec 0.6, `StaticModel.encode`).
+#: Limit of model2vec for a model that sets none (model2vec 0.10, `DEFAULT_MAX_LENGTH`).
 _MODEL2VEC_MAX_TOKENS = 512
 
 #: Longest input of a model whose files do not limit it, in tokens: the limit of OVMS 2024.5.
@@ -116,7 +116,7 @@ def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
     if not isinstance(family, str):
         raise ModelError(f"{base / contents.CONFIG} has no model_type; {SUPPORTED}")
     settings = read_object(path / _SETTINGS) if is_present(path / _SETTINGS) else {}
-    transformer, limit = TransformerSettings(), _STATIC_MAX_TOKENS if modules else _MODEL2VEC_MAX_TOKENS
+    transformer, limit = TransformerSettings(), _STATIC_MAX_TOKENS
     if kind != "static":
         transformer = read_transformer(base)
         config = config | transformer.config
@@ -125,6 +125,10 @@ def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
         limit = choose_max_tokens(base, config, transformer.max_tokens)
     elif modules:
         family = "static"
+    elif "max_length" not in config:
+        limit = _MODEL2VEC_MAX_TOKENS
+    else:
+        limit = min(limit, read_length(base / contents.CONFIG, config, "max_length") or limit)
     declared = modules or (_read_lone_pooling(base) if is_imported else None)
     modules = declared or _choose_modules(base, config)
     for folder in modules.weight_folders:
@@ -142,7 +146,7 @@ def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
         max_tokens=min(limit, overrides.max_tokens or limit),
         lower_case=transformer.lower_case,
         replaced_pooling=declared.pooling if declared and declared.pooling != applied.pooling else (),
-        repool=bool(overrides.pooling),
+        repool=is_imported and bool(overrides.pooling),
     )
 
 

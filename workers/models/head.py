@@ -31,10 +31,9 @@ _DENSE_ACTIVATIONS = {
 def build_outputs(hidden: Any, mask: Any, modules: Modules) -> list[Any]:
     """Return the vectors of texts, float32 `[batch, size]`, as the modules make them.
 
-    Raise `ModelError` if the weights of a module are missing or damaged, or do not fit.
-
-    `hidden` is float32 `[batch, length, size]`. `mask` is float32 `[batch, length]`: 1 for tokens and 0 for
-    padding, which may be on either side. If the last module normalizes, the divisors `[batch, 1]` are a second output.
+    `hidden` is float32 `[batch, length, size]`, or `[batch, size]` for modules without pooling. `mask` is float32
+    `[batch, length]`: 1 for tokens and 0 for padding, which may be on either side. If the last module normalizes, the
+    divisors `[batch, 1]` are a second output. Raise `ModelError` if the weights of a module are damaged or do not fit.
     """
     value, divisor = hidden, None
     for step in modules.steps:

@@ -151,5 +151,5 @@ def _get_rank(port: Any) -> int | None:
 
 def _find_name(port: Any, wanted: Container[str]) -> str:
     """Return the wanted name of an input that has several, or any of its names."""
-    names = sorted(port.names) or [port.get_node().get_friendly_name()]
+    names: list[str] = sorted(port.names) or [port.get_node().get_friendly_name()]
     return next((name for name in names if name in wanted), names[0])

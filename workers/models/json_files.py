@@ -68,7 +68,7 @@ def read_count(
     return int(read_number(path, values, key, lowest, highest, default, whole=True))
 
 
-def read_flag(path: Path, values: dict[str, Any], key: str, default: bool) -> bool:
+def read_flag(path: Path, values: dict[str, Any], key: str, default: bool = False) -> bool:
     """Return true or false of a file's JSON object, or `default` if the key is absent or null.
 
     Raise `ModelError` if the value is something else.

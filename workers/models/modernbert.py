@@ -12,9 +12,9 @@ import openvino.opset15 as op
 from numpy.typing import NDArray
 
 from workers.models.blocks import ACTIVATIONS, attend, make_layer_norm, make_linear, make_rotary_tables, rotate
-from workers.models.family_settings import FULL, SLIDING, read_choice, read_flag, read_frequencies, read_layer_types
+from workers.models.family_settings import FULL, SLIDING, read_choice, read_frequencies, read_layer_types
 from workers.models.folder import ModelFolder
-from workers.models.json_files import REMEDY, ModelError, read_count, read_number
+from workers.models.json_files import REMEDY, ModelError, read_count, read_flag, read_number
 from workers.models.layout import PaddedLayout
 from workers.models.weights import Weights
 
@@ -24,7 +24,7 @@ _THETA = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 
 
 def build_states(folder: ModelFolder, weights: Weights, layout: PaddedLayout) -> Any:
     """Return the last hidden states. Raise `ModelError` if config.json and the weights do not fit."""
-    shape = _read_shape(folder.path / "config.json", folder.config)
+    shape = _read_shape(folder.config_path, folder.config)
     weights.find_prefix("embeddings.tok_embeddings.weight")
     table = weights.get_constant("embeddings.tok_embeddings.weight", shape.vocabulary, shape.hidden)
     hidden = _build_norm(layout.embed_tokens(table), weights, "embeddings.norm", shape)

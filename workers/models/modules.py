@@ -236,4 +236,4 @@ def _check_value(path: Path, config: dict[str, Any], value: str, default: str) -
     returns = config.get("module_output_name") or takes
     for key, found in (("module_input_name", takes), ("module_output_name", returns)):
         if found != value:
-            raise ModelError(f"{path}: {key} is {reprlib.repr(found)}, but Vecmill supports only {value} at this place")
+            raise ModelError(f"{path}: {key} is {reprlib.repr(found)}, but Vecmill supports only {value} there")

@@ -19,7 +19,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.folder import ModelError
+from workers.models.json_files import ModelError
 
 FORMATS = ("fp32", "fp16", "int8", "int4")
 _FLOATS = (ov.Type.f32, ov.Type.f16, ov.Type.bf16, ov.Type.f64)

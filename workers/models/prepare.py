@@ -28,13 +28,22 @@ PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
 FAMILIES = {
     "bert": "workers.models.encoder",
+    "camembert": "workers.models.encoder",
+    "distilbert": "workers.models.encoder",
     "eurobert": "workers.models.decoder",
     "gemma3_text": "workers.models.decoder",
+    "gte": "workers.models.encoder",
+    "jina_embeddings_v3": "workers.models.encoder",
     "llama": "workers.models.decoder",
     "mistral": "workers.models.decoder",
     "modernbert": "workers.models.modernbert",
+    "mpnet": "workers.models.encoder",
+    "new": "workers.models.encoder",
+    "nomic_bert": "workers.models.encoder",
     "qwen2": "workers.models.decoder",
     "qwen3": "workers.models.decoder",
+    "roberta": "workers.models.encoder",
+    "xlm-roberta": "workers.models.encoder",
 }
 #: Fields of config.json that do not change vectors.
 _IRRELEVANT_FIELDS = frozenset(
@@ -105,7 +114,7 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
 def _read_supported_folder(path: Path, overrides: Overrides) -> ModelFolder:
     """Return the settings of a folder; of its graph if Vecmill cannot build its family. Raise `ModelError`."""
     folder = read_folder(path, overrides)
-    if folder.is_imported or folder.family in FAMILIES:
+    if folder.kind != "huggingface" or folder.family in FAMILIES:
         return folder
     if (graph := find_graph_file(folder.base)) is not None:
         file = graph.relative_to(folder.base).as_posix()
@@ -144,24 +153,26 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
     import openvino as ov
 
-    from workers.models import head
+    from workers.models import head, static
     from workers.models.layout import PaddedLayout
     from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
-    config_path = folder.config_path
+    report("  building the OpenVINO model")
     if folder.is_imported:
         from workers.models import imported
 
-        report("  reading the graph")
         model = imported.build_model(folder.weights[0], folder.modules, repool=folder.repool)
-        vocabulary_size = imported.find_vocabulary_size(model) or read_count(config_path, folder.config, "vocab_size")
+        rows = imported.find_vocabulary_size(model)
+        vocabulary_size = rows or read_count(folder.config_path, folder.config, "vocab_size")
     else:
-        vocabulary_size = read_count(config_path, folder.config, "vocab_size")
-        report("  building the OpenVINO model")
         weights, layout = Weights(folder.base), PaddedLayout()
-        states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
-        outputs = head.build_outputs(states, layout.mask, folder.modules)
+        if folder.kind == "static":
+            values, vocabulary_size = static.build_vectors(folder, weights, layout)
+        else:
+            vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
+            values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+        outputs = head.build_outputs(values, layout.mask, folder.modules)
         model = head.make_model(outputs, layout.inputs, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
@@ -169,7 +180,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     return entries.Facts(
         dimension=model.output(0).get_partial_shape()[1].get_length(),
         vocabulary_size=vocabulary_size,
-        pad_id=read_count(config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
+        pad_id=read_count(folder.config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
         tokenizer=tokenizer.name,
         made_by="",
     )

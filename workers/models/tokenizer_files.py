@@ -25,6 +25,8 @@ def write_tokenizer(folder: ModelFolder, vocabulary_size: int, into: Path) -> Pa
     if path.suffix == ".xml":
         return _write_ir(path, into)
     spec = read_object(path)
+    if not folder.has_special_tokens:
+        spec["post_processor"] = None
     if is_bert(spec):
         read_max_characters(path, spec)
     library = _load_library(path, spec, vocabulary_size)

@@ -105,7 +105,7 @@ def _count_positions(path: Path, config: dict[str, Any]) -> int | None:
     """Return how many tokens have a position; None if there is no limit.
 
     RoBERTa's positions start behind the padding token's, and MPNet's always at 2. NomicBERT has no positions of its own
-    beyond those that it was trained with unless it stretches them.
+    beyond those that it was trained with, or stretches them by a factor that depends on the longest text of a batch.
     """
     rows = read_length(path, config, "max_position_embeddings")
     if rows is None:
@@ -116,7 +116,7 @@ def _count_positions(path: Path, config: dict[str, Any]) -> int | None:
         offset = read_count(path, config, "pad_token_id", 0, default=1) + 1
     elif family == "mpnet":
         offset = 2
-    elif family == "nomic_bert" and config.get("rotary_scaling_factor") is None:
+    elif family == "nomic_bert":
         trained = read_length(path, config, "max_trained_positions")
         rows = min(length for length in (rows, trained, _NO_LIMIT) if length is not None)
     if rows is None or not offset:

@@ -99,6 +99,18 @@ class Weights:
             raise self._refuse_values(stored, name)
         return values
 
+    def get_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor. Raise `ModelError` if the tensor is missing."""
+        return self._get(name).shape
+
+    def get_integers(self, name: str) -> NDArray[np.int64]:
+        """Return a list of whole numbers. Raise `ModelError` if there is none with this name."""
+        stored = self._tensors.get(self._prefix + name)
+        kinds = {"I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8"}
+        if stored is None or stored.kind not in kinds or len(stored.shape) != 1 or not stored.shape[0]:
+            raise ModelError(f"{self.path}: {self._prefix}{name} is not a list of whole numbers; {REMEDY}")
+        return stored.raw.view(kinds[stored.kind]).astype(np.int64)  # type: ignore[no-any-return]
+
     def get_constant(self, name: str, *shape: int, part: tuple[int, int] = (0, 1)) -> Any:
         """Return a tensor as a float32 node that keeps half-precision values as they are stored.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.families import TOLERANCE, build_golden, measure_difference, read_golden
+from tests.harness.families import TOLERANCE, Graph, measure_difference, read_golden
 from workers.models.json_files import ModelError
 
 REMOTE = {"AutoConfig": "a.Config", "AutoModel": "a.Model"}
@@ -37,7 +37,7 @@ REMOTE = {"AutoConfig": "a.Config", "AutoModel": "a.Model"}
 )
 def test_unsupported_settings_are_named(name: str, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ModelError, match=named):
-        build_golden(read_golden(name), **changes)
+        Graph(read_golden(name), **changes)
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def test_unsupported_settings_are_named(name: str, changes: dict[str, Any], name
     ],
 )
 def test_spellings_with_the_same_states(name: str, other: str, changes: dict[str, Any]) -> None:
-    assert measure_difference(read_golden(other), build_golden(read_golden(name), **changes)) <= TOLERANCE
+    assert measure_difference(read_golden(other), Graph(read_golden(name), **changes)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen3"])
 def test_windows_can_be_absent(family: str) -> None:
     golden = read_golden(family)
-    absent = measure_difference(golden, build_golden(golden, sliding_window=None))
+    absent = measure_difference(golden, Graph(golden, sliding_window=None))
     assert (absent > 100 * TOLERANCE) == (family == "mistral")
 
 
 def test_a_window_as_long_as_the_text_is_none() -> None:
     golden = read_golden("mistral")
     whole = golden._replace(texts=golden.texts[:3], states=golden.states[:3])
-    assert measure_difference(whole, build_golden(golden, sliding_window=None)) <= TOLERANCE
+    assert measure_difference(whole, Graph(golden, sliding_window=None)) <= TOLERANCE

@@ -1,4 +1,4 @@
-"""Readers of settings that model families share: rotary frequencies, layer types, flags, choices."""
+"""Readers of settings that model families share: rotary frequencies, layer types, choices."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workers.models.family_settings import FULL, SLIDING, read_choice, read_flag, read_frequencies, read_layer_types
+from workers.models.family_settings import FULL, SLIDING, read_choice, read_frequencies, read_layer_types
 from workers.models.json_files import ModelError
 
 PATH = Path("config.json")
@@ -85,12 +85,8 @@ def test_layer_types_are_checked() -> None:
             read_layer_types(PATH, {"layer_types": types}, 2)
 
 
-def test_flags_and_choices_are_checked() -> None:
-    assert read_flag(PATH, {"a": True}, "a")
-    assert not read_flag(PATH, {"a": None}, "a")
+def test_choices_are_checked() -> None:
     assert read_choice(PATH, {}, "act", {"gelu": 1}, "gelu") == "gelu"
-    with pytest.raises(ModelError, match="must be true or false"):
-        read_flag(PATH, {"a": "true"}, "a")
     for value in ("mish", 1, ["gelu"]):
         with pytest.raises(ModelError, match="act"):
             read_choice(PATH, {"act": value}, "act", {"gelu": 1}, "gelu")

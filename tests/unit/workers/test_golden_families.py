@@ -6,7 +6,7 @@ import pytest
 from tests.harness.families import (
     FAMILIES,
     TOLERANCE,
-    build_golden,
+    Graph,
     measure_difference,
     pad_texts,
     read_golden,
@@ -22,13 +22,13 @@ ROTARY = ["modernbert", "qwen3", "qwen3-bidirectional", "mistral", "gemma3_text"
 @pytest.mark.parametrize("name", [name for name in NAMES if read_golden(name).config["model_type"] in BUILDERS])
 def test_states_equal_those_of_transformers(name: str) -> None:
     golden = read_golden(name)
-    assert measure_difference(golden, build_golden(golden)) <= TOLERANCE
+    assert measure_difference(golden, Graph(golden)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_left_padding_gives_the_same_states(name: str) -> None:
     golden = read_golden(name)
-    states = build_golden(golden)(*pad_texts(golden.texts, left=True))
+    states = Graph(golden)(*pad_texts(golden.texts, left=True))
     assert np.isfinite(states).all()
     for row, text, expected in zip(states, golden.texts, golden.states, strict=True):
         np.testing.assert_allclose(summarize_states(row[-len(text) :]), expected, atol=3 * TOLERANCE)
@@ -50,7 +50,16 @@ def test_left_padding_gives_the_same_states(name: str) -> None:
 )
 def test_only_bidirectional_models_see_later_tokens(name: str, is_causal: bool) -> None:
     golden = read_golden(name)
-    infer, text = build_golden(golden), golden.texts[2]
+    infer, text = Graph(golden), golden.texts[2]
     changed = np.where(np.arange(len(text)) == len(text) - 1, 5 + (text + 1) % 100, text)
     difference = np.abs(infer(*pad_texts([text])) - infer(*pad_texts([changed])))[0, :-1].max()
     assert (difference < TOLERANCE) == is_causal
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "modernbert", "eurobert"])
+def test_device_runs_fused_operations(name: str) -> None:
+    golden = read_golden(name)
+    kinds, layers = Graph(golden).count_operations(), golden.config["num_hidden_layers"]
+    assert kinds["RoPE"] == 2 * layers
+    assert kinds["RMS" if name != "modernbert" else "MVN"] >= 2 * layers
+    assert kinds["Softmax"] == kinds["MatMul"] == 0

@@ -93,7 +93,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def write_dense(folder: Path, into: int, out: int, **settings: Any) -> tuple[Dense, dict[str, Array]]:
     """Write the weights of a Dense module with random values. Return the module and the weights."""
     folder.mkdir()
-    dense = {"has_bias": True, "activation": "Tanh", "is_residual": False} | settings
+    dense: dict[str, Any] = {"has_bias": True, "activation": "Tanh", "is_residual": False} | settings
     shapes: dict[str, tuple[int, ...]] = {"linear.weight": (out, into)}
     if dense["has_bias"]:
         shapes["linear.bias"] = (out,)
