@@ -68,6 +68,7 @@ class Graph:
         # The compiled model refers to the mapped weights.
         self._weights, layout = Weights(golden.path), PaddedLayout()
         states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, self._weights, layout)
+        self._weights.check_use()
         model, settings = ov.Model([states], layout.inputs), {"INFERENCE_PRECISION_HINT": "f32"}
         self._compiled = ov.Core().compile_model(model, "CPU", settings)
 

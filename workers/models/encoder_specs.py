@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.models.family_settings import read_flag, read_frequencies
-from workers.models.json_files import REMEDY, ModelError, read_count, read_number
+from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, read_number
 
-#: What to do about a model that Vecmill cannot build.
-EXPORT = "convert the model with scripts/export_model, which uses the model's own code"
 #: Activation of the gate for each gated layer of nomic_bert.
 _NOMIC_GATES = {"swiglu": "silu", "geglu": "gelu"}
 #: Families whose first token has the position after `pad_token_id`.

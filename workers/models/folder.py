@@ -19,10 +19,10 @@ from workers.models.source import Overrides
 from workers.models.transformer import TransformerSettings, choose_max_tokens, read_length, read_transformer
 from workers.models.weight_files import FILE
 
-#: What Vecmill loads today, for errors about other folders.
+#: What Vecmill loads, for errors about other folders.
 SUPPORTED = (
-    "Vecmill loads BERT models (model_type bert, such as MiniLM, bge, gte and English e5) from folders with "
-    "config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them"
+    "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them, and "
+    "models exported to OpenVINO IR or ONNX with their tokenizer"
 )
 #: Settings of the tokenizer that replace those of tokenizer.json.
 _TOKENIZER_FILES = ("tokenizer_config.json",)

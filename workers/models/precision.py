@@ -8,7 +8,8 @@ keep the smaller constant in memory. They are the ones of nncf's `compress_weigh
     int8, int4   Constant(u8, u4) -> Convert(f16) -> Subtract(zero point) -> Multiply(scale) -> Convert(f32)
 
 int8 has a scale and a zero point for each output channel, int4 for each group of 128 inputs of a channel. As with nncf,
-the table of the tokens and the last product of an int4 model are int8. Norms, biases and positions stay float32.
+the table of the tokens and the last product of an int4 model are int8. Norms, biases and positions stay float32,
+and so does a weight with a value that float16 cannot hold.
 """
 
 import shlex
@@ -21,14 +22,13 @@ import openvino.opset15 as op
 
 from workers.models.json_files import ModelError
 
-FORMATS = ("fp32", "fp16", "int8", "int4")
 _FLOATS = (ov.Type.f32, ov.Type.f16, ov.Type.bf16, ov.Type.f64)
 
 
 class WeightFormat(msgspec.Struct, frozen=True, kw_only=True):
     """How weights are stored."""
 
-    #: One of `FORMATS`.
+    #: fp32, fp16, int8 or int4.
     name: str
     #: Whether zero points are 0 and left out.
     symmetric: bool = False
@@ -72,13 +72,16 @@ def compress_weights(model: ov.Model, wanted: WeightFormat) -> None:
     weights = _find_weights(model)
     last = max((number for number, weight in enumerate(weights) if weight.is_product), default=0)
     for number, weight in enumerate(weights):
+        values = weight.read()
         is_grouped = (weight.is_product and number != last) or wanted.all_layers
-        if wanted.name == "int4" and is_grouped and weight.axis == -1:
-            weight.replace(_build_grouped(weight, wanted))
-        elif wanted.name in ("int4", "int8"):
-            weight.replace(_build_restored(weight.read(), weight.axis, 8, wanted.symmetric))
-        elif wanted.name == "fp16":
-            weight.replace(_build_half(weight.read()))
+        if wanted.name == "fp32" or np.abs(values).max() > np.finfo(np.float16).max:
+            continue
+        if wanted.name == "fp16":
+            weight.replace(op.constant(values.astype(np.float16)))
+        elif wanted.name == "int4" and is_grouped and weight.axis == -1:
+            weight.replace(_build_grouped(values, wanted))
+        else:
+            weight.replace(_build_restored(values, weight.axis, 8, wanted.symmetric))
     _widen_constants(model)
 
 
@@ -123,16 +126,8 @@ def _is_float_constant(node: Any) -> bool:
     return node.get_type_name() == "Constant" and node.get_element_type() in _FLOATS
 
 
-def _build_half(values: Any) -> Any:
-    """Return a weight as float16, or as float32 if values are too large for float16."""
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    return op.constant(half if np.isfinite(half).all() else values)
-
-
-def _build_grouped(weight: _Weight, wanted: WeightFormat) -> Any:
+def _build_grouped(values: Any, wanted: WeightFormat) -> Any:
     """Return a weight in int4. Raise `ModelError` if the group size does not divide the rows."""
-    values = weight.read()
     size = values.shape[-1] if wanted.group_size == -1 else wanted.group_size
     if values.shape[-1] % size:
         raise ModelError(

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from workers.models import cache as entries
-from workers.models.folder import SUPPORTED, ModelFolder, read_folder
+from workers.models.folder import ModelFolder, read_folder
 from workers.models.graph_files import find_graph_file
-from workers.models.json_files import ModelError, read_count, summarize_error
+from workers.models.json_files import EXPORT, ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 from workers.models.source import Overrides
 
@@ -120,8 +120,8 @@ def _read_supported_folder(path: Path, overrides: Overrides) -> ModelFolder:
         file = graph.relative_to(folder.base).as_posix()
         return read_folder(path, msgspec.structs.replace(overrides, file=file))
     raise ModelError(
-        f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
-        f"{SUPPORTED}"
+        f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, but Vecmill builds only "
+        f"{', '.join(FAMILIES)}; {EXPORT}"
     )
 
 
@@ -172,6 +172,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
         else:
             vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
             values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+            weights.check_use()
         outputs = head.build_outputs(values, layout.mask, folder.modules)
         model = head.make_model(outputs, layout.inputs, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)

@@ -14,9 +14,10 @@ from tests.unit.workers.test_model_folder import (
     write_folder,
     write_json,
 )
-from workers.models.folder import Overrides, read_folder
+from workers.models.folder import read_folder
 from workers.models.modules import Dense, LayerNorm, Modules, Normalize, Pooling
 from workers.models.prepare import prepare_model
+from workers.models.source import Overrides
 
 OLD, NEW, NEW_BASE = (
     "sentence_transformers.models",
@@ -161,8 +162,6 @@ def test_newest_save_leaves_the_length_to_the_tokenizer(folder: Path) -> None:
         ({"model_type": "camembert", "max_position_embeddings": 514, "pad_token_id": 5}, 508),
         ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 0}, 512),
         ({"model_type": "nomic_bert", "n_positions": 8192, "max_trained_positions": 2048}, 2048),
-        ({"model_type": "nomic_bert", "n_positions": 8192, "max_trained_positions": 2048}
-         | {"rotary_scaling_factor": 2}, 8192),
         ({"model_type": "bert", "max_position_embeddings": 512}, 512),
     ],
 )  # fmt: skip
