@@ -17,15 +17,20 @@ def write_tokenizer(folder: ModelFolder, vocabulary_size: int, into: Path) -> Pa
     """
     import openvino as ov
 
+    from workers.models.tokenizer_ir import read_tokenizer_ir
     from workers.models.tokenizers import convert_bert, is_bert
 
-    path = into / "tokenizer.json"
-    job = Job(str(folder.base), str(path), vocabulary_size, folder.max_tokens, folder.has_special_tokens)
-    convert_tokenizer(job)
-    spec = read_object(path)
-    if not is_bert(spec):
-        return path
-    path.unlink()
-    written = path.with_suffix(".xml")
-    ov.save_model(convert_bert(folder.tokenizer_path, spec), written, compress_to_fp16=False)
+    source, written = folder.tokenizer_path, into / "tokenizer.json"
+    if source.suffix == ".xml":
+        converted = read_tokenizer_ir(source)
+    else:
+        special_tokens = folder.has_special_tokens
+        convert_tokenizer(Job(str(source.parent), str(written), vocabulary_size, folder.max_tokens, special_tokens))
+        spec = read_object(written)
+        if not is_bert(spec):
+            return written
+        written.unlink()
+        converted = convert_bert(source, spec)
+    written = written.with_suffix(".xml")
+    ov.save_model(converted, written, compress_to_fp16=False)
     return written

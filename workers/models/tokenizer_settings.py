@@ -57,10 +57,13 @@ def advise(folder: Path) -> str:
     )
 
 
-def list_tokenizer_files(folder: Path) -> list[Path]:
-    """Return the files on which ids depend. Raise `ModelError` as `find_vocabulary` does."""
-    settings = [name for name in _SETTINGS_FILES if is_present(folder / name)]
-    return [folder / name for name in (*find_vocabulary(folder), *settings)]
+def list_tokenizer_files(path: Path) -> list[Path]:
+    """Return the files on which the ids of a tokenizer depend. `path` is the tokenizer IR, or a vocabulary file."""
+    if path.suffix == ".xml":
+        optional = [path.with_suffix(".bin")]
+    else:
+        optional = [path.parent / name for name in (*find_vocabulary(path.parent)[1:], *_SETTINGS_FILES)]
+    return [path, *(file for file in optional if is_present(file))]
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
