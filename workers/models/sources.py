@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from workers.models.graph_files import split_graph_path
 from workers.models.hub import find_name
 from workers.models.json_files import ModelError, is_present, read_json, summarize_error
 from workers.models.ovms_config import MODELS, Report, find_version, read_graph_folder, read_ovms_config
@@ -49,8 +50,11 @@ def find_sources(options: Options, report: Report) -> Found:
     elif options.repository:
         found = _read_repository(Path(options.repository), report)
     else:
-        folder = Path(options.model)
-        found = Found([_read_model(options.name or choose_model_name(folder), folder, folder, report)])
+        folder, file = Path(options.model), ""
+        if folder.is_file():
+            folder, file = split_graph_path(folder)
+        source = _read_model(options.name or choose_model_name(folder), folder, folder, report)
+        found = Found([_apply_overrides(source, Overrides(file=file))])
     return Found([_apply_overrides(source, options.overrides) for source in found.sources], found.refused)
 
 
@@ -116,7 +120,7 @@ def _add_model(found: Found, root: Path, folder: Path, report: Report) -> None:
 
 
 def _apply_overrides(source: Source, overrides: Overrides) -> Source:
-    """Return a source with the settings of the command line, as far as they are given."""
+    """Return a source with other settings, as far as they are given."""
     given = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value not in (None, "", {})}
     given["properties"] = source.overrides.properties | overrides.properties
     return msgspec.structs.replace(source, overrides=msgspec.structs.replace(source.overrides, **given))
