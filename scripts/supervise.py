@@ -52,13 +52,13 @@ class Served:
 
 def prepare_folder(options: argparse.Namespace) -> Path:
     """Fetch and convert the model if needed; return its folder."""
-    from workers.models.default import fetch_default_model
+    from workers.models.default import find_folder
     from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
 
     cache = Path(options.cache)
     try:
-        folder = Path(options.model) if options.model else fetch_default_model(cache, print_status)
+        folder = find_folder(options.model, cache, print_status)
         prepare_model(folder, cache, print_status)
     except ModelError as error:
         exit_refused("", error)

@@ -21,7 +21,8 @@ from workers.models.weight_files import FILE
 
 #: What Vecmill loads, for errors about other folders.
 SUPPORTED = (
-    "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them"
+    "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them, "
+    "and models exported to OpenVINO IR or ONNX with their tokenizer"
 )
 #: Settings of the tokenizer that replace those of tokenizer.json.
 _TOKENIZER_FILES = ("tokenizer_config.json",)
@@ -145,7 +146,7 @@ def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
         max_tokens=min(limit, overrides.max_tokens or limit),
         lower_case=transformer.lower_case,
         replaced_pooling=declared.pooling if declared and declared.pooling != applied.pooling else (),
-        repool=bool(overrides.pooling),
+        repool=is_imported and bool(overrides.pooling),
     )
 
 
@@ -153,7 +154,9 @@ def _check_folder(path: Path) -> None:
     if path.is_file():
         raise ModelError(f"{path} is a file; set --model to the folder that holds it")
     if not path.is_dir():
-        raise ModelError(f"the model folder {path} does not exist; {_describe_download(path)}")
+        raise ModelError(
+            f"the model folder {path} does not exist; set --model to a folder, or to OWNER/NAME on the Hugging Face hub"
+        )
     contents.check_folder(path, path)
 
 
@@ -248,13 +251,3 @@ def _apply_settings(modules: Modules, path: Path, settings: dict[str, Any], over
     if overrides.normalize is not None:
         modules = modules.replace_normalization(overrides.normalize)
     return modules
-
-
-def _describe_download(path: Path) -> str:
-    """Return how to get a model. `path` looks like a name on the hub if only its last two parts are missing."""
-    is_name = len(path.parts) > 1 and not path.parent.exists() and path.parent.parent.is_dir()
-    name = "/".join(path.parts[-2:]) if is_name else "OWNER/MODEL"
-    return (
-        "--model takes a folder and not a name on the Hugging Face hub, so download the model with: "
-        f"hf download {name} --local-dir FOLDER"
-    )
