@@ -181,7 +181,7 @@ def _read_entry(file: Path, entry: Any) -> tuple[str, str]:
 def _read_step(file: Path, kind: str, folder: Path, value: str) -> Step | None:
     """Return a module after the first, which takes and returns `value`; None for a module that changes no vector."""
     if kind == "Pooling":
-        return _read_pooling(folder / "config.json")
+        return read_pooling(folder / "config.json")
     if kind == "Dense":
         return _read_dense(folder, value)
     if kind == "LayerNorm" and value == _SENTENCE:
@@ -199,7 +199,7 @@ def _read_step(file: Path, kind: str, folder: Path, value: str) -> Step | None:
     )
 
 
-def _read_pooling(path: Path) -> Pooling:
+def read_pooling(path: Path) -> Pooling:
     """Return a Pooling module; mean if the module names no mode, as sentence-transformers does."""
     config = read_object(path)
     modes = config.get("pooling_mode")

@@ -31,7 +31,7 @@ def pool(states: Array, mode: str, leave_out: int = 0) -> Array:
     """Return the pooled states `[tokens, size]` of one text without its first tokens."""
     weights = np.arange(1, len(states) + 1)[leave_out:, None]
     states = states[leave_out:]
-    return {
+    pooled: Array = {
         "cls": lambda: states[0],
         "max": lambda: states.max(0),
         "mean": lambda: states.mean(0),
@@ -39,6 +39,7 @@ def pool(states: Array, mode: str, leave_out: int = 0) -> Array:
         "weightedmean": lambda: (states * weights).sum(0) / weights.sum(),
         "lasttoken": lambda: states[-1],
     }[mode]()
+    return pooled
 
 
 def pool_all(mask: Array, *modes: str) -> Array:
