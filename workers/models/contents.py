@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from workers.models.json_files import ModelError
+from workers.models.json_files import MAX_BYTES, REMEDY, ModelError
 from workers.models.weight_files import FILE, INDEX, find_weight_files
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -38,6 +38,12 @@ def find_missing(folder: Path, names: tuple[str, ...]) -> list[str]:
         if name not in missing:
             check_pointer(folder / name)
     return missing
+
+
+def check_size(path: Path) -> None:
+    """Raise `ModelError` if a JSON file is larger than `read_json` reads, before the file is hashed."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"could not read {path}: it is larger than {MAX_BYTES} bytes; {REMEDY}")
 
 
 def check_pointer(path: Path) -> None:
