@@ -1,5 +1,6 @@
 """Files of a model folder: which are present, and which Vecmill must not open. Does not import OpenVINO."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def check_folder(root: Path, folder: Path) -> None:
     if allowed[0].parent.name == "snapshots":
         allowed.append(allowed[0].parents[1] / "blobs")
     for path in (folder, *folder.iterdir()):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(parent) for parent in allowed):
+        # `Path.resolve` raises RuntimeError for a link to itself.
+        target = Path(os.path.realpath(path)) if path == folder or path.is_symlink() else allowed[0]
+        if not any(target.is_relative_to(parent) for parent in allowed):
             raise ModelError(f"{path} is a link out of the model folder; replace it by the file itself")
         if path.exists() and not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
             raise ModelError(f"{path} is neither a file nor a folder; remove it")
