@@ -29,7 +29,7 @@ from frontend.listening import describe_refusal, open_sockets  # noqa: E402  aft
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, format_curl, format_url  # noqa: E402
-from workers.__main__ import choose_model_name  # noqa: E402
+from workers.models.sources import choose_model_name  # noqa: E402
 
 #: When this process started, on the monotonic clock.
 STARTED = time.monotonic()
@@ -52,13 +52,13 @@ class Served:
 
 def prepare_folder(options: argparse.Namespace) -> Path:
     """Fetch and convert the model if needed; return its folder."""
-    from workers.models.default import fetch_default_model
-    from workers.models.folder import ModelError
+    from workers.models.default import find_folder
+    from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
 
     cache = Path(options.cache)
     try:
-        folder = Path(options.model) if options.model else fetch_default_model(cache, print_status)
+        folder = find_folder(options.model, cache, print_status)
         prepare_model(folder, cache, print_status)
     except ModelError as error:
         exit_refused("", error)

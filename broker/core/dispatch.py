@@ -46,6 +46,7 @@ def _lease_batch(state: State, worker: Worker, jobs: list[Job], model: str, now:
         lane=lease.lane,
         options=lease.options if any(lease.options) else b"",
         origins=[request.origin for request in requests if request.origin.request_id],
+        revision=worker.models[model].revision,
     )
     state.outbox.put(worker.peer, batch, [b"".join(job.payload for job in jobs)])
 

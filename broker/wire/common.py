@@ -1,6 +1,7 @@
 """Parts that messages in both directions share. Pure."""
 
 import enum
+from typing import NamedTuple
 
 import msgspec
 
@@ -40,6 +41,8 @@ class Option(enum.IntFlag):
     RAW = 4
     #: Return token ids, u32 each, instead of a vector. The input may be longer than the model accepts.
     TOKENIZE = 8
+    #: The input begins with a prompt of the model. Some models leave the tokens of a prompt out of the pooling.
+    PROMPT = 16
 
 
 class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -52,6 +55,13 @@ class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):
     def trace_id(self) -> str:
         """Trace id in the traceparent (https://www.w3.org/TR/trace-context/); empty without one."""
         return self.traceparent[3:35]
+
+
+class ModelKey(NamedTuple):
+    """What a batch is of: a model by its name and its revision, because vectors of two revisions must not mix."""
+
+    name: str
+    revision: str
 
 
 class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -79,6 +89,14 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     #: Whether the model declares that vectors may be shortened, and the dimensions that it recommends, if any.
     matryoshka: bool = False
     matryoshka_dimensions: list[U32] = []
+    #: Best size of a batch in tokens, and throughput, measured by the worker; 0: those of its hello.
+    batch_tokens: U32 = 0
+    tokens_per_s: U32 = 0
+
+    @property
+    def key(self) -> ModelKey:
+        """Name and revision."""
+        return ModelKey(self.name, self.revision)
 
 
 class Welcome(Message, tag=16):

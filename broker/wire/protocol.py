@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from broker.wire.columns import Frame, pack_u32, pack_u64, split_frame, unpack_u32, unpack_u64
-from broker.wire.common import Goodbye, Kind, Lane, Message, ModelInfo, Option, Origin, Welcome, Who
+from broker.wire.common import Goodbye, Kind, Lane, Message, ModelInfo, ModelKey, Option, Origin, Welcome, Who
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.frontend_messages import (
     Answers,
@@ -74,6 +74,7 @@ __all__ = [
     "Lane",
     "Message",
     "ModelInfo",
+    "ModelKey",
     "ModelState",
     "Models",
     "Option",

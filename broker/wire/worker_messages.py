@@ -18,7 +18,7 @@ from broker.wire.columns import (
     unpack_u32,
     unpack_u64,
 )
-from broker.wire.common import Lane, Message, ModelInfo, Origin
+from broker.wire.common import Lane, Message, ModelInfo, ModelKey, Origin
 from broker.wire.errors import ErrorCode, RemoteProtocolError
 
 # --- worker to broker ------------------------------------------------------------------------------------------------
@@ -158,6 +158,13 @@ class Batch(Message, tag=48):
     options: U8Column = b""
     #: Origins of the requests, for logs.
     origins: list[Origin] = msgspec.field(default_factory=list)
+    #: Revision of the model.
+    revision: Name = ""
+
+    @property
+    def key(self) -> ModelKey:
+        """Name and revision of the model."""
+        return ModelKey(self.model, self.revision)
 
     def frame_sizes(self) -> list[int]:
         """See `Message`."""

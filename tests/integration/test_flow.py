@@ -168,7 +168,10 @@ def test_results_queued_in_a_worker_do_not_change(cluster: Cluster) -> None:
     batches = {number: [f"{number} {one}" for one in range(15)] + [f"once {number}"] for number in range(1, 65)}
     for number, texts in batches.items():
         payload = "".join(texts).encode()
-        broker.send(wire.Batch(7, number, "fake", bytes(len(texts)), wire.pack_u32(map(len, texts))), payload)
+        broker.send(
+            wire.Batch(7, number, "fake", bytes(len(texts)), wire.pack_u32(map(len, texts)), revision="revision-1"),
+            payload,
+        )
     until(lambda: (cluster.folder / "64").exists())
     while batches:
         received = broker.receive(wire.FROM_WORKER, 20_000)

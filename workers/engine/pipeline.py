@@ -1,7 +1,7 @@
 """Threads that turn batches into vectors: one tokenizes and splits, and one per infer request runs the device.
 
-Interactive batches overtake bulk batches between any two micro-batches, up to a limit. The thread of the service owns
-the sockets: finished batches wait in `Pipeline.finished`, and `wake` wakes the service.
+Interactive batches overtake bulk batches between any two micro-batches, up to a limit, also those of other models. The
+thread of the service owns the sockets: finished batches wait in `Pipeline.finished`, and `wake` wakes the service.
 """
 
 import collections
@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from broker.wire import protocol as wire
+from broker.wire.protocol import ModelKey
 from workers.engine.backend import Backend, Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, sort_inputs
 
@@ -27,12 +28,22 @@ MAX_OVERTAKES = 16
 T = TypeVar("T")
 
 
+class Served(NamedTuple):
+    """A model in the pipeline. A batch keeps its model until the batch has finished."""
+
+    backend: Backend
+    #: Numbers of the backend's infer requests that no thread uses.
+    free: "queue.SimpleQueue[int]"
+
+
 @dataclass(slots=True, eq=False)
 class Work:
     """One batch in the pipeline. Several threads write `vectors`, each its own rows."""
 
     batch: wire.Batch
     frame: wire.Frame = field(repr=False)
+    #: Model of the batch; set by `Pipeline.submit` if the pipeline has the model.
+    served: Served = field(init=False, repr=False)
     #: None before the batch is tokenized, and after that failed.
     inputs: BatchInputs | None = None
     #: Rows of the accepted jobs in their order, float32 `[accepted, dimension]`.
@@ -101,115 +112,156 @@ class MicroBatch:
     #: Rows of `work.vectors` that the inference fills.
     rows: list[int]
     ids: list[Ids] = field(repr=False)
+    #: Tokens at the start of each input that the pooling leaves out.
+    prompt_tokens: list[int]
 
 
 class Pipeline:
     """Threads between `submit` and `finished`. If a thread dies, the process ends (see `workers/__main__.py`)."""
 
-    def __init__(self, backend: Backend, wake: Callable[[], None]) -> None:
-        """Create the threads; they call `wake` after each batch that they append to `finished`."""
-        self._backend = backend
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """Create a pipeline without models. Its threads call `wake` after each batch that they append to `finished`."""
         self._wake = wake
+        self._models: dict[ModelKey, Served] = {}
         self._batches: LanePriorityQueue[Work] = LanePriorityQueue()
         self._micro_batches: LanePriorityQueue[MicroBatch] = LanePriorityQueue()
         self.finished: collections.deque[Work] = collections.deque()
-        self._threads = [
-            threading.Thread(target=self._prepare_batches, name="tokenize", daemon=True),
-            *(
-                threading.Thread(target=self._run_micro_batches, args=(request,), name=f"infer-{request}", daemon=True)
-                for request in range(backend.requests)
-            ),
-        ]
+        self._tokenizing = threading.Thread(target=self._prepare_batches, name="tokenize", daemon=True)
+        self._inferring: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
+        """Start to tokenize."""
+        self._tokenizing.start()
+
+    def add_model(self, key: ModelKey, backend: Backend) -> None:
+        """Accept batches of a model. There are as many threads as the model with the most infer requests has."""
+        free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for request in range(backend.requests):
+            free.put(request)
+        self._models[key] = Served(backend, free)
+        for number in range(len(self._inferring), backend.requests):
+            thread = threading.Thread(target=self._run_micro_batches, name=f"infer-{number}", daemon=True)
+            self._inferring.append(thread)
             thread.start()
+
+    def remove_model(self, key: ModelKey) -> None:
+        """Accept no more batches of a model. The batches that were submitted still run, and then free its memory."""
+        self._models.pop(key, None)
 
     def submit(self, work: Work) -> None:
         """Queue a batch, which will be appended to `finished` with its vectors or an error."""
+        served = self._models.get(work.batch.key)
+        if served is None:
+            work.error = f"the worker does not serve revision {work.batch.revision} of {work.batch.model}"
+            self._finish_batch(work)
+            return
+        work.served = served
         self._batches.put(work.batch.lane, work)
 
     def stop(self) -> None:
         """End the threads. All submitted batches must have finished."""
         self._batches.put_end()
-        for _ in range(self._backend.requests):
+        for _ in self._inferring:
             self._micro_batches.put_end()
-        for thread in self._threads:
+        for thread in (self._tokenizing, *self._inferring):
             thread.join()
 
     def _prepare_batches(self) -> None:
-        """Tokenize batches and split them into micro-batches, until the end of the queue."""
+        """Tokenize batches and queue their micro-batches, until the end of the queue."""
         while (work := self._batches.get()) is not None:
-            try:
-                options = work.batch.options or bytes(len(work.batch.kinds))
-                inputs = work.inputs = sort_inputs(self._read_ids(work), options, self._backend)
-            except Exception as error:  # whatever a tokenizer raises: the broker runs the jobs of a failed batch alone
-                # Not the error's repr, because that of a UnicodeDecodeError has the input in it.
-                work.error = f"tokenizer: {type(error).__name__}: {error}"
-                self._finish_batch(work)
-                continue
-            answer_bytes = inputs.count_answer_bytes(self._backend.dimension)
-            if answer_bytes > wire.MAX_FRAME_BYTES:
-                # The broker runs the jobs of a failed batch alone, and the answer to one job is small enough.
-                work.error = f"tokenizer: an answer of {answer_bytes} bytes is longer than a frame"
-                self._finish_batch(work)
-                continue
-            work.vectors = np.empty((len(inputs.accepted), self._backend.dimension), np.float32)
-            lengths = [len(ids) for ids in inputs.accepted]
-            split = split_micro_batches(lengths, self._backend.micro_batch_tokens, self._backend.requests - 1)
-            work.expect_micro_batches(split, lengths)
-            if not split:
-                self._finish_batch(work)
-            for rows in split:
-                micro_batch = MicroBatch(work, rows, [inputs.accepted[row] for row in rows])
-                self._micro_batches.put(work.batch.lane, micro_batch)
+            self._queue_micro_batches(work)
+            # While the thread waits, it must not keep the memory of a model that was removed.
+            del work
 
-    def _read_ids(self, work: Work) -> list[Ids]:
-        """Return the ids of each job: tokenize its text, or take its ids as they are."""
+    def _queue_micro_batches(self, work: Work) -> None:
+        try:
+            split = self._prepare_batch(work, work.served.backend)
+        except Exception as error:  # whatever a tokenizer raises: the broker runs the jobs of a failed batch alone
+            # Not the error's repr, because that of a UnicodeDecodeError has the input in it.
+            work.error = f"tokenizer: {type(error).__name__}: {error}"
+            split = []
+        if not split:
+            self._finish_batch(work)
+        for micro_batch in split:
+            self._micro_batches.put(work.batch.lane, micro_batch)
+
+    def _prepare_batch(self, work: Work, backend: Backend) -> list[MicroBatch]:
+        """Return the micro-batches of a batch; none if no input is to run, or if `work.error` is set."""
+        options = work.batch.options or bytes(len(work.batch.kinds))
+        ids, prompt_tokens = self._read_ids(work, options, backend)
+        inputs = work.inputs = sort_inputs(ids, prompt_tokens, options, backend)
+        answer_bytes = inputs.count_answer_bytes(backend.dimension)
+        if answer_bytes > wire.MAX_FRAME_BYTES:
+            # The broker runs the jobs of a failed batch alone, and the answer to one job is small enough.
+            work.error = f"tokenizer: an answer of {answer_bytes} bytes is longer than a frame"
+            return []
+        work.vectors = np.empty((len(inputs.accepted), backend.dimension), np.float32)
+        lengths = [len(ids) for ids in inputs.accepted]
+        split = split_micro_batches(lengths, backend.micro_batch_tokens, backend.requests - 1)
+        work.expect_micro_batches(split, lengths)
+        return [
+            MicroBatch(work, rows, [inputs.accepted[row] for row in rows], [inputs.prompt_tokens[row] for row in rows])
+            for rows in split
+        ]
+
+    def _read_ids(self, work: Work, options: Sequence[int], backend: Backend) -> tuple[list[Ids], list[int]]:
+        """Return the ids of each job, of its text or as they are, and how many of them the pooling leaves out."""
         jobs = wire.split_frame(work.frame, wire.unpack_u32(work.batch.lengths))
         kinds = work.batch.kinds
         texts = [str(job, "utf-8") for job, kind in zip(jobs, kinds, strict=True) if kind == wire.Kind.TEXT]
-        text_ids = iter(self._backend.tokenize_texts(texts))
-        return [
+        text_ids = iter(backend.tokenize_texts(texts))
+        ids = [
             next(text_ids) if kind == wire.Kind.TEXT else np.frombuffer(job, np.uint32).astype(np.int64)
             for job, kind in zip(jobs, kinds, strict=True)
         ]
+        return ids, [
+            backend.count_prompt_tokens(job) if option & wire.Option.PROMPT else 0
+            for job, option in zip(jobs, options, strict=True)
+        ]
 
-    def _run_micro_batches(self, request: int) -> None:
-        """Run micro-batches on one infer request, until the end of the queue."""
+    def _run_micro_batches(self) -> None:
+        """Run micro-batches, until the end of the queue."""
         while (item := self._micro_batches.get()) is not None:
-            started = time.monotonic()
-            try:
-                error = self._fill_rows(item, request)
-            except Exception as caught:  # whatever a device plugin raises fails the batch, not the worker
-                error = f"device: {type(caught).__name__}: {caught}"
-                # If the device also fails on an input that worked before, this thread dies, and the worker with it.
-                self._backend.verify_device(request)
-            if item.work.finish_micro_batch(started, time.monotonic(), error):
-                self._finish_batch(item.work)
+            self._run_micro_batch(item)
+            # As above.
+            del item
 
-    def _fill_rows(self, item: MicroBatch, request: int) -> str:
+    def _run_micro_batch(self, item: MicroBatch) -> None:
+        backend, free = item.work.served
+        request = free.get()
+        started = time.monotonic()
+        try:
+            error = self._fill_rows(item, backend, request)
+        except Exception as caught:  # whatever a device plugin raises fails the batch, not the worker
+            error = f"device: {type(caught).__name__}: {caught}"
+            # If the device also fails on an input that worked before, this thread dies, and the worker with it.
+            backend.verify_device(request)
+        free.put(request)
+        if item.work.finish_micro_batch(started, time.monotonic(), error):
+            self._finish_batch(item.work)
+
+    def _fill_rows(self, item: MicroBatch, backend: Backend, request: int) -> str:
         """Run a micro-batch and write its rows. Return why the vectors are invalid, or "".
 
         Raise `ValueError` if the vectors have the wrong shape, and whatever the device raises.
         """
         work, rows = item.work, item.rows
-        vectors = self._backend.run_inference(request, item.ids)
-        if vectors.shape != (len(rows), self._backend.dimension):
+        vectors = backend.run_inference(request, item.ids, item.prompt_tokens)
+        if vectors.shape != (len(rows), backend.dimension):
             # numpy would repeat a single row or column to fill the others.
             raise ValueError(f"the device returned vectors of shape {vectors.shape} for {len(rows)} inputs")
         # The only copy of a vector, because the next inference overwrites the device's output.
         work.vectors[rows] = vectors
-        self._undo_normalization(work, rows, request)
+        self._undo_normalization(item, backend, request)
         return "" if np.isfinite(work.vectors[rows]).all() else "the device returned a vector that is not finite"
 
-    def _undo_normalization(self, work: Work, rows: Sequence[int], request: int) -> None:
+    def _undo_normalization(self, item: MicroBatch, backend: Backend, request: int) -> None:
         """Multiply the rows of jobs with `Option.RAW` by their divisors."""
+        work = item.work
         raw = work.inputs.raw if work.inputs else set()
-        if not raw or (divisors := self._backend.get_divisors(request)) is None:
+        if not raw or (divisors := backend.get_divisors(request)) is None:
             return
-        for row, divisor in zip(rows, divisors, strict=True):
+        for row, divisor in zip(item.rows, divisors, strict=True):
             if row in raw:
                 work.vectors[row] *= divisor
 

@@ -1,7 +1,9 @@
 """Splitting batches into micro-batches, and the threads that run them."""
 
+import gc
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Lane, Option
+from broker.wire.protocol import Lane, ModelKey, Option
 from tests.harness.fake_worker import FakeBackend, Fakery, vector
+from tests.harness.processes import until
 from workers.engine.backend import Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, truncate_ids
 from workers.engine.pipeline import MAX_OVERTAKES, LanePriorityQueue, Pipeline, Work, split_micro_batches
@@ -34,10 +37,18 @@ def test_few_rows_are_divided_among_streams() -> None:
     assert [len(rows) for rows in split_micro_batches([10] * 8, 1000, 2)] == [4, 4]
 
 
-def make_batch(*texts: str, lane: Lane = Lane.BULK, options: bytes = b"") -> Work:
+def make_batch(*texts: str, lane: Lane = Lane.BULK, options: bytes = b"", model: str = "fake") -> Work:
     payloads = [text.encode() for text in texts]
     lengths = wire.pack_u32(map(len, payloads))
-    return Work(wire.Batch(1, 1, "fake", bytes(len(texts)), lengths, lane, options), b"".join(payloads))
+    return Work(wire.Batch(1, 1, model, bytes(len(texts)), lengths, lane, options), b"".join(payloads))
+
+
+def make_pipeline(backend: FakeBackend, wake: Callable[[], None]) -> Pipeline:
+    """Return a running pipeline of the model "fake"."""
+    pipeline = Pipeline(wake)
+    pipeline.start()
+    pipeline.add_model(ModelKey("fake", ""), backend)
+    return pipeline
 
 
 def get_inputs(work: Work) -> BatchInputs:
@@ -49,8 +60,7 @@ def get_inputs(work: Work) -> BatchInputs:
 def run_batch(work: Work, backend: FakeBackend | None = None) -> Work:
     """Run a batch in a new pipeline, and return it."""
     woken = threading.Event()
-    pipeline = Pipeline(backend or FakeBackend(), woken.set)
-    pipeline.start()
+    pipeline = make_pipeline(backend or FakeBackend(), woken.set)
     pipeline.submit(work)
     assert woken.wait(10)
     pipeline.stop()
@@ -80,7 +90,7 @@ def test_batch_of_rejected_jobs_is_finished() -> None:
 
 
 @pytest.mark.parametrize(
-    "work", [make_batch("a", "raise"), Work(wire.Batch(1, 1, "m", b"\0", wire.pack_u32([1])), b"\xff")]
+    "work", [make_batch("a", "raise"), Work(wire.Batch(1, 1, "fake", b"\0", wire.pack_u32([1])), b"\xff")]
 )
 def test_exception_fails_the_batch_only(work: Work) -> None:
     assert run_batch(work).error
@@ -103,15 +113,14 @@ class BlockedBackend(FakeBackend):
             self._all_there.set()
         return super().tokenize_texts(texts)
 
-    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
         assert self._all_there.wait(10)
-        return super().run_inference(request, ids)
+        return super().run_inference(request, ids, prompt_tokens)
 
 
 def test_interactive_batch_overtakes_waiting_bulk_batches() -> None:
     finished = threading.Semaphore(0)
-    pipeline = Pipeline(BlockedBackend(), finished.release)
-    pipeline.start()
+    pipeline = make_pipeline(BlockedBackend(), finished.release)
     for text in ("first", "second", "urgent", "third", "last"):
         pipeline.submit(make_batch(text, lane=Lane.INTERACTIVE if text == "urgent" else Lane.BULK))
     for _ in range(5):
@@ -139,8 +148,7 @@ class SlowTokenizer(FakeBackend):
 
 def test_interactive_batch_is_tokenized_before_bulk_batches() -> None:
     backend, finished = SlowTokenizer(), threading.Semaphore(0)
-    pipeline = Pipeline(backend, finished.release)
-    pipeline.start()
+    pipeline = make_pipeline(backend, finished.release)
     for text in ("first", "second", "third", "urgent"):
         pipeline.submit(make_batch(text, lane=Lane.INTERACTIVE if text == "urgent" else Lane.BULK))
     backend.go_on.set()
@@ -148,6 +156,69 @@ def test_interactive_batch_is_tokenized_before_bulk_batches() -> None:
         assert finished.acquire(timeout=10)
     pipeline.stop()
     assert backend.read.index("urgent") < backend.read.index("third")
+
+
+class NumberedBackend(FakeBackend):
+    """Backend of an own dimension that notes which infer requests run its texts."""
+
+    def __init__(self, dimension: int, requests: int) -> None:
+        super().__init__(Fakery(dimension=dimension, requests=requests))
+        self.used: set[int] = set()
+
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
+        self.used.add(request)
+        return super().run_inference(request, ids, prompt_tokens)
+
+
+def test_each_batch_runs_on_its_model() -> None:
+    finished = threading.Semaphore(0)
+    small, large = NumberedBackend(4, 1), NumberedBackend(8, 3)
+    pipeline = make_pipeline(small, finished.release)
+    pipeline.add_model(ModelKey("large", ""), large)
+    for number in range(20):
+        pipeline.submit(make_batch(str(number), model=("fake", "large")[number % 2]))
+    for _ in range(20):
+        assert finished.acquire(timeout=10)
+    pipeline.stop()
+    for work in pipeline.finished:
+        dimension = {"fake": 4, "large": 8}[work.batch.model]
+        assert work.vectors.tolist() == [vector(bytes(work.frame).decode(), dimension).tolist()]
+    assert small.used == {0}
+    assert large.used <= {0, 1, 2}
+
+
+def test_interactive_batch_overtakes_another_models_batches() -> None:
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(BlockedBackend(), finished.release)
+    pipeline.add_model(ModelKey("other", ""), FakeBackend(Fakery(requests=1)))
+    for text in ("first", "second", "third"):
+        pipeline.submit(make_batch(text))
+    pipeline.submit(make_batch("urgent", lane=Lane.INTERACTIVE, model="other"))
+    pipeline.submit(make_batch("last"))
+    for _ in range(5):
+        assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert [bytes(work.frame).decode() for work in pipeline.finished].index("urgent") <= 1
+
+
+def test_removed_model_finishes_its_batches() -> None:
+    finished = threading.Semaphore(0)
+    backend = BlockedBackend()
+    pipeline = make_pipeline(backend, finished.release)
+    pipeline.submit(make_batch("first"))
+    pipeline.submit(make_batch("last"))
+    pipeline.remove_model(ModelKey("fake", ""))
+    pipeline.submit(make_batch("late"))
+    for _ in range(3):
+        assert finished.acquire(timeout=10)
+    errors = {bytes(work.frame).decode(): work.error for work in pipeline.finished}
+    assert errors == {"first": "", "last": "", "late": "the worker does not serve revision  of fake"}
+    # The memory is free although the threads go on.
+    pipeline.finished.clear()
+    alive = weakref.ref(backend)
+    del backend
+    until(lambda: gc.collect() >= 0 and alive() is None, 5, "the end of the backend")
+    pipeline.stop()
 
 
 def test_overtaking_a_bulk_item_is_limited() -> None:
@@ -215,8 +286,8 @@ class NormalizingBackend(FakeBackend):
         rows = len(self._outputs[request])
         return np.full((rows, 1), 2, np.float32)
 
-    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
-        self._outputs[request] = super().run_inference(request, ids)
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
+        self._outputs[request] = super().run_inference(request, ids, prompt_tokens)
         return self._outputs[request]
 
 
@@ -284,3 +355,31 @@ def test_answer_longer_than_a_frame_fails_the_batch(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(wire, "MAX_FRAME_BYTES", size - 1)
     error = run_batch(make_batch("a" * 30, "b" * 40, "c", options=options)).error
     assert error == f"tokenizer: an answer of {size} bytes is longer than a frame"
+
+
+class PromptedBackend(FakeBackend):
+    """Backend that takes a prompt to be three tokens, and records what the pooling leaves out."""
+
+    before = np.array([ord("^")], np.int64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: dict[str, int] = {}
+
+    def count_prompt_tokens(self, text: wire.Frame) -> int:
+        return 3
+
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
+        texts = ["".join(map(chr, text_ids)) for text_ids in ids]
+        self.left_out |= dict(zip(texts, prompt_tokens, strict=True))
+        return super().run_inference(request, ids, prompt_tokens)
+
+
+def test_prompt_of_a_job_is_left_out() -> None:
+    backend, long = PromptedBackend(), "^q:" + "x" * 62
+    start, end = Option.PROMPT | Option.TRUNCATE_START, Option.PROMPT | Option.TRUNCATE_END
+    texts = ["^q:a", "^q:b", long, long + "x", long + "xx", long + "y"]
+    run_batch(make_batch(*texts, options=bytes([Option.PROMPT, 0, start, start, start, end])), backend)
+    cut = "x" * 63
+    # Truncation at the start takes the prompt first, but not the special token before the prompt.
+    assert backend.left_out == {"^q:a": 3, "^q:b": 0, "^:" + cut[1:]: 2, "^" + cut: 1, long[:64]: 3}
