@@ -23,7 +23,7 @@ class ModelError(Exception):
     """The model cannot be served. The text is one sentence for the operator."""
 
 
-def summarize_error(error: Exception) -> str:
+def summarize_error(error: BaseException) -> str:
     """Return an exception's text as part of a sentence: without line ends, and not long."""
     return textwrap.shorten(explain(error), 200, placeholder="…")
 
