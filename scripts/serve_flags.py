@@ -15,6 +15,7 @@ from broker.shared.exit import exit_refused  # noqa: E402  after the path is set
 from broker.shared.variables import find_variables  # noqa: E402
 from broker.shared.version import VERSION  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, split_address  # noqa: E402
+from workers.models.hub import is_hub_name  # noqa: E402
 
 #: Default address of the broker's metrics.
 METRICS_BIND = "127.0.0.1:7412"
@@ -120,8 +121,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--workers", "1", "number of worker processes", type=parse_count)
     add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
-    add("--model", "", "model folder; default: all-MiniLM-L6-v2, fetched if missing")
-    add("--model-name", "", "name of the model in the API; default: the folder's name", variable="VECMILL_MODEL_NAME")
+    add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")
+    add(
+        "--model-name",
+        "",
+        "name of the model in the API; default: that on the hub, or the folder's",
+        variable="VECMILL_MODEL_NAME",
+    )
+    text = "where to truncate inputs that are too long, unless the request decides"
+    add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", choices=("none", "start", "end"))
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")
@@ -138,7 +146,9 @@ def parse_arguments() -> argparse.Namespace:
     options.host = options.host or address or "127.0.0.1"
     # The processes run in another folder.
     for name in ("cache", "model", "api_keys", "tls_cert", "tls_key"):
-        setattr(options, name, getattr(options, name) and str(Path(getattr(options, name)).absolute()))
+        value = getattr(options, name)
+        if value and not (name == "model" and is_hub_name(value)):
+            setattr(options, name, str(Path(value).absolute()))
     return options
 
 

@@ -28,7 +28,7 @@ from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused 
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
-from frontend.welcome import format_curl, format_url  # noqa: E402
+from frontend.welcome import PORT_VARIABLE, format_curl, format_url  # noqa: E402
 from workers.models.sources import choose_model_name  # noqa: E402
 
 #: When this process started, on the monotonic clock.
@@ -52,13 +52,13 @@ class Served:
 
 def prepare_folder(options: argparse.Namespace) -> Path:
     """Fetch and convert the model if needed; return its folder."""
-    from workers.models.default import fetch_default_model
+    from workers.models.default import find_folder
     from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
 
     cache = Path(options.cache)
     try:
-        folder = Path(options.model) if options.model else fetch_default_model(cache, print_status)
+        folder = find_folder(options.model, cache, print_status)
         prepare_model(folder, cache, print_status)
     except ModelError as error:
         exit_refused("", error)
@@ -100,7 +100,7 @@ def create_children(
     worker += ["--streams", options.streams] if options.streams else []
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
-    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key]
+    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key, "--truncate", options.truncate]
     logs = ["--log-level", options.log_level, "--log-format", options.log_format]
     worker_children = [
         Child(f"worker {number}", [*worker, *logs, "--health-file", str(file)], print_status)
@@ -208,6 +208,8 @@ def main() -> None:
         print_status("finishing open requests; a second Ctrl-C kills all processes at once")
 
     check_address(options.host, options.port)
+    # It is for the containers of compose.yaml, in which a frontend listens on another address than it is published on.
+    os.environ.pop(PORT_VARIABLE, None)
     # Handle SIGTERM like Ctrl-C, so that unfinished downloads are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from workers.models.graph_files import split_graph_path
+from workers.models.hub import find_name
 from workers.models.json_files import ModelError, is_present, read_json, summarize_error
 from workers.models.ovms_config import MODELS, Report, find_version, read_graph_folder, read_ovms_config
 from workers.models.source import Found, Overrides, Refused, Source
@@ -58,7 +59,9 @@ def find_sources(options: Options, report: Report) -> Found:
 
 
 def choose_model_name(folder: Path) -> str:
-    """Return the name to serve a model under if none is set: its folder's name, or the default model's full name."""
+    """Return the name to serve a model under if none is set: its name on the hub, or else its folder's name."""
+    if fetched := find_name(folder):
+        return fetched
     name = folder.resolve().name
     return f"sentence-transformers/{name}" if name == "all-MiniLM-L6-v2" else name
 

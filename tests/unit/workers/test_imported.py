@@ -11,7 +11,7 @@ import openvino.opset15 as op
 import pytest
 
 from tests.harness.data import DATA
-from tests.harness.families import measure_difference, pad_texts, read_golden
+from tests.harness.families import pad_texts, read_golden
 from tests.harness.graphs import (
     add_sentence,
     build_graph,
@@ -260,13 +260,3 @@ def test_unknown_operation_is_named(tmp_path: Path) -> None:
     content = encode_onnx(TABLE).replace(b"Gather", b"Gothar")
     (tmp_path / "model.onnx").write_bytes(content)
     assert "Gothar" in get_error(tmp_path / "model.onnx")
-
-
-def test_measured_difference_of_the_onnx_file(tmp_path: Path) -> None:
-    golden = read_golden("bert")
-    compiled = ov.Core().compile_model(DATA / "imported" / "bert.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def infer(ids: Any, mask: Any) -> Any:
-        return compiled({"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})[0]
-
-    assert measure_difference(golden, infer) < 1e-5

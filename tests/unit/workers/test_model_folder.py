@@ -186,9 +186,10 @@ def test_folder_without_a_model_is_rejected_with_advice(tmp_path: Path) -> None:
     assert "could not read the model folder" in get_error(tmp_path / ("x" * 300))
 
 
-def test_name_on_the_hub_is_rejected_with_a_download_command(tmp_path: Path) -> None:
-    assert "hf download BAAI/bge-small-en-v1.5 --local-dir" in get_error(tmp_path / "BAAI" / "bge-small-en-v1.5")
-    assert "hf download OWNER/MODEL --local-dir" in get_error(tmp_path / "none")
+def test_missing_folder_is_rejected_with_advice(tmp_path: Path) -> None:
+    assert "does not exist; set --model to a folder, or to OWNER/NAME on the Hugging Face hub" in get_error(
+        tmp_path / "none"
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,6 +275,7 @@ def test_prompts_are_those_of_sentence_transformers(folder: Path) -> None:
     assert load_prompts(folder, prompts=None, default_prompt_name=None) == Prompts()
     texts = {"query": "query: ", "document": ""}
     assert load_prompts(folder, prompts=texts) == Prompts(texts)
+    assert load_prompts(folder, prompts=texts | {"document": None}) == Prompts(texts)
     assert load_prompts(folder, prompts=texts, default_prompt_name="query") == Prompts(texts, "query")
 
 
