@@ -119,6 +119,7 @@ MODEL_BUGS = [
     ModelBug("sentence-transformers drops unknown tokens", "static.py", 'if folder.family == "model2vec" and (', "if True and (", "static keeps"),
     ModelBug("the factors of tokens are left out", "static.py", '    if "weights" in weights:\n', "    if False:\n", "static factors"),
     ModelBug("static models get special tokens", "tokenizer_files.py", "special_tokens = folder.has_special_tokens", "special_tokens = True", "static"),
+    ModelBug("padding inside a text has a position", "layout.py", "op.multiply(op.cum_sum(counted, make_integer(1)), counted)", "op.cum_sum(counted, make_integer(1))", "encoder padding"),
     ModelBug("MPNet's far tokens share too few buckets", "encoder.py", "_MAX_DISTANCE = 128", "_MAX_DISTANCE = 64", "golden_families mpnet"),
     ModelBug("token types are 1", "encoder.py", "spec.token_types, spec.hidden)[0]", "spec.token_types, spec.hidden)[-1]", "golden_families transformers and bert"),
     ModelBug("norms before the layers are taken for norms after", "encoder_specs.py", 'for key in ("prenorm", ', "for key in (", "encoder unsupported"),
