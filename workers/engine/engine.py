@@ -48,7 +48,7 @@ class Engine:
         self.tokens_per_second = 0.0
         self._vocabulary = prepared.vocabulary_size
         self._pad = prepared.pad_id
-        self._tokenizer = Tokenizer(prepared.tokenizer_path)
+        self._tokenizer = Tokenizer(prepared.tokenizer_path, lower_case=prepared.lower_case)
         self.before, self.after = self._tokenizer.before, self._tokenizer.after
         self._compiled = compile_model(prepared.model_path, device.upper(), streams, cache / "compiled")
         self.streams = int(self._compiled.get_property("NUM_STREAMS"))
