@@ -1,9 +1,8 @@
 """Golden models of `tests/data/families`, which `scripts/make_goldens.py` makes."""
 
-import importlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -16,7 +15,7 @@ from safetensors.numpy import load_file
 from tests.harness.data import DATA
 from workers.models.folder import ModelFolder
 from workers.models.layout import PaddedLayout
-from workers.models.prepare import FAMILIES as BUILDERS
+from workers.models.prepare import build_states
 from workers.models.weights import Weights
 
 FAMILIES = DATA / "families"
@@ -67,8 +66,7 @@ class Graph:
         )
         # The compiled model refers to the mapped weights.
         self._weights, layout = Weights(golden.path), PaddedLayout()
-        states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, self._weights, layout)
-        self._weights.check_use()
+        states = build_states(folder, self._weights, layout)
         model, settings = ov.Model([states], layout.inputs), {"INFERENCE_PRECISION_HINT": "f32"}
         self._compiled = ov.Core().compile_model(model, "CPU", settings)
 
@@ -96,7 +94,7 @@ def summarize_states(states: Any) -> States:
     return np.array(rows, np.float32)
 
 
-def measure_difference(golden: Golden, infer: Graph) -> float:
+def measure_difference(golden: Golden, infer: Callable[[Ids, Ids], States]) -> float:
     """Return the largest difference between golden states and those of a graph, alone and in a crowd.
 
     The crowd are all texts of the model in one batch, and once more beside a row that is masked entirely.

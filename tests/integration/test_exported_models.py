@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -35,8 +36,8 @@ def serve_export(source: Path, **options: Any) -> PreparedModel:
     """Export a model, and return it as a worker prepares it from config.json."""
     root = source.parent
     config = root / "models" / "config.json"
-    required = {"source": str(source), "repository": root / "models", "config_path": config}
-    export_model(ExportOptions(**required, **options), root / "cache", lambda _: None)
+    plain = ExportOptions(source=str(source), repository=root / "models", config_path=config)
+    export_model(msgspec.structs.replace(plain, **options), root / "cache", lambda _: None)
     found = find_sources(Options(config=str(config)), lambda _: None)
     assert found.refused == []
     [served] = found.sources

@@ -4,11 +4,9 @@
 Vecmill reads the modules of sentence-transformers besides.
 """
 
-import importlib
 import json
-import os
 import shutil
-import warnings
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +14,11 @@ from typing import TYPE_CHECKING
 from broker.shared.version import VERSION
 from workers.models.folder import ModelFolder
 from workers.models.hub import SETTINGS
-from workers.models.json_files import REMEDY, ModelError, read_json, summarize_error
+from workers.models.json_files import MAX_COUNT, ModelError, read_count, read_json, read_object
+from workers.models.library import Job, convert_tokenizer
 from workers.models.modules import read_modules
-from workers.models.prepare import FAMILIES
+from workers.models.prepare import FAMILIES, build_states
+from workers.models.tokenizer_settings import NAMES, get_content, read_settings
 
 if TYPE_CHECKING:
     from workers.models.precision import WeightFormat
@@ -44,8 +44,7 @@ def write_graph(folder: ModelFolder, into: Path, wanted: "WeightFormat") -> None
     else:
         # The constants of the model are in the files that `weights` maps.
         weights, layout = Weights(folder.base), PaddedLayout()
-        states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
-        weights.check_use()
+        states = build_states(folder, weights, layout)
         states.output(0).set_names({"last_hidden_state"})
         model = ov.Model([states], layout.inputs, folder.family)
     compress_weights(model, wanted)
@@ -55,19 +54,27 @@ def write_graph(folder: ModelFolder, into: Path, wanted: "WeightFormat") -> None
 
 
 def write_tokenizer(folder: ModelFolder, into: Path) -> None:
-    """Write the IR of a folder's tokenizer: texts to padded `input_ids` and `attention_mask`. Raise `ModelError`."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import openvino as ov
-        import openvino_tokenizers
-        from transformers import PreTrainedTokenizerFast
+    """Write the IR of a folder's tokenizer: texts to padded `input_ids` and `attention_mask`. Raise `ModelError`.
 
-        try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder.base, local_files_only=True)
-            converted = openvino_tokenizers.convert_tokenizer(tokenizer)
-        except Exception as error:  # the libraries raise many kinds, all because of this file
-            raise ModelError(f"could not convert {folder.tokenizer_path}: {summarize_error(error)}; {REMEDY}") from None
+    Only OVMS reads the IR: Vecmill reads tokenizer.json, which gives the model's own ids for every text.
+    """
+    import openvino as ov
+
+    from workers.models.tokenizers import convert_padded
+
+    source = folder.tokenizer_path
+    if source.suffix == ".xml":
+        for path in (source, source.with_suffix(".bin")):
+            shutil.copyfile(path, (into / TOKENIZER).with_suffix(path.suffix))
+        return
+    vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size", default=MAX_COUNT)
+    settings = read_settings(source.parent)
+    special = {name: content for name in NAMES if (content := get_content(settings.get(name))) is not None}
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch) / source.name
+        job = Job(str(source.parent), str(written), vocabulary_size, folder.max_tokens, folder.has_special_tokens)
+        convert_tokenizer(job)
+        converted = convert_padded(source, read_object(written), **special)
     ov.save_model(converted, into / TOKENIZER, compress_to_fp16=False)
 
 

@@ -22,8 +22,8 @@ from workers.models.weight_files import FILE
 
 #: What Vecmill loads, for errors about other folders.
 SUPPORTED = (
-    "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them, and "
-    "models exported to OpenVINO IR or ONNX with their tokenizer"
+    "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them, "
+    "and models exported to OpenVINO IR or ONNX with their tokenizer"
 )
 _SETTINGS = "config_sentence_transformers.json"
 #: Longest input of a static model, in tokens: sentence-transformers sets no limit, but an inference needs one.

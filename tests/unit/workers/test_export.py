@@ -152,14 +152,15 @@ def test_names_that_leave_the_repository_are_refused(folder: Path, name: str) ->
         run_export(folder, name=name)
 
 
-def test_tokenizer_pads_as_ovms_expects(folder: Path) -> None:
+@pytest.mark.parametrize(("pad_token", "pad_id"), [(None, 0), ("[PAD]", 0), ("[MASK]", 4)])
+def test_tokenizer_pads_as_ovms_expects(folder: Path, pad_token: str | None, pad_id: int) -> None:
+    write_json(folder / "tokenizer_config.json", {"pad_token": pad_token, "model_max_length": 512})
     target, _ = run_export(folder)
-    core = ov.Core()
-    import openvino_tokenizers  # noqa: F401  registers the operations
+    import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
 
-    tokenize = core.compile_model(target / "openvino_tokenizer.xml", "CPU")
+    tokenize = ov.Core().compile_model(target / "openvino_tokenizer.xml", "CPU")
     result = tokenize(["hello world", "a"])
-    np.testing.assert_array_equal(result["input_ids"], [[2, 26, 27, 3], [2, 5, 3, 0]])
+    np.testing.assert_array_equal(result["input_ids"], [[2, 26, 27, 3], [2, 5, 3, pad_id]])
     np.testing.assert_array_equal(result["attention_mask"], [[1, 1, 1, 1], [1, 1, 1, 0]])
 
 
