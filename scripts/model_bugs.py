@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class ModelBug(NamedTuple):
-    """Replacement of one text in one file of `workers/models` by a wrong one; the name describes the effect."""
+    """Replacement of one text in one file of `workers` by a wrong one; the name describes the effect."""
 
     name: str
     file: str
@@ -13,6 +13,11 @@ class ModelBug(NamedTuple):
     wrong: str
     #: Arguments of pytest: the file in `tests/unit/workers` without `test_` and `.py`, and a part of the tests' names.
     tests: str
+
+    @property
+    def path(self) -> str:
+        """Path of the file from the repository's root; a bare name is in `workers/models`."""
+        return f"workers/{self.file}" if "/" in self.file else f"workers/models/{self.file}"
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -54,7 +59,7 @@ MODEL_BUGS = [
     ModelBug("Gemma3's half window excludes its end", "decoder.py", "return window // 2", "return window // 2 - 1", "golden_families gemma3"),
     ModelBug("Gemma3's layers have one rotary base", "decoder.py", 'theta_key="rope_local_base_freq"', 'theta_key="rope_theta"', "golden_families gemma3"),
     ModelBug("Gemma3's scores are scaled by the head size", "decoder.py", "whole=False) if is_gemma else size", "whole=False) * 0 + size", "golden_families gemma3"),
-    ModelBug("Gemma3's full layers come first", "decoder.py", "SLIDING if (number + 1) % period else FULL", "SLIDING if number % period else FULL", "golden_families gemma3"),
+    ModelBug("Gemma3's full layers come first", "decoder.py", "SLIDING if (number + 1) % period else FULL", "SLIDING if number % period else FULL", "decoder spellings"),
     ModelBug("heads of queries and keys have no norm", "decoder.py", 'has_head_norms=family in ("qwen3", "gemma3_text")', "has_head_norms=False", "golden_families qwen3"),
     ModelBug("head_dim is ignored", "decoder.py", 'size = read_count(path, config, "head_dim", default=_HEAD_SIZES.get(family, max(1, hidden // heads)))', "size = max(1, hidden // heads)", "golden_families qwen3"),
     ModelBug("Qwen2 has no biases", "decoder.py", 'query_bias=attention_bias or family == "qwen2"', "query_bias=attention_bias", "golden_families qwen2"),
@@ -87,4 +92,9 @@ MODEL_BUGS = [
     ModelBug("ModernBERT's first layer has a norm", "modernbert.py", 'shape) if number else hidden', "shape)", "golden_families modernbert"),
     ModelBug("ModernBERT has one rotary base", "modernbert.py", 'SLIDING: ("local_rope_theta"', 'SLIDING: ("global_rope_theta"', "golden_families modernbert"),
     ModelBug("ModernBERT's full layers come last", "modernbert.py", "SLIDING if number % period else FULL", "SLIDING if (number + 1) % period else FULL", "golden_families modernbert"),
+    # Engine.
+    ModelBug("tokens equal to the padding are masked", "engine/engine.py", '"attention_mask": mask.astype(np.int64)}', '"attention_mask": (padded != self._pad).astype(np.int64)}', "golden_sentences qwen3"),
+    ModelBug("texts are padded on the left", "engine/engine.py", "mask = np.arange(lengths.max()) < lengths[:, None]", "mask = np.arange(lengths.max())[::-1] < lengths[:, None]", "golden_sentences multilingual"),
+    ModelBug("truncation cuts the special tokens", "engine/batch_inputs.py", "tail = after if ids[len(ids) - len(after) :].tolist() == after.tolist() else after[:0]", "tail = after[:0]", "golden_sentences qwen3"),
+    ModelBug("devices choose their precision", "engine/engine.py", ', "INFERENCE_PRECISION_HINT": "f32"}', "}", "inference_precision"),
 ]  # fmt: skip

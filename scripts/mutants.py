@@ -139,7 +139,7 @@ BUGS = [
     Bug("a long budget makes the message malformed", "frontend/session/session.py", "int(min(max(0.0, (pending.deadline - now) * 1000), 2**32 - 1))", "int(max(0.0, (pending.deadline - now) * 1000))"),
     Bug("jobs wait forever for a worker", "scheduler.py", "                fail_unserved(state, model, now)\n", "                pass\n"),
 ]  # fmt: skip
-BUGS += [Bug(bug.name, f"workers/models/{bug.file}", bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
+BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
 NO_BUG = Bug("none", "scheduler.py", "", "")
 
