@@ -67,4 +67,14 @@ MODEL_BUGS = [
     ModelBug("ModernBERT's first layer has a norm", "modernbert.py", 'shape) if number else hidden', "shape)", "golden_families modernbert"),
     ModelBug("ModernBERT has one rotary base", "modernbert.py", 'SLIDING: ("local_rope_theta"', 'SLIDING: ("global_rope_theta"', "golden_families modernbert"),
     ModelBug("ModernBERT's full layers come last", "modernbert.py", "SLIDING if number % period else FULL", "SLIDING if (number + 1) % period else FULL", "golden_families modernbert"),
+    # Tokenizers.
+    ModelBug("add_eos_token is ignored", "tokenizer_settings.py", "    if flag is True:\n", "    if False:\n", "tokenizer_settings end_tokens"),
+    ModelBug("add_bos_token of Qwen removes a token", "tokenizer_settings.py", 'return "" if flag is False and is_removing else None', 'return "" if flag is False else None', "tokenizer_settings end_tokens"),
+    ModelBug("an end token replaces both ends", "library.py", "for content, ids in zip(chosen, find_ends(library), strict=True):", "for content, ids in zip(chosen, ([], []), strict=True):", "tokenizer_settings end_tokens"),
+    ModelBug("do_lower_case is ignored", "tokenizer_settings.py", 'spec["normalizer"] = normalizer | fields', "pass", "tokenizer_settings of_bert"),
+    ModelBug("generic tokenizers are lower-cased", "tokenizer_settings.py", 'normalizer.get("type") == "BertNormalizer" and not is_generic', 'normalizer.get("type") == "BertNormalizer"', "tokenizer_settings of_bert"),
+    ModelBug("special tokens of the settings are words", "library.py", "missing = [content for content in list_special_tokens(settings) if content not in known]", "missing = []", "tokenizer_settings of_bert"),
+    ModelBug("add_prefix_space is ignored", "tokenizer_settings.py", 'splitter | {"add_prefix_space": settings["add_prefix_space"]}', "splitter", "tokenizer_settings prefix"),
+    ModelBug("the IR gets tokens that it does not find", "tokenizers.py", 'vocabulary.get(token["content"]) == token["id"]', "True", "tokenizer_settings of_bert"),
+    ModelBug("the IR runs all WordPiece tokenizers", "tokenizers.py", 'if types != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or', 'if types[0::2] != ["BertNormalizer", "WordPiece"] or', "tokenizer other_rules"),
 ]  # fmt: skip
