@@ -129,4 +129,14 @@ MODEL_BUGS = [
     ModelBug("sentence-transformers drops unknown tokens", "static.py", 'if folder.family == "model2vec" and (', "if True and (", "static keeps"),
     ModelBug("the factors of tokens are left out", "static.py", '    if "weights" in weights:\n', "    if False:\n", "static factors"),
     ModelBug("static models get special tokens", "tokenizer_files.py", "    if not folder.has_special_tokens:\n", "    if False:\n", "static"),
+    # Tokenizers.
+    ModelBug("add_eos_token is ignored", "tokenizer_settings.py", "    if flag is True:\n", "    if False:\n", "tokenizer_settings end_tokens"),
+    ModelBug("add_bos_token of Qwen removes a token", "tokenizer_settings.py", 'return "" if flag is False and is_removing else None', 'return "" if flag is False else None', "tokenizer_settings end_tokens"),
+    ModelBug("an end token replaces both ends", "library.py", "for content, ids in zip(chosen, find_ends(library), strict=True):", "for content, ids in zip(chosen, ([], []), strict=True):", "tokenizer_settings end_tokens"),
+    ModelBug("do_lower_case is ignored", "tokenizer_settings.py", 'spec["normalizer"] = normalizer | fields', "pass", "tokenizer_settings of_bert"),
+    ModelBug("generic tokenizers are lower-cased", "tokenizer_settings.py", 'normalizer.get("type") == "BertNormalizer" and not is_generic', 'normalizer.get("type") == "BertNormalizer"', "tokenizer_settings of_bert"),
+    ModelBug("special tokens of the settings are words", "library.py", "missing = [content for content in list_special_tokens(settings) if content not in known]", "missing = []", "tokenizer_settings of_bert"),
+    ModelBug("add_prefix_space is ignored", "tokenizer_settings.py", 'splitter | {"add_prefix_space": settings["add_prefix_space"]}', "splitter", "tokenizer_settings prefix"),
+    ModelBug("the IR gets tokens that it does not find", "tokenizers.py", 'vocabulary.get(token["content"]) == token["id"]', "True", "tokenizer_settings of_bert"),
+    ModelBug("the IR runs all WordPiece tokenizers", "tokenizers.py", 'if types != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or', 'if types[0::2] != ["BertNormalizer", "WordPiece"] or', "tokenizer other_rules"),
 ]  # fmt: skip
