@@ -128,6 +128,8 @@ def parse_arguments() -> argparse.Namespace:
         "name of the model in the API; default: that on the hub, or the folder's",
         variable="VECMILL_MODEL_NAME",
     )
+    text = "where to truncate inputs that are too long, unless the request decides"
+    add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", choices=("none", "start", "end"))
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")

@@ -13,6 +13,7 @@ import openvino as ov
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
+from workers.engine.compiled_cache import open_compiled_cache
 from workers.engine.cpus import count_cpus
 from workers.engine.tokenizer import Tokenizer
 from workers.models.modules import PROMPT_TOKENS
@@ -146,7 +147,7 @@ class Engine:
 def compile_model(path: Path, device: str, streams: int, cache: Path) -> ov.CompiledModel:
     """Return a model compiled for throughput in float32. Raise `DeviceError` if the device cannot run it."""
     core = ov.Core()
-    core.set_property({"CACHE_DIR": str(cache)})
+    core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
     devices = core.available_devices
     if device.partition(":")[0] in ("AUTO", "MULTI", "HETERO", "BATCH"):
         raise DeviceError(f"{device} is not supported because a worker runs one device; choose {' or '.join(devices)}")

@@ -66,6 +66,8 @@ def convert_tokenizer(job: Job) -> None:
 
     Raise `ModelError` if the files are damaged or do not fit the model, or if the process exceeds its limits.
     """
+    # The process runs in another folder.
+    job = msgspec.structs.replace(job, folder=os.path.abspath(job.folder), output=os.path.abspath(job.output))
     done = subprocess.run(
         [sys.executable, "-m", __name__, msgspec.json.encode(job).decode()],
         cwd=Path(__file__).parents[2],

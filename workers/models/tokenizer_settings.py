@@ -16,7 +16,7 @@ _VOCABULARIES = (("vocab.txt",), ("vocab.json", "merges.txt"))
 #: Files that transformers converts with sentencepiece.
 _MODELS = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "spm.model")
 #: Settings; those of a later file take precedence.
-_SETTINGS_FILES = ("special_tokens_map.json", CONFIG)
+SETTINGS_FILES = ("special_tokens_map.json", CONFIG)
 
 #: Settings that replace fields of BERT's normalizer.
 _NORMALIZER_FIELDS = {
@@ -62,14 +62,14 @@ def list_tokenizer_files(path: Path) -> list[Path]:
     if path.suffix == ".xml":
         optional = [path.with_suffix(".bin")]
     else:
-        optional = [path.parent / name for name in (*find_vocabulary(path.parent)[1:], *_SETTINGS_FILES)]
+        optional = [path.parent / name for name in (*find_vocabulary(path.parent)[1:], *SETTINGS_FILES)]
     return [path, *(file for file in optional if is_present(file))]
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Return the settings of a folder. Raise `ModelError` if a file cannot be read."""
     settings: dict[str, Any] = {}
-    for name in _SETTINGS_FILES:
+    for name in SETTINGS_FILES:
         if is_present(folder / name):
             settings |= {key: value for key, value in read_object(folder / name).items() if value is not None}
     return settings

@@ -44,7 +44,16 @@ _Node = dict[int, Any]
 
 def convert_bert(path: Path, spec: dict[str, Any]) -> ov.Model:
     """Return the IR of a tokenizer.json for which `is_bert` holds. Raise `ModelError` if the file is damaged."""
-    max_characters = spec["model"]["max_input_chars_per_word"]
+    return expose_ragged_ids(convert_padded(path, spec), path)
+
+
+def convert_padded(path: Path, spec: dict[str, Any], **settings: Any) -> ov.Model:
+    """Return the IR of a tokenizer.json as openvino-tokenizers makes it, with padded `input_ids` and `attention_mask`.
+
+    The ids are exact if `is_bert` holds. `settings` are those of transformers, such as `pad_token`. Raise `ModelError`
+    if the file is damaged.
+    """
+    is_exact = is_bert(spec)
     # transformers warns about the missing PyTorch, which Vecmill does not need.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with warnings.catch_warnings():
@@ -54,14 +63,17 @@ def convert_bert(path: Path, spec: dict[str, Any]) -> ov.Model:
         from transformers import PreTrainedTokenizerFast
 
         try:
-            spec = spec | _build_rules(json.dumps(spec["normalizer"], sort_keys=True), max_characters)
+            if is_exact:
+                max_characters = spec["model"]["max_input_chars_per_word"]
+                spec = spec | _build_rules(json.dumps(spec["normalizer"], sort_keys=True), max_characters)
             exact = tokenizers.Tokenizer.from_str(json.dumps(spec))
-            tokenizer = PreTrainedTokenizerFast(tokenizer_object=exact)  # type: ignore[no-untyped-call]
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=exact, **settings)  # type: ignore[no-untyped-call]
             converted = openvino_tokenizers.convert_tokenizer(tokenizer)
         except Exception as error:  # the libraries raise many kinds, all because of this file
             raise ModelError(f"could not convert {path}: {summarize_error(error)}; {REMEDY}") from error
-    _lift_byte_limit(converted, max_characters)
-    return expose_ragged_ids(converted, path)
+    if is_exact:
+        _lift_byte_limit(converted, max_characters)
+    return converted
 
 
 def is_bert(spec: dict[str, Any]) -> bool:
