@@ -25,6 +25,9 @@ UNIT += sorted(path.stem.removeprefix("test_") for path in ROOT.glob("tests/unit
 TESTS = [f"tests/unit/broker/test_{name}.py" for name in UNIT]
 TESTS += ["tests/unit/frontend/test_session.py", "tests/property"]
 
+#: Loading all plugins that are installed takes 3 s of CPU time.
+PLUGINS = ["-p", "no:cacheprovider", "-p", "pytest_timeout", "-p", "_hypothesis_pytestplugin"]
+
 
 class Bug(NamedTuple):
     """Replacement of one text in one file by a wrong one; the name describes the effect."""
@@ -141,7 +144,7 @@ BUGS = [
     Bug("a long budget makes the message malformed", "frontend/session/session.py", "int(min(max(0.0, (pending.deadline - now) * 1000), 2**32 - 1))", "int(max(0.0, (pending.deadline - now) * 1000))"),
     Bug("jobs wait forever for a worker", "scheduler.py", "                fail_unserved(state, model, now)\n", "                pass\n"),
 ]  # fmt: skip
-BUGS += [Bug(bug.name, f"workers/models/{bug.file}", bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
+BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
 NO_BUG = Bug("none", "scheduler.py", "", "")
 
@@ -156,9 +159,10 @@ def run_tests(bug: Bug) -> tuple[int, float]:
         shutil.copy(ROOT / "pyproject.toml", copy)
         path = copy / bug.path
         path.write_text(path.read_text().replace(bug.right, bug.wrong))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "600", *bug.tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", *PLUGINS, "--timeout", "600", *bug.tests]
         # CI would raise the number of examples.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         status = subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
     return status, time.monotonic() - started
 

@@ -122,12 +122,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
     add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")
-    add(
-        "--model-name",
-        "",
-        "name of the model in the API; default: that on the hub, or the folder's",
-        variable="VECMILL_MODEL_NAME",
-    )
+    text = "name of the model in the API; default: that on the hub, or the folder's"
+    add("--model-name", "", text, variable="VECMILL_MODEL_NAME")
     text = "where to truncate inputs that are too long, unless the request decides"
     add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", choices=("none", "start", "end"))
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"

@@ -44,7 +44,7 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
         body = render_embeddings(job.body, {}, 0, truncated={}, errors=prepared.errors)
         async with unread.reserve_room(len(body), deadline, waiting=len(body)) as room:
             return await send_answer(request, room, body, _build_headers(None, warning, started), JSON)
-    with metrics.InFlight(request, job.body.model):
+    with metrics.track_in_flight(request, job.body.model):
         done = await broker.run(
             job.body.model,
             prepared.kind,

@@ -42,7 +42,7 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     check_max_length(job.body, job.model, config.max_request_tokens)
     texts = [text.encode() for text in job.body.inputs]
-    with metrics.InFlight(request, job.body.model):
+    with metrics.track_in_flight(request, job.body.model):
         done = await broker.run(
             job.body.model,
             Kind.TEXT,
