@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import zmq
 
 from broker.shared import logs
@@ -20,8 +22,11 @@ from broker.shared.settings import SettingsError
 from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
-from workers.config import Config, load
-from workers.models.sources import choose_model_name
+from workers.config import Config, load, make_options
+from workers.models.default import NAME
+from workers.models.json_files import ModelError
+from workers.models.source import Source
+from workers.models.sources import find_sources
 from workers.session.loading_notice import announce_loading, repair_text
 
 if TYPE_CHECKING:
@@ -50,8 +55,7 @@ def serve(config: Config) -> None:
     # These import OpenVINO, which takes a second; a wrong flag is reported before.
     from workers.engine.engine import DeviceError, Engine
     from workers.engine.pipeline import Pipeline
-    from workers.models.default import NAME, fetch_default_model
-    from workers.models.json_files import ModelError
+    from workers.models.default import fetch_default_model
     from workers.models.prepare import prepare_model
     from workers.session.service import Service
     from workers.session.session import SLOTS, Session
@@ -59,25 +63,30 @@ def serve(config: Config) -> None:
     log = logging.getLogger(__name__)
     cache = Path(config.cache).expanduser()
     started = time.monotonic()
-    name = repair_text(config.model_name or choose_model_name(Path(config.model or NAME)))
+    try:
+        source = find_source(config, log.info)
+    except ModelError as error:
+        exit_refused("worker", error)
+    name, overrides = repair_text(source.name), source.overrides
+    device = overrides.device or "CPU"
     loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), name)
     try:
         with announce_loading(config, loading, (ModelError, DeviceError)):
-            folder = Path(config.model) if config.model else fetch_default_model(cache, log.info)
-            prepared = prepare_model(folder, cache, log.info)
-            engine = Engine(prepared, config.device, config.streams, cache)
+            folder = fetch_default_model(cache, log.info) if is_default(config) else source.folder
+            prepared = prepare_model(folder, cache, log.info, overrides)
+            engine = Engine(prepared, device, config.streams, cache, overrides.properties)
             engine.warm_up()
     except zmq.ZMQError as error:
         exit_refused("worker", f"could not connect to the broker: {error}; check --broker")
     except (ModelError, DeviceError, KeyFileError) as error:
         exit_refused("worker", error)
-    hello = make_hello(config, loading, prepared, engine)
+    hello = make_hello(config, loading, device, prepared, engine)
     log.info(
         "serving %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; "
         "started in %.1f s",
         name,
         prepared.revision,
-        config.device,
+        device,
         engine.streams,
         engine.tokens_per_second,
         engine.micro_batch_tokens,
@@ -90,8 +99,30 @@ def serve(config: Config) -> None:
     Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
 
 
+def find_source(config: Config, report: Callable[[str], None]) -> Source:
+    """Return the model to serve. Raise `ModelError` if there is none."""
+    options = make_options(config)
+    if is_default(config):
+        options = msgspec.structs.replace(options, model=NAME)
+    found = find_sources(options, report)
+    for refused in found.refused:
+        report(f"cannot serve {refused.name}: {refused.reason}")
+    if len(found.sources) != 1:
+        reasons = "; ".join(refused.reason for refused in found.refused)
+        names = ", ".join(source.name for source in found.sources)
+        raise ModelError(
+            f"a worker serves one model, but the configuration has {names or 'none'}" + f"; {reasons}" * bool(reasons)
+        )
+    return found.sources[0]
+
+
+def is_default(config: Config) -> bool:
+    """Return whether no model is configured, so that the default model is served."""
+    return not (config.model or config.config_path or config.model_repository_path)
+
+
 def make_hello(
-    config: Config, loading: wire.WorkerLoading, prepared: "PreparedModel", engine: "Engine"
+    config: Config, loading: wire.WorkerLoading, device: str, prepared: "PreparedModel", engine: "Engine"
 ) -> wire.WorkerHello:
     """Return the hello of the process that sent `loading`. A batch of its size takes `batch_ms` on the device."""
     batch_tokens = int(engine.tokens_per_second * config.batch_ms / 1000)
@@ -103,7 +134,7 @@ def make_hello(
         incarnation=time.time_ns(),
         host=loading.host,
         pid=loading.pid,
-        device=config.device,
+        device=device,
         models=[describe_model(loading.model, prepared, engine)],
         batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
         tokens_per_s=max(1, int(engine.tokens_per_second)),

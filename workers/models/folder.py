@@ -21,8 +21,8 @@ from workers.models.weight_files import FILE
 
 #: What Vecmill loads, for errors about other folders.
 SUPPORTED = (
-    "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them, and "
-    "models exported to OpenVINO IR or ONNX with their tokenizer"
+    "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them, "
+    "and models exported to OpenVINO IR or ONNX with their tokenizer"
 )
 #: Settings of the tokenizer that replace those of tokenizer.json.
 _TOKENIZER_FILES = ("tokenizer_config.json",)

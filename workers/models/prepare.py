@@ -158,14 +158,16 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
-    report("  building the OpenVINO model")
     if folder.is_imported:
         from workers.models import imported
 
+        report("  reading the graph")
         model = imported.build_model(folder.weights[0], folder.modules, repool=folder.repool)
-        rows = imported.find_vocabulary_size(model)
-        vocabulary_size = rows or read_count(folder.config_path, folder.config, "vocab_size")
+        vocabulary_size = imported.find_vocabulary_size(model) or read_count(
+            folder.config_path, folder.config, "vocab_size"
+        )
     else:
+        report("  building the OpenVINO model")
         weights, layout = Weights(folder.base), PaddedLayout()
         if folder.kind == "static":
             values, vocabulary_size = static.build_vectors(folder, weights, layout)

@@ -145,15 +145,21 @@ class Weights:
         """
         parts = {_PART.match(name) for name in self._used}
         used = {part[0] for part in parts if part}
-        for name, stored in self._tensors.items():
+        for name in self.list_unused():
             part = _PART.match(name)
-            if name in self._used or part is None or part[0] not in used or stored.kind not in _STORED:
-                continue
-            if not name.endswith(_COMPUTED):
+            if part is not None and part[0] in used:
                 raise ModelError(
-                    f"{stored.path} has {_shorten(name)}, which other models of this model_type do not have, so that "
-                    f"vectors would be wrong; {EXPORT}"
+                    f"{self._tensors[name].path} has {_shorten(name)}, which other models of this model_type do not "
+                    f"have, so that vectors would be wrong; {EXPORT}"
                 )
+
+    def list_unused(self) -> list[str]:
+        """Return the names of floating-point tensors that were not used and cannot be computed."""
+        return [
+            name
+            for name, stored in self._tensors.items()
+            if name not in self._used and stored.kind in _STORED and not name.endswith(_COMPUTED)
+        ]
 
     def _get(self, name: str, shape: tuple[int, ...] | None = None) -> _Stored:
         stored = self._tensors.get(self._prefix + name)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.harness.families import TOLERANCE, build_golden, measure_difference, read_golden
+from tests.harness.families import TOLERANCE, Graph, measure_difference, read_golden
 from workers.models.encoder import find_buckets
 from workers.models.json_files import ModelError
 
@@ -80,10 +80,10 @@ NOMIC_NEW |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
 )
 def test_unsupported_settings_are_named(name: str, changes: dict[str, Any], named: str | None) -> None:
     if named is None:  # fewer layers than the file has: other states, but no error
-        build_golden(read_golden(name), **changes)
+        Graph(read_golden(name), **changes)
         return
     with pytest.raises(ModelError, match=named):
-        build_golden(read_golden(name), **changes)
+        Graph(read_golden(name), **changes)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_unsupported_settings_are_named(name: str, changes: dict[str, Any], name
 )
 def test_spellings_with_the_same_states(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)
-    assert measure_difference(golden, build_golden(golden, **changes)) <= TOLERANCE
+    assert measure_difference(golden, Graph(golden, **changes)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_spellings_with_the_same_states(name: str, changes: dict[str, Any]) -> N
 )
 def test_settings_change_the_states(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)
-    assert measure_difference(golden, build_golden(golden, **changes)) > 10 * TOLERANCE
+    assert measure_difference(golden, Graph(golden, **changes)) > 10 * TOLERANCE
 
 
 def test_distances_have_the_buckets_of_the_equations() -> None:

@@ -55,8 +55,12 @@ def run_export(folder: Path, **options: Any) -> tuple[Path, list[str]]:
     """Return the folder of the exported model and the lines that were reported."""
     lines: list[str] = []
     repository = folder.parent / "models"
-    options = {"name": "acme/tiny", "repository": repository, "config_path": repository / "config.json"} | options
-    return export_model(ExportOptions(source=folder, **options), lines.append), lines
+    defaults: dict[str, Any] = {
+        "name": "acme/tiny",
+        "repository": repository,
+        "config_path": repository / "config.json",
+    }
+    return export_model(ExportOptions(source=folder, **(defaults | options)), lines.append), lines
 
 
 def list_files(folder: Path) -> list[str]:

@@ -29,7 +29,7 @@ LEFT = RIGHT[:, ::-1].copy()
 def pool(states: Array, mode: str) -> Array:
     """Return the pooled states `[tokens, size]` of one text."""
     weights = np.arange(1, len(states) + 1)[:, None]
-    return {
+    pooled: Array = {
         "cls": lambda: states[0],
         "max": lambda: states.max(0),
         "mean": lambda: states.mean(0),
@@ -37,6 +37,7 @@ def pool(states: Array, mode: str) -> Array:
         "weightedmean": lambda: (states * weights).sum(0) / weights.sum(),
         "lasttoken": lambda: states[-1],
     }[mode]()
+    return pooled
 
 
 def pool_all(mask: Array, *modes: str) -> Array:
