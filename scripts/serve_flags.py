@@ -16,6 +16,7 @@ from broker.shared.ovms_flags import translate_flags  # noqa: E402
 from broker.shared.variables import find_variables  # noqa: E402
 from broker.shared.version import VERSION  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, split_address  # noqa: E402
+from workers.models.hub import is_hub_name  # noqa: E402
 
 #: Default address of the broker's metrics.
 METRICS_BIND = "127.0.0.1:7412"
@@ -140,10 +141,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--workers", "1", "number of worker processes", type=parse_count)
     add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
-    add("--model", "", "model folder; default: all-MiniLM-L6-v2, fetched if missing")
+    add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")
     add("--config-path", "", "config.json of OVMS with the models to serve")
     add("--model-repository-path", "", "folder with a folder for each model, MODEL or OWNER/MODEL")
-    add("--model-name", "", "name of the model in the API; default: the folder's name", variable="VECMILL_MODEL_NAME")
+    text = "name of the model in the API; default: that on the hub, or the folder's"
+    add("--model-name", "", text, variable="VECMILL_MODEL_NAME")
     add("--plugin-config", "", "JSON object of OpenVINO properties")
     add("--pooling", "", "CLS, MEAN or LAST, for every model; default: as the model's files say")
     add("--normalize", "", "true or false: scale vectors to length 1; default: as the model's files say")
@@ -171,7 +173,9 @@ def parse_arguments() -> argparse.Namespace:
     options.host = options.host or address or "127.0.0.1"
     # The processes run in another folder.
     for name in ("cache", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"):
-        setattr(options, name, getattr(options, name) and str(Path(getattr(options, name)).absolute()))
+        value = getattr(options, name)
+        if value and not (name == "model" and is_hub_name(value)):
+            setattr(options, name, str(Path(value).absolute()))
     return options
 
 

@@ -28,7 +28,7 @@ from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused 
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
-from frontend.welcome import format_curl, format_url  # noqa: E402
+from frontend.welcome import PORT_VARIABLE, format_curl, format_url  # noqa: E402
 
 #: When this process started, on the monotonic clock.
 STARTED = time.monotonic()
@@ -59,19 +59,14 @@ def prepare_models(options: argparse.Namespace) -> list[str]:
     """Fetch and convert the models if needed; return their names. Exit if none can be served."""
     from broker.shared.settings import SettingsError
     from workers.config import load, make_options
-    from workers.models.default import NAME, fetch_default_model
     from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
-    from workers.models.sources import choose_model_name, find_sources
+    from workers.models.sources import find_sources
 
     cache = Path(options.cache)
     try:
-        config = load(list_worker_flags(options), os.environ)
-        wanted = make_options(config)
-        if not (wanted.model or wanted.config or wanted.repository):
-            prepare_model(fetch_default_model(cache, print_status), cache, print_status, wanted.overrides)
-            return [wanted.name or choose_model_name(Path(NAME))]
-        found = find_sources(wanted, print_status)
+        wanted = make_options(load(list_worker_flags(options), os.environ))
+        found = find_sources(wanted, cache, print_status)
     except (ModelError, SettingsError) as error:
         exit_refused("", error)
     names = []
@@ -228,6 +223,8 @@ def main() -> None:
         print_status("finishing open requests; a second Ctrl-C kills all processes at once")
 
     check_address(options.host, options.port)
+    # It is for the containers of compose.yaml, in which a frontend listens on another address than it is published on.
+    os.environ.pop(PORT_VARIABLE, None)
     # Handle SIGTERM like Ctrl-C, so that unfinished downloads are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

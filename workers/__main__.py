@@ -26,7 +26,7 @@ from workers.config import Config, load, make_options
 from workers.models.default import NAME
 from workers.models.json_files import ModelError
 from workers.models.source import Source
-from workers.models.sources import find_sources
+from workers.models.sources import choose_model_name, find_sources
 from workers.session.loading_notice import announce_loading, repair_text
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def serve(config: Config) -> None:
     # These import OpenVINO, which takes a second; a wrong flag is reported before.
     from workers.engine.engine import DeviceError, Engine
     from workers.engine.pipeline import Pipeline
-    from workers.models.default import fetch_default_model
     from workers.models.prepare import prepare_model
     from workers.session.service import Service
     from workers.session.session import SLOTS, Session
@@ -63,24 +62,22 @@ def serve(config: Config) -> None:
     log = logging.getLogger(__name__)
     cache = Path(config.cache).expanduser()
     started = time.monotonic()
-    try:
-        source = find_source(config, log.info)
-    except ModelError as error:
-        exit_refused("worker", error)
-    name, overrides = repair_text(source.name), source.overrides
-    device = overrides.device or "CPU"
+    name = repair_text(choose_name(config))
     loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), name)
     try:
         with announce_loading(config, loading, (ModelError, DeviceError)):
-            folder = fetch_default_model(cache, log.info) if is_default(config) else source.folder
-            prepared = prepare_model(folder, cache, log.info, overrides)
+            source = find_source(config, cache, log.info)
+            overrides = source.overrides
+            device = overrides.device or "CPU"
+            prepared = prepare_model(source.folder, cache, log.info, overrides)
             engine = Engine(prepared, device, config.streams, cache, overrides.properties)
             engine.warm_up()
     except zmq.ZMQError as error:
         exit_refused("worker", f"could not connect to the broker: {error}; check --broker")
     except (ModelError, DeviceError, KeyFileError) as error:
         exit_refused("worker", error)
-    hello = make_hello(config, loading, device, prepared, engine)
+    name = repair_text(source.name)
+    hello = make_hello(config, msgspec.structs.replace(loading, model=name), device, prepared, engine)
     log.info(
         "serving %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; "
         "started in %.1f s",
@@ -99,26 +96,23 @@ def serve(config: Config) -> None:
     Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
 
 
-def find_source(config: Config, report: Callable[[str], None]) -> Source:
-    """Return the model to serve. Raise `ModelError` if there is none."""
-    options = make_options(config)
-    if is_default(config):
-        options = msgspec.structs.replace(options, model=NAME)
-    found = find_sources(options, report)
-    for refused in found.refused:
-        report(f"cannot serve {refused.name}: {refused.reason}")
+def choose_name(config: Config) -> str:
+    """Return the name of the model that the worker will load, as far as it is known before."""
+    if config.config_path or config.model_repository_path:
+        return config.model_name or Path(config.config_path or config.model_repository_path).name
+    return config.model_name or choose_model_name(Path(config.model or NAME))
+
+
+def find_source(config: Config, cache: Path, report: Callable[[str], None]) -> Source:
+    """Return the model to serve. Raise `ModelError` if there is none, or more than one."""
+    found = find_sources(make_options(config), cache, report)
+    reasons = [f"cannot serve {refused.name}: {refused.reason}" for refused in found.refused]
     if len(found.sources) != 1:
-        reasons = "; ".join(refused.reason for refused in found.refused)
-        names = ", ".join(source.name for source in found.sources)
-        raise ModelError(
-            f"a worker serves one model, but the configuration has {names or 'none'}" + f"; {reasons}" * bool(reasons)
-        )
+        names = ", ".join(source.name for source in found.sources) or "none"
+        raise ModelError("; ".join([f"a worker serves one model, but the configuration has {names}", *reasons]))
+    for reason in reasons:
+        report(reason)
     return found.sources[0]
-
-
-def is_default(config: Config) -> bool:
-    """Return whether no model is configured, so that the default model is served."""
-    return not (config.model or config.config_path or config.model_repository_path)
 
 
 def make_hello(

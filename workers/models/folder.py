@@ -154,7 +154,9 @@ def _check_folder(path: Path) -> None:
     if path.is_file():
         raise ModelError(f"{path} is a file; set --model to the folder that holds it")
     if not path.is_dir():
-        raise ModelError(f"the model folder {path} does not exist; {_describe_download(path)}")
+        raise ModelError(
+            f"the model folder {path} does not exist; set --model to a folder, or to OWNER/NAME on the Hugging Face hub"
+        )
     contents.check_folder(path, path)
 
 
@@ -249,13 +251,3 @@ def _apply_settings(modules: Modules, path: Path, settings: dict[str, Any], over
     if overrides.normalize is not None:
         modules = modules.replace_normalization(overrides.normalize)
     return modules
-
-
-def _describe_download(path: Path) -> str:
-    """Return how to get a model. `path` looks like a name on the hub if only its last two parts are missing."""
-    is_name = len(path.parts) > 1 and not path.parent.exists() and path.parent.parent.is_dir()
-    name = "/".join(path.parts[-2:]) if is_name else "OWNER/MODEL"
-    return (
-        "--model takes a folder and not a name on the Hugging Face hub, so download the model with: "
-        f"hf download {name} --local-dir FOLDER"
-    )

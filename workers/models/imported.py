@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.head import build_outputs, make_model
+from workers.models.head import make_model
 from workers.models.json_files import REMEDY, ModelError, summarize_error
 from workers.models.layout import PaddedLayout, make_integer, make_integers
 from workers.models.modules import Modules, Normalize
@@ -38,7 +38,7 @@ def build_model(path: Path, modules: Modules, *, repool: bool) -> ov.Model:
     if is_sentence:
         steps = (Normalize(),) if modules.is_normalized else ()
         modules = Modules(base=modules.base, steps=steps, truncate_dim=modules.truncate_dim)
-    model = make_model(build_outputs(hidden, layout.mask, modules), layout.inputs, path.stem)
+    model = make_model(hidden, layout, modules, path.stem)
     if model.output(0).get_partial_shape()[1].is_dynamic:
         raise ModelError(f"{path}: the size of a vector is not in the graph; {_EXPORT}")
     return model

@@ -11,6 +11,7 @@ import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,7 +23,7 @@ from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_pr
 from workers.models.source import Overrides
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
-CONVERTER = 4
+CONVERTER = 5
 #: Precision of weights and activations on every device, so that all devices give the same vectors.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
@@ -50,6 +51,10 @@ _IRRELEVANT_FIELDS = frozenset(
     {"_name_or_path", "architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype"}
     | {"transformers_version"}
 )
+
+if TYPE_CHECKING:
+    from workers.models.layout import PaddedLayout
+    from workers.models.weights import Weights
 
 Report = Callable[[str], None]
 
@@ -86,7 +91,7 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
             f"warning: {path} declares the pooling {'+'.join(folder.replaced_pooling)}, but the configuration asks for "
             f"{overrides.pooling}, which gives other vectors; remove that setting unless an index needs those vectors"
         )
-    prompts = read_prompts(folder, report)
+    prompts = read_prompts(folder)
     revision = _compute_revision(folder, prompts, overrides)
     made_by = _describe_versions()
     facts = entries.find_entry(cache, revision, made_by)
@@ -149,6 +154,16 @@ def _describe_versions() -> str:
     return ", ".join([f"converter {CONVERTER}", *(f"{name} {importlib.metadata.version(name)}" for name in names)])
 
 
+def build_states(folder: ModelFolder, weights: "Weights", layout: "PaddedLayout") -> Any:
+    """Return the last hidden states, as the module of the folder's family builds them.
+
+    Raise `ModelError` if config.json and the weights do not fit.
+    """
+    states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+    weights.check_use()
+    return states
+
+
 def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.Facts:
     """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
     import openvino as ov
@@ -173,10 +188,8 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
             values, vocabulary_size = static.build_vectors(folder, weights, layout)
         else:
             vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
-            values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
-            weights.check_use()
-        outputs = head.build_outputs(values, layout.mask, folder.modules)
-        model = head.make_model(outputs, layout.inputs, folder.family)
+            values = build_states(folder, weights, layout)
+        model = head.make_model(values, layout, folder.modules, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
     tokenizer = write_tokenizer(folder, vocabulary_size, into)
