@@ -133,6 +133,8 @@ BUGS = [
     Bug("workers that leave are not counted", "events.py", "            self.metrics.workers_left.add(())\n", "            pass\n"),
     Bug("only silent workers count as evicted", "events.py", "            self.metrics.worker_evictions.add((reason.value,))\n", "            self.metrics.worker_evictions.add((reason.value,), reason == EvictionReason.SILENT)\n"),
     Bug("a drain waits for workers that never come", "state.py", "0.0 if self.draining else self.limits.worker_grace_s", "self.limits.worker_grace_s"),
+    Bug("an old failure ends the wait for a restarted worker", "model_loading.py", "if entry.at >= since), \"\")", "), \"\")"),
+    Bug("requests wait although loading has failed", "state.py", "return min(grace_s, FAILED_GRACE_S) if self.find_failure(model) else grace_s", "return grace_s"),
     Bug("a model with open jobs is forgotten", "scheduler.py", "            if not has_open_jobs(state, name):\n", "            if True:\n"),
     Bug("a revoked peer's notice stays", "scheduler.py", "        self.state.models_changed |= self.state.loading.drop_peer(peer)\n", ""),
     Bug("one peer's notices displace all others", "model_loading.py", "self.drop_peer(peer) or before is None", "before is None"),

@@ -12,7 +12,7 @@ from broker.core.ledger import Frontend
 from broker.core.limits import Limits
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import DRAINING_TEXT, MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
+from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
 from broker.wire.protocol import Failure, Frame
 
 #: Retry-After if the throughput is unknown.
@@ -54,14 +54,15 @@ def _check_servable(state: State, frontend: Frontend, submission: wire.Submissio
     """Return a rejection if the request could not be served even by an idle broker."""
     limits, model = state.limits, state.models.get(submission.model)
     if state.draining:
-        return Rejection(ErrorCode.DRAINING, DRAINING_TEXT, 1)
+        return Rejection(ErrorCode.DRAINING, ErrorCode.DRAINING.text, 1)
     if frontend.unread > limits.max_unread_bytes:
         text = f"{frontend.unread} bytes of answers wait to be read by the frontend; retry later"
         return Rejection(ErrorCode.OVERLOADED, text, 1)
     if model is None:
         return Rejection(ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {quote(submission.model)}", 0)
-    if model.is_unserved(now, limits.worker_grace_s):
-        return Rejection(ErrorCode.NO_WORKER, describe_no_worker(submission.model), 5)
+    if model.is_unserved(now, state.find_grace_s(submission.model)):
+        text = describe_no_worker(submission.model, state.find_failure(submission.model))
+        return Rejection(ErrorCode.NO_WORKER, text, 5)
     if not submission.lengths:
         return Rejection(ErrorCode.INVALID_INPUT, "the request has no input", 0)
     if submission.kind == wire.Kind.TOKENS and any(map((3).__and__, wire.unpack_u32(submission.lengths))):

@@ -13,7 +13,6 @@ from broker.core.result_split import split_result
 from broker.core.state import State
 from broker.wire import protocol as wire
 from broker.wire.errors import (
-    DRAINING_TEXT,
     ErrorCode,
     LocalProtocolError,
     describe_no_worker,
@@ -129,9 +128,10 @@ def fail_expired(state: State, now: float) -> None:
 
 def fail_unserved(state: State, model: Model, now: float) -> None:
     """Fail requests that wait for a model without a worker, at most `MAX_EXPIRED` in a call."""
-    code, text = ErrorCode.NO_WORKER, describe_no_worker(model.info.name)
+    name = model.info.name
+    code, text = ErrorCode.NO_WORKER, describe_no_worker(name, state.find_failure(name))
     if state.draining:
-        code, text = ErrorCode.DRAINING, DRAINING_TEXT
+        code, text = ErrorCode.DRAINING, ErrorCode.DRAINING.text
     waiting = dict.fromkeys(request for request, _ in model.queue.list_waiting())
     for request in itertools.islice(waiting, MAX_EXPIRED):
         fail_request(state, request, code, text, now)

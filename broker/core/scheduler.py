@@ -91,8 +91,8 @@ class Scheduler:
             evict_worker(state, worker, EvictionReason.LEASE_EXPIRED, now)
         for frontend in state.ledger.find_silent(now) if frontends_read else []:
             self._remove_frontend(frontend, now)
-        for model in state.models.values():
-            if model.queue and model.is_unserved(now, state.worker_grace_s):
+        for name, model in state.models.items():
+            if model.queue and model.is_unserved(now, state.find_grace_s(name)):
                 fail_unserved(state, model, now)
         for name in [name for name, model in state.models.items() if model.is_unserved(now, FORGET_MODEL_S)]:
             if not has_open_jobs(state, name):
@@ -138,8 +138,8 @@ class Scheduler:
         """Return when `tick` must be called at the latest; None if no time matters."""
         state = self.state
         times = [
-            model.unserved_since + state.worker_grace_s
-            for model in state.models.values()
+            model.unserved_since + state.find_grace_s(name)
+            for name, model in state.models.items()
             if model.unserved_since is not None and model.queue
         ]
         others = (state.pool, state.ledger, state.blame, state.loading)

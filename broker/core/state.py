@@ -11,6 +11,10 @@ from broker.core.outbox import Outbox
 from broker.core.pool import Pool
 from broker.core.quota import Quotas
 
+#: Seconds for which jobs wait for a worker although a process has failed to load their model: the process of the last
+#: worker may be restarting, and has not announced itself yet.
+FAILED_GRACE_S = 3.0
+
 
 class State:
     """All mutable state. Only `Scheduler` and the modules that it calls change it."""
@@ -43,7 +47,12 @@ class State:
         #: Number of the newest batch.
         self.newest_batch = 0
 
-    @property
-    def worker_grace_s(self) -> float:
-        """How long jobs wait for a worker; 0 while the broker drains, because no worker starts any more."""
-        return 0.0 if self.draining else self.limits.worker_grace_s
+    def find_grace_s(self, model: str) -> float:
+        """Return how long a model's jobs wait for a worker; 0 in a drain, because no worker starts any more."""
+        grace_s = 0.0 if self.draining else self.limits.worker_grace_s
+        return min(grace_s, FAILED_GRACE_S) if self.find_failure(model) else grace_s
+
+    def find_failure(self, model: str) -> str:
+        """Return why a model without a worker could not be loaded since its last worker left; empty if unknown."""
+        since = self.models[model].unserved_since
+        return "" if since is None else self.loading.find_failure(model, since)
