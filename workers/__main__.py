@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import zmq
 
 from broker.shared import logs
@@ -28,6 +27,9 @@ from workers.models.json_files import ModelError
 from workers.models.source import Source
 from workers.models.sources import choose_model_name, find_sources
 from workers.session.loading_notice import announce_loading, repair_text
+
+#: OpenVINO device if none is configured.
+DEVICE = "CPU"
 
 if TYPE_CHECKING:
     from workers.engine.engine import Engine
@@ -62,28 +64,26 @@ def serve(config: Config) -> None:
     log = logging.getLogger(__name__)
     cache = Path(config.cache).expanduser()
     started = time.monotonic()
-    name = repair_text(choose_name(config))
-    loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), name)
+    name = choose_name(config)
+    loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), repair_text(name))
     try:
         with announce_loading(config, loading, (ModelError, DeviceError)):
             source = find_source(config, cache, log.info)
             overrides = source.overrides
-            device = overrides.device or "CPU"
             prepared = prepare_model(source.folder, cache, log.info, overrides)
-            engine = Engine(prepared, device, config.streams, cache, overrides.properties)
+            engine = Engine(prepared, overrides.device or DEVICE, config.streams, cache, overrides.properties)
             engine.warm_up()
     except zmq.ZMQError as error:
         exit_refused("worker", f"could not connect to the broker: {error}; check --broker")
     except (ModelError, DeviceError, KeyFileError) as error:
         exit_refused("worker", error)
-    name = repair_text(source.name)
-    hello = make_hello(config, msgspec.structs.replace(loading, model=name), device, prepared, engine)
+    hello = make_hello(config, loading, source, prepared, engine)
     log.info(
         "serving %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; "
         "started in %.1f s",
-        name,
+        source.name,
         prepared.revision,
-        device,
+        hello.device,
         engine.streams,
         engine.tokens_per_second,
         engine.micro_batch_tokens,
@@ -116,7 +116,7 @@ def find_source(config: Config, cache: Path, report: Callable[[str], None]) -> S
 
 
 def make_hello(
-    config: Config, loading: wire.WorkerLoading, device: str, prepared: "PreparedModel", engine: "Engine"
+    config: Config, loading: wire.WorkerLoading, source: Source, prepared: "PreparedModel", engine: "Engine"
 ) -> wire.WorkerHello:
     """Return the hello of the process that sent `loading`. A batch of its size takes `batch_ms` on the device."""
     batch_tokens = int(engine.tokens_per_second * config.batch_ms / 1000)
@@ -128,8 +128,8 @@ def make_hello(
         incarnation=time.time_ns(),
         host=loading.host,
         pid=loading.pid,
-        device=device,
-        models=[describe_model(loading.model, prepared, engine)],
+        device=source.overrides.device or DEVICE,
+        models=[describe_model(source, prepared, engine)],
         batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
         tokens_per_s=max(1, int(engine.tokens_per_second)),
         credit=0,
@@ -137,10 +137,10 @@ def make_hello(
     )
 
 
-def describe_model(name: str, prepared: "PreparedModel", engine: "Engine") -> wire.ModelInfo:
+def describe_model(source: Source, prepared: "PreparedModel", engine: "Engine") -> wire.ModelInfo:
     """Return the model as the worker announces it."""
     return wire.ModelInfo(
-        name=name,
+        name=repair_text(source.name),
         revision=prepared.revision,
         dimension=prepared.dimension,
         max_tokens=prepared.max_tokens,
@@ -153,6 +153,8 @@ def describe_model(name: str, prepared: "PreparedModel", engine: "Engine") -> wi
         default_prompt=prepared.prompts.default,
         matryoshka=prepared.matryoshka.declared,
         matryoshka_dimensions=prepared.matryoshka.dimensions,
+        truncates=prepared.truncates,
+        parts=list(source.parts),
     )
 
 
