@@ -162,9 +162,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--tls-key", "", "PEM file with the certificate's key", variable="VECMILL_FRONTEND_TLS_KEY")
     text = f"HOST:PORT of the broker's /metrics; empty: none; default: {METRICS_BIND} unless that port is taken"
     add("--metrics-bind", None, text)
-    text = "where to truncate inputs that are too long, unless the request decides"
-    choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
-    add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)
     levels, formats = ("debug", "info", "warning", "error"), ("text", "json")
     add("--log-level", "warning", "least severe messages to log", variable="VECMILL_LOG_LEVEL", choices=levels)
     add("--log-format", "text", "format of log lines", variable="VECMILL_LOG_FORMAT", choices=formats)
