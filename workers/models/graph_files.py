@@ -97,8 +97,8 @@ def split_graph_path(path: Path) -> tuple[Path, str]:
     """Return the model folder of a graph, and the graph's path in it. Raise `ModelError` if it is no graph."""
     if path.suffix == ".gguf":
         raise ModelError(
-            f"{path} is a GGUF file, which Vecmill does not read; serve the model that it was made of, by its name on the "
-            "Hugging Face hub: --model OWNER/NAME"
+            f"{path} is a GGUF file, which Vecmill does not read; serve the model that it was made of, by its name on "
+            "the Hugging Face hub: --model OWNER/NAME"
         )
     if path.suffix not in (".xml", ".onnx"):
         raise ModelError(f"{path} is a file; set --model to the folder that holds it, or to a file .xml or .onnx")
