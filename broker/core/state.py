@@ -10,6 +10,7 @@ from broker.core.models import Model
 from broker.core.outbox import Outbox
 from broker.core.pool import Pool
 from broker.core.quota import Quotas
+from broker.wire.protocol import ModelKey
 
 
 class State:
@@ -23,8 +24,11 @@ class State:
         self.ledger = Ledger(limits.liveness_s)
         #: Workers and leases.
         self.pool = Pool(limits.liveness_s, limits.lease_s)
-        #: Announced models with their queues, by name.
-        self.models: dict[str, Model] = {}
+        #: Announced models with their queues: every revision of each name, until it is forgotten.
+        self.models: dict[ModelKey, Model] = {}
+        #: Revision of each name that new requests get, and the names that take no new requests.
+        self.current: dict[str, ModelKey] = {}
+        self.removed: set[str] = set()
         #: Models that processes are loading or failed to load.
         self.loading = ModelLoading(limits.liveness_s)
         #: Suspects, trials and blocked inputs.
@@ -42,8 +46,3 @@ class State:
         self.draining = False
         #: Number of the newest batch.
         self.newest_batch = 0
-
-    @property
-    def worker_grace_s(self) -> float:
-        """How long jobs wait for a worker; 0 while the broker drains, because no worker starts any more."""
-        return 0.0 if self.draining else self.limits.worker_grace_s

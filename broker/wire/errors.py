@@ -60,6 +60,9 @@ class ErrorCode(enum.IntEnum):
     REVOKED = 15, "the peer's key was removed from the allow-list"
     #: HTTP 400. All inputs of the request together have more tokens than the frontend allows.
     TOO_MANY_TOKENS = 16, "the request has too many tokens"
+    #: HTTP 503. No worker serves the request's revision of the model any more, but another revision is served. The
+    #: frontend submits the request again, so that a client sees this code only if the models differ in more.
+    REPLACED = 17, "the model was replaced while the request ran; send the request again"
 
 
 # --- texts that two places word alike --------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Messages between frontends and the broker. Pure. Tags 1-15 go to the broker, 16-31 to the frontend."""
 
-import enum
 from typing import Annotated
 
 import msgspec
@@ -19,7 +18,7 @@ from broker.wire.columns import (
     unpack_u32,
     unpack_u64,
 )
-from broker.wire.common import Kind, Lane, Message, ModelInfo, Origin
+from broker.wire.common import Kind, Lane, Message, ModelInfo, ModelState, Origin
 from broker.wire.errors import ErrorCode
 
 # --- frontend to broker ----------------------------------------------------------------------------------------------
@@ -59,6 +58,8 @@ class Submission(msgspec.Struct, array_like=True, gc=False, frozen=True):
     client_tokens: U63 = 0
     #: Address of a client without a key, which is limited like a client; empty: unknown, or the client has a key.
     address: Name = ""
+    #: Revision of the model that the request was prepared for; empty: the current one.
+    revision: Name = ""
 
 
 class Submit(Message, tag=2):
@@ -99,30 +100,14 @@ class FrontendGoodbye(Message, tag=5):
 # --- broker to frontend ----------------------------------------------------------------------------------------------
 
 
-class Availability(enum.IntEnum):
-    """State of a model, with OVMS's names: the lowest of the states on all workers."""
-
-    AVAILABLE = 0
-    LOADING = 1
-    FAILED = 2
-    UNLOADING = 3
-    END = 4
-
-
-class ModelState(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """State of a model; `text` has the error if loading failed."""
-
-    name: Name
-    state: Availability
-    text: Text = ""
-
-
 class Models(Message, tag=20):
     """All known models, sent after `Welcome` and after each change. A model without workers has `workers` 0."""
 
     models: list[ModelInfo]
     #: States of all models in `models`, and of models that no worker has served yet.
     states: list[ModelState] = msgspec.field(default_factory=list)
+    #: Models in `models` that were removed: they still answer requests, but take no new ones.
+    removed: list[Name] = msgspec.field(default_factory=list)
 
 
 class Answers(Message, tag=21):

@@ -14,11 +14,23 @@ from typing import TypeVar
 import msgspec
 
 from broker.wire.columns import Frame, pack_u32, pack_u64, split_frame, unpack_u32, unpack_u64
-from broker.wire.common import Goodbye, Kind, Lane, Message, ModelInfo, ModelKey, Option, Origin, Welcome, Who
+from broker.wire.common import (
+    Availability,
+    Goodbye,
+    Kind,
+    Lane,
+    Message,
+    ModelInfo,
+    ModelKey,
+    ModelState,
+    Option,
+    Origin,
+    Welcome,
+    Who,
+)
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.frontend_messages import (
     Answers,
-    Availability,
     Cancel,
     Failure,
     Failures,
@@ -26,7 +38,6 @@ from broker.wire.frontend_messages import (
     FrontendHeartbeat,
     FrontendHello,
     Models,
-    ModelState,
     Stats,
     Submission,
     Submit,
@@ -38,11 +49,14 @@ from broker.wire.worker_messages import (
     BatchResult,
     Heartbeat,
     JobFailure,
+    Load,
+    Release,
     WorkerDrain,
     WorkerGoodbye,
     WorkerHeartbeat,
     WorkerHello,
     WorkerLoading,
+    WorkerModels,
 )
 
 __all__ = [
@@ -72,6 +86,7 @@ __all__ = [
     "JobFailure",
     "Kind",
     "Lane",
+    "Load",
     "Message",
     "ModelInfo",
     "ModelKey",
@@ -79,6 +94,7 @@ __all__ = [
     "Models",
     "Option",
     "Origin",
+    "Release",
     "Stats",
     "Submission",
     "Submit",
@@ -91,6 +107,7 @@ __all__ = [
     "WorkerHeartbeat",
     "WorkerHello",
     "WorkerLoading",
+    "WorkerModels",
     "WorkerStats",
     "decode",
     "encode",
@@ -109,9 +126,18 @@ PROTOCOL_MAX = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 FromFrontend = FrontendHello | Submit | Cancel | FrontendHeartbeat | FrontendGoodbye
-FromWorker = WorkerHello | WorkerHeartbeat | BatchResult | BatchError | WorkerDrain | WorkerGoodbye | WorkerLoading
+FromWorker = (
+    WorkerHello
+    | WorkerHeartbeat
+    | BatchResult
+    | BatchError
+    | WorkerDrain
+    | WorkerGoodbye
+    | WorkerLoading
+    | WorkerModels
+)
 ToFrontend = Welcome | Who | Goodbye | Models | Answers | Failures | Stats
-ToWorker = Welcome | Who | Heartbeat | Goodbye | Batch
+ToWorker = Welcome | Who | Heartbeat | Goodbye | Batch | Load | Release
 
 # One decoder for each direction rejects messages that the peer may not send.
 FROM_FRONTEND: msgspec.msgpack.Decoder[FromFrontend] = msgspec.msgpack.Decoder(FromFrontend)

@@ -128,6 +128,7 @@ FROM_REVOKED: list[tuple[wire.Message, *tuple[bytes, ...]]] = [
     (wire.WorkerDrain(b""),),
     (wire.WorkerGoodbye(),),
     (wire.WorkerLoading(b"u" * 16, "host", 1, "new"),),
+    (wire.WorkerModels(1, []),),
 ]
 
 
