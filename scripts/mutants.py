@@ -1,6 +1,7 @@
 # ruff: noqa: E501
-"""`scripts/mutants`: plant a bug in a copy of the tree, run the tests of the pure modules, and repeat for each bug.
+"""`scripts/mutants`: plant a bug in a copy of the tree, run the tests that should find the bug, and repeat for each bug.
 
+The bugs are here and in `model_bugs.py`. With an argument, only bugs with this text in their name or file are planted.
 The exit status is 1 if the tests miss a bug. A row with a text that does not occur exactly once in the code is an error, so
 that the list follows the code.
 """
@@ -14,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from model_bugs import MODEL_BUGS
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Unit tests of the broker's core, without `test_` and `.py`.
@@ -31,6 +34,8 @@ class Bug(NamedTuple):
     file: str
     right: str
     wrong: str
+    #: Arguments of pytest.
+    tests: tuple[str, ...] = tuple(TESTS)
 
     @property
     def path(self) -> str:
@@ -98,7 +103,8 @@ BUGS = [
     Bug("unread answers are not counted", "admission.py", "if frontend.unread > state.limits.max_unread_bytes:", "if False:"),
     Bug("a worker killed in its drain is blamed", "eviction.py", "(EvictionReason.SILENT, EvictionReason.CONNECTION_LOST) and not worker.draining", "(EvictionReason.SILENT, EvictionReason.CONNECTION_LOST)"),
     Bug("refused inputs teach speed", "outcomes.py", "if position not in failed and not lease.options[position] & wire.Option.TOKENIZE", "if not lease.options[position] & wire.Option.TOKENIZE"),
-    Bug("an input may cost any number of tokens", "jobs.py", "if (tokens := special + int(length * ratio)) < longest else longest", "if (tokens := special + int(length * ratio)) or True else longest"),
+    Bug("an input may cost any number of tokens", "jobs.py", "if (tokens := special + int(length * ratio)) < longest else", "if (tokens := special + int(length * ratio)) or True else"),
+    Bug("the length of a truncated text costs nothing", "jobs.py", "longest + length // BYTES_PER_TOKEN_TIME", "longest"),
     Bug("jobs of a rare length are overtaken forever", "client_queue.py", "for bucket, request in heads.items() if request.arrived <= last)", "for bucket, request in heads.items())"),
     Bug("one client may have everything", "admission.py", "if ledger.jobs and ledger.holder_jobs[request.client] + request.inputs > share:", "if False:"),
     Bug("a repeated submission runs twice", "scheduler.py", "if submission.request in frontend.requests:", "if False:"),
@@ -160,7 +166,7 @@ BUGS = [
     Bug("late rows of an old revision count", "frontend/session/pending.py", "            if pending.submission.revision not in (\"\", answers.revision):\n", "            if False:\n"),
     Bug("a replaced request fails", "frontend/session/session.py", "if failure.code != ErrorCode.REPLACED or not self._resubmit(self._requests.find(failure.request))", "if True"),
 ]  # fmt: skip
-
+BUGS += [Bug(bug.name, f"workers/models/{bug.file}", bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
 NO_BUG = Bug("none", "scheduler.py", "", "")
 
@@ -175,7 +181,7 @@ def run_tests(bug: Bug) -> tuple[int, float]:
         shutil.copy(ROOT / "pyproject.toml", copy)
         path = copy / bug.path
         path.write_text(path.read_text().replace(bug.right, bug.wrong))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "600", *TESTS]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "600", *bug.tests]
         # CI would raise the number of examples.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
         status = subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
@@ -184,18 +190,20 @@ def run_tests(bug: Bug) -> tuple[int, float]:
 
 def main() -> None:
     """Plant every bug; exit with status 1 if one is missed, or if the tests fail without a bug."""
-    for bug in BUGS:
+    bugs = [bug for bug in BUGS if all(text in f"{bug.path} {bug.name}" for text in sys.argv[1:])]
+    for bug in bugs:
         if (number := (ROOT / bug.path).read_text().count(bug.right)) != 1:
             sys.exit(f"{bug.name}: this text is {number} times in {bug.path}, but must be once: {bug.right}")
-    if (status := run_tests(NO_BUG)[0]) != 0:
+    files = {test for bug in bugs for test in bug.tests if test.startswith("tests/")}
+    if (status := run_tests(NO_BUG._replace(tests=tuple(sorted(files))))[0]) != 0:
         sys.exit(f"pytest ends with status {status} without a planted bug")
     missed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for bug, (status, seconds) in zip(BUGS, pool.map(run_tests, BUGS), strict=True):
+        for bug, (status, seconds) in zip(bugs, pool.map(run_tests, bugs), strict=True):
             found = status == 1
             missed += not found
             print(f"{'found ' if found else 'MISSED'} {seconds:5.1f} s  {bug.name}", flush=True)
-    print(f"{len(BUGS) - missed} of {len(BUGS)} planted bugs found")
+    print(f"{len(bugs) - missed} of {len(bugs)} planted bugs found")
     sys.exit(bool(missed))
 
 

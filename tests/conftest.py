@@ -1,5 +1,6 @@
 """Fixtures for several levels of tests."""
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,10 @@ import pytest
 
 from tests.harness.peers import Peer
 from tests.harness.processes import Cluster
+
+# A shell ignores SIGINT for background jobs, and nohup ignores SIGHUP. Processes under test must not inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

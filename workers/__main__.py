@@ -21,6 +21,7 @@ from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
+from workers.models.sources import choose_model_name
 from workers.session.loading_notice import announce_loading, repair_text
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def serve(config: Config) -> None:
     # These import OpenVINO, which takes a second; a wrong flag is reported before.
     from workers.engine.engine import DeviceError, Engine
     from workers.engine.pipeline import Pipeline
-    from workers.models.default import NAME, fetch_default_model
-    from workers.models.folder import ModelError
+    from workers.models.default import NAME, find_folder
+    from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
     from workers.session.service import Service
     from workers.session.session import SLOTS, Session
@@ -62,7 +63,7 @@ def serve(config: Config) -> None:
     loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), name)
     try:
         with announce_loading(config, loading, (ModelError, DeviceError)):
-            folder = Path(config.model) if config.model else fetch_default_model(cache, log.info)
+            folder = find_folder(config.model, cache, log.info)
             prepared = prepare_model(folder, cache, log.info)
             engine = Engine(prepared, config.device, config.streams, cache)
             engine.warm_up()
@@ -128,12 +129,6 @@ def describe_model(name: str, prepared: "PreparedModel", engine: "Engine") -> wi
         matryoshka=prepared.matryoshka.declared,
         matryoshka_dimensions=prepared.matryoshka.dimensions,
     )
-
-
-def choose_model_name(folder: Path) -> str:
-    """Return the name to serve a model under if none is set: its folder's name, or the default model's full name."""
-    name = folder.resolve().name
-    return f"sentence-transformers/{name}" if name == "all-MiniLM-L6-v2" else name
 
 
 def end_process(args: threading.ExceptHookArgs) -> None:

@@ -1,20 +1,59 @@
-"""Token ids of texts, by the tokenizer IR that `workers.models.tokenizers` makes.
+"""Token ids of texts, by the files that `workers.models.tokenizers` writes.
 
 A `Tokenizer` serves one thread at a time. Encoding releases the GIL.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import openvino as ov
-import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
 
 from workers.engine.backend import Ids
 
 #: Largest group in characters, counted as the length of its longest text times its number of texts, because numpy makes
 #: an array of texts as wide as the longest text: 8 MB among 200 short texts took 6.4 GB and 13 s.
 GROUP_CHARACTERS = 1 << 20
+
+
+class Encoder(Protocol):
+    """A library that makes token ids of texts."""
+
+    def encode_group(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of each text, int64 `[tokens]`, with the special tokens, not truncated."""
+
+
+class IrEncoder:
+    """Tokenizer IR, run by openvino-tokenizers. It takes less memory and, for many texts, less time."""
+
+    def __init__(self, path: Path) -> None:
+        import openvino as ov
+        import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
+
+        self._make_tensor = ov.Tensor
+        self._request = ov.Core().compile_model(path, "CPU", {"NUM_STREAMS": 1}).create_infer_request()
+
+    def encode_group(self, texts: Sequence[str]) -> list[Ids]:
+        """See `Encoder`."""
+        self._request.infer([self._make_tensor(list(texts))])
+        begins, ends, ids = (self._request.get_output_tensor(number).data for number in range(3))
+        if len(begins) != len(texts):
+            # The tokenizer returns a single row if all texts are blank.
+            return self.encode_group([*texts, "a"])[:-1]
+        return [ids[begin:end].astype(np.int64) for begin, end in zip(begins, ends, strict=True)]
+
+
+class LibraryEncoder:
+    """Hugging Face's `tokenizers` library."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+
+    def encode_group(self, texts: Sequence[str]) -> list[Ids]:
+        """See `Encoder`."""
+        return [np.array(encoding.ids, np.int64) for encoding in self._tokenizer.encode_batch_fast(texts)]
 
 
 def group_texts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -32,7 +71,7 @@ class Tokenizer:
     """Converts texts to token ids."""
 
     def __init__(self, path: Path) -> None:
-        self._request = ov.Core().compile_model(path, "CPU", {"NUM_STREAMS": 1}).create_infer_request()
+        self._encoder: Encoder = IrEncoder(path) if path.suffix == ".xml" else LibraryEncoder(path)
         # The empty text has only the special tokens. Where another text's ids differ from these, the text begins.
         special, other = self.encode_texts(["", "a"])
         start = next(i for i, token in enumerate(other) if i == len(special) or token != special[i])
@@ -41,12 +80,4 @@ class Tokenizer:
 
     def encode_texts(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text, int64 `[tokens]`, with the special tokens, not truncated."""
-        return [ids for group in group_texts(texts) for ids in self._encode_group(group)]
-
-    def _encode_group(self, texts: Sequence[str]) -> list[Ids]:
-        self._request.infer([ov.Tensor(list(texts))])
-        begins, ends, ids = (self._request.get_output_tensor(number).data for number in range(3))
-        if len(begins) != len(texts):
-            # The tokenizer returns a single row if all texts are blank.
-            return self._encode_group([*texts, "a"])[:-1]
-        return [ids[begin:end].astype(np.int64) for begin, end in zip(begins, ends, strict=True)]
+        return [ids for group in group_texts(texts) for ids in self._encoder.encode_group(group)]

@@ -1,8 +1,8 @@
 """Cache of converted models by revision. An entry is complete or absent.
 
-`<cache>/models/<revision>/` holds the IR of the model and of the tokenizer, and `model.json`, which lists the SHA-256
-of each file. Reading takes no lock. Writing takes a lock that the kernel releases when the process ends, so the holder
-of the lock may remove what killed processes left.
+`<cache>/models/<revision>/` holds the IR of the model, the tokenizer, and `model.json`, which lists the SHA-256 of each
+file. Reading takes no lock. Writing takes a lock that the kernel releases when the process ends, so the holder of the
+lock may remove what killed processes left.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import msgspec
 
 from broker.shared.files import make_scratch_folder, move_into_place, remove_scratch_folders
 
-MODEL, TOKENIZER, FACTS = "model.xml", "tokenizer.xml", "model.json"
+MODEL, FACTS = "model.xml", "model.json"
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +26,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     #: Token ids are below this number.
     vocabulary_size: int
     pad_id: int
+    #: Name of the tokenizer's file.
+    tokenizer: str
     #: Versions of the converters. Another version may write other files, or may not read these.
     made_by: str
     #: SHA-256 of each file of the entry, in hexadecimal digits.

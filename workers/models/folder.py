@@ -1,245 +1,253 @@
 """Settings of a model folder as sentence-transformers and Hugging Face write it. Does not import OpenVINO.
 
-A folder holds `config.json`, `model.safetensors` and `tokenizer.json`. Optional files are `modules.json` with the
-folders that it names, `sentence_bert_config.json` and `tokenizer_config.json`.
+A folder holds `config.json`, the weights and `tokenizer.json`. Optional files are `modules.json` with the folders that
+it names, `sentence_bert_config.json`, `config_sentence_transformers.json` and `tokenizer_config.json`.
 """
 
-import json
-import os
 import reprlib
-import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from broker.shared.files import explain
+from workers.models import contents
+from workers.models.graph_files import find_graph_file, find_tokenizer_file, list_graph_files, read_model_info
+from workers.models.json_files import ModelError, is_present, read_count, read_flag, read_object
+from workers.models.modules import Modules, Normalize, Pooling, read_modules, read_pooling
+from workers.models.source import Overrides
+from workers.models.transformer import TransformerSettings, choose_max_tokens, read_length, read_transformer
+from workers.models.weight_files import FILE
 
-#: What Vecmill loads today, for errors about other folders.
+#: What Vecmill loads, for errors about other folders.
 SUPPORTED = (
-    "Vecmill loads BERT models (model_type bert, such as MiniLM, bge, gte and English e5) from folders with "
-    "config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them"
+    "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them, "
+    "and models exported to OpenVINO IR or ONNX with their tokenizer"
 )
-#: What to do about a file with an invalid value.
-REMEDY = "correct the file, or download the model again"
-#: Largest number of rows, layers and so on. Token ids are int32.
-MAX_COUNT = 2**31 - 1
-#: Files of OpenVINO, OVMS and ONNX, whose folders Vecmill cannot load.
-_EXPORTS = ("*.xml", "*.onnx", "graph.pbtxt", "subconfig.json", "*/*.xml", "*/*.onnx", "*/1/*.xml", "*/*/1/*.xml")
-#: First bytes of the file that `git clone` writes instead of a large file if Git LFS is not installed.
-_LFS_POINTER = b"version https://git-lfs"
-#: Vecmill's names of the pooling modes of sentence-transformers that it supports.
-_POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
-#: Switches of the pooling modes in sentence-transformers before version 5, which writes the modes' names.
-_SWITCHES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-#: transformers writes a length above this number if there is no limit.
-_NO_LIMIT = 10**9
+#: Settings of the tokenizer that replace those of tokenizer.json.
+_TOKENIZER_FILES = ("tokenizer_config.json",)
+_SETTINGS = "config_sentence_transformers.json"
+#: Longest input of a static model, in tokens: sentence-transformers sets no limit, but an inference needs one.
+_STATIC_MAX_TOKENS = 32_768
+#: Limit of model2vec for a model that sets none (model2vec 0.10, `DEFAULT_MAX_LENGTH`).
+_MODEL2VEC_MAX_TOKENS = 512
 
+#: Longest input of a model whose files do not limit it, in tokens: the limit of OVMS 2024.5.
+_GRAPH_MAX_TOKENS = 512
 
-class ModelError(Exception):
-    """The model cannot be served. The text is one sentence for the operator."""
+#: sentence-transformers' names of OVMS's pooling modes.
+_OVMS_POOLING = {"CLS": "cls", "MEAN": "mean", "LAST": "lasttoken"}
+
+Kind = Literal["huggingface", "static", "ir", "onnx"]
 
 
 class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of a model, read from its folder."""
 
     path: Path
+    kind: Kind
     config: dict[str, Any]
-    #: `model_type` of config.json, such as "bert".
+    #: `model_type` of config.json, such as "bert"; "static" for sentence-transformers' token table.
     family: str
-    #: CLS, MEAN or LAST.
-    pooling: str
-    #: Whether to scale vectors to length 1.
-    normalize: bool
-    #: Whether pooling includes the tokens of a prompt.
-    pools_prompt: bool
+    modules: Modules
+    #: Files of the weights, those of modules included, and of what lists them. An imported model begins with its graph.
+    weights: tuple[Path, ...]
+    #: tokenizer.json, or a tokenizer in OpenVINO IR.
+    tokenizer_path: Path
+    #: Content of config_sentence_transformers.json.
+    settings: dict[str, Any]
     #: Longest input in tokens, special tokens included.
     max_tokens: int
+    #: Whether texts are lower-cased before the tokenizer's own normalization.
+    lower_case: bool = False
+    #: Pooling modes of the folder that overrides replaced by others; none if they replaced none.
+    replaced_pooling: tuple[str, ...] = ()
+    #: Whether overrides set the pooling, so that a graph's own pooling does not count.
+    repool: bool = False
 
     @property
-    def weights_path(self) -> Path:
-        """File of the weights."""
-        return self.path / "model.safetensors"
+    def is_imported(self) -> bool:
+        """Whether the model is a graph that others have converted."""
+        return self.kind in ("ir", "onnx")
 
     @property
-    def tokenizer_path(self) -> Path:
-        """File of the tokenizer."""
-        return self.path / "tokenizer.json"
+    def base(self) -> Path:
+        """Folder of config.json, the weights and the tokenizer."""
+        return self.modules.base
+
+    @property
+    def config_path(self) -> Path:
+        """File of the configuration."""
+        return self.base / contents.CONFIG
+
+    @property
+    def settings_path(self) -> Path:
+        """File of `settings`, which need not exist."""
+        return self.path / _SETTINGS
+
+    @property
+    def has_special_tokens(self) -> bool:
+        """Whether the tokenizer adds special tokens to a text."""
+        return self.kind != "static"
+
+    def list_files(self) -> list[Path]:
+        """Return the files on which vectors depend, besides those whose settings are in this object."""
+        tokenizer = self.tokenizer_path
+        optional = [tokenizer.parent / name for name in _TOKENIZER_FILES]
+        optional += [tokenizer.with_suffix(".bin")] if tokenizer.suffix == ".xml" else []
+        return [*self.weights, tokenizer, *(path for path in optional if is_present(path))]
 
 
-def read_folder(path: Path) -> ModelFolder:
+def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
     """Return the settings of a folder. Raise `ModelError` if something is missing or not supported."""
+    overrides = overrides or Overrides()
     try:
-        _check_files(path)
+        _check_folder(path)
+        modules = read_modules(path)
+        base = modules.base if modules else path
+        if not base.is_dir():
+            raise ModelError(f"{path / 'modules.json'} names the folder {base.name}, which does not exist")
+        kind, config, weights = _read_base(path, base, modules, overrides)
+        tokenizer = _find_tokenizer(base, overrides)
     except OSError as error:
         raise ModelError(f"could not read the model folder {path}: {explain(error)}") from None
-    config = read_object(path / "config.json")
-    family = config.get("model_type")
+    is_imported = kind in ("ir", "onnx")
+    family = config.get("model_type", "" if is_imported else None)
     if not isinstance(family, str):
-        raise ModelError(f"{path / 'config.json'} has no model_type; {SUPPORTED}")
-    pooling, normalize, pools_prompt = _read_modules(path)
+        raise ModelError(f"{base / contents.CONFIG} has no model_type; {SUPPORTED}")
+    settings = read_object(path / _SETTINGS) if is_present(path / _SETTINGS) else {}
+    transformer, limit = TransformerSettings(), _STATIC_MAX_TOKENS
+    if kind != "static":
+        transformer = read_transformer(base)
+        config = config | transformer.config
+        if is_imported and not _has_limit(base, config, transformer):
+            config = config | {"max_position_embeddings": _GRAPH_MAX_TOKENS}
+        limit = choose_max_tokens(base, config, transformer.max_tokens)
+    elif modules:
+        family = "static"
+    elif "max_length" not in config:
+        limit = _MODEL2VEC_MAX_TOKENS
+    else:
+        limit = min(limit, read_length(base / contents.CONFIG, config, "max_length") or limit)
+    declared = modules or (_read_lone_pooling(base) if is_imported else None)
+    modules = declared or _choose_modules(base, config)
+    for folder in modules.weight_folders:
+        weights += contents.require_weights(folder)
+    applied = _apply_settings(modules, path / _SETTINGS, settings, overrides)
     return ModelFolder(
         path=path,
+        kind=kind,
         config=config,
         family=family,
-        pooling=pooling,
-        normalize=normalize,
-        pools_prompt=pools_prompt,
-        max_tokens=_read_max_tokens(path, config),
+        modules=applied,
+        weights=weights,
+        tokenizer_path=tokenizer,
+        settings=settings,
+        max_tokens=min(limit, overrides.max_tokens or limit),
+        lower_case=transformer.lower_case,
+        replaced_pooling=declared.pooling if declared and declared.pooling != applied.pooling else (),
+        repool=is_imported and bool(overrides.pooling),
     )
 
 
-def _check_files(path: Path) -> None:
+def _check_folder(path: Path) -> None:
     if path.is_file():
         raise ModelError(f"{path} is a file; set --model to the folder that holds it")
     if not path.is_dir():
-        raise ModelError(f"the model folder {path} does not exist; {_describe_download(path)}")
-    required = ("config.json", "model.safetensors", "tokenizer.json")
-    missing = [name for name in required if not (path / name).is_file()]
-    if missing == ["model.safetensors"] and (path / "pytorch_model.bin").is_file():
         raise ModelError(
-            f"{path} has its weights only as pytorch_model.bin, which Vecmill does not read because such a file can "
-            "run code; where torch is installed, load the folder with transformers.AutoModel and save it again, which "
-            "writes model.safetensors"
+            f"the model folder {path} does not exist; set --model to a folder, or to OWNER/NAME on the Hugging Face hub"
         )
-    if missing and (exports := [found.name for pattern in _EXPORTS for found in path.glob(pattern)]):
-        raise ModelError(
-            f"{path} is an export for OpenVINO, OVMS or ONNX ({exports[0]}), which Vecmill cannot load yet; "
-            f"{SUPPORTED}; download the model from which the export was made"
-        )
+    contents.check_folder(path, path)
+
+
+def _read_base(
+    path: Path, base: Path, modules: Modules | None, overrides: Overrides
+) -> tuple[Kind, dict[str, Any], tuple[Path, ...]]:
+    """Return the kind of model, the content of config.json, and the files of the weights."""
+    weights = contents.find_weights(base)
+    if overrides.file or not weights:
+        graph = find_graph_file(base, overrides.file)
+        if graph is not None:
+            contents.check_folder(path, graph.parent)
+            files = list_graph_files(graph)
+            for folder in {file.parent for file in files} - {graph.parent}:
+                contents.check_folder(path, folder)
+            for file in files:
+                contents.check_pointer(file)
+            return "onnx" if graph.suffix == ".onnx" else "ir", _read_graph_config(base, graph), files
+    is_static = modules is not None and modules.is_static
+    missing = contents.find_missing(base, () if is_static else (contents.CONFIG,))
+    if not weights:
+        if export := contents.find_export(base):
+            raise ModelError(f"{base} has no model, but there is {export}; set --model to the folder of the model")
+        if not missing:
+            contents.refuse_pickles(base)
+        missing.append(FILE)
     if missing:
-        raise ModelError(f"{path} has no {' and no '.join(missing)}; {SUPPORTED}")
-    for name in required:
-        with (path / name).open("rb") as file:
-            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise ModelError(f"{path / name} is a pointer of Git LFS; fetch the file itself with: git lfs pull")
+        raise ModelError(f"{base} has no {' and no '.join(sorted(missing))}; {SUPPORTED}")
+    config = read_object(base / contents.CONFIG) if is_present(base / contents.CONFIG) else {}
+    if is_static:
+        return "static", {"model_type": "static", **config}, weights
+    return "static" if config.get("model_type") == "model2vec" else "huggingface", config, weights
 
 
-def _describe_download(path: Path) -> str:
-    """Return how to get a model. `path` looks like a name on the hub if only its last two parts are missing."""
-    is_name = len(path.parts) > 1 and not path.parent.exists() and path.parent.parent.is_dir()
-    name = "/".join(path.parts[-2:]) if is_name else "OWNER/MODEL"
-    return (
-        "--model takes a folder and not a name on the Hugging Face hub, so download the model with: "
-        f"hf download {name} --local-dir FOLDER"
-    )
+def _read_graph_config(base: Path, graph: Path) -> dict[str, Any]:
+    """Return config.json, or what an IR has of it, or nothing."""
+    if is_present(base / contents.CONFIG):
+        return read_object(base / contents.CONFIG)
+    return dict(read_model_info(graph)) if graph.suffix == ".xml" else {}
 
 
-def summarize_error(error: Exception) -> str:
-    """Return an exception's text as part of a sentence: without line ends, and not long."""
-    return textwrap.shorten(explain(error), 200, placeholder="…")
+def _find_tokenizer(base: Path, overrides: Overrides) -> Path:
+    """Return the file of the tokenizer. Raise `ModelError` if there is none."""
+    folders = [base, *([overrides.tokenizer] if overrides.tokenizer else [])]
+    for folder in folders[1:]:
+        contents.check_folder(folder, folder)
+    for folder in folders:
+        if not contents.find_missing(folder, (contents.TOKENIZER,)):
+            return folder / contents.TOKENIZER
+    # The model itself may be called like the tokenizer.
+    if (found := find_tokenizer_file(folders[-1], alone=len(folders) > 1)) is not None:
+        return found
+    raise ModelError(f"{folders[-1]} has no {contents.TOKENIZER}; {SUPPORTED}")
 
 
-def read_json(path: Path) -> Any:
-    """Return a file's JSON value. Raise `ModelError` if the file cannot be read."""
-    try:
-        value = json.loads(path.read_bytes())
-        # JSON can hold half of a surrogate pair, which can be neither hashed nor sent.
-        json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"could not read {path}: {summarize_error(error)}; {REMEDY}") from None
+def _has_limit(base: Path, config: dict[str, Any], transformer: TransformerSettings) -> bool:
+    """Return whether a folder's files limit the length of an input."""
+    is_set = transformer.max_tokens is not None or is_present(base / "tokenizer_config.json")
+    return is_set or not {"max_position_embeddings", "n_positions"}.isdisjoint(config)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object. Raise `ModelError` if the file cannot be read or holds something else."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object; {REMEDY}")
-    return value
+def _read_lone_pooling(base: Path) -> Modules | None:
+    """Return the pooling of a folder that an exporter left without modules.json, or None."""
+    path = base / "1_Pooling" / contents.CONFIG
+    return Modules(base=base, steps=(read_pooling(path),)) if is_present(path) else None
 
 
-def read_number(
-    path: Path, values: dict[str, Any], key: str, lowest: float, highest: float, default: float | None, *, whole: bool
-) -> float:
-    """Return a number of a file's JSON object, or `default` if the number is absent or null.
-
-    Raise `ModelError` if the value is not a number from `lowest` to `highest`, or not a whole number if `whole`.
-    """
-    value: Any = default if values.get(key) is None else values[key]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= highest
-    if not is_number or (whole and value != int(value)):
-        found = f"is {reprlib.repr(value)}" if key in values else "is missing"
-        kind = "a whole number" if whole else "a number"
-        raise ModelError(f"{path}: {key} {found}, but must be {kind} from {lowest} to {highest}; {REMEDY}")
-    return float(value)
+def _choose_modules(base: Path, config: dict[str, Any]) -> Modules:
+    """Return the modules of a folder without modules.json, as sentence-transformers and model2vec choose them."""
+    path = base / contents.CONFIG
+    if config.get("model_type") == "model2vec":
+        steps = (Normalize(),) if read_flag(path, config, "normalize", False) else ()
+        return Modules(base=base, is_static=True, steps=steps)
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else ""
+    is_causal = isinstance(name, str) and name.endswith("ForCausalLM") and read_flag(path, config, "is_causal", True)
+    return Modules(base=base, steps=(Pooling(("lasttoken",) if is_causal else ("mean",)),))
 
 
-def read_count(
-    path: Path, values: dict[str, Any], key: str, lowest: int = 1, highest: int = MAX_COUNT, default: int | None = None
-) -> int:
-    """Return a whole number of a file's JSON object, as `read_number` does."""
-    return int(read_number(path, values, key, lowest, highest, default, whole=True))
-
-
-def _read_modules(path: Path) -> tuple[str, bool, bool]:
-    """Return the pooling, whether to normalize, and whether pooling includes prompts, as modules.json declares.
-
-    Without modules.json, return mean, no and yes, as sentence-transformers does. Raise `ModelError` for modules that
-    Vecmill does not support.
-    """
-    file = path / "modules.json"
-    if not is_present(file):
-        return "MEAN", False, True
-    modules = read_json(file)
-    try:
-        kinds = {module["type"].rsplit(".", 1)[-1]: Path(module["path"]) for module in modules}
-    except (TypeError, KeyError, AttributeError):
-        raise ModelError(f"{file} is not a list of modules with type and path; {REMEDY}") from None
-    for inside in kinds.values():
-        if inside.is_absolute() or ".." in inside.parts:
-            raise ModelError(f"{file}: path {reprlib.repr(str(inside))} leads out of the model folder; {REMEDY}")
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise ModelError(f"{file} has a module {reprlib.repr(min(unknown))}, which Vecmill does not support")
-    if "Pooling" not in kinds:
-        raise ModelError(f"{file} has no Pooling module, so the model has no sentence embeddings")
-    file = path / kinds["Pooling"] / "config.json"
-    config = read_object(file)
-    return _read_pooling(file, config), "Normalize" in kinds, config.get("include_prompt") is not False
-
-
-def _read_pooling(path: Path, config: dict[str, Any]) -> str:
-    """Return the mode of a Pooling module; mean if the module names no mode, as sentence-transformers does."""
-    modes = config.get("pooling_mode") or [mode for key, mode in _SWITCHES.items() if config.get(key)] or "mean"
-    names = [modes] if isinstance(modes, str) else [str(mode) for mode in modes] if isinstance(modes, list) else []
-    if len(names) != 1 or names[0] not in _POOLING:
-        wanted = reprlib.repr(" and ".join(names) or modes)
-        raise ModelError(f"{path} has the pooling mode {wanted}, but Vecmill supports one of {', '.join(_POOLING)}")
-    return _POOLING[names[0]]
-
-
-def _read_max_tokens(path: Path, config: dict[str, Any]) -> int:
-    """Return the setting of sentence-transformers or else the tokenizer's, but at most the number of positions."""
-    positions = _read_length(path / "config.json", config, "max_position_embeddings")
-    wanted = None
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        if wanted is None and is_present(path / name):
-            wanted = _read_length(path / name, read_object(path / name), key)
-    lengths = [length for length in (positions, wanted) if length is not None]
-    if not lengths:
+def _apply_settings(modules: Modules, path: Path, settings: dict[str, Any], overrides: Overrides) -> Modules:
+    """Return the modules with the settings of config_sentence_transformers.json, and with the overrides."""
+    kind = settings.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
         raise ModelError(
-            f"{path / 'config.json'} has no max_position_embeddings, so the length of the longest input is unknown; "
-            f"{REMEDY}"
+            f"{path}: model_type is {reprlib.repr(kind)}, but Vecmill serves only models of the type "
+            "SentenceTransformer, which return one vector for a text"
         )
-    return min(lengths)
-
-
-def _read_length(path: Path, values: dict[str, Any], key: str) -> int | None:
-    """Return a number of tokens, or None if the number is absent or means that there is no limit."""
-    value = values.get(key)
-    if value is None or (isinstance(value, int | float) and value >= _NO_LIMIT):
-        return None
-    return read_count(path, values, key)
-
-
-def is_present(path: Path) -> bool:
-    """Return whether a folder has an optional file, also if the file is a link to a file that is missing."""
-    return os.path.lexists(path)
+    if settings.get("truncate_dim") is not None:
+        modules = msgspec.structs.replace(modules, truncate_dim=read_count(path, settings, "truncate_dim"))
+    if overrides.pooling:
+        modules = modules.replace_pooling(_OVMS_POOLING[overrides.pooling])
+    if overrides.normalize is not None:
+        modules = modules.replace_normalization(overrides.normalize)
+    return modules

@@ -11,32 +11,50 @@ import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from workers.models import cache as entries
-from workers.models.folder import (
-    REMEDY,
-    SUPPORTED,
-    ModelError,
-    ModelFolder,
-    read_count,
-    read_folder,
-    summarize_error,
-)
+from workers.models.folder import ModelFolder, read_folder
+from workers.models.graph_files import find_graph_file
+from workers.models.json_files import EXPORT, ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
+from workers.models.source import Overrides
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
-CONVERTER = 4
+CONVERTER = 5
 #: Precision of weights and activations on every device, so that all devices give the same vectors.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
-FAMILIES = {"bert": "workers.models.bert"}
+FAMILIES = {
+    "bert": "workers.models.encoder",
+    "camembert": "workers.models.encoder",
+    "distilbert": "workers.models.encoder",
+    "eurobert": "workers.models.decoder",
+    "gemma3_text": "workers.models.decoder",
+    "gte": "workers.models.encoder",
+    "jina_embeddings_v3": "workers.models.encoder",
+    "llama": "workers.models.decoder",
+    "mistral": "workers.models.decoder",
+    "modernbert": "workers.models.modernbert",
+    "mpnet": "workers.models.encoder",
+    "new": "workers.models.encoder",
+    "nomic_bert": "workers.models.encoder",
+    "qwen2": "workers.models.decoder",
+    "qwen3": "workers.models.decoder",
+    "roberta": "workers.models.encoder",
+    "xlm-roberta": "workers.models.encoder",
+}
 #: Fields of config.json that do not change vectors.
 _IRRELEVANT_FIELDS = frozenset(
-    {"architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype", "transformers_version"}
+    {"_name_or_path", "architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype"}
+    | {"transformers_version"}
 )
+
+if TYPE_CHECKING:
+    from workers.models.layout import PaddedLayout
+    from workers.models.weights import Weights
 
 Report = Callable[[str], None]
 
@@ -52,8 +70,6 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     dimension: int
     #: Longest input in tokens, special tokens included.
     max_tokens: int
-    #: CLS, MEAN or LAST.
-    pooling: str
     #: Whether the model scales vectors to length 1.
     normalize: bool
     #: Token ids are below this number.
@@ -63,19 +79,20 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     matryoshka: Matryoshka
 
 
-def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
+def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides | None = None) -> PreparedModel:
     """Return the folder's model, converted if it is not in the cache. Raise `ModelError` if it cannot be served.
 
     `report` gets a line for each step of a conversion.
     """
-    folder = read_folder(path)
-    if folder.family not in FAMILIES:
-        raise ModelError(
-            f"{path / 'config.json'} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
-            f"{SUPPORTED}"
+    overrides = overrides or Overrides()
+    folder = _read_supported_folder(path, overrides)
+    if folder.replaced_pooling:
+        report(
+            f"warning: {path} declares the pooling {'+'.join(folder.replaced_pooling)}, but the configuration asks for "
+            f"{overrides.pooling}, which gives other vectors; remove that setting unless an index needs those vectors"
         )
-    prompts = read_prompts(folder, report)
-    revision = _compute_revision(folder, prompts)
+    prompts = read_prompts(folder)
+    revision = _compute_revision(folder, prompts, overrides)
     made_by = _describe_versions()
     facts = entries.find_entry(cache, revision, made_by)
     if facts is None:
@@ -88,11 +105,10 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     return PreparedModel(
         revision=revision,
         model_path=entry / entries.MODEL,
-        tokenizer_path=entry / entries.TOKENIZER,
+        tokenizer_path=entry / facts.tokenizer,
         dimension=facts.dimension,
         max_tokens=folder.max_tokens,
-        pooling=folder.pooling,
-        normalize=folder.normalize,
+        normalize=folder.modules.is_normalized,
         vocabulary_size=facts.vocabulary_size,
         pad_id=facts.pad_id,
         prompts=prompts,
@@ -100,20 +116,31 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     )
 
 
-def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
+def _read_supported_folder(path: Path, overrides: Overrides) -> ModelFolder:
+    """Return the settings of a folder; of its graph if Vecmill cannot build its family. Raise `ModelError`."""
+    folder = read_folder(path, overrides)
+    if folder.kind != "huggingface" or folder.family in FAMILIES:
+        return folder
+    if (graph := find_graph_file(folder.base)) is not None:
+        file = graph.relative_to(folder.base).as_posix()
+        return read_folder(path, msgspec.structs.replace(overrides, file=file))
+    raise ModelError(
+        f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, but Vecmill builds only "
+        f"{', '.join(FAMILIES)}; {EXPORT}"
+    )
+
+
+def _compute_revision(folder: ModelFolder, prompts: Prompts, overrides: Overrides) -> str:
     """Return a hash of everything that determines the vectors of a plain request.
 
     A CPU with SHA instructions hashes 90 MB of weights in 0.06 s. Raise `ModelError` if a file cannot be read.
     """
-    config = {
-        key: value
-        for key, value in sorted(folder.config.items())
-        if key not in _IRRELEVANT_FIELDS and not key.startswith("_")
-    }
-    settings = [CONVERTER, PRECISION, folder.family, folder.pooling, folder.normalize, folder.max_tokens, config]
-    settings += [prompts.texts.get(prompts.default, "")]
-    digest = hashlib.sha256(msgspec.json.encode(settings))
-    for path in (folder.weights_path, folder.tokenizer_path):
+    config = {key: value for key, value in sorted(folder.config.items()) if key not in _IRRELEVANT_FIELDS}
+    settings = [CONVERTER, PRECISION, folder.kind, folder.family, folder.modules, folder.lower_case, folder.max_tokens]
+    settings += [config, prompts.texts.get(prompts.default, ""), folder.repool, overrides.vector_properties]
+    # Without paths, because a model that moves keeps its revision.
+    digest = hashlib.sha256(msgspec.json.encode(settings, enc_hook=lambda path: ""))
+    for path in folder.list_files():
         try:
             digest.update(bytes.fromhex(entries.hash_file(path)))
         except OSError as error:
@@ -123,56 +150,56 @@ def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
 
 def _describe_versions() -> str:
     """Return the versions of everything that writes the files of a conversion."""
-    names = ("openvino", "openvino-tokenizers")
+    names = ("openvino", "openvino-tokenizers", "tokenizers")
     return ", ".join([f"converter {CONVERTER}", *(f"{name} {importlib.metadata.version(name)}" for name in names)])
+
+
+def build_states(folder: ModelFolder, weights: "Weights", layout: "PaddedLayout") -> Any:
+    """Return the last hidden states, as the module of the folder's family builds them.
+
+    Raise `ModelError` if config.json and the weights do not fit.
+    """
+    states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+    weights.check_use()
+    return states
 
 
 def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.Facts:
     """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
     import openvino as ov
 
-    from workers.models.tokenizers import convert_tokenizer
+    from workers.models import head, static
+    from workers.models.layout import PaddedLayout
+    from workers.models.tokenizer_files import write_tokenizer
+    from workers.models.weights import Weights
 
-    config_path = folder.path / "config.json"
-    vocabulary_size = read_count(config_path, folder.config, "vocab_size")
-    report("  building the OpenVINO model")
-    model = importlib.import_module(FAMILIES[folder.family]).build_model(folder, _read_weights(folder.weights_path))
+    if folder.is_imported:
+        from workers.models import imported
+
+        report("  reading the graph")
+        model = imported.build_model(folder.weights[0], folder.modules, repool=folder.repool)
+        vocabulary_size = imported.find_vocabulary_size(model) or read_count(
+            folder.config_path, folder.config, "vocab_size"
+        )
+    else:
+        report("  building the OpenVINO model")
+        weights, layout = Weights(folder.base), PaddedLayout()
+        if folder.kind == "static":
+            values, vocabulary_size = static.build_vectors(folder, weights, layout)
+        else:
+            vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
+            values = build_states(folder, weights, layout)
+        model = head.make_model(values, layout, folder.modules, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
-    ov.save_model(convert_tokenizer(folder, vocabulary_size), into / entries.TOKENIZER, compress_to_fp16=False)
+    tokenizer = write_tokenizer(folder, vocabulary_size, into)
     return entries.Facts(
         dimension=model.output(0).get_partial_shape()[1].get_length(),
         vocabulary_size=vocabulary_size,
-        pad_id=read_count(config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
+        pad_id=read_count(folder.config_path, folder.config, "pad_token_id", 0, vocabulary_size - 1, 0),
+        tokenizer=tokenizer.name,
         made_by="",
     )
-
-
-def _read_weights(path: Path) -> dict[str, Any]:
-    """Return all floating-point tensors by name, with bfloat16 as float32 because numpy has no bfloat16.
-
-    Raise `ModelError` if the file is damaged or has tensors of an unknown type.
-    """
-    import numpy as np
-    from safetensors import SafetensorError, deserialize
-
-    tensors: dict[str, Any] = {}
-    try:
-        for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
-            raw, kind = tensor["data"], tensor["dtype"]
-            if kind == "BF16":
-                # bfloat16 is the upper half of a float32.
-                values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-            elif kind in ("F16", "F32", "F64"):
-                values = np.frombuffer(raw, f"<f{int(kind[1:]) // 8}")
-            elif kind.startswith(("I", "U", "BOOL")):
-                continue  # such as position ids, which the graph computes
-            else:
-                raise ModelError(f"{path}: {name} has the type {kind}, but Vecmill reads only F32, F16, BF16 and F64")
-            tensors[name] = values.reshape(tensor["shape"])
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is damaged: {summarize_error(error)}; {REMEDY}") from None
-    return tensors
 
 
 def print_progress(text: str) -> None:

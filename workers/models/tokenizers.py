@@ -20,13 +20,14 @@ import struct
 import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.folder import REMEDY, ModelError, ModelFolder, read_count, read_object, summarize_error
+from workers.models.json_files import REMEDY, ModelError, read_count, summarize_error
 
 #: Shortest run of consecutive characters that goes into a regular expression; shorter runs go into the table.
 _LONG_RUN = 256
@@ -41,18 +42,14 @@ _UNKNOWN = "\ue000"
 _Node = dict[int, Any]
 
 
-def convert_tokenizer(folder: ModelFolder, vocabulary_size: int) -> ov.Model:
-    """Return the tokenizer of a folder.
+def read_max_characters(path: Path, spec: dict[str, Any]) -> int:
+    """Return the longest word in characters. Raise `ModelError` if the number is invalid."""
+    return read_count(path, spec["model"], "max_input_chars_per_word", highest=_MAX_REPEAT, default=100)
 
-    Raise `ModelError` if openvino-tokenizers cannot convert it, or if it does not fit the model.
-    """
-    path = folder.tokenizer_path
-    spec = read_object(path)
-    is_bert = _is_bert(spec)
-    max_characters = 0
-    if is_bert:
-        model = spec["model"]
-        max_characters = read_count(path, model, "max_input_chars_per_word", highest=_MAX_REPEAT, default=100)
+
+def convert_bert(path: Path, spec: dict[str, Any]) -> ov.Model:
+    """Return the IR of a tokenizer.json for which `is_bert` holds. Raise `ModelError` if the file is damaged."""
+    max_characters = read_max_characters(path, spec)
     # transformers warns about the missing PyTorch, which Vecmill does not need.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with warnings.catch_warnings():
@@ -62,35 +59,18 @@ def convert_tokenizer(folder: ModelFolder, vocabulary_size: int) -> ov.Model:
         from transformers import PreTrainedTokenizerFast
 
         try:
-            if is_bert:
-                spec |= _build_rules(json.dumps(spec["normalizer"], sort_keys=True), max_characters)
+            spec = spec | _build_rules(json.dumps(spec["normalizer"], sort_keys=True), max_characters)
             exact = tokenizers.Tokenizer.from_str(json.dumps(spec))
             tokenizer = PreTrainedTokenizerFast(tokenizer_object=exact)  # type: ignore[no-untyped-call]
             converted = openvino_tokenizers.convert_tokenizer(tokenizer)
-            exact.no_truncation()
-            exact.no_padding()
-            special = exact.encode("").ids
-            # Fails if the unknown token is not in the vocabulary.
-            highest = max(*exact.get_vocab(with_added_tokens=True).values(), *exact.encode(_UNKNOWN).ids)
         except Exception as error:  # the libraries raise many kinds, all because of this file
             raise ModelError(f"could not convert {path}: {summarize_error(error)}; {REMEDY}") from error
-    if highest >= vocabulary_size:
-        raise ModelError(
-            f"{path} has the token id {highest}, but vocab_size of config.json is {vocabulary_size}; {REMEDY}"
-        )
-    if len(special) >= folder.max_tokens:
-        raise ModelError(
-            f"{folder.path} limits inputs to {folder.max_tokens} tokens, but its tokenizer adds {len(special)} to each "
-            "text; correct max_position_embeddings of config.json, max_seq_length of sentence_bert_config.json or "
-            "model_max_length of tokenizer_config.json"
-        )
-    if is_bert:
-        _lift_byte_limit(converted, max_characters)
-    return _expose_ragged_ids(converted, folder)
+    _lift_byte_limit(converted, max_characters)
+    return expose_ragged_ids(converted, path)
 
 
-def _is_bert(spec: dict[str, Any]) -> bool:
-    """Return whether a tokenizer.json has BERT's rules."""
+def is_bert(spec: dict[str, Any]) -> bool:
+    """Return whether a tokenizer.json has BERT's rules, which this module converts exactly."""
     parts = [spec.get(name) for name in ("normalizer", "pre_tokenizer", "model")]
     types = [part.get("type") if isinstance(part, dict) else None for part in parts]
     return types == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and spec["normalizer"].get("clean_text") is True
@@ -224,7 +204,7 @@ def _lift_byte_limit(converted: ov.Model, max_characters: int) -> None:
             node.set_attribute("max_bytes_per_word", 4 * max_characters)
 
 
-def _expose_ragged_ids(converted: ov.Model, folder: ModelFolder) -> ov.Model:
+def expose_ragged_ids(converted: ov.Model, path: Path) -> ov.Model:
     """Return the part of a converted tokenizer before padding, without truncation.
 
     Raise `ModelError` if the graph has an unknown shape.
@@ -234,7 +214,7 @@ def _expose_ragged_ids(converted: ov.Model, folder: ModelFolder) -> ov.Model:
         by_type.setdefault(node.get_type_name(), []).append(node)
     combined, truncations = by_type.get("CombineSegments", []), by_type.get("Truncate", [])
     if len(combined) != 1 or len(truncations) > 1:
-        raise ModelError(f"could not convert {folder.tokenizer_path} because Vecmill does not support this kind")
+        raise ModelError(f"could not convert {path} because Vecmill does not support this kind")
     for truncation in truncations:
         truncation.input(3).replace_source_output(op.constant(np.int32(2**31 - 1)).output(0))
     results = []

@@ -1,6 +1,6 @@
 """Requests, their jobs, and the estimate of how many tokens an input has."""
 
-from broker.core.jobs import SPECIAL_TOKENS, TOKENIZE_DISCOUNT, choose_pricing, find_bucket
+from broker.core.jobs import BYTES_PER_TOKEN_TIME, SPECIAL_TOKENS, TOKENIZE_DISCOUNT, choose_pricing, find_bucket
 from broker.wire.protocol import Kind, Option
 from tests.harness.core import make_request
 
@@ -11,8 +11,14 @@ def test_text_tokens_are_estimated_and_ids_exact() -> None:
 
 
 def test_token_estimate_is_capped_at_model_maximum() -> None:
-    assert choose_pricing(Kind.TEXT, 0, 1.0, 100).count_tokens([98, 99, 10**9]) == [100, 101, 101]
+    assert choose_pricing(Kind.TEXT, 0, 1.0, 100).count_tokens([98, 99, 900]) == [100, 101, 101]
+    assert choose_pricing(Kind.TOKENS, 0, 0.5, 100).count_tokens([400, 404, 900]) == [100, 101, 101]
     assert choose_pricing(Kind.TEXT, Option.TOKENIZE, 1.0, 100).count_tokens([TOKENIZE_DISCOUNT * 1000]) == [1001]
+
+
+def test_long_text_costs_its_tokenization() -> None:
+    (tokens,) = choose_pricing(Kind.TEXT, 0, 0.3, 256).count_tokens([8_000_000])
+    assert tokens == 257 + 8_000_000 // BYTES_PER_TOKEN_TIME
 
 
 def test_lengths_in_bucket_differ_by_a_quarter() -> None:

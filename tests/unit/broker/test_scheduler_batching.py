@@ -219,12 +219,12 @@ def test_long_words_do_not_spoil_token_estimate(core: Core) -> None:
     assert core.model().choose_pricing(Kind.TEXT).count_tokens([1000])[0] > 50
 
 
-def test_input_counts_at_most_model_maximum() -> None:
+def test_long_input_counts_model_maximum_and_tokenization() -> None:
     core = Core(Limits(max_tokens=500))
     core.frontend()
     core.worker(tokens_per_s=100)
-    core.submit(1, ["a" * 100_000, "b" * 1_000_000])
-    assert core.scheduler.state.ledger.tokens == 2 * 101
+    core.submit(1, ["a" * 1000, "b" * 102_400])
+    assert core.scheduler.state.ledger.tokens == 101 + 101 + 100
     core.submit(2, ["c"])
     assert core.failures() == []
 

@@ -9,7 +9,7 @@ import openvino as ov
 import pytest
 
 from tests.unit.workers.test_model_folder import CONFIG, make_tensors, save_tensors, write_folder, write_json
-from workers.models.folder import ModelError
+from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 
 IDS = [[2, 5, 9, 30, 3], [2, 3], [2, 17, 3], [2, *range(5, 14), 3]]
@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
 }
 
 
@@ -48,7 +49,7 @@ def compute_reference(weights: dict[str, Any], ids: list[int], pooling: str, nor
         )
         inner = ACTIVATIONS[act](apply_dense(x, layer + "intermediate.dense"))
         x = apply_norm(x + apply_dense(inner, layer + "output.dense"), layer + "output.LayerNorm")
-    vector = {"CLS": x[0], "MEAN": x.mean(0), "LAST": x[-1]}[pooling]
+    vector = {"cls": x[0], "mean": x.mean(0), "lasttoken": x[-1]}[pooling]
     return vector / np.linalg.norm(vector) if normalize else vector
 
 
@@ -76,18 +77,21 @@ def folder(tmp_path: Path) -> Path:
 def test_vectors_match_the_equations(folder: Path, pooling: str, normalize: bool) -> None:
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": pooling})
     if not normalize:
-        modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+        modules = [
+            {"path": "", "type": "sentence_transformers.models.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ]
         write_json(folder / "modules.json", modules)
     prepared = prepare_tiny(folder)
     assert (prepared.dimension, prepared.vocabulary_size, prepared.pad_id) == (16, 64, 0)
-    expected = [compute_reference(make_tensors(), ids, prepared.pooling, normalize) for ids in IDS]
+    expected = [compute_reference(make_tensors(), ids, pooling, normalize) for ids in IDS]
     np.testing.assert_allclose(embed_ids(prepared, IDS), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu", "silu"])
 def test_activations_match_the_equations(folder: Path, act: str) -> None:
     write_json(folder / "config.json", CONFIG | {"hidden_act": act})
-    expected = [compute_reference(make_tensors(), ids, "MEAN", True, act) for ids in IDS]
+    expected = [compute_reference(make_tensors(), ids, "mean", True, act) for ids in IDS]
     np.testing.assert_allclose(embed_ids(prepare_tiny(folder), IDS), expected, atol=1e-5)
 
 
@@ -108,7 +112,7 @@ def test_half_precision_weights_are_exact(folder: Path, kind: str) -> None:
             rounded[name] = tensor.astype(np.float16).astype(np.float32)
         else:
             rounded[name] = (tensor.view(np.uint32) >> 16 << 16).view(np.float32)
-    expected = [compute_reference(rounded, ids, "MEAN", True) for ids in IDS]
+    expected = [compute_reference(rounded, ids, "mean", True) for ids in IDS]
     np.testing.assert_allclose(embed_ids(prepare_tiny(folder), IDS), expected, atol=1e-5)
 
 
@@ -142,7 +146,7 @@ def test_graph_has_fused_attention_and_two_outputs(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"hidden_act": "silu"}, "silu"),
+        ({"hidden_act": "mish"}, "mish"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"is_decoder": True}, "is_decoder"),
         ({"num_attention_heads": 3}, "num_attention_heads"),

@@ -64,7 +64,7 @@ def test_missing_file_is_named(folder: Path, name: str, kind: str) -> None:
             f"{folder / name} is a pointer of Git LFS; fetch the file itself with: git lfs pull"
         )
         return
-    assert f"has no {name}; Vecmill loads BERT models" in get_error(folder)
+    assert f"has no {name}; Vecmill loads folders with" in get_error(folder)
 
 
 @pytest.mark.parametrize("name", ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"])
@@ -153,14 +153,24 @@ def test_weights_too_large_for_float32_are_rejected(folder: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/etc", "..", "../../../etc", "1_Pooling/../../etc"])
 def test_module_outside_the_folder_is_not_opened(folder: Path, path: str) -> None:
-    modules = [{"path": "", "type": "a.Transformer"}, {"path": path, "type": "a.Pooling"}]
+    modules = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": path, "type": "sentence_transformers.models.Pooling"},
+    ]
     write_json(folder / "modules.json", modules)
     assert f"{folder / 'modules.json'}: path {path!r} leads out of the model folder" in get_error(folder)
 
 
 @pytest.mark.parametrize(
     "module",
-    [{"path": "a", "type": 3}, {"path": 3, "type": "a.Pooling"}, {"path": None, "type": "a"}, {"path": ""}, "a", {}],
+    [
+        {"path": "a", "type": 3},
+        {"path": 3, "type": "sentence_transformers.models.Pooling"},
+        {"path": None, "type": "a"},
+        {"path": ""},
+        "a",
+        {},
+    ],
     ids=repr,
 )
 def test_module_of_wrong_types_is_rejected(folder: Path, module: Any) -> None:

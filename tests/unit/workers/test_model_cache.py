@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.workers.test_model_folder import CONFIG, make_tensors, save_tensors, write_folder, write_json
 from workers.models import cache
-from workers.models.folder import ModelError
+from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -108,7 +108,10 @@ def change_pooling(folder: Path) -> None:
 
 
 def change_normalization(folder: Path) -> None:
-    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    modules = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
     write_json(folder / "modules.json", modules)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
 import pytest
 import tokenizers
 from hypothesis import given
@@ -18,8 +17,10 @@ from hypothesis import strategies as st
 from tests.unit.workers.test_model_folder import make_tokenizer, write_folder, write_json
 from workers.engine.batch_inputs import truncate_ids
 from workers.engine.tokenizer import GROUP_CHARACTERS, Tokenizer, group_texts
-from workers.models.folder import ModelError, read_folder
-from workers.models.tokenizers import compile_charsmap, convert_tokenizer
+from workers.models.folder import read_folder
+from workers.models.json_files import ModelError
+from workers.models.tokenizer_files import write_tokenizer
+from workers.models.tokenizers import compile_charsmap
 
 #: Letters of the vocabulary. Two letters that are not in it would have the same id.
 LETTERS = "abcdefghijxzABJXZéßſςσΣµμϕφϵεкиіІщЩאבגعغกขคあいアイㅏ中国々〇가각각µ²½ªºﬁ①Ωωå€“—…¿!#,.'"
@@ -29,10 +30,10 @@ VOCABULARY = [*dict.fromkeys(LETTERS), *(f"##{letter}" for letter in dict.fromke
 def convert_both(folder: Path, spec: dict[str, Any]) -> tuple[Tokenizer, Any]:
     """Return our tokenizer and Hugging Face's, without truncation and padding."""
     write_json(folder / "tokenizer.json", spec)
-    ov.save_model(convert_tokenizer(read_folder(folder), 300), folder / "tokenizer.xml", compress_to_fp16=False)
+    written = write_tokenizer(read_folder(folder), 300, folder.parent)
     theirs = tokenizers.Tokenizer.from_str(json.dumps(spec))
     theirs.no_truncation()
-    return Tokenizer(folder / "tokenizer.xml"), theirs
+    return Tokenizer(written), theirs
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_unknown_kind_of_tokenizer_is_rejected(tmp_path: Path) -> None:
         break_it(spec)
         write_json(folder / "tokenizer.json", spec)
         with pytest.raises(ModelError, match=r"tokenizer\.json"):
-            convert_tokenizer(read_folder(folder), 300)
+            write_tokenizer(read_folder(folder), 300, tmp_path)
 
 
 def list_breakages() -> list[Callable[[dict[str, Any]], object]]:
@@ -199,6 +200,13 @@ def list_breakages() -> list[Callable[[dict[str, Any]], object]]:
         lambda spec: spec["model"].pop("vocab"),
         lambda spec: spec["model"].update(vocab={"a": 0}),
     ]
+
+
+def test_other_rules_than_berts_run_in_the_library(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tiny")
+    ours, theirs = convert_both(folder, make_tokenizer() | {"pre_tokenizer": {"type": "WhitespaceSplit"}})
+    assert (tmp_path / "tokenizer.json").is_file()
+    assert find_differences(ours, theirs, ["", "hello. world", "a.b c", "\0 [SEP]", "x" * 200]) == []
 
 
 def test_compiled_charsmap_finds_every_key() -> None:
