@@ -132,6 +132,9 @@ class Scheduler:
             state.models_changed = False
             for peer in state.ledger.by_peer:
                 state.outbox.put(peer, outgoing.build_models(state))
+        for owner, reloaded in state.reloads.take_ended(state.pool.workers):
+            if frontend := state.ledger.by_uuid.get(owner):
+                state.outbox.put(frontend.peer, reloaded)
         return state.outbox.take_all()
 
     # --- queries -----------------------------------------------------------------------------------------------------
@@ -218,6 +221,10 @@ class Scheduler:
             case wire.FrontendHeartbeat():
                 frontend.received = message.received
                 self.state.outbox.put(frontend.peer, outgoing.build_stats(self.state))
+            case wire.ReloadModels():
+                number = self.state.reloads.begin(frontend.uuid, message.number, self.state.pool.workers)
+                for peer in self.state.pool.workers:
+                    self.state.outbox.put(peer, wire.Reload(number))
             case wire.FrontendGoodbye():
                 self._remove_frontend(frontend, now)
             case _:
@@ -281,6 +288,8 @@ class Scheduler:
                 self._receive_error(worker, message, now)
             case wire.WorkerModels():
                 self._change_models(worker, message, now)
+            case wire.Reloaded():
+                self.state.reloads.record_answer(worker.peer, message)
             case wire.WorkerDrain():
                 self._drain_worker(worker, message, now)
             case wire.WorkerGoodbye():

@@ -10,6 +10,7 @@ from broker.core.models import Model
 from broker.core.outbox import Outbox
 from broker.core.pool import Pool
 from broker.core.quota import Quotas
+from broker.core.reloads import Reloads
 from broker.wire.protocol import ModelKey
 
 
@@ -31,6 +32,8 @@ class State:
         self.removed: set[str] = set()
         #: Models that processes are loading or failed to load.
         self.loading = ModelLoading(limits.liveness_s)
+        #: Reloads of configurations that workers have not answered.
+        self.reloads = Reloads()
         #: Suspects, trials and blocked inputs.
         self.blame = Blame(limits)
         #: Token buckets of clients, and jobs that clients abandoned.

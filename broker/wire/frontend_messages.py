@@ -97,6 +97,12 @@ class FrontendGoodbye(Message, tag=5):
     """The frontend shuts down and has no open request."""
 
 
+class ReloadModels(Message, tag=6):
+    """Let all workers read their configurations again; the broker answers with `ModelsReloaded`."""
+
+    number: U63
+
+
 # --- broker to frontend ----------------------------------------------------------------------------------------------
 
 
@@ -172,3 +178,11 @@ class Stats(Message, tag=23):
     workers: list[WorkerStats]
     open_jobs: int
     queued_jobs: int
+
+
+class ModelsReloaded(Message, tag=24):
+    """All workers have answered a `ReloadModels`, or are gone. `failure`: what could not be read or loaded."""
+
+    number: U63
+    changed: bool
+    failure: Text = ""

@@ -38,6 +38,8 @@ from broker.wire.frontend_messages import (
     FrontendHeartbeat,
     FrontendHello,
     Models,
+    ModelsReloaded,
+    ReloadModels,
     Stats,
     Submission,
     Submit,
@@ -51,6 +53,8 @@ from broker.wire.worker_messages import (
     JobFailure,
     Load,
     Release,
+    Reload,
+    Reloaded,
     WorkerDrain,
     WorkerGoodbye,
     WorkerHeartbeat,
@@ -92,9 +96,13 @@ __all__ = [
     "ModelKey",
     "ModelState",
     "Models",
+    "ModelsReloaded",
     "Option",
     "Origin",
     "Release",
+    "Reload",
+    "ReloadModels",
+    "Reloaded",
     "Stats",
     "Submission",
     "Submit",
@@ -125,7 +133,7 @@ PROTOCOL_MAX = 1
 #: Longest frame that a peer may send, in bytes; libzmq disconnects a peer that sends a longer one.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
-FromFrontend = FrontendHello | Submit | Cancel | FrontendHeartbeat | FrontendGoodbye
+FromFrontend = FrontendHello | Submit | Cancel | FrontendHeartbeat | FrontendGoodbye | ReloadModels
 FromWorker = (
     WorkerHello
     | WorkerHeartbeat
@@ -135,9 +143,10 @@ FromWorker = (
     | WorkerGoodbye
     | WorkerLoading
     | WorkerModels
+    | Reloaded
 )
-ToFrontend = Welcome | Who | Goodbye | Models | Answers | Failures | Stats
-ToWorker = Welcome | Who | Heartbeat | Goodbye | Batch | Load | Release
+ToFrontend = Welcome | Who | Goodbye | Models | Answers | Failures | Stats | ModelsReloaded
+ToWorker = Welcome | Who | Heartbeat | Goodbye | Batch | Load | Release | Reload
 
 # One decoder for each direction rejects messages that the peer may not send.
 FROM_FRONTEND: msgspec.msgpack.Decoder[FromFrontend] = msgspec.msgpack.Decoder(FromFrontend)

@@ -150,6 +150,14 @@ class WorkerModels(Message, tag=39):
     states: list[ModelState] = msgspec.field(default_factory=list)
 
 
+class Reloaded(Message, tag=40):
+    """The worker has read its configuration again. `failure`: what cannot be read or loaded; that stays as it was."""
+
+    number: U63
+    changed: bool
+    failure: Text = ""
+
+
 # --- broker to worker ------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +178,12 @@ class Release(Message, tag=51):
     model: Name
     revision: Name
     #: Number of the latest `WorkerModels` that the broker has handled.
+    number: U63
+
+
+class Reload(Message, tag=52):
+    """Read the configuration again, and answer with `Reloaded` when all models are loaded."""
+
     number: U63
 
 

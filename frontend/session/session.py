@@ -61,6 +61,9 @@ class Session:
         #: Models that answer the requests that they have, but take no new ones.
         self.removed: set[str] = set()
         self.stats: wire.Stats | None = None
+        #: Results of reloads by number, until `take_reloaded`; None: not answered.
+        self._reloads: dict[int, wire.ModelsReloaded | None] = {}
+        self._newest_reload = 0
         # Requests. They survive the loss of a broker.
         self.refusals = RefusalCache()
         self._requests = PendingRequests()
@@ -119,6 +122,8 @@ class Session:
                 return Step(ended=self._update_models(message))
             case wire.Stats():
                 self.stats = message
+            case wire.ModelsReloaded() if message.number in self._reloads:
+                self._reloads[message.number] = message
             case wire.Welcome():
                 self._begin_session(message, now)
             case wire.Who():
@@ -201,6 +206,21 @@ class Session:
             wire.Failure(pending.number, -1, ErrorCode.NO_WORKER, str(self._explain_missing(pending.model)), 5000)
             for pending in unserved
         )
+
+    # --- reloads -----------------------------------------------------------------------------------------------------
+
+    def begin_reload(self) -> wire.ReloadModels:
+        """Return a message that makes all workers read their configurations again."""
+        self._newest_reload += 1
+        self._reloads[self._newest_reload] = None
+        return wire.ReloadModels(self._newest_reload)
+
+    def take_reloaded(self, number: int, *, give_up: bool = False) -> wire.ModelsReloaded | None:
+        """Return the result of a reload, once; None if there is none yet. Forget the reload to `give_up`."""
+        result = self._reloads.get(number)
+        if result or give_up:
+            self._reloads.pop(number, None)
+        return result
 
     # --- requests ----------------------------------------------------------------------------------------------------
 

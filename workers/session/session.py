@@ -34,8 +34,8 @@ class Session:
         self._retired: dict[ModelKey, int] = {}
         #: Models that the broker has released; see `take_released`.
         self._released: list[ModelKey] = []
-        #: Batches that were received and not answered, by epoch and number, oldest first.
-        self.held: dict[tuple[int, int], None] = {}
+        #: Batches that were received and not answered, by epoch and number, oldest first, with the model of each.
+        self.held: dict[tuple[int, int], ModelKey] = {}
         self.draining = False
         #: The broker's epoch, or None before a welcome.
         self._epoch: int | None = None
@@ -90,6 +90,10 @@ class Session:
         self._states = list(states)
         return self._describe_models() if self.welcomed else []
 
+    def list_busy(self) -> set[ModelKey]:
+        """Return the models of the held batches."""
+        return set(self.held.values())
+
     def take_released(self) -> list[ModelKey]:
         """Return the models that no batch will come for, each once. Batches of them may still run."""
         released, self._released = self._released, []
@@ -128,7 +132,7 @@ class Session:
                 self._release_models(message.number, ModelKey(message.model, message.revision))
             case wire.Batch() if message.epoch == self._epoch:
                 self._seen = max(self._seen, message.batch)
-                self.held[message.epoch, message.batch] = None
+                self.held[message.epoch, message.batch] = message.key
                 return message, []
         return None, []
 

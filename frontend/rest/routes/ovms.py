@@ -79,17 +79,20 @@ async def show_config(request: Request) -> HTTPResponse:
 
 @ovms.post("/v1/config/reload")
 async def reload_config(request: Request) -> HTTPResponse:
-    """POST /v1/config/reload: reload the API keys.
-
-    Nothing else in a frontend's configuration can change while it runs; models are configured at their workers.
-    """
+    """POST /v1/config/reload: reload the API keys, and let all workers read their configurations again."""
     require_admin(request)
+    config: Config = request.app.ctx.config
+    failed = "Reloading config file failed. Check server logs for more info."
+    broker: BrokerClient = request.app.ctx.broker
     try:
         changed = request.app.ctx.keys.reload()
     except KeysError:
-        text = "Reloading config file failed. Check server logs for more info."
-        raise ApiError(500, text, kind="server_error", code="reload_failed") from None
-    broker: BrokerClient = request.app.ctx.broker
+        raise ApiError(500, failed, kind="server_error", code="reload_failed") from None
+    # Without a broker there are no models to reload, and workers read their configurations when they start.
+    if reloaded := await broker.reload_models(config.deadline_s):
+        changed |= reloaded.changed
+        if reloaded.failure:
+            raise ApiError(500, f"{failed} {reloaded.failure}", kind="server_error", code="reload_failed")
     return raw(render_config(broker.states), status=201 if changed else 200, content_type=JSON)
 
 

@@ -332,3 +332,16 @@ def test_removed_model_takes_no_request(frontend: Frontend) -> None:
     frontend.receive(wire.Models([ModelInfo("n", "r", 2, 100, workers=1)]))
     frontend.now += GRACE_S
     assert "does not exist" in explain_missing(frontend, "m")
+
+
+def test_result_of_a_reload_is_taken_once(frontend: Frontend) -> None:
+    message = frontend.session.begin_reload()
+    assert frontend.session.take_reloaded(message.number) is None
+    result = wire.ModelsReloaded(message.number, changed=True)
+    frontend.receive(result)
+    assert frontend.session.take_reloaded(message.number) == result
+    assert frontend.session.take_reloaded(message.number) is None
+    late = frontend.session.begin_reload()
+    assert frontend.session.take_reloaded(late.number, give_up=True) is None
+    frontend.receive(wire.ModelsReloaded(late.number, changed=True))
+    assert frontend.session.take_reloaded(late.number) is None
