@@ -24,6 +24,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_no_worker, quote
 from broker.wire.protocol import Availability, Frame, Message, ModelInfo, ModelState
 from frontend.api.errors import ApiError, broker_away, from_failure, unknown_model
+from frontend.api.model_names import resolve_name
 from frontend.session.pending import Pending, PendingRequests, RefusalCache
 
 #: Heartbeat and liveness intervals in seconds, until a welcome has the broker's own.
@@ -229,10 +230,11 @@ class Session:
 
         Raise `ApiError` if the model is unknown, if it has no worker, or if the grace period for a broker is over.
         """
+        live = {other: model for other, model in self.models.items() if other not in self.removed}
+        if resolved := resolve_name(name, live):
+            return live[resolved.model]
         if name in self.removed:
-            raise unknown_model(name, served=self.models.keys() - self.removed)
-        if name in self.models:
-            return self.models[name]
+            raise unknown_model(name, served=live)
         until = (self._welcomed_at if self.connected else asked_at) + self._grace_s
         if now >= until:
             raise self._explain_missing(name)

@@ -5,7 +5,6 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -73,14 +72,14 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def served(cluster: Cluster, models: Path) -> Iterator[Cluster]:
+def served(cluster: Cluster, models: Path) -> Cluster:
     """Return a cluster with two workers that read `models`."""
     cluster.broker()
     for _ in range(2):
         cluster.worker(*POLL, models=str(models), us_per_token=50)
     cluster.frontend()
     cluster.until_workers(2)
-    yield cluster
+    return cluster
 
 
 def write_models(path: Path, **models: str) -> None:
@@ -160,3 +159,19 @@ def test_idle_model_is_unloaded_and_loaded_on_demand(cluster: Cluster, models: P
         assert read_states(cluster)["fake"] == ("AVAILABLE", "OK", "OK")
         assert embed(cluster).json()["data"][0]["embedding"] == vector("a", revision="one").tolist()
         assert is_loaded()
+
+
+def test_aliases_and_names_with_prompts_are_served(cluster: Cluster) -> None:
+    cluster.broker()
+    cluster.worker(aliases="text-embedding-3-small,ada")
+    cluster.frontend()
+    cluster.until_workers(1)
+    for name, text in {"ada": "a", "fake:query": "query: a", "ada:passage": "passage: a"}.items():
+        answer = embed(cluster, name).json()
+        assert answer["model"] == name
+        assert answer["data"][0]["embedding"] == vector(text).tolist()
+        assert httpx.get(f"{cluster.url}/v1/models/{name}").json()["id"] == name
+        assert httpx.get(f"{cluster.url}/v2/models/{name}/ready").status_code == 200
+    listed = httpx.get(f"{cluster.url}/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == ["fake", "ada", "text-embedding-3-small"]
+    assert embed(cluster, "fake:other").status_code == 404

@@ -76,6 +76,8 @@ class Fakery(NamedTuple):
     #: JSON file with the models to serve instead of "fake": an object with a revision by name, which may be followed by
     #: the seconds that it takes to load, or by "!" if it is damaged.
     models: str = ""
+    #: Other names of every model, separated by commas.
+    aliases: str = ""
 
 
 class FakeBackend:
@@ -167,6 +169,7 @@ def load_model(fakery: Fakery, name: str, version: Version) -> Loaded:
         raise LoadError(f"the model {name} is damaged")
     time.sleep(float(seconds or 0))
     info = model(fakery.dimension, fakery.default_prompt)
+    info = msgspec.structs.replace(info, aliases=fakery.aliases.split(",") if fakery.aliases else [])
     return Loaded(msgspec.structs.replace(info, name=name, revision=revision), FakeBackend(fakery, revision))
 
 
