@@ -31,8 +31,10 @@ PASSED = {
 #: Flags that are passed to the workers if they are given, besides those above.
 OPTIONAL_WORKER_FLAGS = (
     *("config_path", "model_repository_path", "streams", "plugin_config"),
-    *("pooling", "normalize", "truncate", "max_length"),
+    *("pooling", "normalize", "max_length"),
 )
+#: OVMS's words for where to truncate.
+OVMS_TRUNCATE = {"true": "end", "false": "none"}
 #: Variables of compose.yaml alone.
 COMPOSE_ONLY = ("VECMILL_IMAGE", "VECMILL_BROKER", "VECMILL_WORKER_MEMORY", "VECMILL_WORKER_CPUS")
 
@@ -149,8 +151,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--plugin-config", "", "JSON object of OpenVINO properties")
     add("--pooling", "", "CLS, MEAN or LAST, for every model; default: as the model's files say")
     add("--normalize", "", "true or false: scale vectors to length 1; default: as the model's files say")
-    add("--truncate", "", "true or false: truncate inputs that are too long; default: as the configuration says")
     add("--max-length", "", "longest input in tokens; default: as the model's files say")
+    text = "where to truncate inputs that are too long, unless the request decides"
+    choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
+    add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--api-key-file", "", "file whose first line is an API key, as for OVMS; replaces the variable API_KEY")

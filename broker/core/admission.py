@@ -13,7 +13,7 @@ from broker.core.limits import Limits
 from broker.core.models import Model
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import DRAINING_TEXT, MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
+from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
 from broker.wire.protocol import Failure, Frame, ModelKey
 
 #: Retry-After if the throughput is unknown.
@@ -59,7 +59,7 @@ def _build_failure(submission: wire.Submission, rejection: Rejection) -> Failure
 def _check_servable(state: State, frontend: Frontend, submission: wire.Submission) -> Rejection | None:
     """Return a rejection if the request could not be served even by an idle broker with its model."""
     if state.draining:
-        return Rejection(ErrorCode.DRAINING, DRAINING_TEXT, 1)
+        return Rejection(ErrorCode.DRAINING, ErrorCode.DRAINING.text, 1)
     if frontend.unread > state.limits.max_unread_bytes:
         text = f"{frontend.unread} bytes of answers wait to be read by the frontend; retry later"
         return Rejection(ErrorCode.OVERLOADED, text, 1)
@@ -81,8 +81,9 @@ def _find_model(state: State, submission: wire.Submission, now: float) -> Model 
     if submission.revision and asked != current and not late:
         return Rejection(ErrorCode.REPLACED, ErrorCode.REPLACED.text, 1)
     model = state.models[asked if late else current]
-    if model.is_unserved(now, state.limits.worker_grace_s):
-        return Rejection(ErrorCode.NO_WORKER, describe_no_worker(submission.model), 5)
+    if model.is_unserved(now, state.find_grace_s(model.info.key)):
+        text = describe_no_worker(submission.model, state.find_failure(model.info.key))
+        return Rejection(ErrorCode.NO_WORKER, text, 5)
     return model
 
 

@@ -81,5 +81,12 @@ class ModelLoading:
         }
         return list((failed | loading).values())
 
+    def find_failure(self, model: str, since: float) -> str:
+        """Return why the last process failed to load a model; empty if none failed since a time, or one still loads."""
+        entries = [entry for entry in self._notices.values() if entry.notice.model == model]
+        if not all(entry.notice.failure for entry in entries):
+            return ""
+        return next((entry.notice.failure for entry in reversed(entries) if entry.at >= since), "")
+
     def _lifetime_s(self, notice: WorkerLoading) -> float:
         return FAILED_S if notice.failure else self._liveness_s

@@ -13,7 +13,6 @@ from broker.core.state import State
 from broker.core.worker import Lease, Worker
 from broker.wire import protocol as wire
 from broker.wire.errors import (
-    DRAINING_TEXT,
     ErrorCode,
     LocalProtocolError,
     describe_no_worker,
@@ -130,22 +129,19 @@ def fail_expired(state: State, now: float) -> None:
 
 def fail_unserved(state: State, model: Model, now: float) -> None:
     """Fail requests that wait for a model without a worker, at most `MAX_EXPIRED` in a call."""
-    code, text = ErrorCode.NO_WORKER, describe_no_worker(model.info.name)
+    code, text = ErrorCode.NO_WORKER, describe_no_worker(model.info.name, state.find_failure(model.info.key))
     if is_replaced(state, model):
         code, text = ErrorCode.REPLACED, ErrorCode.REPLACED.text
     elif state.draining:
-        code, text = ErrorCode.DRAINING, DRAINING_TEXT
+        code, text = ErrorCode.DRAINING, ErrorCode.DRAINING.text
     waiting = dict.fromkeys(request for request, _ in model.queue.list_waiting())
     for request in itertools.islice(waiting, MAX_EXPIRED):
         fail_request(state, request, code, text, now)
 
 
 def compute_grace_s(state: State, model: Model) -> float:
-    """Return how long jobs wait for a worker of their model: 0 if none will come, because another revision is served.
-
-    No worker starts any more while the broker drains.
-    """
-    return 0.0 if state.draining or is_replaced(state, model) else state.limits.worker_grace_s
+    """Return how long jobs wait for a worker of their model; 0 if none will come, because another revision is served."""
+    return 0.0 if is_replaced(state, model) else state.find_grace_s(model.info.key)
 
 
 def is_replaced(state: State, model: Model) -> bool:

@@ -30,7 +30,7 @@ def build_models(state: State) -> wire.Models:
     """Return the current revision of every known model with its number of ready workers, and the state of each."""
     models = [state.pool.find_live_model(key) or state.models[key].info for key in state.current.values()]
     states = {model.name: _describe_state(state, model) for model in models}
-    for loading in [*state.loading.list_states(), *_list_worker_states(state)]:
+    for loading in [*state.loading.list_states(), *state.pool.list_states()]:
         known = states.get(loading.name)
         if known is None or loading.state < known.state:
             states[loading.name] = loading
@@ -45,11 +45,6 @@ def _describe_state(state: State, model: wire.ModelInfo) -> wire.ModelState:
         return wire.ModelState(model.name, wire.Availability.AVAILABLE)
     ending = state.pool.has_worker(model.key)
     return wire.ModelState(model.name, wire.Availability.UNLOADING if ending else wire.Availability.END)
-
-
-def _list_worker_states(state: State) -> list[wire.ModelState]:
-    """Return the states of models that connected workers do not serve."""
-    return [model_state for worker in state.pool.workers.values() for model_state in worker.states]
 
 
 def build_stats(state: State) -> wire.Stats:

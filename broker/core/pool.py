@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 import msgspec
 
 from broker.core.worker import Worker
-from broker.wire.protocol import Lane, ModelInfo, ModelKey, WorkerHello
+from broker.wire.protocol import Lane, ModelInfo, ModelKey, ModelState, WorkerHello
 
 #: Most batches of one lane that a worker holds: the running one and the next. A slow worker keeps credit for the
 #: other lane.
@@ -141,6 +141,10 @@ class Pool:
             return None
         aliases = sorted({alias for info in infos for alias in info.aliases})
         return msgspec.structs.replace(infos[0], workers=len(infos), aliases=aliases)
+
+    def list_states(self) -> list[ModelState]:
+        """Return the states of models that connected workers do not serve."""
+        return [state for worker in self.workers.values() for state in worker.states]
 
     def find_silent(self, now: float) -> list[Worker]:
         """Return the workers that have sent no message for `liveness_s`."""

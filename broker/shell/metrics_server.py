@@ -4,12 +4,15 @@ Only the poll loop reads the scheduler. A thread that serves a scrape puts a req
 the loop, waits, and renders what it gets. A scrape that gets no snapshot in time is answered with 503.
 """
 
+import contextlib
 import itertools
 import logging
+import math
 import queue
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from http import HTTPStatus
@@ -30,6 +33,10 @@ PREFIX = "vecmill_"
 SNAPSHOT_WAIT_S = 2.0
 #: How long a client may pause while it sends its request or reads the answer, in seconds.
 CLIENT_TIMEOUT_S = 5.0
+#: How long a connection may take in all, in seconds.
+CONNECTION_S = 10.0
+#: How long a snapshot is used again, in seconds: a busy loop collects one a second at most, however many scrape.
+REUSE_S = 1.0
 #: Connections served at the same time; further ones are closed.
 MAX_CONNECTIONS = 16
 #: How often the accepting thread checks for shutdown, in seconds.
@@ -78,9 +85,14 @@ class _Snapshots:
         self._wake_loop = wake_loop
         self._waiting: queue.SimpleQueue[Future[list[Family]]] = queue.SimpleQueue()
         self._closed = False
+        #: The last snapshot, and when it was taken.
+        self._latest: tuple[float, list[Family]] = (-math.inf, [])
 
     def take(self) -> list[Family] | None:
         """Return a snapshot, or None if the loop gives none in time. Called by a thread that serves a scrape."""
+        taken_at, families = self._latest
+        if time.monotonic() < taken_at + REUSE_S:
+            return families
         future: Future[list[Family]] = Future()
         self._waiting.put(future)
         if self._closed:
@@ -96,9 +108,10 @@ class _Snapshots:
     def answer(self, collect: Callable[[], list[Family]]) -> None:
         """Collect once for all scrapes that wait now, if any."""
         waiting = [future for future in self._pop_all() if future.set_running_or_notify_cancel()]
-        families = collect() if waiting else []
+        if waiting:
+            self._latest = (time.monotonic(), collect())
         for future in waiting:
-            future.set_result(families)
+            future.set_result(self._latest[1])
 
     def close(self) -> None:
         """Give up all scrapes that wait, and those that come later."""
@@ -134,15 +147,24 @@ class _Server(socketserver.ThreadingTCPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection."""
+        """Serve a connection, and end it after `CONNECTION_S`, however slowly its client sends or reads."""
+        end = threading.Timer(CONNECTION_S, _end_connection, (request,))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a connection that failed, such as one that its client closed early."""
         log.debug("a connection to /metrics failed", exc_info=True)
+
+
+def _end_connection(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

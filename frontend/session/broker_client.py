@@ -116,7 +116,7 @@ class BrokerClient:
         try:
             await asyncio.wait_for(future, deadline - time.monotonic() + DEADLINE_SLACK_S)
         except TimeoutError:
-            raise from_failure(ErrorCode.DEADLINE, ErrorCode.DEADLINE.text, 5000) from None
+            raise from_failure(ErrorCode.DEADLINE, retry_after_ms=5000) from None
         except asyncio.CancelledError:
             pending.abandoned = True
             raise

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode, describe_no_worker, quote
+from broker.wire.errors import MAX_REASON, ErrorCode, describe_no_worker, quote
 from broker.wire.protocol import Availability, Frame, Message, ModelInfo, ModelState
 from frontend.api.errors import ApiError, broker_away, from_failure, unknown_model
 from frontend.api.model_names import resolve_name
@@ -31,8 +31,6 @@ from frontend.session.pending import Pending, PendingRequests, RefusalCache
 HEARTBEAT_S, LIVENESS_S = 0.25, 3.5
 #: Maximum number of submissions in one message, so that the broker's other peers wait briefly while it reads one.
 MAX_SUBMISSIONS = 64
-#: Why a model without any worker so far cannot serve requests.
-_NOT_YET = {Availability.LOADING: "is still being loaded", Availability.FAILED: "could not be loaded by any worker"}
 
 
 class Outgoing(NamedTuple):
@@ -235,6 +233,8 @@ class Session:
             return live[resolved.model]
         if name in self.removed:
             raise unknown_model(name, served=live)
+        if name in self.states and self.states[name].state == Availability.FAILED and name not in self._seen_models:
+            raise self._explain_missing(name)
         until = (self._welcomed_at if self.connected else asked_at) + self._grace_s
         if now >= until:
             raise self._explain_missing(name)
@@ -244,8 +244,11 @@ class Session:
         if not self.connected:
             return broker_away()
         state = self.states.get(name)
-        if state and state.state in _NOT_YET:
-            return from_failure(ErrorCode.NO_WORKER, f"the model {quote(name)} {_NOT_YET[state.state]}", 5000)
+        if state and state.state == Availability.LOADING:
+            return from_failure(ErrorCode.NO_WORKER, f"the model {quote(name)} is still being loaded", 5000)
+        if state and state.state == Availability.FAILED:
+            text = f"the model {quote(name)} could not be loaded by any worker: {state.text[:MAX_REASON]}"
+            return from_failure(ErrorCode.NO_WORKER, text, 5000)
         if name in self._seen_models or not any(model.workers for model in self.models.values()):
             return from_failure(ErrorCode.NO_WORKER, describe_no_worker(name), 5000)
         return unknown_model(name, served=self.models.keys() - self.removed)

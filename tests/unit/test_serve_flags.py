@@ -25,6 +25,7 @@ def parse(*flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (("--port", "x"), "'x' is not a port"),
         (("--workers", "0"), "--workers: '0' is not a whole number of at least 1"),
         (("--frontends", "x"), "--frontends: 'x' is not a whole number of at least 1"),
+        (("--truncate", "middle"), "choose from 'none', 'start', 'end'"),
         (("--log-level", "loud"), "choose from 'debug', 'info', 'warning', 'error'"),
         (("--max-inputs", "7"), "unrecognized arguments: --max-inputs 7; set VECMILL_FRONTEND_MAX_INPUTS instead"),
         (("--batch-ms=7",), "set VECMILL_WORKER_BATCH_MS instead"),
@@ -64,7 +65,7 @@ def test_variable_without_effect_is_named(variable: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "variable", ["VECMILL_SERVICE_HOST", "VECMILL_IMAGE", "VECMILL_FRONTEND_TRUNCATE", "VECMILL_WORKER_STREAMS"]
+    "variable", ["VECMILL_SERVICE_HOST", "VECMILL_IMAGE", "VECMILL_FRONTEND_NO_TOKEN_IDS", "VECMILL_WORKER_STREAMS"]
 )
 def test_other_variable_is_left_to_its_owner(variable: str) -> None:
     assert parse(**{variable: "1"}).stderr == ""
@@ -111,5 +112,5 @@ def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch)
     for prefix, (child, *_) in zip(("VECMILL_BROKER_", "VECMILL_WORKER_", "VECMILL_FRONTEND_"), groups, strict=True):
         names = {word.removeprefix("--").replace("-", "_").upper() for word in child.command if word.startswith("--")}
         # These are also variables of scripts/serve.
-        passed[prefix] = names - {"API_KEYS", "TLS_CERT", "TLS_KEY"}
+        passed[prefix] = names - {"API_KEYS", "TLS_CERT", "TLS_KEY", "TRUNCATE"}
     assert passed == {prefix: set(names) for prefix, names in serve_flags.PASSED.items()}

@@ -13,6 +13,7 @@ import openvino as ov
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
+from workers.engine.compiled_cache import open_compiled_cache
 from workers.engine.cpus import count_cpus
 from workers.engine.tokenizer import Tokenizer
 from workers.models.modules import PROMPT_TOKENS
@@ -55,7 +56,7 @@ class Engine:
         self.tokens_per_second = 0.0
         self._vocabulary = prepared.vocabulary_size
         self._pad = prepared.pad_id
-        self._tokenizer = Tokenizer(prepared.tokenizer_path)
+        self._tokenizer = Tokenizer(prepared.tokenizer_path, lower_case=prepared.lower_case)
         self.before, self.after = self._tokenizer.before, self._tokenizer.after
         self._compiled = compile_model(
             prepared.model_path, device.upper(), streams, cache / "compiled", properties or {}
@@ -159,7 +160,7 @@ def compile_model(path: Path, device: str, streams: int, cache: Path, given: Map
     Raise `DeviceError` if the device cannot run the model, or rejects a property.
     """
     core = ov.Core()
-    core.set_property({"CACHE_DIR": str(cache)})
+    core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
     devices = core.available_devices
     if device.partition(":")[0] in ("AUTO", "MULTI", "HETERO", "BATCH"):
         raise DeviceError(f"{device} is not supported because a worker runs one device; choose {' or '.join(devices)}")

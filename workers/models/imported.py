@@ -130,7 +130,8 @@ def _choose_output(path: Path, graph: ov.Model, *, repool: bool) -> tuple[Any, b
         return others[0], False
     if _SENTENCE in named:
         raise ModelError(
-            f"{path} has only {_SENTENCE}, so its pooling cannot be replaced; remove the pooling that was set"
+            f"{path} has only {_SENTENCE}, so its pooling cannot be replaced; export the model without pooling, "
+            "or remove the setting that replaces it (pooling, or include_prompt of 1_Pooling)"
         )
     found = ", ".join(sorted(named)) or "without names"
     raise ModelError(f"{path} has the outputs {found}, but none of {', '.join((_SENTENCE, *_TOKENS))}; {_EXPORT}")

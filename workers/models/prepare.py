@@ -75,6 +75,8 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     #: Token ids are below this number.
     vocabulary_size: int
     pad_id: int
+    #: Whether texts are lower-cased before the tokenizer's own normalization.
+    lower_case: bool
     prompts: Prompts
     matryoshka: Matryoshka
 
@@ -111,6 +113,7 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
         normalize=folder.modules.is_normalized,
         vocabulary_size=facts.vocabulary_size,
         pad_id=facts.pad_id,
+        lower_case=folder.lower_case,
         prompts=prompts,
         matryoshka=read_matryoshka(path, folder.config),
     )

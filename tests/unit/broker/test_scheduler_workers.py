@@ -7,6 +7,7 @@ import pytest
 
 from broker.core.limits import Limits
 from broker.core.revisions import FORGET_S
+from broker.core.state import FAILED_GRACE_S
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError
 from broker.wire.protocol import Lane, ModelInfo
@@ -191,6 +192,29 @@ def test_requests_fail_after_grace_without_worker() -> None:
     assert core.failures() == [(1, -1, ErrorCode.NO_WORKER)]
     core.submit(2, ["c"])
     assert core.failures() == [(2, -1, ErrorCode.NO_WORKER)]
+
+
+def test_requests_fail_soon_if_loading_fails() -> None:
+    core = Core(Limits(worker_grace_s=30))
+    core.frontend()
+    core.worker()
+    old = wire.WorkerLoading(b"o" * 16, "host", 1, "m", "the disk was full")
+    core.handle(b"W7", old)
+    core.tick(1)
+    core.lost(b"W1")
+    core.submit(1, ["a"], budget_ms=60_000)
+    # The failure is older than the loss of the last worker, which may be restarting.
+    assert core.scheduler.state.find_grace_s(KEY) == 30
+    core.handle(b"W8", wire.WorkerLoading(b"n" * 16, "host", 2, "m", "the file is damaged"))
+    assert core.scheduler.next_deadline() == core.now + FAILED_GRACE_S
+    core.handle(b"W9", wire.WorkerLoading(b"l" * 16, "host", 3, "m"))
+    assert core.scheduler.state.find_grace_s(KEY) == 30
+    core.handle(b"W9", wire.WorkerLoading(b"l" * 16, "host", 3, "m", "the file is damaged"))
+    core.tick(FAILED_GRACE_S)
+    core.submit(2, ["c"])
+    text = "no worker that serves 'm' is connected; loading the model failed: the file is damaged"
+    failures = [one for _, message, _ in core.take(wire.Failures) for one in message.failures]
+    assert [(one.request, one.code, one.text) for one in failures] == [(n, ErrorCode.NO_WORKER, text) for n in (1, 2)]
 
 
 def test_zero_grace_still_serves_models() -> None:

@@ -209,6 +209,15 @@ def test_missing_model_is_waited_for(frontend: Frontend) -> None:
     assert frontend.session.find_model("m", frontend.now - 1, frontend.now) == frontend.now - 1 + GRACE_S
 
 
+def test_model_that_failed_to_load_is_not_waited_for(frontend: Frontend) -> None:
+    states = [ModelState("n", Availability.FAILED, "broken"), ModelState("m", Availability.FAILED, "broken")]
+    frontend.receive(wire.Models([], states))
+    with pytest.raises(ApiError, match="the model 'n' could not be loaded by any worker: broken"):
+        frontend.session.find_model("n", frontend.now, frontend.now)
+    # A worker served it, and may be restarting.
+    assert isinstance(frontend.session.find_model("m", frontend.now, frontend.now), float)
+
+
 def test_missing_model_is_explained(frontend: Frontend) -> None:
     frontend.now += GRACE_S
     assert "The model 'n' does not exist" in explain_missing(frontend, "n")
@@ -219,7 +228,7 @@ def test_missing_model_is_explained(frontend: Frontend) -> None:
     ]
     frontend.receive(wire.Models([M], states))
     assert explain_missing(frontend, "n") == "the model 'n' is still being loaded"
-    assert explain_missing(frontend, "o") == "the model 'o' could not be loaded by any worker"
+    assert explain_missing(frontend, "o") == "the model 'o' could not be loaded by any worker: broken"
     assert "does not exist" in explain_missing(frontend, "p")
     frontend.receive(wire.Models([], []))
     assert explain_missing(frontend, "m") == "no worker that serves 'm' is connected"

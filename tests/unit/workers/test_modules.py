@@ -325,6 +325,21 @@ def test_link_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
     assert get_error(folder) == f"{folder / name} is a link out of the model folder; replace it by the file itself"
 
 
+def test_link_in_the_middle_of_a_path_is_refused(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "1_Pooling").rename(folder.parent / "1_Pooling")
+    (folder / "a" / "b").symlink_to(folder.parent)
+    write_modules(folder, ("Transformer", ""), ("Pooling", "a/b/1_Pooling"))
+    assert f"{folder / 'a/b/1_Pooling'} is a link out of the model folder" in get_error(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "modules.json"])
+def test_link_to_itself_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)
+    assert name in get_error(folder)
+
+
 def test_link_within_the_folder_is_followed(folder: Path) -> None:
     (folder / "config.json").rename(folder / "1_Pooling" / "other.json")
     (folder / "config.json").symlink_to("1_Pooling/other.json")
