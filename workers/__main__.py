@@ -98,16 +98,15 @@ def load_first(
     catalog.configure(first.wanted, first.refused)
     for remark in first.remarks:
         log.warning("%s", remark)
-    for name, reason in first.refused.items():
-        log.error("cannot serve %s: %s", name, reason)
     while begun := catalog.begin_load():
         announce(begun[0])
         try:
             loaded = load(*begun)
         except LoadError as error:
-            log.error("cannot serve %s: %s", begun[0], error)
             catalog.fail_load(str(error))
         else:
+            for failure in catalog.list_failures():
+                log.error("cannot serve %s", failure)
             catalog.end_load(loaded.info, time.monotonic())
             return loaded
     failures = catalog.list_failures()

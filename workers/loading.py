@@ -57,7 +57,7 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
         engine.warm_up()
     except (ModelError, DeviceError) as error:
         raise LoadError(str(error)) from None
-    info = describe_model(name, prepared, engine, config.batch_ms, version.aliases)
+    info = describe_model(name, version, prepared, engine, config.batch_ms)
     log.info(
         "loaded %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens",
         name,
@@ -72,7 +72,7 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
 
 
 def describe_model(
-    name: str, prepared: PreparedModel, engine: Engine, batch_ms: int, aliases: tuple[str, ...] = ()
+    name: str, version: SourceVersion, prepared: PreparedModel, engine: Engine, batch_ms: int
 ) -> wire.ModelInfo:
     """Return the model as the worker announces it. A batch of its size takes `batch_ms` on the device."""
     batch_tokens = int(engine.tokens_per_second * batch_ms / 1000)
@@ -92,7 +92,9 @@ def describe_model(
         matryoshka_dimensions=prepared.matryoshka.dimensions,
         batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
         tokens_per_s=max(1, int(engine.tokens_per_second)),
-        aliases=list(aliases),
+        aliases=list(version.aliases),
+        truncates=prepared.truncates,
+        parts=list(version.source.parts),
     )
 
 

@@ -140,7 +140,7 @@ def fail_unserved(state: State, model: Model, now: float) -> None:
 
 
 def compute_grace_s(state: State, model: Model) -> float:
-    """Return how long jobs wait for a worker of their model; 0 if none will come, because another revision is served."""
+    """Return how long jobs wait for a worker of their model; 0 if another revision is served instead."""
     return 0.0 if is_replaced(state, model) else state.find_grace_s(model.info.key)
 
 

@@ -96,6 +96,11 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     unloaded: bool = False
     #: Other names of the model.
     aliases: list[Name] = []
+    #: Whether inputs that are too long lose their end if neither their request nor the frontend's setting says so.
+    truncates: bool = False
+    #: Names of the models that the configuration combines into this one: in OVMS's first layouts the model itself and
+    #: its tokenizer. They have a state, but clients cannot request them.
+    parts: list[Name] = []
 
     @property
     def key(self) -> ModelKey:
@@ -110,7 +115,7 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
 #: Fields that a frontend reads when it prepares a request or shapes its answer.
 _PREPARING = (
     *("name", "dimension", "max_tokens", "vocabulary", "pad_id", "before", "after", "normalized"),
-    *("prompts", "default_prompt", "matryoshka", "matryoshka_dimensions"),
+    *("prompts", "default_prompt", "matryoshka", "matryoshka_dimensions", "truncates"),
 )
 
 

@@ -29,6 +29,13 @@ class PreparedSubmission(NamedTuple):
     warning: str
 
 
+def apply_model_defaults(request: EmbeddingsRequest, model: ModelInfo) -> EmbeddingsRequest:
+    """Return the request with the model's choice to truncate, if neither the request nor the server chose."""
+    if request.truncate is None and model.truncates:
+        return msgspec.structs.replace(request, truncate="end")
+    return request
+
+
 def build_submission(
     request: EmbeddingsRequest, model: ModelInfo, dimensions_policy: str, max_request_tokens: int
 ) -> PreparedSubmission:

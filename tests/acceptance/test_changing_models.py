@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -12,7 +13,9 @@ import pytest
 
 from tests.acceptance.test_model_states import read_states
 from tests.harness.fake_worker import vector
+from tests.harness.families import FAMILIES
 from tests.harness.processes import Cluster, until
+from tests.unit.workers.test_model_folder import make_tokenizer, write_json
 
 #: Seconds between two looks of the workers at their configuration.
 POLL = ("--config-poll-s", "0.1")
@@ -159,6 +162,55 @@ def test_idle_model_is_unloaded_and_loaded_on_demand(cluster: Cluster, models: P
         assert read_states(cluster)["fake"] == ("AVAILABLE", "OK", "OK")
         assert embed(cluster).json()["data"][0]["embedding"] == vector("a", revision="one").tolist()
         assert is_loaded()
+
+
+def write_config(path: Path, **folders: Path) -> None:
+    """Write OVMS's configuration of models by name and folder."""
+    models = [{"config": {"name": name, "base_path": str(folder)}} for name, folder in folders.items()]
+    path.write_text(json.dumps({"model_config_list": models}))
+
+
+def make_folder(folder: Path, family: str) -> Path:
+    """Return a folder with a small model and a tokenizer of words of one letter."""
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(FAMILIES / family / name, folder / name)
+    write_json(folder / "tokenizer.json", make_tokenizer([*"abcdefghijklmnopqrstuvwxyz"]))
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"path": at, "type": f"sentence_transformers.models.{name}"} for at, name in kinds.items()]
+    write_json(folder / "modules.json", modules)
+    return folder
+
+
+def test_real_worker_follows_its_configuration(cluster: Cluster, tmp_path: Path) -> None:
+    config, damaged = tmp_path / "config.json", tmp_path / "damaged"
+    bert, other = make_folder(tmp_path / "bert", "bert"), make_folder(tmp_path / "other", "bert-relu")
+    shutil.copytree(bert, damaged)
+    (damaged / "model.safetensors").write_bytes(b"damaged")
+    write_config(config, damaged=damaged, one=bert, two=other)
+    cluster.broker()
+    flags = ("--config-path", str(config), "--aliases", "ada=two", *POLL)
+    cluster.real_worker(*flags, "--cache", str(tmp_path / "cache"))
+    cluster.frontend()
+    until(cluster.health, what="the frontend")
+    until(lambda: embed(cluster, "ada").status_code == 200, 60, "both models")
+    first = {name: embed(cluster, name).json()["data"][0]["embedding"] for name in ("one", "two")}
+    assert first["one"] != first["two"]
+    states = read_states(cluster)
+    assert states["damaged"][:2] == ("LOADING", "FAILED_PRECONDITION")
+    assert "model.safetensors is damaged" in states["damaged"][2]
+    # `one` gets the weights of `two`, and `two` is removed.
+    write_config(config, one=other)
+    assert httpx.post(f"{cluster.url}/v1/config/reload", timeout=60).status_code in (200, 201)
+    until(lambda: embed(cluster, "one").json()["data"][0]["embedding"] == first["two"], 60, "the replacement")
+    assert [embed(cluster, name).status_code for name in ("two", "ada", "damaged")] == [404, 404, 404]
+    assert httpx.post(f"{cluster.url}/v1/config/reload", timeout=60).status_code == 200
+    write_config(config, one=tmp_path / "nowhere")
+    answer = httpx.post(f"{cluster.url}/v1/config/reload", timeout=60)
+    assert answer.status_code == 500
+    assert "nowhere" in answer.json()["error"]["message"]
+    assert embed(cluster, "one").status_code == 200
 
 
 def test_aliases_and_names_with_prompts_are_served(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ from frontend.api.model_names import list_names, resolve_name
 from frontend.api.openapi import PREFIXES
 from frontend.api.rendering import build_model_object, render_embeddings, render_models, shape_vectors
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings
-from frontend.api.submission import PreparedSubmission, build_submission
+from frontend.api.submission import PreparedSubmission, apply_model_defaults, build_submission
 from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.routes.job_request import JobRequest, read_job_request
@@ -38,8 +38,10 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
     unread: UnreadAnswers = request.app.ctx.unread
-    parse = functools.partial(parse_embeddings, truncate=config.truncate, token_ids=not config.no_token_ids)
+    truncate = None if config.truncate == "none" else config.truncate
+    parse = functools.partial(parse_embeddings, truncate=truncate, token_ids=not config.no_token_ids)
     job = await read_job_request(request, parse)
+    job = job._replace(body=apply_model_defaults(job.body, job.model))
     prepared = build_submission(job.body, job.model, config.dimensions_policy, config.max_request_tokens)
     deadline, started, warning = job.deadline, job.started, prepared.warning
     if not prepared.inputs:

@@ -75,7 +75,7 @@ for prefix in PREFIXES:
 async def show_config(request: Request) -> HTTPResponse:
     """GET /v1/config: show the state of every known model."""
     broker: BrokerClient = request.app.ctx.broker
-    return raw(render_config(broker.states), content_type=JSON)
+    return raw(render_config(broker.states, broker.models), content_type=JSON)
 
 
 @ovms.post("/v1/config/reload")
@@ -94,7 +94,7 @@ async def reload_config(request: Request) -> HTTPResponse:
         changed |= reloaded.changed
         if reloaded.failure:
             raise ApiError(500, f"{failed} {reloaded.failure}", kind="server_error", code="reload_failed")
-    return raw(render_config(broker.states), status=201 if changed else 200, content_type=JSON)
+    return raw(render_config(broker.states, broker.models), status=201 if changed else 200, content_type=JSON)
 
 
 @ovms.get("/v2", name="server_metadata")

@@ -11,7 +11,7 @@ from broker.core.state import FAILED_GRACE_S
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError
 from broker.wire.protocol import Lane, ModelInfo
-from tests.harness.core import DIMENSION, Core, vector
+from tests.harness.core import DIMENSION, KEY, Core, vector
 
 
 def test_batch_of_lost_worker_is_requeued(core: Core) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests.harness.ovms_folders import (
     write_seed_layout,
     write_today_layout,
 )
+from tests.harness.processes import ROOT
 from tests.unit.workers.test_model_folder import CONFIG, write_folder, write_json
 from workers.engine.engine import DeviceError, Engine
 from workers.models.folder import read_folder
@@ -167,6 +170,22 @@ def test_damaged_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"OpenVINO could not read .*openvino_tokenizer\.xml: ") as error:
         prepare(export)
     assert "\n" not in str(error.value)
+
+
+def test_tokenizer_ir_is_converted_in_a_new_process(folder: Path, tmp_path: Path, tokenizer_ir: ov.Model) -> None:
+    # The tokenizer's operations are in a library that must stay loaded; here other tests have loaded it.
+    export = write_export(folder, tmp_path / "export", "config.json")
+    save_graph(tokenizer_ir, export / "openvino_tokenizer.xml")
+    command = [
+        sys.executable,
+        "-m",
+        "workers.models.prepare",
+        "--model",
+        str(export),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def test_contradicting_pooling_is_reported(folder: Path) -> None:
