@@ -159,4 +159,12 @@ MODEL_BUGS = [
     ModelBug("shards are read from anywhere", "weight_files.py", "if Path(name).name != name or ", "if ", "weights outside"),
     ModelBug("tensors of other architectures are ignored", "weights.py", "if part is not None and part[0] in used:", "if False:", "weights unused"),
     ModelBug("a tensor in two shards is the last one", "weights.py", "if twice := sorted(", "if twice := 0 and sorted(", "weights two_shards"),
+    ModelBug("MPNet's positions start after the padding token of config.json", "encoder_specs.py", "first_position=_MPNET_START", "first_position=0", "golden_families mpnet"),
+    ModelBug("MPNet has no biases for distances", "encoder_specs.py", 'distances=read_count(path, config, "relative_attention_num_buckets", 4, default=32)', "distances=0", "golden_families mpnet"),
+    ModelBug("DistilBERT's epsilon is BERT's key", "encoder_specs.py", '**_read_sizes(path, config, keys) | {"epsilon": 1e-12}', '**_read_sizes(path, config, keys) | {"epsilon": 1e-5}', "golden_families distilbert"),
+    ModelBug("the epsilon of config.json is ignored", "encoder_specs.py", 'found = read_number(path, config, find_key("layer_norm_eps"), 0, 1, epsilon, whole=False)', "found = 1e-12", "encoder"),
+    ModelBug("Nomic's gate is fc11", "encoder_specs.py", 'up=Linear("mlp.fc11" if is_gated else "mlp.fc1", first),\n        gate=Linear("mlp.fc12", first)', 'up=Linear("mlp.fc12" if is_gated else "mlp.fc1", first),\n        gate=Linear("mlp.fc11", first)', "golden_families nomic"),
+    ModelBug("Jina's code is run as BERT", "encoder_specs.py", "    refuse_code(path, config)\n    return _read_classic(path, config, token_types=read_count", "    return _read_classic(path, config, token_types=read_count", "encoder"),
+    ModelBug("interleaved rotary positions count as halves", "encoder_specs.py", '"parallel_block", "rotary_emb_interleaved", ', '"parallel_block", ', "encoder"),
+    ModelBug("NomicBERT takes texts beyond its trained positions", "transformer.py", '    elif family == "nomic_bert":\n', '    elif family == "nomic":\n', "modules positions"),
 ]  # fmt: skip

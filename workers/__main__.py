@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,15 @@ from broker.shared.settings import SettingsError
 from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
-from workers.config import Config, load
-from workers.models.sources import choose_model_name
+from workers.config import Config, load, make_options
+from workers.models.default import NAME
+from workers.models.json_files import ModelError
+from workers.models.source import Source
+from workers.models.sources import choose_model_name, find_sources
 from workers.session.loading_notice import announce_loading, repair_text
+
+#: OpenVINO device if none is configured.
+DEVICE = "CPU"
 
 if TYPE_CHECKING:
     from workers.engine.engine import Engine
@@ -50,8 +57,6 @@ def serve(config: Config) -> None:
     # These import OpenVINO, which takes a second; a wrong flag is reported before.
     from workers.engine.engine import DeviceError, Engine
     from workers.engine.pipeline import Pipeline
-    from workers.models.default import NAME, find_folder
-    from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
     from workers.session.service import Service
     from workers.session.session import SLOTS, Session
@@ -59,25 +64,26 @@ def serve(config: Config) -> None:
     log = logging.getLogger(__name__)
     cache = Path(config.cache).expanduser()
     started = time.monotonic()
-    name = repair_text(config.model_name or choose_model_name(Path(config.model or NAME)))
-    loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), name)
+    name = choose_name(config)
+    loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), repair_text(name))
     try:
         with announce_loading(config, loading, (ModelError, DeviceError)):
-            folder = find_folder(config.model, cache, log.info)
-            prepared = prepare_model(folder, cache, log.info)
-            engine = Engine(prepared, config.device, config.streams, cache)
+            source = find_source(config, cache, log.info)
+            overrides = source.overrides
+            prepared = prepare_model(source.folder, cache, log.info, overrides)
+            engine = Engine(prepared, overrides.device or DEVICE, config.streams, cache, overrides.properties)
             engine.warm_up()
     except zmq.ZMQError as error:
         exit_refused("worker", f"could not connect to the broker: {error}; check --broker")
     except (ModelError, DeviceError, KeyFileError) as error:
         exit_refused("worker", error)
-    hello = make_hello(config, loading, prepared, engine)
+    hello = make_hello(config, loading, source, prepared, engine)
     log.info(
         "serving %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; "
         "started in %.1f s",
-        name,
+        source.name,
         prepared.revision,
-        config.device,
+        hello.device,
         engine.streams,
         engine.tokens_per_second,
         engine.micro_batch_tokens,
@@ -90,8 +96,27 @@ def serve(config: Config) -> None:
     Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
 
 
+def choose_name(config: Config) -> str:
+    """Return the name of the model that the worker will load, as far as it is known before."""
+    if config.config_path or config.model_repository_path:
+        return config.model_name or Path(config.config_path or config.model_repository_path).name
+    return config.model_name or choose_model_name(Path(config.model or NAME))
+
+
+def find_source(config: Config, cache: Path, report: Callable[[str], None]) -> Source:
+    """Return the model to serve. Raise `ModelError` if there is none, or more than one."""
+    found = find_sources(make_options(config), cache, report)
+    reasons = [f"cannot serve {refused.name}: {refused.reason}" for refused in found.refused]
+    if len(found.sources) != 1:
+        names = ", ".join(source.name for source in found.sources) or "none"
+        raise ModelError("; ".join([f"a worker serves one model, but the configuration has {names}", *reasons]))
+    for reason in reasons:
+        report(reason)
+    return found.sources[0]
+
+
 def make_hello(
-    config: Config, loading: wire.WorkerLoading, prepared: "PreparedModel", engine: "Engine"
+    config: Config, loading: wire.WorkerLoading, source: Source, prepared: "PreparedModel", engine: "Engine"
 ) -> wire.WorkerHello:
     """Return the hello of the process that sent `loading`. A batch of its size takes `batch_ms` on the device."""
     batch_tokens = int(engine.tokens_per_second * config.batch_ms / 1000)
@@ -103,8 +128,8 @@ def make_hello(
         incarnation=time.time_ns(),
         host=loading.host,
         pid=loading.pid,
-        device=config.device,
-        models=[describe_model(loading.model, prepared, engine)],
+        device=source.overrides.device or DEVICE,
+        models=[describe_model(source, prepared, engine)],
         batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
         tokens_per_s=max(1, int(engine.tokens_per_second)),
         credit=0,
@@ -112,10 +137,10 @@ def make_hello(
     )
 
 
-def describe_model(name: str, prepared: "PreparedModel", engine: "Engine") -> wire.ModelInfo:
+def describe_model(source: Source, prepared: "PreparedModel", engine: "Engine") -> wire.ModelInfo:
     """Return the model as the worker announces it."""
     return wire.ModelInfo(
-        name=name,
+        name=repair_text(source.name),
         revision=prepared.revision,
         dimension=prepared.dimension,
         max_tokens=prepared.max_tokens,
@@ -128,6 +153,8 @@ def describe_model(name: str, prepared: "PreparedModel", engine: "Engine") -> wi
         default_prompt=prepared.prompts.default,
         matryoshka=prepared.matryoshka.declared,
         matryoshka_dimensions=prepared.matryoshka.dimensions,
+        truncates=prepared.truncates,
+        parts=list(source.parts),
     )
 
 

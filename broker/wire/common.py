@@ -92,6 +92,11 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     #: Best size of a batch in tokens, and throughput, measured by the worker; 0: those of its hello.
     batch_tokens: U32 = 0
     tokens_per_s: U32 = 0
+    #: Whether inputs that are too long lose their end if neither their request nor the frontend's setting says so.
+    truncates: bool = False
+    #: Names of the models that the configuration combines into this one: in OVMS's first layouts the model itself and
+    #: its tokenizer. They have a state, but clients cannot request them.
+    parts: list[Name] = []
 
     @property
     def key(self) -> ModelKey:

@@ -149,14 +149,15 @@ def render_models(models: Iterable[ModelInfo], created: int) -> bytes:
     return msgspec.json.encode(answers.ModelList("list", [build_model_object(model, created) for model in models]))
 
 
-def render_config(states: Mapping[str, ModelState]) -> bytes:
-    """Render OVMS's GET /v1/config: the state of every known model, indented as in OVMS."""
+def render_config(states: Mapping[str, ModelState], models: Mapping[str, ModelInfo]) -> bytes:
+    """Render OVMS's GET /v1/config: the state of every known model and of its parts, indented as in OVMS."""
     config: answers.ConfigAnswer = {}
-    for name, model in sorted(states.items()):
+    for name, model in states.items():
         state, code = _STATES[model.state]
         version = answers.VersionStatus("1", state, answers.StatusDetail(code, model.text or code))
-        config[name] = answers.ModelStatus([version])
-    return msgspec.json.format(msgspec.json.encode(config), indent=1)
+        parts = models[name].parts if name in models else []
+        config |= dict.fromkeys([name, *(part for part in parts if part not in states)], answers.ModelStatus([version]))
+    return msgspec.json.format(msgspec.json.encode(dict(sorted(config.items()))), indent=1)
 
 
 def render_model_metadata(model: ModelInfo) -> bytes:

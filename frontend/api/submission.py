@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long, describe_too_many_tokens, quote
 from broker.wire.protocol import Kind, ModelInfo, Option, pack_u32
 from frontend.api.errors import ApiError, from_failure, name_input
@@ -37,6 +39,13 @@ class PreparedSubmission(NamedTuple):
     errors: dict[int, ApiError]
     #: Text of the `x-vecmill-warning` header; empty: no header.
     warning: str
+
+
+def apply_model_defaults(request: EmbeddingsRequest, model: ModelInfo) -> EmbeddingsRequest:
+    """Return the request with the model's choice to truncate, if neither the request nor the server chose."""
+    if request.truncate is None and model.truncates:
+        return msgspec.structs.replace(request, truncate="end")
+    return request
 
 
 def build_submission(

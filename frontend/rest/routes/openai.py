@@ -12,7 +12,7 @@ from frontend.api.errors import from_failure, unknown_model
 from frontend.api.openapi import PREFIXES
 from frontend.api.rendering import build_model_object, render_embeddings, render_models, shape_vectors
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings
-from frontend.api.submission import PreparedSubmission, build_submission
+from frontend.api.submission import PreparedSubmission, apply_model_defaults, build_submission
 from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.routes.job_request import JobRequest, read_job_request
@@ -36,15 +36,17 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
     unread: UnreadAnswers = request.app.ctx.unread
-    parse = functools.partial(parse_embeddings, truncate=config.truncate, token_ids=not config.no_token_ids)
+    truncate = None if config.truncate == "none" else config.truncate
+    parse = functools.partial(parse_embeddings, truncate=truncate, token_ids=not config.no_token_ids)
     job = await read_job_request(request, parse)
+    job = job._replace(body=apply_model_defaults(job.body, job.model))
     prepared = build_submission(job.body, job.model, config.dimensions_policy, config.max_request_tokens)
     deadline, started, warning = job.deadline, job.started, prepared.warning
     if not prepared.inputs:
         body = render_embeddings(job.body, {}, 0, truncated={}, errors=prepared.errors)
         async with unread.reserve_room(len(body), deadline, waiting=len(body)) as room:
             return await send_answer(request, room, body, _build_headers(None, warning, started), JSON)
-    with metrics.InFlight(request, job.body.model):
+    with metrics.track_in_flight(request, job.body.model):
         done = await broker.run(
             job.body.model,
             prepared.kind,

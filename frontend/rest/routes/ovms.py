@@ -42,7 +42,7 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     check_max_length(job.body, job.model, config.max_request_tokens)
     texts = [text.encode() for text in job.body.inputs]
-    with metrics.InFlight(request, job.body.model):
+    with metrics.track_in_flight(request, job.body.model):
         done = await broker.run(
             job.body.model,
             Kind.TEXT,
@@ -74,7 +74,7 @@ for prefix in PREFIXES:
 async def show_config(request: Request) -> HTTPResponse:
     """GET /v1/config: show the state of every known model."""
     broker: BrokerClient = request.app.ctx.broker
-    return raw(render_config(broker.states), content_type=JSON)
+    return raw(render_config(broker.states, broker.models), content_type=JSON)
 
 
 @ovms.post("/v1/config/reload")
@@ -90,7 +90,7 @@ async def reload_config(request: Request) -> HTTPResponse:
         text = "Reloading config file failed. Check server logs for more info."
         raise ApiError(500, text, kind="server_error", code="reload_failed") from None
     broker: BrokerClient = request.app.ctx.broker
-    return raw(render_config(broker.states), status=201 if changed else 200, content_type=JSON)
+    return raw(render_config(broker.states, broker.models), status=201 if changed else 200, content_type=JSON)
 
 
 @ovms.get("/v2", name="server_metadata")
