@@ -1,14 +1,6 @@
 """Export of a model to a folder that Vecmill and OVMS serve, and to OVMS's config.json."""
 
-<<<<<<< HEAD
 import shlex
-=======
-The IR returns the last hidden states, because OVMS pools and normalizes itself, as graph.pbtxt says.
-"""
-
-import json
-import os
->>>>>>> w11-e
 import shutil
 from pathlib import Path
 
@@ -22,13 +14,9 @@ from workers.models.folder import ModelFolder, read_folder
 from workers.models.hub import fetch_model, is_hub_name
 from workers.models.json_files import ModelError, summarize_error
 from workers.models.modules import Dense, LayerNorm
-<<<<<<< HEAD
 from workers.models.optimum import run_optimum
 from workers.models.prepare import Report
 from workers.models.sources import choose_model_name
-=======
-from workers.models.prepare import FAMILIES, Report, build_states
->>>>>>> w11-e
 
 #: OVMS's names of the pooling modes that OVMS has.
 POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
@@ -149,7 +137,6 @@ def _write_folder(options: ExportOptions, folder: ModelFolder | None, made: Path
             # The import takes a second, which the first errors do not need.
             from workers.models.precision import read_format
 
-<<<<<<< HEAD
             wanted = read_format(options.weight_format, options.extra_quantization_params)
             report(f"building the OpenVINO model of {folder.path} with {wanted.name} weights")
             write_graph(folder, made, wanted)
@@ -162,24 +149,6 @@ def _write_folder(options: ExportOptions, folder: ModelFolder | None, made: Path
         folder = None
     if folder is None:
         _run_optimum(options, made, cache, report)
-=======
-    from workers.models.layout import PaddedLayout
-    from workers.models.precision import compress_weights, read_format
-    from workers.models.weights import Weights
-
-    wanted = read_format(options.weight_format, options.extra_quantization_params)
-    if folder.kind != "huggingface" or folder.family not in FAMILIES:
-        raise ModelError(f"{folder.config_path} has the model_type {folder.family}, which Vecmill cannot export")
-    report(f"building the OpenVINO model of {folder.path} with {wanted.name} weights")
-    weights, layout = Weights(folder.base), PaddedLayout()
-    states = build_states(folder, weights, layout)
-    states.output(0).set_names({"last_hidden_state"})
-    model = ov.Model([states], layout.inputs, folder.family)
-    compress_weights(model, wanted)
-    model.set_rt_info(VERSION, ["vecmill", "version"])
-    model.set_rt_info(wanted.name, ["vecmill", "weight_format"])
-    ov.save_model(model, into / MODEL, compress_to_fp16=False)
->>>>>>> w11-e
     report("converting the tokenizer")
     write_tokenizer(read_folder(made), made)
 
