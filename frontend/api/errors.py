@@ -23,6 +23,7 @@ _HTTP_ERRORS: dict[ErrorCode, tuple[int, ErrorType, str, str | None]] = {
     ErrorCode.TOO_MANY_TOKENS: (400, "invalid_request_error", "max_tokens_per_request", "input"),
     ErrorCode.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found", "model"),
     ErrorCode.NO_WORKER: (503, "server_error", "no_worker", "model"),
+    ErrorCode.REPLACED: (503, "server_error", "model_replaced", "model"),
     ErrorCode.QUOTA: (429, "rate_limit_error", "rate_limit_exceeded", None),
     ErrorCode.OVERLOADED: (503, "server_error", "overloaded", None),
     ErrorCode.DEADLINE: (504, "server_error", "deadline_exceeded", None),
