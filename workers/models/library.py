@@ -32,8 +32,6 @@ from workers.models.tokenizer_settings import (
     read_settings,
 )
 
-#: Largest tokenizer.json in bytes. The largest known, those of 262,144 tokens, have 35 MB.
-MAX_TOKENIZER_BYTES = 1 << 26
 #: Longest word in characters: one less than the largest number in a regular expression of Oniguruma.
 MAX_WORD_CHARACTERS = 99_999
 #: Limits of the process: address space in bytes, and CPU time in seconds.
@@ -130,15 +128,12 @@ def load_tokenizer(job: Job) -> Any:
 def read_spec(folder: Path) -> dict[str, Any]:
     """Return the content of tokenizer.json, or what transformers makes of older files.
 
-    Raise `ModelError` if the files are too large or cannot be read.
+    Raise `ModelError` if the files cannot be read.
     """
     names = find_vocabulary(folder)
-    for name in names:
-        if (size := (folder / name).stat().st_size) > MAX_TOKENIZER_BYTES:
-            raise ModelError(
-                f"{folder / name} has {size} bytes, but Vecmill reads at most {MAX_TOKENIZER_BYTES}; {REMEDY}"
-            )
-    return read_object(folder / TOKENIZER) if names in ((TOKENIZER,), ()) else _convert_vocabulary(folder, names)
+    if names and TOKENIZER not in names:
+        return _convert_vocabulary(folder, names)
+    return read_object(folder / TOKENIZER)
 
 
 def _convert_vocabulary(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
