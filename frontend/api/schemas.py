@@ -83,8 +83,8 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
 
     @property
     def truncate_option(self) -> Option:
-        """TRUNCATE_END, TRUNCATE_START, or no option. A parsed request has a word for `truncate`."""
-        return _TRUNCATE[self.truncate]  # type: ignore[index]
+        """TRUNCATE_END, TRUNCATE_START, or no option."""
+        return _TRUNCATE[self.truncate or "none"]  # type: ignore[index]
 
 
 class TokenizeRequest(Struct, frozen=True, kw_only=True):
@@ -110,12 +110,12 @@ def parse_embeddings(
     max_inputs: int,
     served: Collection[str] = (),
     *,
-    truncate: Truncate = "none",
+    truncate: Truncate | None = None,
     token_ids: bool = True,
 ) -> EmbeddingsRequest:
     """Parse the body of POST /v1/embeddings. Raise `ApiError` 400 if it is invalid.
 
-    The error for a missing model lists those `served`. `truncate` is the server's default.
+    The error for a missing model lists those `served`. `truncate` is the server's default; None: that of the model.
     """
     fields, warning = parse_object(body)
     model = read_model_name(fields, served)

@@ -38,7 +38,7 @@ def serve_export(source: Path, **options: Any) -> PreparedModel:
     config = root / "models" / "config.json"
     plain = ExportOptions(source=str(source), repository=root / "models", config_path=config)
     export_model(msgspec.structs.replace(plain, **options), root / "cache", lambda _: None)
-    found = find_sources(Options(config=str(config)), lambda _: None)
+    found = find_sources(Options(config=str(config)), root / "cache", lambda _: None)
     assert found.refused == []
     [served] = found.sources
     return prepare_model(served.folder, root / "cache", lambda _: None, served.overrides)

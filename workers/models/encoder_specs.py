@@ -4,7 +4,7 @@ The tensor names are those of the files on the Hugging Face hub, which transform
 """
 
 import json
-import reprlib
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,8 +277,8 @@ def _refuse(path: Path, config: dict[str, Any], key: str, supported: Any) -> Non
     value = config.get(key)
     if value is not None and (value != supported or isinstance(value, bool) != isinstance(supported, bool)):
         raise ModelError(
-            f"{path}: {key} is {reprlib.repr(value)}, but Vecmill supports only {json.dumps(supported)} in a model of "
-            f"model_type {config['model_type']}; {EXPORT}"
+            f"{path}: {key} is {textwrap.shorten(json.dumps(value), 60)}, but Vecmill supports only "
+            f"{json.dumps(supported)} in a model of model_type {config['model_type']}; {EXPORT}"
         )
 
 

@@ -4,7 +4,6 @@
 Vecmill reads the modules of sentence-transformers besides.
 """
 
-import importlib
 import json
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from workers.models.hub import SETTINGS
 from workers.models.json_files import MAX_COUNT, ModelError, read_count, read_json, read_object
 from workers.models.library import Job, convert_tokenizer
 from workers.models.modules import read_modules
-from workers.models.prepare import FAMILIES
+from workers.models.prepare import FAMILIES, build_states
 from workers.models.tokenizer_settings import NAMES, get_content, read_settings
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ def write_graph(folder: ModelFolder, into: Path, wanted: "WeightFormat") -> None
     else:
         # The constants of the model are in the files that `weights` maps.
         weights, layout = Weights(folder.base), PaddedLayout()
-        states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
-        weights.check_use()
+        states = build_states(folder, weights, layout)
         states.output(0).set_names({"last_hidden_state"})
         model = ov.Model([states], layout.inputs, folder.family)
     compress_weights(model, wanted)

@@ -79,6 +79,8 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     lower_case: bool
     prompts: Prompts
     matryoshka: Matryoshka
+    #: Whether inputs that are too long are truncated by default.
+    truncates: bool = False
 
 
 def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides | None = None) -> PreparedModel:
@@ -116,6 +118,7 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
         lower_case=folder.lower_case,
         prompts=prompts,
         matryoshka=read_matryoshka(path, folder.config),
+        truncates=overrides.truncate is True,
     )
 
 

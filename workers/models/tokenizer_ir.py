@@ -9,7 +9,7 @@ from workers.models.imported import describe_failure
 from workers.models.json_files import REMEDY, ModelError
 from workers.models.tokenizers import expose_ragged_ids
 
-#: Keeps the library of the tokenizer's operations loaded: with the last Core it goes, and a graph that is left crashes.
+#: Kept, because the operations of a tokenizer are in a library that is unloaded with the last core that uses it.
 _CORE = ov.Core()
 
 

@@ -162,6 +162,7 @@ def test_newest_save_leaves_the_length_to_the_tokenizer(folder: Path) -> None:
         ({"model_type": "camembert", "max_position_embeddings": 514, "pad_token_id": 5}, 508),
         ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 0}, 512),
         ({"model_type": "nomic_bert", "n_positions": 8192, "max_trained_positions": 2048}, 2048),
+        ({"model_type": "nomic_bert", "max_trained_positions": 2048, "rotary_scaling_factor": 2}, 2048),
         ({"model_type": "bert", "max_position_embeddings": 512}, 512),
     ],
 )  # fmt: skip
