@@ -219,8 +219,10 @@ def naming(path: Path) -> Iterator[None]:
 
 def main() -> None:
     """Run the process."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_S, _MAX_CPU_S))
+    for kind, limit in ((resource.RLIMIT_AS, _MAX_MEMORY_BYTES), (resource.RLIMIT_CPU, _MAX_CPU_S)):
+        allowed = resource.getrlimit(kind)[1]
+        limit = limit if allowed == resource.RLIM_INFINITY else min(limit, allowed)
+        resource.setrlimit(kind, (limit, limit))
     job = msgspec.json.decode(sys.argv[1], type=Job)
     try:
         load_tokenizer(job).save(job.output, pretty=False)
