@@ -130,6 +130,7 @@ MODEL_BUGS = [
     ModelBug("special tokens of the settings are words", "library.py", "missing = [content for content in list_special_tokens(settings) if content not in known]", "missing = []", "tokenizer_settings of_bert"),
     ModelBug("add_prefix_space is ignored", "tokenizer_settings.py", 'splitter | {"add_prefix_space": settings["add_prefix_space"]}', "splitter", "tokenizer_settings prefix"),
     ModelBug("the IR gets tokens that it does not find", "tokenizers.py", 'vocabulary.get(token["content"]) == token["id"]', "True", "tokenizer_settings of_bert"),
+    ModelBug("texts are not lower-cased", "engine/tokenizer.py", "        if self._lower_case:\n", "        if False:\n", "tokenizer_settings lower_cased"),
     ModelBug("the IR runs all WordPiece tokenizers", "tokenizers.py", 'if types != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or', 'if types[0::2] != ["BertNormalizer", "WordPiece"] or', "tokenizer other_rules"),
     # Encoders.
     ModelBug("padding inside a text has a position", "layout.py", "op.multiply(op.cum_sum(counted, make_integer(1)), counted)", "op.cum_sum(counted, make_integer(1))", "encoder padding"),

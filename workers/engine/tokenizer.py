@@ -32,15 +32,23 @@ class IrEncoder:
         import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
 
         self._make_tensor = ov.Tensor
-        self._request = ov.Core().compile_model(path, "CPU", {"NUM_STREAMS": 1}).create_infer_request()
+        # The library of the tokenizer's operations is loaded as long as this object lives.
+        self._core = ov.Core()
+        compiled = self._core.compile_model(path, "CPU", {"NUM_STREAMS": 1})
+        #: Three arrays (begins, ends and ids), or two that are padded (ids and mask).
+        self._outputs = len(compiled.outputs)
+        self._request = compiled.create_infer_request()
 
     def encode_group(self, texts: Sequence[str]) -> list[Ids]:
         """See `Encoder`."""
         self._request.infer([self._make_tensor(list(texts))])
-        begins, ends, ids = (self._request.get_output_tensor(number).data for number in range(3))
-        if len(begins) != len(texts):
+        outputs = [self._request.get_output_tensor(number).data for number in range(self._outputs)]
+        if len(outputs[0]) != len(texts):
             # The tokenizer returns a single row if all texts are blank.
             return self.encode_group([*texts, "a"])[:-1]
+        if self._outputs == 2:
+            return [ids[mask != 0].astype(np.int64) for ids, mask in zip(*outputs, strict=True)]
+        begins, ends, ids = outputs
         return [ids[begin:end].astype(np.int64) for begin, end in zip(begins, ends, strict=True)]
 
 

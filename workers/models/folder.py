@@ -16,7 +16,12 @@ from workers.models.graph_files import find_graph_file, find_tokenizer_file, lis
 from workers.models.json_files import ModelError, is_present, read_count, read_flag, read_object
 from workers.models.modules import Modules, Normalize, Pooling, read_modules, read_pooling
 from workers.models.source import Overrides
-from workers.models.tokenizer_settings import SETTINGS_FILES, find_vocabulary, list_tokenizer_files
+from workers.models.tokenizer_settings import (
+    SETTINGS_FILES,
+    find_vocabulary,
+    list_tokenizer_files,
+    refuse_sentencepiece,
+)
 from workers.models.transformer import TransformerSettings, choose_max_tokens, read_length, read_transformer
 from workers.models.weight_files import FILE
 
@@ -202,17 +207,17 @@ def _find_tokenizer(base: Path, overrides: Overrides) -> Path:
     for folder in folders[1:]:
         contents.check_folder(folder, folder)
     for folder in folders:
-        for name in (contents.TOKENIZER, *SETTINGS_FILES):
+        names = find_vocabulary(folder)
+        for name in (*names, *SETTINGS_FILES):
             if (folder / name).is_file():
                 contents.check_size(folder / name)
-        if not contents.find_missing(folder, (contents.TOKENIZER,)):
-            return folder / contents.TOKENIZER
+        if names and not contents.find_missing(folder, names):
+            return folder / names[0]
     # The model itself may be called like the tokenizer.
     if (found := find_tokenizer_file(folders[-1], alone=len(folders) > 1)) is not None:
         return found
     for folder in folders:
-        if (names := find_vocabulary(folder)) and not contents.find_missing(folder, names):
-            return folder / names[0]
+        refuse_sentencepiece(folder)
     raise ModelError(f"{folders[-1]} has no {contents.TOKENIZER}; {SUPPORTED}")
 
 

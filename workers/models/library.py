@@ -32,8 +32,6 @@ from workers.models.tokenizer_settings import (
     read_settings,
 )
 
-#: Largest tokenizer.json in bytes. The largest known, those of 262,144 tokens, have 35 MB.
-MAX_TOKENIZER_BYTES = 1 << 26
 #: Longest word in characters: one less than the largest number in a regular expression of Oniguruma.
 MAX_WORD_CHARACTERS = 99_999
 #: Limits of the process: address space in bytes, and CPU time in seconds.
@@ -131,15 +129,12 @@ def load_tokenizer(job: Job) -> Any:
 def read_spec(folder: Path) -> dict[str, Any]:
     """Return the content of tokenizer.json, or what transformers makes of older files.
 
-    Raise `ModelError` if the files are too large or cannot be read.
+    Raise `ModelError` if the files cannot be read.
     """
     names = find_vocabulary(folder)
-    for name in names:
-        if (size := (folder / name).stat().st_size) > MAX_TOKENIZER_BYTES:
-            raise ModelError(
-                f"{folder / name} has {size} bytes, but Vecmill reads at most {MAX_TOKENIZER_BYTES}; {REMEDY}"
-            )
-    return read_object(folder / TOKENIZER) if names in ((TOKENIZER,), ()) else _convert_vocabulary(folder, names)
+    if names and TOKENIZER not in names:
+        return _convert_vocabulary(folder, names)
+    return read_object(folder / TOKENIZER)
 
 
 def _convert_vocabulary(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
@@ -225,8 +220,10 @@ def naming(path: Path) -> Iterator[None]:
 
 def main() -> None:
     """Run the process."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_S, _MAX_CPU_S))
+    for kind, limit in ((resource.RLIMIT_AS, _MAX_MEMORY_BYTES), (resource.RLIMIT_CPU, _MAX_CPU_S)):
+        allowed = resource.getrlimit(kind)[1]
+        limit = limit if allowed == resource.RLIM_INFINITY else min(limit, allowed)
+        resource.setrlimit(kind, (limit, limit))
     job = msgspec.json.decode(sys.argv[1], type=Job)
     try:
         load_tokenizer(job).save(job.output, pretty=False)

@@ -35,18 +35,17 @@ _REMOVING = ("Llama", "CodeLlama", "Gemma", "Cohere")
 
 
 def find_vocabulary(folder: Path) -> tuple[str, ...]:
-    """Return the names of the files that hold a folder's vocabulary, or nothing if there are none.
+    """Return the names of the files that hold a folder's vocabulary, or nothing if Vecmill reads none of them."""
+    choices = ((TOKENIZER,), *_VOCABULARIES)
+    return next((names for names in choices if all(is_present(folder / name) for name in names)), ())
 
-    Raise `ModelError` if only sentencepiece can read them.
-    """
-    for names in ((TOKENIZER,), *_VOCABULARIES):
-        if all(is_present(folder / name) for name in names):
-            return names
+
+def refuse_sentencepiece(folder: Path) -> None:
+    """Raise `ModelError` if a folder without other tokenizers has one that only sentencepiece reads."""
     if found := [name for name in _MODELS if is_present(folder / name)]:
         raise ModelError(
             f"{folder} has its tokenizer only as {found[0]}, which Vecmill does not read; {advise(folder)}"
         )
-    return ()
 
 
 def advise(folder: Path) -> str:

@@ -220,19 +220,42 @@ def _lift_byte_limit(converted: ov.Model, max_characters: int) -> None:
 def expose_ragged_ids(converted: ov.Model, path: Path) -> ov.Model:
     """Return the part of a converted tokenizer before padding, without truncation.
 
+    A tokenizer that pads at once, as those of sentencepiece do, keeps its outputs `input_ids` and `attention_mask`.
     Raise `ModelError` if the graph has an unknown shape.
     """
-    by_type: dict[str, list[Any]] = {}
-    for node in converted.get_ordered_ops():
-        by_type.setdefault(node.get_type_name(), []).append(node)
-    combined, truncations = by_type.get("CombineSegments", []), by_type.get("Truncate", [])
-    if len(combined) != 1 or len(truncations) > 1:
+    combined = [node for node in converted.get_ordered_ops() if node.get_type_name() == "CombineSegments"]
+    if not combined:
+        return _expose_padded_ids(converted, path)
+    last = combined[-1]
+    for node in (port.get_source_output().get_node() for port in last.inputs()):
+        _lift_truncation(node)
+    return _make_model(converted, {"begins": last.output(0), "ends": last.output(1), "ids": last.output(2)})
+
+
+def _lift_truncation(node: ov.Node) -> None:
+    """Remove the limit of tokens at a node before CombineSegments, where converters since 2024 put it."""
+    if node.get_type_name() == "Truncate":
+        node.input(3).replace_source_output(op.constant(np.int32(2**31 - 1)).output(0))
+    elif node.get_type_name() == "Add":
+        # Up to 2025: the end is the begin plus the minimum of the length and the limit.
+        for limited in (port.get_source_output().get_node() for port in node.inputs()):
+            if limited.get_type_name() == "Minimum":
+                limited.input(1).replace_source_output(op.constant(np.int32(2**31 - 1)).output(0))
+
+
+def _expose_padded_ids(converted: ov.Model, path: Path) -> ov.Model:
+    outputs = {name: output for output in converted.outputs for name in output.get_names()}
+    if not {"input_ids", "attention_mask"} <= set(outputs):
         raise ModelError(f"could not convert {path} because Vecmill does not support this kind")
-    for truncation in truncations:
-        truncation.input(3).replace_source_output(op.constant(np.int32(2**31 - 1)).output(0))
+    sources = {name: outputs[name].get_node().input_value(0) for name in ("input_ids", "attention_mask")}
+    return _make_model(converted, sources)
+
+
+def _make_model(converted: ov.Model, outputs: dict[str, Any]) -> ov.Model:
+    """Return a part of a graph."""
     results = []
-    for name, number in (("begins", 0), ("ends", 1), ("ids", 2)):
-        result = op.result(combined[0].output(number))
+    for name, output in outputs.items():
+        result = op.result(output)
         result.output(0).set_names({name})
         results.append(result)
     return ov.Model(results, converted.get_parameters(), "tokenizer")

@@ -225,6 +225,15 @@ def test_sentencepiece_model_alone_is_refused(tmp_path: Path) -> None:
         read_folder(folder)
 
 
+def test_exact_vocabulary_precedes_the_exported_tokenizer(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tiny")
+    (folder / "tokenizer.json").rename(folder / "sentencepiece.bpe.model")
+    (folder / "openvino_tokenizer.xml").write_text("<net/>")
+    assert read_folder(folder).tokenizer_path == folder / "openvino_tokenizer.xml"
+    (folder / "vocab.txt").write_text("a")
+    assert read_folder(folder).tokenizer_path == folder / "vocab.txt"
+
+
 def test_vocabulary_of_an_unknown_class_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "tiny")
     (folder / "tokenizer.json").unlink()
@@ -302,9 +311,9 @@ def test_wrong_setting_is_refused(tmp_path: Path, settings: dict[str, Any]) -> N
         convert(write_tokenizer_folder(tmp_path / "tiny", spec, settings))
 
 
-def test_tokenizer_of_100_mb_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_of_200_mb_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "tiny")
     with (folder / "tokenizer.json").open("w") as file:
-        file.truncate(100_000_000)
-    with pytest.raises(ModelError, match=r"tokenizer\.json has 100000000 bytes, but Vecmill reads at most"):
+        file.truncate(200_000_000)
+    with pytest.raises(ModelError, match=r"tokenizer\.json: it is larger than"):
         convert(folder)
