@@ -115,13 +115,9 @@ def describe_replaced_model(name: str) -> str:
 # --- exceptions ------------------------------------------------------------------------------------------------------
 
 
-class ProtocolError(Exception):
-    """Base class of protocol errors."""
-
-
-class RemoteProtocolError(ProtocolError):
+class RemoteProtocolError(Exception):
     """A peer sent a malformed message: drop the message and count it."""
 
 
-class LocalProtocolError(ProtocolError):
+class LocalProtocolError(Exception):
     """This process broke an invariant: stop with an error."""
