@@ -319,6 +319,7 @@ RECIPES = {
             "gemma3_text",
             use_bidirectional_attention=True,
             _sliding_window_pattern=3,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
             rope_theta=1000000.0,
             rope_local_base_freq=10000.0,
             rope_scaling=None,

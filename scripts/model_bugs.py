@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class ModelBug(NamedTuple):
-    """Replacement of one text in one file of `workers/models` by a wrong one; the name describes the effect."""
+    """Replacement of one text in one file of `workers` by a wrong one; the name describes the effect."""
 
     name: str
     file: str
@@ -13,6 +13,11 @@ class ModelBug(NamedTuple):
     wrong: str
     #: Arguments of pytest: the file in `tests/unit/workers` without `test_` and `.py`, and a part of the tests' names.
     tests: str
+
+    @property
+    def path(self) -> str:
+        """Path of the file from the repository's root; a bare name is in `workers/models`."""
+        return f"workers/{self.file}" if "/" in self.file else f"workers/models/{self.file}"
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -69,7 +74,7 @@ MODEL_BUGS = [
     ModelBug("Gemma3's half window excludes its end", "decoder.py", "return window // 2", "return window // 2 - 1", "golden_families gemma3"),
     ModelBug("Gemma3's layers have one rotary base", "decoder.py", 'theta_key="rope_local_base_freq"', 'theta_key="rope_theta"', "golden_families gemma3"),
     ModelBug("Gemma3's scores are scaled by the head size", "decoder.py", "whole=False) if is_gemma else size", "whole=False) * 0 + size", "golden_families gemma3"),
-    ModelBug("Gemma3's full layers come first", "decoder.py", "SLIDING if (number + 1) % period else FULL", "SLIDING if number % period else FULL", "golden_families gemma3"),
+    ModelBug("Gemma3's full layers come first", "decoder.py", "SLIDING if (number + 1) % period else FULL", "SLIDING if number % period else FULL", "decoder spellings"),
     ModelBug("heads of queries and keys have no norm", "decoder.py", 'has_head_norms=family in ("qwen3", "gemma3_text")', "has_head_norms=False", "golden_families qwen3"),
     ModelBug("head_dim is ignored", "decoder.py", 'size = read_count(path, config, "head_dim", default=_HEAD_SIZES.get(family, max(1, hidden // heads)))', "size = max(1, hidden // heads)", "golden_families qwen3"),
     ModelBug("Qwen2 has no biases", "decoder.py", 'query_bias=attention_bias or family == "qwen2"', "query_bias=attention_bias", "golden_families qwen2"),
@@ -81,20 +86,11 @@ MODEL_BUGS = [
     # Encoders.
     ModelBug("RoBERTa's positions start at 0", "encoder_specs.py", "token_types=token_types, first_position=first)", "token_types=token_types, first_position=0)", "golden_families roberta"),
     ModelBug("RoBERTa's positions start at the padding token", "encoder_specs.py", 'return read_count(path, config, "pad_token_id", 0, default=1) + 1', 'return read_count(path, config, "pad_token_id", 0, default=1)', "golden_families roberta"),
-    ModelBug("MPNet's positions start after the padding token of config.json", "encoder_specs.py", "first_position=_MPNET_START", "first_position=0", "golden_families mpnet"),
-    ModelBug("MPNet has no biases for distances", "encoder_specs.py", 'distances=read_count(path, config, "relative_attention_num_buckets", 4, default=32)', "distances=0", "golden_families mpnet"),
     ModelBug("MPNet's distances have the wrong sign", "encoder.py", "rows + half * (distances > 0)", "rows + half * (distances < 0)", "golden_families mpnet"),
-    ModelBug("DistilBERT's epsilon is BERT's key", "encoder_specs.py", '**_read_sizes(path, config, keys) | {"epsilon": 1e-12}', '**_read_sizes(path, config, keys) | {"epsilon": 1e-5}', "golden_families distilbert"),
-    ModelBug("the epsilon of config.json is ignored", "encoder_specs.py", 'found = read_number(path, config, find_key("layer_norm_eps"), 0, 1, epsilon, whole=False)', "found = 1e-12", "encoder"),
-    ModelBug("token types are left out", "encoder.py", "return op.add(x, op.constant(types)) if spec.token_types else x", "return x", "golden_families gte"),
     ModelBug("GTE's gate is the first half", "encoder_specs.py", 'up=Linear("mlp.up_gate_proj", bias=False, part=(0, 2)),\n        gate=Linear("mlp.up_gate_proj", bias=False, part=(1, 2))', 'up=Linear("mlp.up_gate_proj", bias=False, part=(1, 2)),\n        gate=Linear("mlp.up_gate_proj", bias=False, part=(0, 2))', "golden_families gte"),
-    ModelBug("Nomic's gate is fc11", "encoder_specs.py", 'up=Linear("mlp.fc11" if is_gated else "mlp.fc1", first),\n        gate=Linear("mlp.fc12", first)', 'up=Linear("mlp.fc12" if is_gated else "mlp.fc1", first),\n        gate=Linear("mlp.fc11", first)', "golden_families nomic"),
-    ModelBug("shares of experts are normalized", "encoder.py", "shares = op.select(op.greater_equal(shares, lowest), shares, make_scalar(0))", "shares = op.select(op.greater_equal(shares, lowest), shares, make_scalar(0))\n        shares = op.divide(shares, op.reduce_sum(shares, make_integers(-1), True))", "golden_families moe"),
     ModelBug("every layer has experts", "encoder.py", "number % spec.experts.every == 1", "number % spec.experts.every == 0", "golden_families moe"),
     ModelBug("the second matrix of experts is transposed", "encoder.py", "op.add(op.matmul(inner, contract, False, False), bias)", "op.add(op.matmul(inner, op.reshape(contract, make_integers(spec.hidden, -1), False), False, True), bias)", "golden_families moe"),
-    ModelBug("Jina's code is run as BERT", "encoder_specs.py", "    refuse_code(path, config)\n    return _read_classic(path, config, token_types=read_count", "    return _read_classic(path, config, token_types=read_count", "encoder"),
     ModelBug("ALiBi counts as learned positions", "encoder_specs.py", '    _refuse(path, config, "position_embedding_type", "absolute")\n', "", "encoder"),
-    ModelBug("interleaved rotary positions count as halves", "encoder_specs.py", '"parallel_block", "rotary_emb_interleaved", ', '"parallel_block", ', "encoder"),
     ModelBug("logarithmic attention scaling is left out", "encoder_specs.py", '    _refuse(path, config, "logn_attention_scale", False)\n', "", "encoder"),
     # ModernBERT.
     ModelBug("ModernBERT's half window is a whole one", "modernbert.py", 'default=128) // 2', "default=128)", "golden_families modernbert"),
@@ -102,6 +98,12 @@ MODEL_BUGS = [
     ModelBug("ModernBERT's first layer has a norm", "modernbert.py", 'shape) if number else hidden', "shape)", "golden_families modernbert"),
     ModelBug("ModernBERT has one rotary base", "modernbert.py", 'SLIDING: ("local_rope_theta"', 'SLIDING: ("global_rope_theta"', "golden_families modernbert"),
     ModelBug("ModernBERT's full layers come last", "modernbert.py", "SLIDING if number % period else FULL", "SLIDING if (number + 1) % period else FULL", "golden_families modernbert"),
+    ModelBug("GGUF files are not named", "folder.py", "        contents.refuse_gguf(base)\n", "", "quirks gguf"),
+    # Engine.
+    ModelBug("tokens equal to the padding are masked", "engine/engine.py", '"attention_mask": mask.astype(np.int64)}', '"attention_mask": (padded != self._pad).astype(np.int64)}', "golden_sentences qwen3"),
+    ModelBug("texts are padded on the left", "engine/engine.py", "mask = np.arange(lengths.max()) < lengths[:, None]", "mask = np.arange(lengths.max())[::-1] < lengths[:, None]", "golden_sentences multilingual"),
+    ModelBug("truncation cuts the special tokens", "engine/batch_inputs.py", "tail = after if ids[len(ids) - len(after) :].tolist() == after.tolist() else after[:0]", "tail = after[:0]", "golden_sentences qwen3"),
+    ModelBug("devices choose their precision", "engine/engine.py", ', "INFERENCE_PRECISION_HINT": "f32"}', "}", "inference_precision"),
     # Pooling and modules.
     ModelBug("CLS is the first position, not the first token", "head.py", "return _pick(hidden, _find_first(mask))", "return _pick(hidden, op.multiply(_find_first(mask), make_integer(0)))", "head pooling_uses"),
     ModelBug("LAST is the last position, not the last token", "head.py", "places = op.multiply(op.convert(mask, \"i64\"), op.unsqueeze(_get_positions(mask), make_integers(0)))", "places = op.add(op.multiply(op.convert(mask, \"i64\"), make_integer(0)), op.unsqueeze(_get_positions(mask), make_integers(0)))", "head pooling_uses"),
@@ -134,15 +136,28 @@ MODEL_BUGS = [
     ModelBug("sentence-transformers drops unknown tokens", "static.py", 'if folder.family == "model2vec" and (', "if True and (", "static keeps"),
     ModelBug("the factors of tokens are left out", "static.py", '    if "weights" in weights:\n', "    if False:\n", "static factors"),
     ModelBug("static models get special tokens", "tokenizer_files.py", "special_tokens = folder.has_special_tokens", "special_tokens = True", "static"),
+    # Tokenizers.
+    ModelBug("add_eos_token is ignored", "tokenizer_settings.py", "    if flag is True:\n", "    if False:\n", "tokenizer_settings end_tokens"),
+    ModelBug("add_bos_token of Qwen removes a token", "tokenizer_settings.py", 'return "" if flag is False and is_removing else None', 'return "" if flag is False else None', "tokenizer_settings end_tokens"),
+    ModelBug("an end token replaces both ends", "library.py", "for content, ids in zip(chosen, find_ends(library), strict=True):", "for content, ids in zip(chosen, ([], []), strict=True):", "tokenizer_settings end_tokens"),
+    ModelBug("do_lower_case of the tokenizer's settings is ignored", "tokenizer_settings.py", 'spec["normalizer"] = normalizer | fields', "pass", "tokenizer_settings of_bert"),
+    ModelBug("generic tokenizers are lower-cased", "tokenizer_settings.py", 'normalizer.get("type") == "BertNormalizer" and not is_generic', 'normalizer.get("type") == "BertNormalizer"', "tokenizer_settings of_bert"),
+    ModelBug("special tokens of the settings are words", "library.py", "missing = [content for content in list_special_tokens(settings) if content not in known]", "missing = []", "tokenizer_settings of_bert"),
+    ModelBug("add_prefix_space is ignored", "tokenizer_settings.py", 'splitter | {"add_prefix_space": settings["add_prefix_space"]}', "splitter", "tokenizer_settings prefix"),
+    ModelBug("the IR gets tokens that it does not find", "tokenizers.py", 'vocabulary.get(token["content"]) == token["id"]', "True", "tokenizer_settings of_bert"),
+    ModelBug("the IR runs all WordPiece tokenizers", "tokenizers.py", 'if types != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or', 'if types[0::2] != ["BertNormalizer", "WordPiece"] or', "tokenizer other_rules"),
+    # Encoders.
+    ModelBug("padding inside a text has a position", "layout.py", "op.multiply(op.cum_sum(counted, make_integer(1)), counted)", "op.cum_sum(counted, make_integer(1))", "encoder padding"),
     ModelBug("MPNet's far tokens share too few buckets", "encoder.py", "_MAX_DISTANCE = 128", "_MAX_DISTANCE = 64", "golden_families mpnet"),
+    ModelBug("token types are left out", "encoder.py", "        if spec.token_types:\n", "        if False:\n", "golden_families transformers and new"),
     ModelBug("token types are 1", "encoder.py", "spec.token_types, spec.hidden)[0]", "spec.token_types, spec.hidden)[-1]", "golden_families transformers and bert"),
     ModelBug("norms before the layers are taken for norms after", "encoder_specs.py", 'for key in ("prenorm", ', "for key in (", "encoder unsupported"),
     ModelBug("gates of encoders are not activated", "encoder.py", "inner = op.multiply(inner, activate(self", "inner = op.multiply(activate(inner), (lambda x: x)(self", "golden_families new"),
     ModelBug("NomicBERT's swiglu is geglu", "encoder_specs.py", '{"swiglu": "silu"', '{"swiglu": "gelu"', "golden_families nomic_bert"),
     ModelBug("NomicBERT's rotary base is the default", "encoder_specs.py", ', "rotary_emb_base")', ")", "golden_families nomic_bert"),
-    ModelBug("NomicBERT takes texts beyond its trained positions", "transformer.py", '    elif family == "nomic_bert":\n', '    elif family == "nomic":\n', "modules positions"),
     ModelBug("positions are counted with RoBERTa's padding", "transformer.py", 'offset = read_count(path, config, "pad_token_id", 0, default=1) + 1', "offset = 0", "modules positions"),
     ModelBug("all experts are chosen", "encoder.py", "shares = op.select(op.greater_equal(shares, lowest), shares, make_scalar(0))", "pass", "golden_families moe"),
+    ModelBug("shares of experts add up to 1", "encoder.py", "shares = op.select(op.greater_equal(shares, lowest), shares, make_scalar(0))", "shares = op.select(op.greater_equal(shares, lowest), shares, make_scalar(0)); shares = op.divide(shares, op.reduce_sum(shares, make_integers(-1), True))", "golden_families moe"),
     # Files of weights.
     ModelBug("weights that are not finite are served", "weights.py", "if shape is not None and not _is_finite(stored):", "if False:", "weights finite"),
     ModelBug("infinite bfloat16 weights are served", "weights.py", '"BF16": 0x7F80', '"BF16": 0xFFFF', "weights finite"),
@@ -154,4 +169,12 @@ MODEL_BUGS = [
     ModelBug("shards are read from anywhere", "weight_files.py", "if Path(name).name != name or ", "if ", "weights outside"),
     ModelBug("tensors of other architectures are ignored", "weights.py", "if part is not None and part[0] in used:", "if False:", "weights unused"),
     ModelBug("a tensor in two shards is the last one", "weights.py", "if twice := sorted(", "if twice := 0 and sorted(", "weights two_shards"),
+    ModelBug("MPNet's positions start after the padding token of config.json", "encoder_specs.py", "first_position=_MPNET_START", "first_position=0", "golden_families mpnet"),
+    ModelBug("MPNet has no biases for distances", "encoder_specs.py", 'distances=read_count(path, config, "relative_attention_num_buckets", 4, default=32)', "distances=0", "golden_families mpnet"),
+    ModelBug("DistilBERT's epsilon is BERT's key", "encoder_specs.py", '**_read_sizes(path, config, keys) | {"epsilon": 1e-12}', '**_read_sizes(path, config, keys) | {"epsilon": 1e-5}', "golden_families distilbert"),
+    ModelBug("the epsilon of config.json is ignored", "encoder_specs.py", 'found = read_number(path, config, find_key("layer_norm_eps"), 0, 1, epsilon, whole=False)', "found = 1e-12", "encoder"),
+    ModelBug("Nomic's gate is fc11", "encoder_specs.py", 'up=Linear("mlp.fc11" if is_gated else "mlp.fc1", first),\n        gate=Linear("mlp.fc12", first)', 'up=Linear("mlp.fc12" if is_gated else "mlp.fc1", first),\n        gate=Linear("mlp.fc11", first)', "golden_families nomic"),
+    ModelBug("Jina's code is run as BERT", "encoder_specs.py", "    refuse_code(path, config)\n    return _read_classic(path, config, token_types=read_count", "    return _read_classic(path, config, token_types=read_count", "encoder"),
+    ModelBug("interleaved rotary positions count as halves", "encoder_specs.py", '"parallel_block", "rotary_emb_interleaved", ', '"parallel_block", ', "encoder"),
+    ModelBug("NomicBERT takes texts beyond its trained positions", "transformer.py", '    elif family == "nomic_bert":\n', '    elif family == "nomic":\n', "modules positions"),
 ]  # fmt: skip

@@ -58,6 +58,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     max_length: Annotated[int, Meta(ge=0, description="longest input in tokens; 0: as the model's files say")] = 0
+    aliases: Annotated[
+        str, Meta(description="other names of models, such as text-embedding-3-small=MODEL,other=MODEL; empty: none")
+    ] = ""
+    config_poll_s: Annotated[
+        float, Meta(ge=0, description="seconds between two looks for changed models and configurations; 0: never")
+    ] = 1.0
+    unload_idle_s: Annotated[
+        float, Meta(ge=0, description="unload a model from memory after this many seconds without a request; 0: never")
+    ] = 0.0
     batch_ms: Annotated[
         int, Meta(gt=0, description="target duration of a batch, in milliseconds; determines its size")
     ] = 100
@@ -82,7 +91,19 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
         flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
         raise SettingsError(f"{flags} exclude each other; set one of them")
     make_options(config)
+    parse_aliases(config)
     return config
+
+
+def parse_aliases(config: Config) -> dict[str, str]:
+    """Return the name of the model for each alias. Raise SettingsError if one is incomplete."""
+    aliases = {}
+    for pair in filter(None, config.aliases.split(",")):
+        alias, _, name = (part.strip() for part in pair.partition("="))
+        if not alias or not name:
+            raise SettingsError(f"--aliases has {pair!r}, but must be a list of ALIAS=MODEL, separated by commas")
+        aliases[alias] = name
+    return aliases
 
 
 def make_options(config: Config) -> Options:

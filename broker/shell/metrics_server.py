@@ -1,20 +1,18 @@
 """The broker's /metrics: an HTTP server in threads of its own, which gets snapshots from the poll loop.
 
-Only the poll loop reads the scheduler. A thread that serves a scrape puts a request for a snapshot into a queue, wakes
-the loop, waits, and renders what it gets. A scrape that gets no snapshot in time is answered with 503.
+Only the poll loop reads the scheduler. A thread that serves a scrape wakes the loop, waits for a snapshot, and renders
+it. A scrape that gets no snapshot in time is answered with 503.
 """
 
 import contextlib
 import itertools
 import logging
 import math
-import queue
 import socket
 import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -79,52 +77,39 @@ class MetricsServer:
 
 
 class _Snapshots:
-    """Queue of scrapes that wait for the poll loop."""
+    """The last snapshot, and whether a scrape waits for the next one."""
 
     def __init__(self, wake_loop: Callable[[], None]) -> None:
         self._wake_loop = wake_loop
-        self._waiting: queue.SimpleQueue[Future[list[Family]]] = queue.SimpleQueue()
-        self._closed = False
-        #: The last snapshot, and when it was taken.
-        self._latest: tuple[float, list[Family]] = (-math.inf, [])
+        #: Guards the fields below, and is notified when they change.
+        self._changed = threading.Condition()
+        self._taken_at = -math.inf
+        self._families: list[Family] = []
+        self._is_wanted = self._is_closed = False
 
     def take(self) -> list[Family] | None:
         """Return a snapshot, or None if the loop gives none in time. Called by a thread that serves a scrape."""
-        taken_at, families = self._latest
-        if time.monotonic() < taken_at + REUSE_S:
-            return families
-        future: Future[list[Family]] = Future()
-        self._waiting.put(future)
-        if self._closed:
-            return None
-        self._wake_loop()
-        try:
-            return future.result(SNAPSHOT_WAIT_S)
-        except (TimeoutError, CancelledError):
-            # So that the loop, once it runs again, collects nothing for a scrape that was answered.
-            future.cancel()
-            return None
+        asked_at = time.monotonic()
+        with self._changed:
+            if self._taken_at < asked_at - REUSE_S:
+                self._is_wanted = True
+                self._wake_loop()
+                self._changed.wait_for(lambda: self._taken_at >= asked_at or self._is_closed, SNAPSHOT_WAIT_S)
+            return self._families if self._taken_at >= asked_at - REUSE_S else None
 
     def answer(self, collect: Callable[[], list[Family]]) -> None:
         """Collect once for all scrapes that wait now, if any."""
-        waiting = [future for future in self._pop_all() if future.set_running_or_notify_cancel()]
-        if waiting:
-            self._latest = (time.monotonic(), collect())
-        for future in waiting:
-            future.set_result(self._latest[1])
+        if not self._is_wanted:
+            return
+        with self._changed:
+            self._families, self._taken_at, self._is_wanted = collect(), time.monotonic(), False
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Give up all scrapes that wait, and those that come later."""
-        self._closed = True
-        for future in self._pop_all():
-            future.cancel()
-
-    def _pop_all(self) -> Iterator[Future[list[Family]]]:
-        while True:
-            try:
-                yield self._waiting.get_nowait()
-            except queue.Empty:
-                return
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
 
 class _Server(socketserver.ThreadingTCPServer):

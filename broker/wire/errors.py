@@ -52,6 +52,9 @@ class ErrorCode(enum.IntEnum):
     REVOKED = 15
     #: HTTP 400. All inputs of the request together have more tokens than the frontend allows.
     TOO_MANY_TOKENS = 16
+    #: HTTP 503. No worker serves the request's revision of the model any more, but another revision is served. The
+    #: frontend submits the request again, so that a client sees this code only if the models differ in more.
+    REPLACED = 17
 
     @property
     def text(self) -> str:
@@ -65,6 +68,7 @@ _TEXTS = {
     ErrorCode.DEVICE: "the device failed on this input",
     ErrorCode.DRAINING: "the server is shutting down; retry on another one, or later",
     ErrorCode.REVOKED: "this key has been removed from the broker's allow-list",
+    ErrorCode.REPLACED: "the model was replaced while the request ran; send the request again",
 }
 
 
@@ -111,13 +115,9 @@ def describe_replaced_model(name: str) -> str:
 # --- exceptions ------------------------------------------------------------------------------------------------------
 
 
-class ProtocolError(Exception):
-    """Base class of protocol errors."""
-
-
-class RemoteProtocolError(ProtocolError):
+class RemoteProtocolError(Exception):
     """A peer sent a malformed message: drop the message and count it."""
 
 
-class LocalProtocolError(ProtocolError):
+class LocalProtocolError(Exception):
     """This process broke an invariant: stop with an error."""

@@ -14,11 +14,23 @@ from typing import TypeVar
 import msgspec
 
 from broker.wire.columns import Frame, pack_u32, pack_u64, split_frame, unpack_u32, unpack_u64
-from broker.wire.common import Goodbye, Kind, Lane, Message, ModelInfo, ModelKey, Option, Origin, Welcome, Who
+from broker.wire.common import (
+    Availability,
+    Goodbye,
+    Kind,
+    Lane,
+    Message,
+    ModelInfo,
+    ModelKey,
+    ModelState,
+    Option,
+    Origin,
+    Welcome,
+    Who,
+)
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.frontend_messages import (
     Answers,
-    Availability,
     Cancel,
     Failure,
     Failures,
@@ -26,7 +38,8 @@ from broker.wire.frontend_messages import (
     FrontendHeartbeat,
     FrontendHello,
     Models,
-    ModelState,
+    ModelsReloaded,
+    ReloadModels,
     Stats,
     Submission,
     Submit,
@@ -38,11 +51,16 @@ from broker.wire.worker_messages import (
     BatchResult,
     Heartbeat,
     JobFailure,
+    Load,
+    Release,
+    Reload,
+    Reloaded,
     WorkerDrain,
     WorkerGoodbye,
     WorkerHeartbeat,
     WorkerHello,
     WorkerLoading,
+    WorkerModels,
 )
 
 __all__ = [
@@ -72,13 +90,19 @@ __all__ = [
     "JobFailure",
     "Kind",
     "Lane",
+    "Load",
     "Message",
     "ModelInfo",
     "ModelKey",
     "ModelState",
     "Models",
+    "ModelsReloaded",
     "Option",
     "Origin",
+    "Release",
+    "Reload",
+    "ReloadModels",
+    "Reloaded",
     "Stats",
     "Submission",
     "Submit",
@@ -91,6 +115,7 @@ __all__ = [
     "WorkerHeartbeat",
     "WorkerHello",
     "WorkerLoading",
+    "WorkerModels",
     "WorkerStats",
     "decode",
     "encode",
@@ -108,10 +133,20 @@ PROTOCOL_MAX = 1
 #: Longest frame that a peer may send, in bytes; libzmq disconnects a peer that sends a longer one.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
-FromFrontend = FrontendHello | Submit | Cancel | FrontendHeartbeat | FrontendGoodbye
-FromWorker = WorkerHello | WorkerHeartbeat | BatchResult | BatchError | WorkerDrain | WorkerGoodbye | WorkerLoading
-ToFrontend = Welcome | Who | Goodbye | Models | Answers | Failures | Stats
-ToWorker = Welcome | Who | Heartbeat | Goodbye | Batch
+FromFrontend = FrontendHello | Submit | Cancel | FrontendHeartbeat | FrontendGoodbye | ReloadModels
+FromWorker = (
+    WorkerHello
+    | WorkerHeartbeat
+    | BatchResult
+    | BatchError
+    | WorkerDrain
+    | WorkerGoodbye
+    | WorkerLoading
+    | WorkerModels
+    | Reloaded
+)
+ToFrontend = Welcome | Who | Goodbye | Models | Answers | Failures | Stats | ModelsReloaded
+ToWorker = Welcome | Who | Heartbeat | Goodbye | Batch | Load | Release | Reload
 
 # One decoder for each direction rejects messages that the peer may not send.
 FROM_FRONTEND: msgspec.msgpack.Decoder[FromFrontend] = msgspec.msgpack.Decoder(FromFrontend)

@@ -253,7 +253,7 @@ def test_next_start_removes_folders_of_killed_server(start: Start, tmp_path: Pat
     ],
 )
 def test_command_installs_no_packages(tmp_path: Path, command: str, shown: str) -> None:
-    for name in ("scripts", "broker", "frontend"):
+    for name in ("scripts", "broker", "frontend", "workers"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     script, *arguments = command.split()
     done = subprocess.run([tmp_path / "scripts" / script, *arguments], capture_output=True, text=True, check=True)

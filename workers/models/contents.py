@@ -88,6 +88,15 @@ def refuse_pickles(folder: Path) -> None:
         )
 
 
+def refuse_gguf(path: Path) -> None:
+    """Raise `ModelError` if a path is a file of llama.cpp, or a folder with such a file."""
+    if found := [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")):
+        raise ModelError(
+            f"{found[0]} is a GGUF file, which Vecmill does not read; serve the model from which the file was made, by "
+            "its name on the Hugging Face hub: --model OWNER/NAME"
+        )
+
+
 def find_export(folder: Path) -> str:
     """Return the path of a file below a folder that an exporter for OpenVINO, OVMS or ONNX wrote, or ""."""
     return next((str(found.relative_to(folder)) for pattern in _EXPORTS for found in folder.glob(pattern)), "")

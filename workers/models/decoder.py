@@ -27,7 +27,7 @@ from workers.models.family_settings import (
     refuse_code,
 )
 from workers.models.folder import ModelFolder
-from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, read_flag, read_number
+from workers.models.json_files import EXPORT, MAX_LAYERS, REMEDY, ModelError, read_count, read_flag, read_number
 from workers.models.layout import PaddedLayout, make_scalar
 from workers.models.weights import Weights
 
@@ -171,7 +171,7 @@ def _check_extra_weights(weights: Weights) -> None:
 
 def _read_layer_types(path: Path, config: dict[str, Any], family: str) -> list[str]:
     """Return the kind of attention of each layer."""
-    layers = read_count(path, config, "num_hidden_layers")
+    layers = read_count(path, config, "num_hidden_layers", highest=MAX_LAYERS)
     types = read_layer_types(path, config, layers)
     if family == "gemma3_text":
         key = "sliding_window_pattern" if "sliding_window_pattern" in config else "_sliding_window_pattern"

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.models.family_settings import read_frequencies, refuse_code
-from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, read_flag, read_number
+from workers.models.json_files import (
+    EXPORT,
+    MAX_COUNT,
+    MAX_LAYERS,
+    REMEDY,
+    ModelError,
+    read_count,
+    read_flag,
+    read_number,
+)
 
 #: Activation of the gate for each gated layer of nomic_bert.
 _NOMIC_GATES = {"swiglu": "silu", "geglu": "gelu"}
@@ -254,7 +263,7 @@ def _read_sizes(
         return old_keys.get(key, key) if config.get(key) is None else key
 
     sizes = {
-        field: read_count(path, config, find_key(key))
+        field: read_count(path, config, find_key(key), highest=MAX_LAYERS if field == "layers" else MAX_COUNT)
         for field, key in (
             ("vocabulary", "vocab_size"),
             ("hidden", "hidden_size"),

@@ -148,6 +148,7 @@ def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
 
 def _check_folder(path: Path) -> None:
     if path.is_file():
+        contents.refuse_gguf(path)
         raise ModelError(f"{path} is a file; set --model to the folder that holds it")
     if not path.is_dir():
         raise ModelError(
@@ -178,6 +179,7 @@ def _read_base(
             raise ModelError(f"{base} has no model, but there is {export}; set --model to the folder of the model")
         if not missing:
             contents.refuse_pickles(base)
+        contents.refuse_gguf(base)
         missing.append(FILE)
     if missing:
         raise ModelError(f"{base} has no {' and no '.join(sorted(missing))}; {SUPPORTED}")

@@ -15,6 +15,8 @@ REMEDY = "correct the file, or download the model again"
 EXPORT = "convert the model with scripts/export_model"
 #: Largest number of rows, layers and so on. Token ids are int32.
 MAX_COUNT = 2**31 - 1
+#: Most layers of a model, so that a wrong number does not fill the memory.
+MAX_LAYERS = 1000
 #: Largest JSON file in bytes. The largest known tokenizer.json has 33 MB (Gemma 3).
 MAX_BYTES = 128 << 20
 

@@ -165,10 +165,10 @@ def test_model_object_has_openais_fields_and_ours() -> None:
         b'{"id":"m","object":"model","created":1700000000,"owned_by":"vecmill","dimension":384,"max_tokens":256,'
         b'"revision":"r","prompts":{},"default_prompt":null,"matryoshka_dimensions":null}'
     )
-    assert msgspec.json.encode(build_model_object(model, 1_700_000_000)) == expected
-    assert render_models([model], 1_700_000_000) == b'{"object":"list","data":[' + expected + b"]}"
+    assert msgspec.json.encode(build_model_object(model.name, model, 1_700_000_000)) == expected
+    assert render_models({model.name: model}, 1_700_000_000) == b'{"object":"list","data":[' + expected + b"]}"
     prompted = msgspec.structs.replace(model, prompts={"q": "q: "}, default_prompt="q", matryoshka=True)
-    found = build_model_object(prompted, 1)
+    found = build_model_object("m", prompted, 1)
     assert (found.prompts, found.default_prompt, found.matryoshka_dimensions) == ({"q": "q: "}, "q", [])
 
 
@@ -199,6 +199,7 @@ def test_every_state_has_its_ovms_name() -> None:
         "FAILED": ("LOADING", "FAILED_PRECONDITION", "why"),
         "UNLOADING": ("UNLOADING", "OK", "OK"),
         "END": ("END", "OK", "OK"),
+        "START": ("START", "OK", "OK"),
     }
 
 

@@ -344,7 +344,8 @@ def test_message_may_hold_bytes_that_are_not_utf8() -> None:
 
 
 def test_missing_key_is_answered_with_scheme() -> None:
-    assert ApiError(401, "no").headers() == {"WWW-Authenticate": "Bearer"}
+    error = ApiError(401, "no", headers={"WWW-Authenticate": "Bearer"}, retry_after_s=2)
+    assert error.headers() == {"WWW-Authenticate": "Bearer", "Retry-After": "2"}
 
 
 def test_param_is_the_field_at_fault() -> None:

@@ -52,7 +52,13 @@ def test_unsupported_settings_are_named(name: str, changes: dict[str, Any], name
     [
         ("qwen3", "qwen3", {"auto_map": REMOTE, "is_causal": True}),
         ("qwen3", "qwen3", {"auto_map": {"AutoConfig": "a.Config"}}),
-        ("gemma3_text", "gemma3_text", {"auto_map": REMOTE, "sliding_window_pattern": 3, "_sliding_window_pattern": 2}),
+        ("gemma3_text", "gemma3_text", {"auto_map": REMOTE}),
+        ("gemma3_text", "gemma3_text", {"layer_types": None}),
+        (
+            "gemma3_text",
+            "gemma3_text",
+            {"layer_types": None, "sliding_window_pattern": 3, "_sliding_window_pattern": 2},
+        ),
         ("qwen3-bidirectional", "qwen3-bidirectional", {"is_causal": None, "use_bidirectional_attention": True}),
         ("qwen2-window", "qwen2", {"use_sliding_window": False, "layer_types": None}),
         ("qwen2-window", "qwen2-window", {"layer_types": None}),

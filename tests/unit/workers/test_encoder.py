@@ -3,11 +3,14 @@
 from typing import Any
 
 import numpy as np
+import openvino as ov
+import openvino.opset15 as op
 import pytest
 
 from tests.harness.families import TOLERANCE, Graph, measure_difference, read_golden
 from workers.models.encoder import find_buckets
 from workers.models.json_files import ModelError
+from workers.models.layout import PaddedLayout
 
 NEW_CODE = {"AutoConfig": "Alibaba-NLP/new-impl--configuration.NewConfig", "AutoModel": "modeling.NewModel"}
 NOMIC_CODE = {"AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"}
@@ -131,3 +134,27 @@ def test_distances_have_the_buckets_of_the_equations() -> None:
     assert rows[[300 - 8, 300 - 11, 300 - 12, 300 - 16, 300 - 32, 300 - 64]].tolist() == [8, 8, 9, 10, 12, 14]
     assert (rows[: 300 - 127] == 15).all()
     assert (rows[300 + 128 :] == 31).all()
+
+
+def test_padding_inside_a_text_has_no_position() -> None:
+    layout = PaddedLayout()
+    rows = layout.embed_positions(op.constant(np.arange(20, dtype=np.float32).reshape(20, 1)), 2)
+    compiled = ov.Core().compile_model(ov.Model([rows], layout.inputs), "CPU")
+    ids = np.array([[5, 1, 7, 9, 1, 1, 12], [0, 4, 1, 1, 1, 1, 1]])
+    found = compiled([ids, np.ones_like(ids)])[0]
+    assert found[..., 0].tolist() == [[2, 1, 3, 4, 1, 1, 5], [2, 3, 1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("bert", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but must be a whole number from 1 to"),
+        ("qwen3", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ("modernbert", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ("gte", {"hidden_size": 2**30, "num_attention_heads": 1}, "heads have 1073741824 values"),
+        ("qwen3", {"head_dim": 2**30}, "heads have 1073741824 values"),
+    ],
+)
+def test_huge_sizes_are_refused_before_memory_is_needed(name: str, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        Graph(read_golden(name), **changes)
