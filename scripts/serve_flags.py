@@ -30,7 +30,7 @@ PASSED = {
 }
 #: Flags that are passed to the workers if they are given, besides those above.
 OPTIONAL_WORKER_FLAGS = (
-    *("config_path", "model_repository_path", "streams", "plugin_config"),
+    *("config_path", "model_repository_path", "config_poll_s", "streams", "plugin_config"),
     *("pooling", "normalize", "max_length"),
 )
 #: OVMS's words for where to truncate.
@@ -146,6 +146,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")
     add("--config-path", "", "config.json of OVMS with the models to serve")
     add("--model-repository-path", "", "folder with a folder for each model, MODEL or OWNER/MODEL")
+    add("--config-poll-s", "", "seconds between two looks at the files of these two flags; 0: never; default: 1")
     text = "name of the model in the API; default: that on the hub, or the folder's"
     add("--model-name", "", text, variable="VECMILL_MODEL_NAME")
     add("--plugin-config", "", "JSON object of OpenVINO properties")
