@@ -30,8 +30,9 @@ PASSED = {
 }
 #: Flags that are passed to the workers if they are given, besides those above.
 OPTIONAL_WORKER_FLAGS = (
-    *("config_path", "model_repository_path", "config_poll_s", "streams", "plugin_config"),
+    *("config_path", "model_repository_path", "streams", "plugin_config"),
     *("pooling", "normalize", "max_length"),
+    *("aliases", "config_poll_s", "unload_idle_s"),
 )
 #: OVMS's words for where to truncate.
 OVMS_TRUNCATE = {"true": "end", "false": "none"}
@@ -146,13 +147,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")
     add("--config-path", "", "config.json of OVMS with the models to serve")
     add("--model-repository-path", "", "folder with a folder for each model, MODEL or OWNER/MODEL")
-    add("--config-poll-s", "", "seconds between two looks at the files of these two flags; 0: never; default: 1")
     text = "name of the model in the API; default: that on the hub, or the folder's"
     add("--model-name", "", text, variable="VECMILL_MODEL_NAME")
     add("--plugin-config", "", "JSON object of OpenVINO properties")
     add("--pooling", "", "CLS, MEAN or LAST, for every model; default: as the model's files say")
     add("--normalize", "", "true or false: scale vectors to length 1; default: as the model's files say")
     add("--max-length", "", "longest input in tokens; default: as the model's files say")
+    add("--aliases", "", "other names of models: ALIAS=MODEL,ALIAS=MODEL")
+    add("--config-poll-s", "", "seconds between two looks for changed models and configurations; 0: never; default: 1")
+    add("--unload-idle-s", "", "unload a model after this many seconds without a request; default: never")
     text = "where to truncate inputs that are too long, unless the request decides"
     choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
     add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)
