@@ -52,8 +52,10 @@ def announce_models(state: State, worker: Worker, infos: Sequence[ModelInfo], no
 
 
 def change_models(state: State, worker: Worker, message: wire.WorkerModels, now: float) -> None:
-    """Record the models and states that a connected worker announces."""
+    """Record the models and states that a connected worker announces. A draining worker changes no models."""
     worker.announced, worker.states = message.number, message.states
+    if worker.draining:
+        return
     announce_models(state, worker, message.models, now)
     state.events.models_announced(worker)
 

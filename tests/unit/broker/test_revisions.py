@@ -65,6 +65,15 @@ def test_other_models_tokens_teach_no_speed() -> None:
     assert core.scheduler.state.pool.workers[b"W1"].models[KEY].tokens_per_s == before
 
 
+def test_draining_worker_changes_no_models(core: Core) -> None:
+    core.handle(b"W1", wire.WorkerDrain(b""))
+    core.take(wire.Models)
+    core.announce(info(revision="s"), info("n"))
+    core.tick(1)
+    assert core.scheduler.state.current["m"] == KEY
+    assert "n" not in core.scheduler.state.current
+
+
 # --- replacing -------------------------------------------------------------------------------------------------------
 
 
