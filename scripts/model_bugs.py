@@ -27,6 +27,21 @@ class ModelBug(NamedTuple):
 
 
 MODEL_BUGS = [
+    # Imported graphs, and OVMS's configuration.
+    ModelBug("token types of a graph are 1", "imported.py", "op.multiply(ids, make_integer(0))", "op.add(op.multiply(ids, make_integer(0)), make_integer(1))", "imported token_types"),
+    ModelBug("position ids of a graph begin at 1", "imported.py", "op.maximum(op.subtract(counted, make_integers(1)), make_integers(0))", "counted", "imported position_ids"),
+    ModelBug("a graph's own pooling counts", "imported.py", "if _SENTENCE in named and not repool:", "if _SENTENCE in named:", "imported configured_pooling"),
+    ModelBug("sentence_embedding is pooled again", "imported.py", "if _SENTENCE in named and not repool:", "if False:", "imported as_it_is"),
+    ModelBug("the first output is taken", "imported.py", "        if name in named:\n", "        if False:\n", "imported chosen_by_name"),
+    ModelBug("a text generator is served", "imported.py", 'name == "beam_idx" or name.startswith("past_key")', "False", "imported text_generator"),
+    ModelBug("a graph with a state is served", "imported.py", "if graph.get_sinks() or any(", "if any(", "imported with_a_state"),
+    ModelBug("weights of a graph that are NaN are served", "imported.py", "return not np.isnan(constant.data).any()", "return True", "imported not_numbers"),
+    ModelBug("a quantized file is chosen by itself", "graph_files.py", "if not _has_part(path, _REDUCED_PARTS)]", "if True]", "graph_files unclear"),
+    ModelBug("weights of ONNX are read from anywhere", "onnx_files.py", 'if inside.is_absolute() or ".." in inside.parts or', "if", "graph_files outside"),
+    ModelBug("OVMS's pooling by default is the mean", "ovms_config.py", 'overrides = msgspec.structs.replace(overrides, pooling="CLS")', "pass", "imported_folders unset_pooling"),
+    ModelBug("models_path leads anywhere", "ovms_config.py", "if not path.is_relative_to(root) and not path.is_relative_to(start.resolve()):", "if False:", "ovms_config models_path"),
+    ModelBug("the oldest version is served", "ovms_config.py", "return versions[max(versions)] if versions else folder", "return versions[min(versions)] if versions else folder", "ovms_config version"),
+    ModelBug("the limit of a tokenizer IR stays", "tokenizers.py", "node.input(3).replace_source_output(op.constant(np.int32(2**31 - 1))", "node.input(3).replace_source_output(op.constant(np.int32(4))", "imported_folders of_the_library"),
     # Masks.
     ModelBug("excluded keys have the score -infinity", "layout.py", "LOWEST = float(np.finfo(np.float32).min)", 'LOWEST = float("-inf")', "golden_families qwen3"),
     ModelBug("sums of biases become -infinity", "layout.py", "total = op.maximum(op.add(total, bias), make_scalar(LOWEST))", "total = op.add(total, bias)", "attention_biases"),

@@ -24,7 +24,8 @@ UNIT = ["abandonment", "events", "eviction", "holdings", "job_history", "metrics
 UNIT += ["throughput"]
 UNIT += sorted(path.stem.removeprefix("test_") for path in ROOT.glob("tests/unit/broker/test_scheduler_*.py"))
 TESTS = [f"tests/unit/broker/test_{name}.py" for name in UNIT]
-TESTS += ["tests/unit/frontend/test_session.py", "tests/unit/workers/test_session.py", "tests/property"]
+TESTS += ["tests/unit/frontend/test_session.py", "tests/unit/workers/test_session.py"]
+TESTS += ["tests/unit/workers/test_catalog.py", "tests/unit/broker/test_reloads.py", "tests/property"]
 
 
 class Bug(NamedTuple):
@@ -164,6 +165,11 @@ BUGS = [
     Bug("another model's tokens teach speed", "worker.py", "if tokens and not lease.overlap_s and (", "if tokens and ("),
     Bug("a released model gets a batch", "workers/session/session.py", "            if number <= until and only in (None, key):", "            if only in (None, key):"),
     Bug("a new session keeps old models", "workers/session/session.py", "                self._release_models(self._greeted_changes)\n", ""),
+    Bug("a damaged version is loaded again and again", "workers/session/catalog.py", "if self.wanted is None or self.wanted == self.failed:", "if self.wanted is None:"),
+    Bug("a damaged version ends the old one", "workers/session/catalog.py", "            if not entry.in_memory:\n", "            if True:\n"),
+    Bug("a stale version is served", "workers/session/catalog.py", "(entry.wanted is not None and entry.wanted != version)", "False"),
+    Bug("a busy model is unloaded", "workers/session/catalog.py", " and info.key not in busy and", " and"),
+    Bug("a reload waits for lost workers", "reloads.py", "if not reload.waiting & connected]", "if not reload.waiting]"),
     Bug("rows of an old revision are kept", "frontend/session/pending.py", "            self.model_info = model\n            self.clear_rows()\n", "            self.model_info = model\n"),
     Bug("late rows of an old revision count", "frontend/session/pending.py", "            if pending.submission.revision not in (\"\", answers.revision):\n", "            if False:\n"),
     Bug("a replaced request fails", "frontend/session/session.py", "if failure.code != ErrorCode.REPLACED or not self._resubmit(self._requests.find(failure.request))", "if True"),

@@ -32,6 +32,7 @@ PASSED = {
 OPTIONAL_WORKER_FLAGS = (
     *("config_path", "model_repository_path", "streams", "plugin_config"),
     *("pooling", "normalize", "max_length"),
+    *("aliases", "config_poll_s", "unload_idle_s"),
 )
 #: OVMS's words for where to truncate.
 OVMS_TRUNCATE = {"true": "end", "false": "none"}
@@ -152,6 +153,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--pooling", "", "CLS, MEAN or LAST, for every model; default: as the model's files say")
     add("--normalize", "", "true or false: scale vectors to length 1; default: as the model's files say")
     add("--max-length", "", "longest input in tokens; default: as the model's files say")
+    add("--aliases", "", "other names of models: ALIAS=MODEL,ALIAS=MODEL")
+    add("--config-poll-s", "", "seconds between two looks for changed models and configurations; 0: never; default: 1")
+    add("--unload-idle-s", "", "unload a model after this many seconds without a request; default: never")
     text = "where to truncate inputs that are too long, unless the request decides"
     choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
     add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)

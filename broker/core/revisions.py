@@ -51,6 +51,13 @@ def announce_models(state: State, worker: Worker, infos: Sequence[ModelInfo], no
     state.models_changed = True
 
 
+def change_models(state: State, worker: Worker, message: wire.WorkerModels, now: float) -> None:
+    """Record the models and states that a connected worker announces."""
+    worker.announced, worker.states = message.number, message.states
+    announce_models(state, worker, message.models, now)
+    state.events.models_announced(worker)
+
+
 def _may_succeed(state: State, key: ModelKey) -> bool:
     """Return whether a revision may become current without being announced as a replacement."""
     current = state.current.get(key.name)

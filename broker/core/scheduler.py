@@ -40,6 +40,7 @@ from broker.core.result_split import matches_lease
 from broker.core.revisions import (
     announce_models,
     ask_for_models,
+    change_models,
     forget_models,
     list_strays,
     next_change_at,
@@ -287,7 +288,7 @@ class Scheduler:
             case wire.BatchError():
                 self._receive_error(worker, message, now)
             case wire.WorkerModels():
-                self._change_models(worker, message, now)
+                change_models(self.state, worker, message, now)
             case wire.Reloaded():
                 self.state.reloads.record_answer(worker.peer, message)
             case wire.WorkerDrain():
@@ -315,11 +316,6 @@ class Scheduler:
         state.events.worker_joined(worker)
         unused = [info.name for info in hello.models if state.current[info.name] != info.key]
         state.outbox.put(peer, outgoing.build_welcome(state, hello.number, unused))
-
-    def _change_models(self, worker: Worker, message: wire.WorkerModels, now: float) -> None:
-        worker.announced, worker.states = message.number, message.states
-        announce_models(self.state, worker, message.models, now)
-        self.state.events.models_announced(worker)
 
     def _drain_worker(self, worker: Worker, message: wire.WorkerDrain, now: float) -> None:
         worker.draining = True

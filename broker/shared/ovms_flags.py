@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 #: Vecmill's names of OVMS's flags.
 RENAMED = {
     "cache-dir": "cache",
+    "file-system-poll-wait-seconds": "config-poll-s",
     "model-path": "model",
     "num-streams": "streams",
     "rest-bind-address": "host",

@@ -154,3 +154,31 @@ def test_exported_model_has_the_vectors_of_its_source(exported: Path, serve: Ser
         vectors.append(embed(url))
     similarity = vectors[0] @ vectors[1] / np.linalg.norm(vectors[0]) / np.linalg.norm(vectors[1])
     assert similarity > 0.995
+
+
+def test_unusable_models_do_not_affect_the_others(exported: Path, tmp_path: Path, serve: Serve) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(exported / "models" / NAME, repository / "good")
+    for name in ("truncated", "escaping", "unknown"):
+        shutil.copytree(repository / "good", repository / name)
+    weights = repository / "truncated" / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    graph = repository / "escaping" / "graph.pbtxt"
+    graph.write_text(graph.read_text().replace('"./"', '"../../../.."'))
+    graph = repository / "unknown" / "graph.pbtxt"
+    graph.write_text(graph.read_text().replace("EmbeddingsCalculatorOV", "HttpLLMCalculator"))
+    names = ("truncated", "escaping", "unknown", "good", "missing")
+    write_files(repository, {"config.json": {"model_config_list": [{"config": {"name": name}} for name in names]}})
+    url = serve("--config_path", str(repository / "config.json"))
+    until(lambda: len(list_states(url)) == 5, 30, "the states of all models")
+    config = httpx.get(f"{url}/v1/config").json()
+    found = {name: model["model_version_status"][0]["status"] for name, model in config.items()}
+    assert found.pop("good")["error_code"] == "OK"
+    assert {status["error_code"] for status in found.values()} == {"FAILED_PRECONDITION"}
+    reasons = {name: status["error_message"] for name, status in found.items()}
+    assert "OpenVINO could not read" in reasons["truncated"]
+    assert "which leads out of" in reasons["escaping"]
+    assert "has HttpLLMCalculator, but Vecmill serves only embeddings" in reasons["unknown"]
+    assert "there is no such folder" in reasons["missing"]
+    body = {"model": "good", "input": "hello world"}
+    assert httpx.post(f"{url}/v1/embeddings", json=body).status_code == 200

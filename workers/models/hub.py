@@ -1,6 +1,6 @@
 """Models of the Hugging Face hub, fetched into the cache with the library huggingface_hub.
 
-`<cache>/hub/OWNER/NAME/<commit>/` has the files of a commit. `revisions/` beside it notes the commit that each branch
+`<cache>/hub/OWNER/NAME/<commit>/` has the files of a commit. `revisions/` next to it notes the commit that each branch
 last had, and the commits that are complete. An interrupted download continues where it stopped. The library reads
 HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and the proxy from the environment.
 

@@ -52,7 +52,8 @@ def find_vocabulary_size(model: ov.Model) -> int | None:
         kind = node.get_type_name()
         if kind == "Gather":
             rows = node.input_value(0).get_partial_shape()[0]
-            return None if rows.is_dynamic else int(rows.get_length())
+            if rows.is_static:
+                return int(rows.get_length())
         if kind in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
             pending += [port.get_node() for port in node.output(0).get_target_inputs()]
     return None

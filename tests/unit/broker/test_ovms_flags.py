@@ -4,7 +4,19 @@ import pytest
 
 from broker.shared.ovms_flags import translate_flags
 
-KNOWN = {"api-keys", "cache", "config-path", "device", "host", "log-level", "model", "model-name", "port", "streams"}
+KNOWN = {
+    "api-keys",
+    "cache",
+    "config-path",
+    "config-poll-s",
+    "device",
+    "host",
+    "log-level",
+    "model",
+    "model-name",
+    "port",
+    "streams",
+}
 
 
 @pytest.mark.parametrize(
@@ -15,6 +27,7 @@ KNOWN = {"api-keys", "cache", "config-path", "device", "host", "log-level", "mod
         (["--model_path", "m", "--model_name", "a/b"], ["--model", "m", "--model-name", "a/b"]),
         (["--target_device", "GPU", "--num_streams", "2"], ["--device", "GPU", "--streams", "2"]),
         (["--rest_bind_address", "0.0.0.0", "--cache_dir=/c"], ["--host", "0.0.0.0", "--cache=/c"]),
+        (["--file_system_poll_wait_seconds", "0"], ["--config-poll-s", "0"]),
         (["--log_level", "DEBUG"], ["--log-level=debug"]),
         (["--log_level=TRACE"], ["--log-level=debug"]),
         (["--log-level"], ["--log-level="]),

@@ -318,6 +318,16 @@ def test_removed_model_is_forgotten_later(core: Core) -> None:
     assert (state.models, state.current, state.removed) == ({}, {}, set())
 
 
+def test_old_revision_is_forgotten_later(core: Core) -> None:
+    core.announce(info(revision="s"))
+    core.tick(LINGER_S)
+    for _ in range(int(FORGET_S)):
+        core.tick(1)
+        core.handle(b"W1", wire.WorkerHeartbeat(2, 0))
+    assert list(core.scheduler.state.models) == [NEW]
+    assert core.scheduler.state.current == {"m": NEW}
+
+
 def test_forgotten_revision_leaves_the_name_to_another(core: Core) -> None:
     core.worker(b"W2")
     core.announce(info(revision="s"))
@@ -442,6 +452,13 @@ def test_states_of_loading_models_are_shown(core: Core) -> None:
         "c": (Availability.FAILED, "broken"),
         "m": (Availability.AVAILABLE, ""),
     }
+
+
+def test_first_reason_of_several_workers_is_shown(core: Core) -> None:
+    core.worker(b"W2")
+    for peer, reason in ((b"W1", "first"), (b"W2", "second")):
+        core.announce(info(), peer=peer, states=[ModelState("n", Availability.FAILED, reason)])
+    assert read_states(core)["n"] == (Availability.FAILED, "first")
 
 
 def test_aliases_of_all_workers_are_announced(core: Core) -> None:

@@ -22,6 +22,7 @@ from tests.harness.ovms_folders import (
 from tests.harness.processes import ROOT
 from tests.unit.workers.test_model_folder import CONFIG, write_folder, write_json
 from workers.engine.engine import DeviceError, Engine
+from workers.engine.tokenizer import Tokenizer
 from workers.models.folder import read_folder
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
@@ -170,6 +171,17 @@ def test_damaged_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"OpenVINO could not read .*openvino_tokenizer\.xml: ") as error:
         prepare(export)
     assert "\n" not in str(error.value)
+
+
+def test_tokenizer_ir_has_the_ids_of_the_library(folder: Path, tmp_path: Path, tokenizer_ir: ov.Model) -> None:
+    import tokenizers
+
+    export = write_export(folder, tmp_path / "export", "config.json")
+    save_graph(tokenizer_ir, export / "openvino_tokenizer.xml")
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.no_truncation()
+    ids = Tokenizer(prepare(export)[0].tokenizer_path).encode_texts(TEXTS)
+    assert [row.tolist() for row in ids] == [encoding.ids for encoding in library.encode_batch(TEXTS)]
 
 
 def test_tokenizer_ir_is_converted_in_a_new_process(folder: Path, tmp_path: Path, tokenizer_ir: ov.Model) -> None:

@@ -130,6 +130,13 @@ def test_repr_shows_state_and_held_batches(session: Session) -> None:
     assert repr(session) == "<Session DRAINING epoch=None held=[(7, 1)]>"
 
 
+def test_held_batches_keep_their_models_busy(session: Session) -> None:
+    session.handle(BATCH, 0.0)
+    assert session.list_busy() == {BATCH.key}
+    session.make_error(BATCH, ErrorCode.DEVICE, "x")
+    assert session.list_busy() == set()
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 OLD, NEW = ModelInfo("m", "r", 4, 100), ModelInfo("m", "s", 4, 100)
