@@ -9,6 +9,7 @@ Whether a token attends to later tokens is read from config.json and never guess
 """
 
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,9 @@ def _read_layer_types(path: Path, config: dict[str, Any], family: str) -> list[s
     has_window = family == "mistral" and config.get("sliding_window", 4096) is not None
     expected = [SLIDING if has_window else FULL] * layers
     if types not in (None, expected):
-        raise ModelError(f"{path}: layer_types {types} are not supported in a model of the model_type {family}")
+        raise ModelError(
+            f"{path}: layer_types {reprlib.repr(types)} are not supported in a model of the model_type {family}"
+        )
     return expected
 
 

@@ -16,6 +16,8 @@ from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, re
 
 #: Names of a layer's attention in `layer_types`: all keys, or the keys in a window.
 FULL, SLIDING = "full_attention", "sliding_attention"
+#: Limit for files that are damaged or hostile; large models have heads of 256 values.
+_MAX_HEAD_SIZE = 65_536
 #: Largest base of the rotary frequencies.
 _MAX_THETA = 1e15
 _MAX_HEAD_SIZE = 4096
