@@ -156,12 +156,12 @@ def test_idle_model_is_unloaded_and_loaded_on_demand(cluster: Cluster, models: P
         (line,) = [line for line in lines if line.startswith("vecmill_worker_model_loaded{")]
         return bool(float(line.rpartition(" ")[2]))
 
-    for _ in range(2):
-        until(lambda: not is_loaded(), what="the idle model's end")
-        until(lambda: "freed fake" in worker.output, what="the release")
+    for turn in (1, 2):
+        until(lambda: worker.output.count("freed fake") == turn, what="the release")  # noqa: B023
+        until(lambda: not is_loaded(), what="the metric")
         assert read_states(cluster)["fake"] == ("AVAILABLE", "OK", "OK")
         assert embed(cluster).json()["data"][0]["embedding"] == vector("a", revision="one").tolist()
-        assert is_loaded()
+        assert worker.output.count("serving fake revision one") == turn
 
 
 def write_config(path: Path, **folders: Path) -> None:
