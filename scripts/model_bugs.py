@@ -162,4 +162,13 @@ MODEL_BUGS = [
     ModelBug("Jina's code is run as BERT", "encoder_specs.py", "    refuse_code(path, config)\n    return _read_classic(path, config, token_types=read_count", "    return _read_classic(path, config, token_types=read_count", "encoder"),
     ModelBug("interleaved rotary positions count as halves", "encoder_specs.py", '"parallel_block", "rotary_emb_interleaved", ', '"parallel_block", ', "encoder"),
     ModelBug("NomicBERT takes texts beyond its trained positions", "transformer.py", '    elif family == "nomic_bert":\n', '    elif family == "nomic":\n', "modules positions"),
+    # Exports.
+    ModelBug("exports pool as OVMS does by default", "export.py", 'pooling = options.pooling or "+".join(declared)', 'pooling = options.pooling or "CLS"', "export pooling_is"),
+    ModelBug("a contradicting pooling is exported", "export.py", "if options.pooling and declared != [options.pooling] and not options.force:", "if False:", "export contradicting"),
+    ModelBug("a model's code is always trusted", "export.py", '["--trust-remote-code"] if options.trust_remote_code else []', '["--trust-remote-code"]', "export code_of_the_model"),
+    ModelBug("an existing export is replaced", "export.py", "        if target.exists() and not options.overwrite:\n", "        if False:\n", "export existing"),
+    ModelBug("tables of positions are compressed", "precision.py", '_skip_converts(node.input_value(1)).get_type_name() == "Parameter"', "True", "precision only_weights"),
+    ModelBug("pairs of int4 are swapped", "precision.py", "(pairs[:, 0] & 15) | (pairs[:, 1] << 4)", "(pairs[:, 1] & 15) | (pairs[:, 0] << 4)", "precision accuracy"),
+    ModelBug("zero points are not subtracted", "precision.py", "    if not symmetric:\n        restored", "    if False:\n        restored", "precision accuracy"),
+    ModelBug("scales are shared by all channels", "precision.py", "values.min(axis, keepdims=True), values.max(axis, keepdims=True)", "values.min(keepdims=True), values.max(keepdims=True)", "precision own_scale"),
 ]  # fmt: skip

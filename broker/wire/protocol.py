@@ -4,6 +4,8 @@ A message is one msgpack header frame, a tagged union with integer tags, followe
 token ids travel only in raw frames, and numbers of each job of a list as packed columns. Within a protocol version,
 fields are only appended, with a default.
 
+All names are imported from here (`pyproject.toml` exports them for mypy).
+
 A new message gets the next free tag of its direction, a place in the union below, and a handler in
 `broker/core/scheduler.py` or in the peer's session.
 """
@@ -62,69 +64,6 @@ from broker.wire.worker_messages import (
     WorkerLoading,
     WorkerModels,
 )
-
-__all__ = [
-    "FROM_FRONTEND",
-    "FROM_WORKER",
-    "MAX_FRAME_BYTES",
-    "PROTOCOL_MAX",
-    "PROTOCOL_MIN",
-    "TO_FRONTEND",
-    "TO_WORKER",
-    "Answers",
-    "Availability",
-    "Batch",
-    "BatchError",
-    "BatchResult",
-    "Cancel",
-    "Failure",
-    "Failures",
-    "Frame",
-    "FromFrontend",
-    "FromWorker",
-    "FrontendGoodbye",
-    "FrontendHeartbeat",
-    "FrontendHello",
-    "Goodbye",
-    "Heartbeat",
-    "JobFailure",
-    "Kind",
-    "Lane",
-    "Load",
-    "Message",
-    "ModelInfo",
-    "ModelKey",
-    "ModelState",
-    "Models",
-    "ModelsReloaded",
-    "Option",
-    "Origin",
-    "Release",
-    "Reload",
-    "ReloadModels",
-    "Reloaded",
-    "Stats",
-    "Submission",
-    "Submit",
-    "ToFrontend",
-    "ToWorker",
-    "Welcome",
-    "Who",
-    "WorkerDrain",
-    "WorkerGoodbye",
-    "WorkerHeartbeat",
-    "WorkerHello",
-    "WorkerLoading",
-    "WorkerModels",
-    "WorkerStats",
-    "decode",
-    "encode",
-    "pack_u32",
-    "pack_u64",
-    "split_frame",
-    "unpack_u32",
-    "unpack_u64",
-]
 
 #: Lowest and highest protocol version of this build.
 PROTOCOL_MIN = 1

@@ -211,8 +211,7 @@ def _find_tokenizer(base: Path, overrides: Overrides) -> Path:
     if (found := find_tokenizer_file(folders[-1], alone=len(folders) > 1)) is not None:
         return found
     for folder in folders:
-        if names := find_vocabulary(folder):
-            contents.find_missing(folder, names)
+        if (names := find_vocabulary(folder)) and not contents.find_missing(folder, names):
             return folder / names[0]
     raise ModelError(f"{folders[-1]} has no {contents.TOKENIZER}; {SUPPORTED}")
 

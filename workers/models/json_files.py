@@ -12,7 +12,7 @@ from broker.shared.files import explain, read_small_file
 #: What to do about a file with an invalid value.
 REMEDY = "correct the file, or download the model again"
 #: What to do about a model that Vecmill cannot build from its weights.
-EXPORT = "convert the model with scripts/export_model"
+EXPORT = "convert the model with scripts/export_model --allow_optimum"
 #: Largest number of rows, layers and so on. Token ids are int32.
 MAX_COUNT = 2**31 - 1
 #: Most layers of a model, so that a wrong number does not fill the memory.

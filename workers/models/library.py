@@ -94,7 +94,8 @@ def load_tokenizer(job: Job) -> Any:
 
     folder = Path(job.folder)
     path = folder / TOKENIZER
-    settings = read_settings(folder)
+    # The libraries of static models read only tokenizer.json.
+    settings = read_settings(folder) if job.special_tokens else {}
     spec = change_spec(read_spec(folder), settings)
     model = spec.get("model")
     if isinstance(model, dict) and model.get("type") == "WordPiece":

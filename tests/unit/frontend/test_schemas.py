@@ -357,6 +357,7 @@ def test_param_is_the_field_at_fault() -> None:
         ErrorCode.POISON: "input",
         ErrorCode.UNKNOWN_MODEL: "model",
         ErrorCode.NO_WORKER: "model",
+        ErrorCode.REPLACED: "model",
     }
 
 

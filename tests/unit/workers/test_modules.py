@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.unit.workers.test_model_folder import (
@@ -100,6 +101,18 @@ def test_dense_may_come_before_pooling(folder: Path) -> None:
     write_modules(folder, ("Transformer", ""), ("Dense", "1_Dense"), ("Pooling", "1_Pooling"))
     assert [type(step) for step in read_folder(folder).modules.steps] == [Dense, Pooling]
     assert prepare_model(folder, folder.parent / "cache", print).dimension == 4
+
+
+def test_dense_weights_and_settings_change_the_revision(folder: Path) -> None:
+    cache, revisions = folder.parent / "cache", set[str]()
+    for activation in ("Tanh", "ReLU"):
+        write_dense(folder, activation_function=f"torch.nn.{activation}")
+        revisions.add(prepare_model(folder, cache, print).revision)
+    save_tensors(
+        folder / "2_Dense" / "model.safetensors", {"linear.weight": np.ones((4, 16)), "linear.bias": np.ones(4)}
+    )
+    revisions.add(prepare_model(folder, cache, print).revision)
+    assert len(revisions) == 3
 
 
 def test_layer_norm_is_read(folder: Path) -> None:
