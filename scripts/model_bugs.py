@@ -101,7 +101,7 @@ MODEL_BUGS = [
     ModelBug("GGUF files are not named", "folder.py", "        contents.refuse_gguf(base)\n", "", "quirks gguf"),
     # Engine.
     ModelBug("tokens equal to the padding are masked", "engine/engine.py", '"attention_mask": mask.astype(np.int64)}', '"attention_mask": (padded != self._pad).astype(np.int64)}', "golden_sentences qwen3"),
-    ModelBug("texts are padded on the left", "engine/engine.py", "mask = np.arange(lengths.max()) < lengths[:, None]", "mask = np.arange(lengths.max())[::-1] < lengths[:, None]", "golden_sentences multilingual"),
+    ModelBug("texts are padded on the left", "engine/engine.py", "mask = np.arange(lengths.max()) < lengths[:, None]", "mask = np.arange(lengths.max())[::-1] < lengths[:, None]", "golden_sentences labse"),
     ModelBug("truncation cuts the special tokens", "engine/batch_inputs.py", "tail = after if ids[len(ids) - len(after) :].tolist() == after.tolist() else after[:0]", "tail = after[:0]", "golden_sentences qwen3"),
     ModelBug("devices choose their precision", "engine/engine.py", ', "INFERENCE_PRECISION_HINT": "f32"}', "}", "inference_precision"),
     # Pooling and modules.
