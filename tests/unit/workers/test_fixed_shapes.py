@@ -37,9 +37,11 @@ def test_fixed_shapes_give_the_same_vectors(name: str, tmp_path: Path) -> None:
     fixed = Engine(prepared, "CPU", 1, tmp_path, fixed_shapes=True)
     texts = make_texts(dynamic)
     prompt_tokens = [min(2, len(ids) - 1) for ids in texts]
-    for request in range(fixed.requests):
-        expected = dynamic.run_inference(0, texts, prompt_tokens)
-        np.testing.assert_allclose(fixed.run_inference(request, texts, prompt_tokens), expected, atol=TOLERANCE)
+    alone = [([ids], [tokens]) for ids, tokens in zip(texts, prompt_tokens, strict=True)]
+    for number, inputs in enumerate([(texts, prompt_tokens), *alone]):
+        request = number % fixed.requests
+        expected = dynamic.run_inference(0, *inputs)
+        np.testing.assert_allclose(fixed.run_inference(request, *inputs), expected, atol=TOLERANCE)
         divisors: Any = dynamic.get_divisors(0)
         found: Any = fixed.get_divisors(request)
         assert (divisors is None) == (found is None)
