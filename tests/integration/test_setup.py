@@ -15,6 +15,7 @@ def test_interrupted_setup_is_repeated(tmp_path: Path, left: str) -> None:
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/requirements.txt").write_text("# no package\n")
     setup = shutil.copy(ROOT / "scripts/setup", tmp_path / "scripts")
+    shutil.copy(ROOT / "scripts/usage.sh", tmp_path / "scripts")
     venv = tmp_path / ".venv"
     if left == "half of pip":
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
