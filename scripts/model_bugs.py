@@ -103,7 +103,11 @@ MODEL_BUGS = [
     ModelBug("tokens equal to the padding are masked", "engine/engine.py", '"attention_mask": mask.astype(np.int64)}', '"attention_mask": (padded != self._pad).astype(np.int64)}', "golden_sentences qwen3"),
     ModelBug("texts are padded on the left", "engine/engine.py", "mask = np.arange(lengths.max()) < lengths[:, None]", "mask = np.arange(lengths.max())[::-1] < lengths[:, None]", "golden_sentences labse"),
     ModelBug("truncation cuts the special tokens", "engine/batch_inputs.py", "tail = after if ids[len(ids) - len(after) :].tolist() == after.tolist() else after[:0]", "tail = after[:0]", "golden_sentences qwen3"),
-    ModelBug("devices choose their precision", "engine/engine.py", ', "INFERENCE_PRECISION_HINT": "f32"}', "}", "inference_precision"),
+    ModelBug("devices choose their precision", "engine/device.py", ', "INFERENCE_PRECISION_HINT": precision}', "}", "inference_precision"),
+    ModelBug("an NPU is asked for float32", "engine/device.py", 'precision = "f16" if is_npu(device) else "f32"', 'precision = "f32"', "inference_precision only_npu"),
+    ModelBug("Gemma3 runs in float16", "engine/device.py", "if prepared.needs_float32 and", "if False and", "inference_precision overflowing"),
+    ModelBug("vectors of an NPU have the revision of a CPU", "source.py", 'precision = {"INFERENCE_PRECISION_HINT": "f16"} if is_npu(self.device) else {}', "precision: dict[str, Any] = {}", "inference_precision revision"),
+    ModelBug("fixed shapes attend to padding", "engine/fixed_shapes.py", 'self._pad_id if name == "input_ids" else 0', "self._pad_id if name == 'input_ids' else 1", "fixed_shapes same_vectors"),
     # Pooling and modules.
     ModelBug("CLS is the first position, not the first token", "head.py", "return _pick(hidden, _find_first(mask))", "return _pick(hidden, op.multiply(_find_first(mask), make_integer(0)))", "head pooling_uses"),
     ModelBug("LAST is the last position, not the last token", "head.py", "places = op.multiply(op.convert(mask, \"i64\"), op.unsqueeze(_get_positions(mask), make_integers(0)))", "places = op.add(op.multiply(op.convert(mask, \"i64\"), make_integer(0)), op.unsqueeze(_get_positions(mask), make_integers(0)))", "head pooling_uses"),
