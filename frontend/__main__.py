@@ -16,7 +16,7 @@ from broker.shared.files import explain, read_small_file
 from broker.shared.settings import SettingsError
 from broker.wire.curve import KeyFileError, read_dealer_keys
 from frontend.config import Config, load
-from frontend.listening import adopt_sockets, open_sockets
+from frontend.listening import adopt_sockets, describe_refusal, open_sockets
 from frontend.processes import share_port
 from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.app import DRAIN_S, create_app, serve_sockets
@@ -51,7 +51,7 @@ def main() -> None:
         for listening in sockets:
             limit_unread(listening, config.send_timeout_s)
     except OSError as error:
-        exit_refused("frontend", f"cannot listen on port {config.port} of {config.host}: {error}")
+        exit_refused("frontend", describe_refusal(config.host, config.port, error))
     if config.processes > 1:
         sys.exit(share_port(config.processes, sockets, sys.argv[1:], DRAIN_S + 5))
     logs.set_up("frontend", config.log_level, config.log_format)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import socket
 
 #: Connections that wait until the event loop accepts them, for each socket.
@@ -44,6 +45,15 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     if missing and not sockets:
         raise missing
     return sockets
+
+
+def describe_refusal(host: str, port: int, error: OSError) -> str:
+    """Return why `open_sockets` failed, and which setting to change."""
+    # Not the text of `create_server`, which repeats the address.
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+    if isinstance(error, socket.gaierror) or error.errno in (None, *_NO_ADDRESS):
+        return f"cannot listen on {host!r}: {reason}; choose an address of this machine with --host"
+    return f"cannot listen on port {port} of {host}: {reason}; choose another with --port"
 
 
 def adopt_sockets(descriptors: str) -> list[socket.socket]:

@@ -3,18 +3,22 @@
 import argparse
 import hashlib
 import json
-import os
+import re
 import secrets
 import sys
 from pathlib import Path
 
-from broker.shared.files import explain
+from broker.shared.exit import exit_refused
+from broker.shared.files import explain, make_scratch_folder, move_into_place
+
+#: A line that rejects all keys, beside which TOML allows no entry.
+_NO_KEYS = re.compile(r"^[ \t]*key[ \t]*=[ \t]*\[\s*\][ \t]*(#.*)?$\n?", re.MULTILINE)
 
 
 def main() -> None:
-    """Print a new key. Write its entry to the file, or to standard error. Exit with 1 if the file cannot be used."""
+    """Print a new key. Write its entry to the file, or to standard error."""
     parser = argparse.ArgumentParser(prog="scripts/api-key", description="Make an API key.")
-    parser.add_argument("name", help="name of the client, for logs and limits")
+    parser.add_argument("name", type=_parse_name, help="name of the client, for logs and limits")
     parser.add_argument(
         "--tokens-per-minute", type=_parse_positive, default=0, help="maximum tokens per minute (default: no limit)"
     )
@@ -37,14 +41,20 @@ def main() -> None:
             from frontend.rest.api_keys import KeysError
         except ModuleNotFoundError as error:
             hint = "run scripts/setup, or omit --file and append the entry, which is printed to standard error"
-            sys.exit(f"vecmill: --file needs the package {error.name} to check the file; {hint}")
+            exit_refused("", f"--file needs the package {error.name} to check the file; {hint}")
         try:
             add_entry(options.file, text)
         except KeysError as error:
-            sys.exit(f"vecmill: {error}")
+            exit_refused("", error)
         except OSError as error:
-            sys.exit(f"vecmill: {options.file} cannot be written: {explain(error)}")
+            exit_refused("", f"{options.file} cannot be written: {explain(error)}")
     print(key)
+
+
+def _parse_name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give the name of a client, such as search-team")
+    return text
 
 
 def _parse_positive(text: str) -> int:
@@ -54,24 +64,24 @@ def _parse_positive(text: str) -> int:
 
 
 def add_entry(path: Path, entry: str) -> None:
-    """Add an entry to a file of keys. Raise `KeysError` or `OSError`, and keep the file, if that fails."""
+    """Add an entry to a file of keys, in place of `key = []`.
+
+    Raise `KeysError` or `OSError`, and keep the file, if that fails.
+    """
     from frontend.rest.api_keys import KeysError, read_keys, read_text
 
-    before = read_text(path) if path.exists() else ""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(before + entry)
-        read_keys(new)
+    before = _NO_KEYS.sub("", read_text(path)) if path.exists() else ""
+    with make_scratch_folder(path.parent) as scratch:
+        new = scratch / path.name
+        new.touch(0o600)
+        new.write_text(before + entry, encoding="utf-8")
+        try:
+            read_keys(new)
+        except KeysError as error:
+            raise KeysError(f"{path} with the new key", error.reason) from None
         if path.exists():
             new.chmod(path.stat().st_mode & 0o777)
-        new.rename(path)
-    except KeysError as error:
-        raise KeysError(f"{path} with the new key", error.reason) from None
-    finally:
-        new.unlink(missing_ok=True)
+        move_into_place(new, path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # ruff: noqa: E501
-"""`scripts/mutants`: plant a bug in a copy of the tree, run the tests of the pure modules, and repeat for each bug.
+"""`scripts/mutants`: plant a bug in a copy of the tree, run the tests that should find the bug, and repeat for each bug.
 
+The bugs are here and in `model_bugs.py`. With an argument, only bugs with this text in their name or file are planted.
 The exit status is 1 if the tests miss a bug. A row with a text that does not occur exactly once in the code is an error, so
 that the list follows the code.
 """
@@ -14,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from model_bugs import MODEL_BUGS
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Unit tests of the broker's core, without `test_` and `.py`.
@@ -30,6 +33,8 @@ class Bug(NamedTuple):
     file: str
     right: str
     wrong: str
+    #: Arguments of pytest.
+    tests: tuple[str, ...] = tuple(TESTS)
 
     @property
     def path(self) -> str:
@@ -134,7 +139,7 @@ BUGS = [
     Bug("a long budget makes the message malformed", "frontend/session/session.py", "int(min(max(0.0, (pending.deadline - now) * 1000), 2**32 - 1))", "int(max(0.0, (pending.deadline - now) * 1000))"),
     Bug("jobs wait forever for a worker", "scheduler.py", "                fail_unserved(state, model, now)\n", "                pass\n"),
 ]  # fmt: skip
-
+BUGS += [Bug(bug.name, f"workers/models/{bug.file}", bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
 NO_BUG = Bug("none", "scheduler.py", "", "")
 
@@ -149,7 +154,7 @@ def run_tests(bug: Bug) -> tuple[int, float]:
         shutil.copy(ROOT / "pyproject.toml", copy)
         path = copy / bug.path
         path.write_text(path.read_text().replace(bug.right, bug.wrong))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "600", *TESTS]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "600", *bug.tests]
         # CI would raise the number of examples.
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
         status = subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
@@ -158,18 +163,20 @@ def run_tests(bug: Bug) -> tuple[int, float]:
 
 def main() -> None:
     """Plant every bug; exit with status 1 if one is missed, or if the tests fail without a bug."""
-    for bug in BUGS:
+    bugs = [bug for bug in BUGS if all(text in f"{bug.path} {bug.name}" for text in sys.argv[1:])]
+    for bug in bugs:
         if (number := (ROOT / bug.path).read_text().count(bug.right)) != 1:
             sys.exit(f"{bug.name}: this text is {number} times in {bug.path}, but must be once: {bug.right}")
-    if (status := run_tests(NO_BUG)[0]) != 0:
+    files = {test for bug in bugs for test in bug.tests if test.startswith("tests/")}
+    if (status := run_tests(NO_BUG._replace(tests=tuple(sorted(files))))[0]) != 0:
         sys.exit(f"pytest ends with status {status} without a planted bug")
     missed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for bug, (status, seconds) in zip(BUGS, pool.map(run_tests, BUGS), strict=True):
+        for bug, (status, seconds) in zip(bugs, pool.map(run_tests, bugs), strict=True):
             found = status == 1
             missed += not found
             print(f"{'found ' if found else 'MISSED'} {seconds:5.1f} s  {bug.name}", flush=True)
-    print(f"{len(BUGS) - missed} of {len(BUGS)} planted bugs found")
+    print(f"{len(bugs) - missed} of {len(bugs)} planted bugs found")
     sys.exit(bool(missed))
 
 

@@ -1,18 +1,34 @@
 """Flags of scripts/serve. Needs nothing but Python, so that `scripts/serve --help` installs no packages."""
 
 import argparse
+import difflib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from broker.shared.version import VERSION  # noqa: E402  after the path is set
+from broker.shared.exit import exit_refused  # noqa: E402  after the path is set
+from broker.shared.variables import find_variables  # noqa: E402
+from broker.shared.version import VERSION  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, split_address  # noqa: E402
+from workers.models.hub import is_hub_name  # noqa: E402
 
 #: Default address of the broker's metrics.
 METRICS_BIND = "127.0.0.1:7412"
+#: Beginnings of the variables of processes, which check the rest themselves.
+PREFIXES = ("VECMILL_BROKER_", "VECMILL_FRONTEND_", "VECMILL_WORKER_")
+#: Settings of processes that scripts/serve passes as flags, so that their variables have no effect.
+PASSED = {
+    "VECMILL_BROKER_": ("FRONTEND_BIND", "WORKER_BIND", "METRICS_BIND", "LOG_LEVEL", "LOG_FORMAT"),
+    "VECMILL_FRONTEND_": ("BROKER", "HOST", "PORT", "PROCESSES", "LOG_LEVEL", "LOG_FORMAT"),
+    "VECMILL_WORKER_": ("BROKER", "MODEL", "MODEL_NAME", "DEVICE", "CACHE", "HEALTH_FILE", "LOG_LEVEL", "LOG_FORMAT"),
+}
+#: Variables of compose.yaml alone.
+COMPOSE_ONLY = ("VECMILL_IMAGE", "VECMILL_BROKER", "VECMILL_WORKER_MEMORY", "VECMILL_WORKER_CPUS")
 
 
 def parse_count(text: str) -> int:
@@ -27,27 +43,74 @@ def parse_count(text: str) -> int:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return the address, or "", and the port; raise `ArgumentTypeError` if the port is not a number."""
+    """Return the address, or "", and the port; raise `ArgumentTypeError` if it is not a valid port."""
     try:
-        return split_address(text)
+        host, port = split_address(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, or ADDRESS:PORT") from None
+        port = 0
+    if not 0 < port < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535, or ADDRESS:PORT")
+    return host, port
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose error for an unknown flag names the variable of a process with this setting."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        names = [word.partition("=")[0] for word in unknown.split() if word.startswith("--")] * (unknown != message)
+        hints = [variable for name in names for variable in find_setting(name)]
+        super().error(f"{message}; set {' and '.join(hints)} instead" if hints else message)
+
+
+def find_setting(flag: str) -> list[str]:
+    """Return the variables that set the flag of this name in the processes, if the packages are installed."""
+    try:
+        import broker.shell.config
+        import frontend.config
+        import workers.config
+    except ModuleNotFoundError:
+        return []
+    configs = (broker.shell.config.Config, frontend.config.Config, workers.config.Config)
+    name = flag.removeprefix("--").replace("-", "_")
+    return [
+        f"{prefix}{name.upper()}"
+        for prefix, config in zip(PREFIXES, configs, strict=True)
+        if name in config.__struct_fields__
+    ]
+
+
+def check_variables(environ: Mapping[str, str], known: list[str]) -> None:
+    """Exit if a variable looks like a misspelled one of scripts/serve, and name those without effect in a warning."""
+    for name in sorted(environ.keys() - {*known, *COMPOSE_ONLY}):
+        prefix = next(filter(name.startswith, PREFIXES), None)
+        if prefix and name.removeprefix(prefix) not in PASSED[prefix]:
+            continue
+        if not prefix:
+            ends = [other.removeprefix("VECMILL_") for other in known]
+            for similar in difflib.get_close_matches(name.removeprefix("VECMILL_"), ends, n=1):
+                # Ignoring a misspelled variable could open a server, as in the processes.
+                exit_refused("", f"the variable {name} is unknown; did you mean VECMILL_{similar}? Rename or unset it")
+        reason = "has no effect on scripts/serve, which sets it by flags" if prefix else "is unknown and was ignored"
+        print(f"vecmill: warning: the variable {name} {reason}; see scripts/serve --help", file=sys.stderr)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Return the flags of scripts/serve, with absolute paths."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="scripts/serve",
         description="Serve embeddings on this machine.",
         epilog="Variables such as VECMILL_FRONTEND_MAX_INPUTS set the other settings of a process (docs/operators.md).",
     )
     parser.add_argument("--version", action="version", version=f"vecmill {VERSION}")
 
+    environ = find_variables("VECMILL_", os.environ)
+    variables: list[str] = []
+
     def add(flag: str, default: object, text: str, *, variable: str = "", **options: object) -> None:
-        given = os.environ.get(variable, "")
-        if variable == PORT_VARIABLE and "://" in given:
-            # Kubernetes sets it for a Service called vecmill.
-            given = ""
+        variables.append(variable)
+        given = environ.get(variable, "")
         shown = f"(default: {default}{f'; variable {variable}' if variable else ''})" if default else ""
         shown = shown or (f"(variable {variable})" if variable else "")
         parser.add_argument(flag, default=given or default, help=f"{text} {shown}".rstrip(), **options)  # type: ignore[arg-type]
@@ -58,23 +121,32 @@ def parse_arguments() -> argparse.Namespace:
     add("--workers", "1", "number of worker processes", type=parse_count)
     add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
-    add("--model", "", "model folder; default: all-MiniLM-L6-v2, fetched if missing")
-    add("--model-name", "", "name of the model in the API; default: the folder's name", variable="VECMILL_MODEL_NAME")
+    add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")
+    add(
+        "--model-name",
+        "",
+        "name of the model in the API; default: that on the hub, or the folder's",
+        variable="VECMILL_MODEL_NAME",
+    )
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")
     add("--tls-key", "", "PEM file with the certificate's key", variable="VECMILL_FRONTEND_TLS_KEY")
     text = f"HOST:PORT of the broker's /metrics; empty: none; default: {METRICS_BIND} unless that port is taken"
     add("--metrics-bind", None, text)
-    add("--log-level", "warning", "least severe messages to log", variable="VECMILL_LOG_LEVEL")
-    add("--log-format", "text", "format of log lines, text or json", variable="VECMILL_LOG_FORMAT")
+    levels, formats = ("debug", "info", "warning", "error"), ("text", "json")
+    add("--log-level", "warning", "least severe messages to log", variable="VECMILL_LOG_LEVEL", choices=levels)
+    add("--log-format", "text", "format of log lines", variable="VECMILL_LOG_FORMAT", choices=formats)
     add("--cache", str(ROOT / ".cache" / "vecmill"), "folder of fetched and converted models")
     options = parser.parse_args()
+    check_variables(environ, variables)
     address, options.port = options.port
     options.host = options.host or address or "127.0.0.1"
     # The processes run in another folder.
     for name in ("cache", "model", "api_keys", "tls_cert", "tls_key"):
-        setattr(options, name, getattr(options, name) and str(Path(getattr(options, name)).absolute()))
+        value = getattr(options, name)
+        if value and not (name == "model" and is_hub_name(value)):
+            setattr(options, name, str(Path(value).absolute()))
     return options
 
 

@@ -24,7 +24,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from serve_flags import METRICS_BIND, parse_arguments  # noqa: E402
 
-from frontend.listening import open_sockets  # noqa: E402  after the path is set
+from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused  # noqa: E402
+from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
 from frontend.welcome import format_curl, format_url  # noqa: E402
@@ -36,8 +37,6 @@ STARTED = time.monotonic()
 DRAIN_S = 70.0
 #: Seconds from the first answer until the server counts as ready although some workers are not connected.
 ALL_WORKERS_S = 30.0
-#: Exit status after a signal that stopped unfinished work: 128 + SIGINT, as in shells.
-INTERRUPTED = 130
 
 
 @dataclass(slots=True)
@@ -53,28 +52,26 @@ class Served:
 
 def prepare_folder(options: argparse.Namespace) -> Path:
     """Fetch and convert the model if needed; return its folder."""
-    from workers.models.default import fetch_default_model
+    from workers.models.default import find_folder
     from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
 
     cache = Path(options.cache)
     try:
-        folder = Path(options.model) if options.model else fetch_default_model(cache, print_status)
+        folder = find_folder(options.model, cache, print_status)
         prepare_model(folder, cache, print_status)
     except ModelError as error:
-        sys.exit(f"vecmill: {error}")
+        exit_refused("", error)
     return folder
 
 
-def check_port(host: str, port: int) -> None:
-    """Exit with an error if the port is not free, because another server would answer there."""
+def check_address(host: str, port: int) -> None:
+    """Exit with an error if the address cannot be used or is taken, because another server would answer there."""
     try:
-        if not port:
-            raise OSError("clients cannot connect to port 0")
         for listening in open_sockets(host, port):
             listening.close()
-    except (OSError, OverflowError) as error:
-        sys.exit(f"vecmill: cannot listen on port {port} of {host} ({error}); choose another with --port")
+    except OSError as error:
+        exit_refused("", describe_refusal(host, port, error))
 
 
 def choose_metrics_bind() -> str:
@@ -170,7 +167,7 @@ def supervise(served: Served, groups: list[list[Child]], stopping: list[int]) ->
     children = [child for group in groups for child in group]
     while not stopping:
         if not ready and any(child.refused for child in children):
-            return 1
+            return REFUSED_STATUS
         for child in children:
             child.keep_running(time.monotonic())
         if not ready and is_ready(served.url):
@@ -202,24 +199,26 @@ def main() -> None:
 
     def on_signal(number: int, _: object) -> None:
         if stopping:
+            print_status("second signal: killing all processes")
             for child in (child for group in groups for child in group):
                 child.kill()
             shutil.rmtree(sockets, ignore_errors=True)
-            os._exit(INTERRUPTED)
+            os._exit(INTERRUPTED_STATUS)
         stopping.append(number)
+        print_status("finishing open requests; a second Ctrl-C kills all processes at once")
 
-    check_port(options.host, options.port)
+    check_address(options.host, options.port)
     # Handle SIGTERM like Ctrl-C, so that unfinished downloads are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         folder = prepare_folder(options)
     except KeyboardInterrupt:
         print_status("stopped before the model was ready")
-        sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED_STATUS)
     try:
         sockets = create_run_folder("frontends")
     except OSError as error:
-        sys.exit(f"vecmill: {error}")
+        exit_refused("", error)
     health_files = [sockets / f"worker-{number}" for number in range(1, options.workers + 1)]
     groups = create_children(options, folder, sockets, health_files)
     name = options.model_name or choose_model_name(folder)

@@ -50,7 +50,7 @@ def serve(config: Config) -> None:
     # These import OpenVINO, which takes a second; a wrong flag is reported before.
     from workers.engine.engine import DeviceError, Engine
     from workers.engine.pipeline import Pipeline
-    from workers.models.default import NAME, fetch_default_model
+    from workers.models.default import NAME, find_folder
     from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
     from workers.session.service import Service
@@ -63,7 +63,7 @@ def serve(config: Config) -> None:
     loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), name)
     try:
         with announce_loading(config, loading, (ModelError, DeviceError)):
-            folder = Path(config.model) if config.model else fetch_default_model(cache, log.info)
+            folder = find_folder(config.model, cache, log.info)
             prepared = prepare_model(folder, cache, log.info)
             engine = Engine(prepared, config.device, config.streams, cache)
             engine.warm_up()

@@ -15,10 +15,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     broker: Annotated[str, Meta(description="the broker's endpoint for workers")] = "tcp://127.0.0.1:7411"
     model: Annotated[
-        str, Meta(description="model folder; empty: all-MiniLM-L6-v2, which is downloaded if it is missing")
+        str, Meta(description="model folder, or OWNER/NAME on the Hugging Face hub; empty: all-MiniLM-L6-v2")
     ] = ""
     model_name: Annotated[
-        str, Meta(max_length=512, description="name to serve the model under; empty: the name of its folder")
+        str, Meta(max_length=512, description="name to serve the model under; empty: that on the hub, or of its folder")
     ] = ""
     device: Annotated[str, Meta(description="OpenVINO device, such as CPU, GPU, GPU.1 or NPU")] = "CPU"
     streams: Annotated[

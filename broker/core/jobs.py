@@ -33,7 +33,7 @@ class Pricing(NamedTuple):
 
     special_tokens: int
     tokens_per_byte: float
-    #: Most tokens of one input that run. A worker rejects or truncates a longer input, at a cost that grows with it.
+    #: Most tokens of one input that run; the worker rejects or truncates a longer input.
     longest: int
     #: Whether the inputs are only tokenized.
     tokenize: bool

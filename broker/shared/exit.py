@@ -1,15 +1,23 @@
-"""Exit statuses that supervisors act on, and the exit of a program that cannot start."""
+"""Exit statuses of all programs, and the exit of a program that cannot start. Needs nothing but Python.
+
+| status | when |
+|---|---|
+| 0 | drained after SIGTERM or SIGINT, or done |
+| 1 | a fault of Vecmill; the traceback is in the log |
+| 2 | refused: an invalid setting, model, key, device or address; a restart cannot help |
+| 70 | a worker ended itself because an inference hung or one of its threads died; restart it |
+| 130 | `scripts/serve` was stopped before the model was ready, or by a second signal |
+"""
 
 import sys
 from typing import NoReturn
 
-#: Status for what no restart can repair, such as an invalid setting, a missing model or a taken port.
 REFUSED_STATUS = 2
-#: Status of a worker that hangs, also after the death of one of its threads.
 HUNG_STATUS = 70
+INTERRUPTED_STATUS = 130
 
 
 def exit_refused(program: str, reason: object) -> NoReturn:
-    """Print why a program cannot start, and exit with a status after which a supervisor does not restart it."""
-    print(f"vecmill {program}: {reason}", file=sys.stderr)
+    """Print why a program cannot start, and exit. `program` is empty for scripts."""
+    print(f"{f'vecmill {program}'.rstrip()}: {reason}", file=sys.stderr)
     sys.exit(REFUSED_STATUS)

@@ -7,7 +7,6 @@ a description is not a setting and keeps its default.
 import argparse
 import difflib
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from broker.shared.variables import find_variables
 from broker.shared.version import VERSION
 
 C = TypeVar("C", bound=msgspec.Struct)
@@ -22,11 +22,6 @@ C = TypeVar("C", bound=msgspec.Struct)
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least severe messages to log")]
 LogFormat = Annotated[Literal["text", "json"], Meta(description="log lines of text, or one JSON object per line")]
 
-#: Kubernetes sets these for every Service in a pod's namespace. Those of a Service called vecmill-broker begin with
-#: VECMILL_BROKER_ like our own. https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
-_SERVICE_LINK = re.compile(r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
-#: The value of the one more that it sets, …_PORT, which can also be the name of a setting.
-_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.*")
 _TYPES = {"integer": "an integer", "number": "a finite number", "string": "text", "boolean": "true or false"}
 _METAVARS = {"integer": "N", "number": "N", "string": "TEXT", "boolean": "true|false"}
 _BOUNDS = {
@@ -87,20 +82,6 @@ def build_parser(
         value: dict[str, Any] = {"nargs": "?", "const": "true"} if schema.get("type") == "boolean" else {}
         parser.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%"), **value)
     return parser
-
-
-def find_variables(prefix: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with this prefix, without those that Kubernetes sets for its Services."""
-    return {
-        variable: text
-        for variable, text in environ.items()
-        if variable.startswith(prefix) and not _is_service_link(variable.removeprefix(prefix), text)
-    }
-
-
-def _is_service_link(name: str, text: str) -> bool:
-    is_port = name == "PORT" or name.endswith("_PORT")
-    return bool(_SERVICE_LINK.fullmatch(name) or (is_port and _SERVICE_URL.fullmatch(text)))
 
 
 def _convert(kind: Any, schema: Mapping[str, Any], source: str, text: str) -> Any:

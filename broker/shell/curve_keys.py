@@ -20,13 +20,13 @@ import contextlib
 import fcntl
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import zmq.auth
 
+from broker.shared.exit import exit_refused
 from broker.shared.files import make_scratch_folder, move_into_place, remove_scratch_folders
 from broker.wire.curve import KeyFileError, Role, read_pair, read_public_key
 
@@ -160,7 +160,7 @@ def _lock_root(root: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Make keys and print them. Exit with status 1 if they cannot be made."""
+    """Make keys and print them."""
     parser = argparse.ArgumentParser(
         prog="python -m broker.shell.curve_keys", description="Make the CURVE keys that are missing."
     )
@@ -171,7 +171,7 @@ def main() -> None:
     try:
         keys = [add_key(options.folder, *options.add)] if options.add else make_keys(options.folder)
     except (OSError, ValueError) as error:
-        sys.exit(f"vecmill: {error}")
+        exit_refused("", error)
     if kept := sum(not key.made for key in keys):
         print(f"kept {kept} keys")
     for key in keys:

@@ -41,6 +41,8 @@ class Option(enum.IntFlag):
     RAW = 4
     #: Return token ids, u32 each, instead of a vector. The input may be longer than the model accepts.
     TOKENIZE = 8
+    #: The input begins with a prompt of the model. Some models leave the tokens of a prompt out of the pooling.
+    PROMPT = 16
 
 
 class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):

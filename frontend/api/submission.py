@@ -61,6 +61,8 @@ def build_submission(
     if texts:
         prompt = _choose_prompt(request, model)
         inputs = [(prompt + text).encode() for text in texts]
+        if prompt:
+            options |= Option.PROMPT
         return PreparedSubmission(Kind.TEXT, inputs, options, range(len(inputs)), {}, warning)
     if request.prompt_name is not None or (request.input_type is not None and model.prompts):
         name = "prompt_name" if request.prompt_name is not None else "input_type"

@@ -87,6 +87,9 @@ class FakeBackend:
     def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         return [np.array([ord(letter) for letter in text] or [0], np.int64) for text in texts]
 
+    def count_prompt_tokens(self, text: wire.Frame) -> int:
+        return 0
+
     def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         if len(ids) > MAX_TOKENS:
             return ErrorCode.TOO_LONG, describe_too_long(len(ids), MAX_TOKENS)
@@ -95,7 +98,7 @@ class FakeBackend:
     def get_divisors(self, request: int) -> Vectors | None:
         return None
 
-    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
         texts = ["".join(map(chr, text_ids)) for text_ids in ids]
         commands = [text.split() for text in texts]
         for command in commands:

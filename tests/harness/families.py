@@ -3,7 +3,7 @@
 import importlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -68,6 +68,7 @@ class Graph:
         # The compiled model refers to the mapped weights.
         self._weights, layout = Weights(golden.path), PaddedLayout()
         states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, self._weights, layout)
+        self._weights.check_use()
         model, settings = ov.Model([states], layout.inputs), {"INFERENCE_PRECISION_HINT": "f32"}
         self._compiled = ov.Core().compile_model(model, "CPU", settings)
 
@@ -95,7 +96,7 @@ def summarize_states(states: Any) -> States:
     return np.array(rows, np.float32)
 
 
-def measure_difference(golden: Golden, infer: Graph) -> float:
+def measure_difference(golden: Golden, infer: Callable[[Ids, Ids], States]) -> float:
     """Return the largest difference between golden states and those of a graph, alone and in a crowd.
 
     The crowd are all texts of the model in one batch, and once more beside a row that is masked entirely.

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 
 #: Token ids of one input, int64 `[tokens]`.
@@ -35,14 +36,17 @@ class Backend(Protocol):
     def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text with the special tokens, not truncated."""
 
+    def count_prompt_tokens(self, text: wire.Frame) -> int:
+        """Return how many tokens of a text in UTF-8 that begins with a prompt the pooling leaves out."""
+
     def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         """Return the reason why the model rejects these ids, or None if it accepts them."""
 
-    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
         """Return the vectors of inputs that `validate_ids` accepts, float32 `[inputs, dimension]`, in their order.
 
-        `request` is the number of the infer request to use. The next call with the same number may overwrite the
-        result.
+        The pooling leaves out `prompt_tokens` at the start of each input. `request` is the number of the infer request
+        to use. The next call with the same number may overwrite the result.
         """
 
     def get_divisors(self, request: int) -> Vectors | None:

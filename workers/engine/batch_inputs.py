@@ -22,6 +22,8 @@ class BatchInputs:
     accepted: list[Ids] = field(default_factory=list, repr=False)
     #: Indexes in `accepted` of the jobs with `Option.RAW`: their vector is the one before normalization.
     raw: set[int] = field(default_factory=set)
+    #: Tokens at the start of each of `accepted` that the pooling leaves out.
+    prompt_tokens: list[int] = field(default_factory=list)
     #: Ids to answer instead of a vector, by the job's position, uint32 little-endian.
     tokenized: dict[int, bytes] = field(default_factory=dict, repr=False)
     failures: list[wire.JobFailure] = field(default_factory=list)
@@ -44,10 +46,12 @@ class BatchInputs:
         ]
 
 
-def sort_inputs(ids: Sequence[Ids], options: Sequence[int], backend: Backend) -> BatchInputs:
-    """Return the inputs of a batch, given each job's ids and `Option` flags."""
+def sort_inputs(
+    ids: Sequence[Ids], prompt_tokens: Sequence[int], options: Sequence[int], backend: Backend
+) -> BatchInputs:
+    """Return the inputs of a batch, given each job's ids, tokens of its prompt and `Option` flags."""
     inputs = BatchInputs([len(job_ids) for job_ids in ids], [0] * len(ids))
-    for position, (job_ids, option) in enumerate(zip(ids, options, strict=True)):
+    for position, (job_ids, prompt, option) in enumerate(zip(ids, prompt_tokens, options, strict=True)):
         if option & Option.TOKENIZE:
             inputs.tokenized[position] = job_ids.astype("<u4").tobytes()
             continue
@@ -56,12 +60,16 @@ def sort_inputs(ids: Sequence[Ids], options: Sequence[int], backend: Backend) ->
             job_ids = truncate_ids(job_ids, backend.max_tokens, backend.before, backend.after, at_start=at_start)
             inputs.truncated[position] = inputs.tokens[position] - len(job_ids)
             inputs.tokens[position] = len(job_ids)
+            if at_start:
+                # The special tokens before the prompt stay, and the pooling leaves them out with the prompt.
+                prompt = min(prompt, max(len(backend.before), prompt - inputs.truncated[position]))
         if failure := backend.validate_ids(job_ids):
             inputs.failures.append(wire.JobFailure(position, *failure))
             continue
         if option & Option.RAW:
             inputs.raw.add(len(inputs.accepted))
         inputs.accepted.append(job_ids)
+        inputs.prompt_tokens.append(prompt)
     return inputs
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
 from workers.engine.cpus import count_cpus
 from workers.engine.tokenizer import Tokenizer
+from workers.models.modules import PROMPT_TOKENS
 from workers.models.prepare import PreparedModel
 
 log = logging.getLogger(__name__)
@@ -53,11 +55,24 @@ class Engine:
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]
+        #: Prompts in UTF-8 that the pooling leaves out, with their tokens, the longest first.
+        self._prompts: list[tuple[bytes, int]] = []
+        if PROMPT_TOKENS in self._input_names:
+            texts = sorted(filter(None, prepared.prompts.texts.values()), key=len, reverse=True)
+            self._prompts = [(text.encode(), self._count_tokens(text)) for text in texts]
         self._warm_up_ids = self.tokenize_texts(["warm up"])
 
     def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         """See `Backend`."""
         return self._tokenizer.encode_texts(texts) if texts else []
+
+    def count_prompt_tokens(self, text: wire.Frame) -> int:
+        """See `Backend`. Of several prompts with which the text begins, the longest counts."""
+        return next((tokens for prompt, tokens in self._prompts if bytes(text[: len(prompt)]) == prompt), 0)
+
+    def _count_tokens(self, prompt: str) -> int:
+        """Return the tokens of a prompt as sentence-transformers counts them: without the last if that is special."""
+        return len(self.tokenize_texts([prompt])[0]) - bool(len(self.after))
 
     def validate_ids(self, ids: Ids) -> tuple[ErrorCode, str] | None:
         """See `Backend`."""
@@ -70,7 +85,7 @@ class Engine:
             return ErrorCode.INVALID_INPUT, describe_foreign_token(outside, self._vocabulary)
         return None
 
-    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         """See `Backend`."""
         lengths = np.array([len(input_ids) for input_ids in ids])
         mask = np.arange(lengths.max()) < lengths[:, None]
@@ -79,6 +94,8 @@ class Engine:
         values = {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
         if "token_type_ids" in self._input_names:
             values["token_type_ids"] = np.zeros_like(padded)
+        if PROMPT_TOKENS in self._input_names:
+            values[PROMPT_TOKENS] = np.array(prompt_tokens or [0] * len(ids), np.int64)
         infer_request = self._requests[request]
         infer_request.infer(values, share_inputs=True)
         vectors: Vectors = infer_request.get_output_tensor(0).data

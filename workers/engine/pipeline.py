@@ -112,6 +112,8 @@ class MicroBatch:
     #: Rows of `work.vectors` that the inference fills.
     rows: list[int]
     ids: list[Ids] = field(repr=False)
+    #: Tokens at the start of each input that the pooling leaves out.
+    prompt_tokens: list[int]
 
 
 class Pipeline:
@@ -186,7 +188,8 @@ class Pipeline:
     def _prepare_batch(self, work: Work, backend: Backend) -> list[MicroBatch]:
         """Return the micro-batches of a batch; none if no input is to run, or if `work.error` is set."""
         options = work.batch.options or bytes(len(work.batch.kinds))
-        inputs = work.inputs = sort_inputs(self._read_ids(work, backend), options, backend)
+        ids, prompt_tokens = self._read_ids(work, options, backend)
+        inputs = work.inputs = sort_inputs(ids, prompt_tokens, options, backend)
         answer_bytes = inputs.count_answer_bytes(backend.dimension)
         if answer_bytes > wire.MAX_FRAME_BYTES:
             # The broker runs the jobs of a failed batch alone, and the answer to one job is small enough.
@@ -196,17 +199,24 @@ class Pipeline:
         lengths = [len(ids) for ids in inputs.accepted]
         split = split_micro_batches(lengths, backend.micro_batch_tokens, backend.requests - 1)
         work.expect_micro_batches(split, lengths)
-        return [MicroBatch(work, rows, [inputs.accepted[row] for row in rows]) for rows in split]
+        return [
+            MicroBatch(work, rows, [inputs.accepted[row] for row in rows], [inputs.prompt_tokens[row] for row in rows])
+            for rows in split
+        ]
 
-    def _read_ids(self, work: Work, backend: Backend) -> list[Ids]:
-        """Return the ids of each job: tokenize its text, or take its ids as they are."""
+    def _read_ids(self, work: Work, options: Sequence[int], backend: Backend) -> tuple[list[Ids], list[int]]:
+        """Return the ids of each job, of its text or as they are, and how many of them the pooling leaves out."""
         jobs = wire.split_frame(work.frame, wire.unpack_u32(work.batch.lengths))
         kinds = work.batch.kinds
         texts = [str(job, "utf-8") for job, kind in zip(jobs, kinds, strict=True) if kind == wire.Kind.TEXT]
         text_ids = iter(backend.tokenize_texts(texts))
-        return [
+        ids = [
             next(text_ids) if kind == wire.Kind.TEXT else np.frombuffer(job, np.uint32).astype(np.int64)
             for job, kind in zip(jobs, kinds, strict=True)
+        ]
+        return ids, [
+            backend.count_prompt_tokens(job) if option & wire.Option.PROMPT else 0
+            for job, option in zip(jobs, options, strict=True)
         ]
 
     def _run_micro_batches(self) -> None:
@@ -236,7 +246,7 @@ class Pipeline:
         Raise `ValueError` if the vectors have the wrong shape, and whatever the device raises.
         """
         work, rows = item.work, item.rows
-        vectors = backend.run_inference(request, item.ids)
+        vectors = backend.run_inference(request, item.ids, item.prompt_tokens)
         if vectors.shape != (len(rows), backend.dimension):
             # numpy would repeat a single row or column to fill the others.
             raise ValueError(f"the device returned vectors of shape {vectors.shape} for {len(rows)} inputs")

@@ -9,8 +9,8 @@ from workers.models.weight_files import FILE, INDEX, find_weight_files
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 #: Weights that only `torch.load` reads, which runs code in them.
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-#: Files of OpenVINO, OVMS and ONNX, whose folders Vecmill cannot load.
-_EXPORTS = ("*.xml", "*.onnx", "graph.pbtxt", "subconfig.json", "*/*.xml", "*/*.onnx", "*/1/*.xml", "*/*/1/*.xml")
+#: Files of OpenVINO, OVMS and ONNX in folders below the one that was given.
+_EXPORTS = ("*/graph.pbtxt", "*/*.xml", "*/*.onnx", "*/1/*.xml", "*/*/graph.pbtxt", "*/*/*.xml", "*/*/1/*.xml")
 #: First bytes of the file that `git clone` writes instead of a large file if Git LFS is not installed.
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -80,5 +80,5 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def find_export(folder: Path) -> str:
-    """Return the name of a file that an exporter for OpenVINO, OVMS or ONNX wrote, or ""."""
-    return next((found.name for pattern in _EXPORTS for found in folder.glob(pattern)), "")
+    """Return the path of a file below a folder that an exporter for OpenVINO, OVMS or ONNX wrote, or ""."""
+    return next((str(found.relative_to(folder)) for pattern in _EXPORTS for found in folder.glob(pattern)), "")

@@ -18,9 +18,16 @@ import openvino.opset15 as op
 from numpy.typing import NDArray
 
 from workers.models.blocks import ACTIVATIONS, attend, make_linear, make_rms_norm, make_rotary_tables, rotate
-from workers.models.family_settings import FULL, SLIDING, read_choice, read_frequencies, read_layer_types
+from workers.models.family_settings import (
+    FULL,
+    SLIDING,
+    read_choice,
+    read_frequencies,
+    read_layer_types,
+    refuse_code,
+)
 from workers.models.folder import ModelFolder
-from workers.models.json_files import REMEDY, ModelError, read_count, read_flag, read_number
+from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, read_flag, read_number
 from workers.models.layout import PaddedLayout, make_scalar
 from workers.models.weights import Weights
 
@@ -35,7 +42,10 @@ def build_states(folder: ModelFolder, weights: Weights, layout: PaddedLayout) ->
     kinds = {kind: _make_attention(kind, layout, shape) for kind in dict.fromkeys(shape.layer_types)}
     for number, kind in enumerate(shape.layer_types):
         hidden = _Layer(weights, layout, shape, f"layers.{number}.").build(hidden, kinds[kind])
-    return make_rms_norm(hidden, weights, "norm", shape.hidden, shape.epsilon, offset=shape.norm_offset)
+    hidden = make_rms_norm(hidden, weights, "norm", shape.hidden, shape.epsilon, offset=shape.norm_offset)
+    if _list_code(folder.config):
+        _check_extra_weights(weights)
+    return hidden
 
 
 @dataclass(slots=True, frozen=True)
@@ -119,6 +129,8 @@ def _read_shape(path: Path, config: dict[str, Any], family: str) -> _Shape:
     )
 
 
+#: Layers that predict tokens or classes, after the hidden states.
+_OUTPUT_LAYERS = ("lm_head.", "score.", "classifier.")
 #: Values of a head where `head_dim` is absent, if not the hidden size divided by the heads.
 _HEAD_SIZES = {"qwen3": 128, "gemma3_text": 256}
 
@@ -126,10 +138,10 @@ _HEAD_SIZES = {"qwen3": 128, "gemma3_text": 256}
 def _read_causality(path: Path, config: dict[str, Any], family: str) -> bool:
     """Return whether tokens attend only to earlier tokens."""
     if family == "eurobert":
+        refuse_code(path, config, ("EuroBert",))
         return False
     is_causal, is_bidirectional = (config.get(key) for key in ("is_causal", "use_bidirectional_attention"))
-    auto_map = config.get("auto_map")
-    classes = [key for key in auto_map if key.startswith("AutoModel")] if isinstance(auto_map, dict) else []
+    classes = _list_code(config)
     if classes and is_causal is None and is_bidirectional is None:
         raise ModelError(
             f"{path}: auto_map has {classes[0]}, code that Vecmill never runs, so it is unknown whether attention is "
@@ -140,6 +152,21 @@ def _read_causality(path: Path, config: dict[str, Any], family: str) -> bool:
             raise ModelError(f"{path}: is_causal and use_bidirectional_attention contradict each other; {REMEDY}")
         return False
     return read_flag(path, config, "is_causal", True)
+
+
+def _list_code(config: dict[str, Any]) -> list[str]:
+    """Return the keys of `auto_map` that name models, whose code comes with the model."""
+    auto_map = config.get("auto_map")
+    return [key for key in auto_map if key.startswith("AutoModel")] if isinstance(auto_map, dict) else []
+
+
+def _check_extra_weights(weights: Weights) -> None:
+    """Raise `ModelError` if the model's own code has layers beyond those of the family, such as a projection."""
+    if extra := [name for name in weights.list_unused() if not name.startswith(_OUTPUT_LAYERS)]:
+        raise ModelError(
+            f"{weights.path} has {extra[0]}, which only the model's own code uses, and Vecmill runs no such code; "
+            f"{EXPORT}"
+        )
 
 
 def _read_layer_types(path: Path, config: dict[str, Any], family: str) -> list[str]:

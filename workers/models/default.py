@@ -12,6 +12,7 @@ from pathlib import Path
 
 from broker.shared.files import move_into_place
 from workers.models.cache import hash_file, lock_folder
+from workers.models.hub import fetch_model, is_hub_name
 from workers.models.json_files import ModelError
 from workers.models.prepare import Report, prepare_model, print_progress
 
@@ -34,6 +35,16 @@ OFFICIAL = {
 _LICENSE = ("LICENSE", "NOTICE")
 #: Largest file to unpack, in bytes: the weights have 91 MB.
 _MAX_FILE_BYTES = 100_000_000
+
+
+def find_folder(model: str, cache: Path, report: Report) -> Path:
+    """Return the folder of a --model: a folder, a model on the Hugging Face hub, or the default model if empty.
+
+    `report` gets a line for each step. Raise `ModelError` if the model cannot be fetched.
+    """
+    if not model:
+        return fetch_default_model(cache, report)
+    return fetch_model(model, cache, report) if is_hub_name(model) else Path(model)
 
 
 def fetch_default_model(cache: Path, report: Report) -> Path:

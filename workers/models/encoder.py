@@ -82,7 +82,7 @@ class _Encoder:
         rows = self._weights.get_tensor(
             "encoder.relative_attention_bias.weight", self._spec.distances, self._spec.heads
         )
-        table = rows[_find_buckets(np.arange(-last, last + 1), self._spec.distances)]
+        table = rows[find_buckets(np.arange(-last, last + 1), self._spec.distances)]
         found = op.gather(op.constant(table), op.add(self._layout.get_distances(), make_integer(last)), make_integer(0))
         return add_biases(op.unsqueeze(op.transpose(found, make_integers(2, 0, 1)), make_integers(0)), bias)
 
@@ -133,7 +133,7 @@ class _Encoder:
         return make_layer_norm(x, self._weights, name, self._spec.hidden, self._spec.epsilon)
 
 
-def _find_buckets(distances: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def find_buckets(distances: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return the row of each distance (key minus query) in a table of biases (Raffel et al. 2019, arXiv:1910.10683).
 
     Half of the rows are for keys after the query. Short distances have a row each, longer ones share rows.

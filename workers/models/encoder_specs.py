@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.models.family_settings import read_flag, read_frequencies
-from workers.models.json_files import REMEDY, ModelError, read_count, read_number
+from workers.models.family_settings import read_frequencies, refuse_code
+from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, read_flag, read_number
 
-#: What to do about a model that Vecmill cannot build.
-EXPORT = "convert the model with scripts/export_model, which uses the model's own code"
 #: Activation of the gate for each gated layer of nomic_bert.
 _NOMIC_GATES = {"swiglu": "silu", "geglu": "gelu"}
 #: Families whose first token has the position after `pad_token_id`.
@@ -91,18 +89,6 @@ class Spec:
 def read_spec(path: Path, config: dict[str, Any]) -> Spec:
     """Return what a config.json says. Raise `ModelError` if a value is missing, invalid or not supported."""
     return _READERS[config["model_type"]](path, config)
-
-
-def refuse_code(path: Path, config: dict[str, Any], known: tuple[str, ...] = ()) -> None:
-    """Raise `ModelError` if `auto_map` names a class of other code, unless the class starts with a `known` text."""
-    classes = config.get("auto_map") or {}
-    values = classes.values() if isinstance(classes, dict) else [classes]
-    for name in values:
-        if not isinstance(name, str) or not name.rpartition(".")[2].startswith(known or ("\0",)):
-            raise ModelError(
-                f"{path}: auto_map asks for code that comes with the model ({reprlib.repr(name)}), which Vecmill does "
-                f"not run; {EXPORT}"
-            )
 
 
 def _read_bert(path: Path, config: dict[str, Any]) -> Spec:

@@ -26,8 +26,20 @@ MODEL, TOKENIZER = "openvino_model.xml", "openvino_tokenizer.xml"
 #: OVMS's names of the pooling modes that OVMS has.
 POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
 #: Files next to the weights that are copied: settings, tokenizers and licenses.
-_COPIED = ("config*.json", "modules.json", "sentence_*_config.json", "tokenizer*.json", "special_tokens_map.json")
-_COPIED += ("added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
+_COPIED = (
+    "config*.json",
+    "modules.json",
+    "sentence_*_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+)
 
 
 class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):

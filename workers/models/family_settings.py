@@ -12,13 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.models.json_files import REMEDY, ModelError, read_count, read_number
-from workers.models.json_files import read_flag as read_flag
+from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, read_number
 
 #: Names of a layer's attention in `layer_types`: all keys, or the keys in a window.
 FULL, SLIDING = "full_attention", "sliding_attention"
 #: Largest base of the rotary frequencies.
 _MAX_THETA = 1e15
+
+
+def refuse_code(path: Path, config: dict[str, Any], known: tuple[str, ...] = ()) -> None:
+    """Raise `ModelError` if `auto_map` names a class of other code, unless the class starts with a `known` text."""
+    classes = config.get("auto_map") or {}
+    values = classes.values() if isinstance(classes, dict) else [classes]
+    for name in values:
+        if not isinstance(name, str) or not name.rpartition(".")[2].startswith(known or ("\0",)):
+            raise ModelError(
+                f"{path}: auto_map asks for code that comes with the model ({reprlib.repr(name)}), which Vecmill does "
+                f"not run; {EXPORT}"
+            )
 
 
 def read_choice(path: Path, config: Mapping[str, Any], key: str, choices: Mapping[str, Any], default: str) -> str:

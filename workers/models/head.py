@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
 from workers.models.blocks import ACTIVATIONS
 from workers.models.json_files import REMEDY, ModelError
-from workers.models.layout import LOWEST, make_integer, make_integers, make_scalar
-from workers.models.modules import Dense, LayerNorm, Modules, Normalize, Pooling
+from workers.models.layout import LOWEST, PaddedLayout, make_integer, make_integers, make_scalar
+from workers.models.modules import PROMPT_TOKENS, Dense, LayerNorm, Modules, Normalize, Pooling
 from workers.models.weights import Weights
 
 #: Smallest divisors, as in torch.nn.functional.normalize and in the pooling of sentence-transformers.
@@ -28,21 +29,32 @@ _DENSE_ACTIVATIONS = {
 }
 
 
-def build_outputs(hidden: Any, mask: Any, modules: Modules) -> list[Any]:
-    """Return the vectors of texts, float32 `[batch, size]`, as the modules make them.
+def make_model(hidden: Any, layout: PaddedLayout, modules: Modules, name: str) -> ov.Model:
+    """Return the model that makes the vectors of texts from hidden states, as the modules do.
 
-    `hidden` is float32 `[batch, length, size]`, or `[batch, size]` for modules without pooling. `mask` is float32
-    `[batch, length]`: 1 for tokens and 0 for padding, which may be on either side. If the last module normalizes, the
-    divisors `[batch, 1]` are a second output. Raise `ModelError` if the weights of a module are damaged or do not fit.
+    `hidden` is float32 `[batch, length, size]`, or `[batch, size]` for modules without pooling. The outputs are
+    `embedding`, float32 `[batch, size]`, and if the last module normalizes, `divisor` `[batch, 1]`. Raise `ModelError`
+    if the weights of a module are damaged or do not fit.
     """
+    inputs, prompt_tokens = layout.inputs, None
+    if modules.excludes_prompt:
+        prompt_tokens = op.parameter([-1], np.int64, name=PROMPT_TOKENS)
+        inputs = [*inputs, prompt_tokens]
+    outputs = _build_outputs(hidden, layout.mask, prompt_tokens, modules)
+    for output, title in zip(outputs, ("embedding", "divisor"), strict=False):
+        output.output(0).set_names({title})
+    return ov.Model(outputs, inputs, name)
+
+
+def _build_outputs(hidden: Any, mask: Any, prompt_tokens: Any | None, modules: Modules) -> list[Any]:
     value, divisor = hidden, None
     for step in modules.steps:
         if isinstance(step, Dense | LayerNorm):
             _check_size(value, step)
         if isinstance(step, Pooling):
-            value = pool_states(value, mask, step.modes)
+            value = _pool_states(value, mask, prompt_tokens, step.modes)
         elif isinstance(step, Normalize):
-            value, divisor = normalize(value)
+            value, divisor = _normalize(value)
         elif isinstance(step, Dense):
             value = _apply_dense(value, step)
         else:
@@ -54,14 +66,7 @@ def build_outputs(hidden: Any, mask: Any, modules: Modules) -> list[Any]:
     return [value, divisor] if modules.is_normalized else [value]
 
 
-def make_model(outputs: Sequence[Any], inputs: Sequence[Any], name: str) -> ov.Model:
-    """Return a model with the outputs of `build_outputs`, named `embedding` and `divisor`."""
-    for output, title in zip(outputs, ("embedding", "divisor"), strict=False):
-        output.output(0).set_names({title})
-    return ov.Model(list(outputs), list(inputs), name)
-
-
-def normalize(vectors: Any) -> tuple[Any, Any]:
+def _normalize(vectors: Any) -> tuple[Any, Any]:
     """Return vectors scaled to length 1 over their last axis, and the divisors."""
     norm = op.sqrt(op.reduce_sum(op.multiply(vectors, vectors), make_integers(-1), True))
     divisor = op.maximum(norm, make_scalar(NORMALIZE_EPSILON))
@@ -101,9 +106,16 @@ def _apply_layer_norm(x: Any, norm: LayerNorm) -> Any:
     return op.add(scaled, op.constant(weights.get_tensor("norm.bias", norm.size)))
 
 
-def pool_states(hidden: Any, mask: Any, modes: Sequence[str]) -> Any:
-    """Return the concatenated vectors of several pooling modes, float32 `[batch, modes * size]`."""
-    vectors = [_POOL[mode](hidden, mask) for mode in modes]
+def _pool_states(hidden: Any, mask: Any, prompt_tokens: Any | None, modes: Sequence[str]) -> Any:
+    """Return the concatenated vectors of several pooling modes, float32 `[batch, modes * size]`.
+
+    `mask` is float32 `[batch, length]`: 1 for tokens and 0 for padding, which may be on either side.
+    """
+    positions = op.cum_sum(mask, make_integer(1))
+    if prompt_tokens is not None:
+        prompt = op.unsqueeze(op.convert(prompt_tokens, "f32"), make_integers(1))
+        mask = op.multiply(mask, op.convert(op.greater(positions, prompt), "f32"))
+    vectors = [_POOL[mode](hidden, mask, positions) for mode in modes]
     return vectors[0] if len(vectors) == 1 else op.concat(vectors, -1)
 
 
@@ -126,16 +138,16 @@ def _pick(hidden: Any, place: Any) -> Any:
     return op.squeeze(picked, make_integers(1))
 
 
-def _pool_first(hidden: Any, mask: Any) -> Any:
+def _pool_first(hidden: Any, mask: Any, _: Any) -> Any:
     return _pick(hidden, _find_first(mask))
 
 
-def _pool_last(hidden: Any, mask: Any) -> Any:
+def _pool_last(hidden: Any, mask: Any, _: Any) -> Any:
     places = op.multiply(op.convert(mask, "i64"), op.unsqueeze(_get_positions(mask), make_integers(0)))
     return _pick(hidden, op.reduce_max(places, make_integers(1), True))
 
 
-def _pool_max(hidden: Any, mask: Any) -> Any:
+def _pool_max(hidden: Any, mask: Any, _: Any) -> Any:
     is_token = op.greater(op.unsqueeze(mask, make_integers(2)), make_scalar(0))
     return op.reduce_max(op.select(is_token, hidden, make_scalar(LOWEST)), make_integers(1), False)
 
@@ -146,21 +158,22 @@ def _sum_states(hidden: Any, weights: Any) -> tuple[Any, Any]:
     return total, op.maximum(op.reduce_sum(weights, make_integers(1), True), make_scalar(MEAN_EPSILON))
 
 
-def _pool_mean(hidden: Any, mask: Any) -> Any:
+def _pool_mean(hidden: Any, mask: Any, _: Any) -> Any:
     return op.divide(*_sum_states(hidden, mask))
 
 
-def _pool_mean_sqrt(hidden: Any, mask: Any) -> Any:
+def _pool_mean_sqrt(hidden: Any, mask: Any, _: Any) -> Any:
     total, count = _sum_states(hidden, mask)
     return op.divide(total, op.sqrt(count))
 
 
-def _pool_weighted(hidden: Any, mask: Any) -> Any:
-    """Weight each token by its position in the text, which counts from 1."""
-    return op.divide(*_sum_states(hidden, op.multiply(op.cum_sum(mask, make_integer(1)), mask)))
+def _pool_weighted(hidden: Any, mask: Any, positions: Any) -> Any:
+    """Weight each token by its position in the text, which counts from 1 and includes the prompt."""
+    return op.divide(*_sum_states(hidden, op.multiply(positions, mask)))
 
 
-_POOL: dict[str, Callable[[Any, Any], Any]] = {
+#: Functions of the hidden states, the mask of the tokens to pool, and the positions of all tokens, which count from 1.
+_POOL: dict[str, Callable[[Any, Any, Any], Any]] = {
     "cls": _pool_first,
     "max": _pool_max,
     "mean": _pool_mean,

@@ -11,6 +11,8 @@ from broker.shared.files import explain, read_small_file
 
 #: What to do about a file with an invalid value.
 REMEDY = "correct the file, or download the model again"
+#: What to do about a model that Vecmill cannot build from its weights.
+EXPORT = "convert the model with scripts/export_model"
 #: Largest number of rows, layers and so on. Token ids are int32.
 MAX_COUNT = 2**31 - 1
 #: Largest JSON file in bytes. The largest known tokenizer.json has 33 MB (Gemma 3).

@@ -12,7 +12,7 @@ import openvino.opset15 as op
 from numpy.typing import NDArray
 
 from workers.models.blocks import ACTIVATIONS, attend, make_layer_norm, make_linear, make_rotary_tables, rotate
-from workers.models.family_settings import FULL, SLIDING, read_choice, read_frequencies, read_layer_types
+from workers.models.family_settings import FULL, SLIDING, read_choice, read_frequencies, read_layer_types, refuse_code
 from workers.models.folder import ModelFolder
 from workers.models.json_files import REMEDY, ModelError, read_count, read_flag, read_number
 from workers.models.layout import PaddedLayout
@@ -65,6 +65,7 @@ class _Shape:
 
 def _read_shape(path: Path, config: dict[str, Any]) -> _Shape:
     """Return the numbers of a config.json. Raise `ModelError` if one is missing, invalid or not supported."""
+    refuse_code(path, config)
     hidden, heads = read_count(path, config, "hidden_size"), read_count(path, config, "num_attention_heads")
     if hidden % heads:
         raise ModelError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; {REMEDY}")

@@ -24,6 +24,8 @@ _SWITCHES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 POOLING_MODES = tuple(_SWITCHES.values())
+#: Input of a graph, int64 `[batch]`: how many tokens at the start of each text the pooling leaves out.
+PROMPT_TOKENS = "prompt_tokens"
 #: Start of the types that sentence-transformers has itself. Others are code in the folder, which Vecmill never runs.
 _PACKAGE = "sentence_transformers."
 #: Values that a module takes and returns: one vector for each token, or one for the text.
@@ -90,6 +92,12 @@ class Modules(msgspec.Struct, frozen=True, kw_only=True):
         """Pooling modes; none for a static model, which is a mean of its tokens."""
         pooling = self.find_step(Pooling)
         return pooling.modes if pooling else ()
+
+    @property
+    def excludes_prompt(self) -> bool:
+        """Whether the pooling leaves out the tokens of a prompt, so that the graph has the input `PROMPT_TOKENS`."""
+        pooling = self.find_step(Pooling)
+        return pooling is not None and not pooling.include_prompt
 
     @property
     def is_normalized(self) -> bool:
@@ -173,7 +181,7 @@ def _read_entry(file: Path, entry: Any) -> tuple[str, str]:
 def _read_step(file: Path, kind: str, folder: Path, value: str) -> Step | None:
     """Return a module after the first, which takes and returns `value`; None for a module that changes no vector."""
     if kind == "Pooling":
-        return _read_pooling(folder / "config.json")
+        return read_pooling(folder / "config.json")
     if kind == "Dense":
         return _read_dense(folder, value)
     if kind == "LayerNorm" and value == _SENTENCE:
@@ -191,7 +199,7 @@ def _read_step(file: Path, kind: str, folder: Path, value: str) -> Step | None:
     )
 
 
-def _read_pooling(path: Path) -> Pooling:
+def read_pooling(path: Path) -> Pooling:
     """Return a Pooling module; mean if the module names no mode, as sentence-transformers does."""
     config = read_object(path)
     modes = config.get("pooling_mode")

@@ -47,6 +47,8 @@ _OTHER_ENTRY_KEYS = {
     "shape",
     "stateful",
 }
+#: Files in a model folder that say how it pools.
+_POOLING_FILES = ("modules.json", "1_Pooling/config.json")
 
 Report = Callable[[str], None]
 
@@ -211,7 +213,14 @@ def _follow_graph(
     graph = read_graph(path)
     if graph.embeddings is None or graph.tokenizer is None:
         folder = resolve_inside(f"{path}: models_path", path.parent, graph.models_path, root)
-        return Source(name, folder, _apply_graph(graph, Overrides()))
+        overrides = _apply_graph(graph, Overrides())
+        if not graph.pooling and not any(is_present(folder / file) for file in _POOLING_FILES):
+            report(
+                f"warning: neither {path} nor {_POOLING_FILES[-1]} says how {name} pools, so it pools the first "
+                "token, as OVMS does; set pooling in graph.pbtxt"
+            )
+            overrides = msgspec.structs.replace(overrides, pooling="CLS")
+        return Source(name, folder, overrides)
     entries = entries | _read_subconfig(subconfigs, root, report)
     folder, overrides = _find_part(path, graph.embeddings, entries)
     tokenizer, _ = _find_part(path, graph.tokenizer, entries)

@@ -15,12 +15,14 @@ from pathlib import Path
 import msgspec
 
 from workers.models import cache as entries
-from workers.models.folder import SUPPORTED, ModelFolder, read_folder
-from workers.models.json_files import ModelError, read_count, summarize_error
+from workers.models.folder import ModelFolder, read_folder
+from workers.models.graph_files import find_graph_file
+from workers.models.json_files import EXPORT, ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
+from workers.models.source import Overrides
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
-CONVERTER = 4
+CONVERTER = 5
 #: Precision of weights and activations on every device, so that all devices give the same vectors.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
@@ -72,19 +74,20 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     matryoshka: Matryoshka
 
 
-def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
+def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides | None = None) -> PreparedModel:
     """Return the folder's model, converted if it is not in the cache. Raise `ModelError` if it cannot be served.
 
     `report` gets a line for each step of a conversion.
     """
-    folder = read_folder(path)
-    if folder.kind == "huggingface" and folder.family not in FAMILIES:
-        raise ModelError(
-            f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, which Vecmill cannot load yet; "
-            f"{SUPPORTED}"
+    overrides = overrides or Overrides()
+    folder = _read_supported_folder(path, overrides)
+    if folder.replaced_pooling:
+        report(
+            f"warning: {path} declares the pooling {'+'.join(folder.replaced_pooling)}, but the configuration asks for "
+            f"{overrides.pooling}, which gives other vectors; remove that setting unless an index needs those vectors"
         )
-    prompts = read_prompts(folder, report)
-    revision = _compute_revision(folder, prompts)
+    prompts = read_prompts(folder)
+    revision = _compute_revision(folder, prompts, overrides)
     made_by = _describe_versions()
     facts = entries.find_entry(cache, revision, made_by)
     if facts is None:
@@ -108,14 +111,28 @@ def prepare_model(path: Path, cache: Path, report: Report) -> PreparedModel:
     )
 
 
-def _compute_revision(folder: ModelFolder, prompts: Prompts) -> str:
+def _read_supported_folder(path: Path, overrides: Overrides) -> ModelFolder:
+    """Return the settings of a folder; of its graph if Vecmill cannot build its family. Raise `ModelError`."""
+    folder = read_folder(path, overrides)
+    if folder.kind != "huggingface" or folder.family in FAMILIES:
+        return folder
+    if (graph := find_graph_file(folder.base)) is not None:
+        file = graph.relative_to(folder.base).as_posix()
+        return read_folder(path, msgspec.structs.replace(overrides, file=file))
+    raise ModelError(
+        f"{folder.config_path} has the model_type {reprlib.repr(folder.family)}, but Vecmill builds only "
+        f"{', '.join(FAMILIES)}; {EXPORT}"
+    )
+
+
+def _compute_revision(folder: ModelFolder, prompts: Prompts, overrides: Overrides) -> str:
     """Return a hash of everything that determines the vectors of a plain request.
 
     A CPU with SHA instructions hashes 90 MB of weights in 0.06 s. Raise `ModelError` if a file cannot be read.
     """
     config = {key: value for key, value in sorted(folder.config.items()) if key not in _IRRELEVANT_FIELDS}
     settings = [CONVERTER, PRECISION, folder.kind, folder.family, folder.modules, folder.lower_case, folder.max_tokens]
-    settings += [config, prompts.texts.get(prompts.default, "")]
+    settings += [config, prompts.texts.get(prompts.default, ""), folder.repool, overrides.vector_properties]
     # Without paths, because a model that moves keeps its revision.
     digest = hashlib.sha256(msgspec.json.encode(settings, enc_hook=lambda path: ""))
     for path in folder.list_files():
@@ -141,15 +158,24 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
     from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
-    report("  building the OpenVINO model")
-    weights, layout = Weights(folder.base), PaddedLayout()
-    if folder.kind == "static":
-        values, vocabulary_size = static.build_vectors(folder, weights, layout)
+    if folder.is_imported:
+        from workers.models import imported
+
+        report("  reading the graph")
+        model = imported.build_model(folder.weights[0], folder.modules, repool=folder.repool)
+        vocabulary_size = imported.find_vocabulary_size(model) or read_count(
+            folder.config_path, folder.config, "vocab_size"
+        )
     else:
-        vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
-        values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
-    outputs = head.build_outputs(values, layout.mask, folder.modules)
-    model = head.make_model(outputs, layout.inputs, folder.family)
+        report("  building the OpenVINO model")
+        weights, layout = Weights(folder.base), PaddedLayout()
+        if folder.kind == "static":
+            values, vocabulary_size = static.build_vectors(folder, weights, layout)
+        else:
+            vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
+            values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+            weights.check_use()
+        model = head.make_model(values, layout, folder.modules, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
     tokenizer = write_tokenizer(folder, vocabulary_size, into)

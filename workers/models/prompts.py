@@ -3,7 +3,6 @@
 sentence-transformers writes the prompts. The names of the Matryoshka settings are those that vLLM reads.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import msgspec
 
 from workers.models.folder import ModelFolder
 from workers.models.json_files import ModelError
-from workers.models.modules import Pooling
 
 #: Limits of the wire messages: characters of a name and of a prompt, and the number of prompts.
 _MAX_NAME, _MAX_TEXT, _MAX_PROMPTS = 512, 4096, 1000
@@ -24,11 +22,8 @@ class Prompts(msgspec.Struct, frozen=True):
     default: str = ""
 
 
-def read_prompts(folder: ModelFolder, report: Callable[[str], None]) -> Prompts:
-    """Return a folder's prompts. Raise `ModelError` if they are invalid.
-
-    `report` gets a line if there are prompts that Vecmill cannot offer.
-    """
+def read_prompts(folder: ModelFolder) -> Prompts:
+    """Return a folder's prompts. Raise `ModelError` if they are invalid."""
     path, config = folder.settings_path, folder.settings
     texts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(texts, dict) or "" in texts or not all(isinstance(text, str) for text in texts.values()):
@@ -40,14 +35,7 @@ def read_prompts(folder: ModelFolder, report: Callable[[str], None]) -> Prompts:
             f"{path} has more than {_MAX_PROMPTS} prompts, a name of more than {_MAX_NAME} characters, or a prompt of "
             f"more than {_MAX_TEXT} characters"
         )
-    pooling = folder.modules.find_step(Pooling)
-    if pooling is None or pooling.include_prompt or not any(texts.values()):
-        return Prompts(texts, default or "")
-    # Vecmill pools all tokens, so these prompts would give other vectors than the model's own.
-    if texts.get(default or ""):
-        raise ModelError(f"{folder.path} excludes its default prompt from the pooling, which Vecmill does not support")
-    report(f"{folder.path} excludes prompts from the pooling, which Vecmill does not support; serving without prompts")
-    return Prompts()
+    return Prompts(texts, default or "")
 
 
 class Matryoshka(msgspec.Struct, frozen=True):

@@ -5,6 +5,28 @@ from typing import Any
 
 import msgspec
 
+#: OpenVINO properties that do not change vectors.
+_PERFORMANCE_PROPERTIES = frozenset(
+    {
+        "AFFINITY",
+        "CACHE_DIR",
+        "CACHE_MODE",
+        "COMPILATION_NUM_THREADS",
+        "ENABLE_CPU_PINNING",
+        "ENABLE_CPU_RESERVATION",
+        "ENABLE_HYPER_THREADING",
+        "ENABLE_MMAP",
+        "INFERENCE_NUM_THREADS",
+        "LOG_LEVEL",
+        "MODEL_PRIORITY",
+        "NUM_STREAMS",
+        "PERFORMANCE_HINT",
+        "PERFORMANCE_HINT_NUM_REQUESTS",
+        "PERF_COUNT",
+        "SCHEDULING_CORE_TYPE",
+    }
+)
+
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     """Settings that replace those of a model folder. None, "" and {}: as the folder says."""
@@ -25,6 +47,11 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: Path | None = None
     #: Model file in the folder, such as "onnx/model_quantized.onnx"; "": chosen by its name.
     file: str = ""
+
+    @property
+    def vector_properties(self) -> list[tuple[str, Any]]:
+        """The properties that may change vectors."""
+        return sorted((key, value) for key, value in self.properties.items() if key not in _PERFORMANCE_PROPERTIES)
 
 
 class Source(msgspec.Struct, frozen=True):

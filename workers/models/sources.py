@@ -4,6 +4,8 @@ from pathlib import Path
 
 import msgspec
 
+from workers.models.graph_files import split_graph_path
+from workers.models.hub import find_name
 from workers.models.json_files import ModelError, is_present, read_json, summarize_error
 from workers.models.ovms_config import MODELS, Report, find_version, read_graph_folder, read_ovms_config
 from workers.models.source import Found, Overrides, Refused, Source
@@ -48,13 +50,18 @@ def find_sources(options: Options, report: Report) -> Found:
     elif options.repository:
         found = _read_repository(Path(options.repository), report)
     else:
-        folder = Path(options.model)
-        found = Found([_read_model(options.name or choose_model_name(folder), folder, folder, report)])
+        folder, file = Path(options.model), ""
+        if folder.is_file():
+            folder, file = split_graph_path(folder)
+        source = _read_model(options.name or choose_model_name(folder), folder, folder, report)
+        found = Found([_apply_overrides(source, Overrides(file=file))])
     return Found([_apply_overrides(source, options.overrides) for source in found.sources], found.refused)
 
 
 def choose_model_name(folder: Path) -> str:
-    """Return the name to serve a model under if none is set: its folder's name, or the default model's full name."""
+    """Return the name to serve a model under if none is set: its name on the hub, or else its folder's name."""
+    if fetched := find_name(folder):
+        return fetched
     name = folder.resolve().name
     return f"sentence-transformers/{name}" if name == "all-MiniLM-L6-v2" else name
 
@@ -113,7 +120,7 @@ def _add_model(found: Found, root: Path, folder: Path, report: Report) -> None:
 
 
 def _apply_overrides(source: Source, overrides: Overrides) -> Source:
-    """Return a source with the settings of the command line, as far as they are given."""
+    """Return a source with other settings, as far as they are given."""
     given = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value not in (None, "", {})}
     given["properties"] = source.overrides.properties | overrides.properties
     return msgspec.structs.replace(source, overrides=msgspec.structs.replace(source.overrides, **given))

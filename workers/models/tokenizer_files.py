@@ -22,6 +22,8 @@ def write_tokenizer(folder: ModelFolder, vocabulary_size: int, into: Path) -> Pa
     from workers.models.tokenizers import convert_bert, is_bert, read_max_characters
 
     path = folder.tokenizer_path
+    if path.suffix == ".xml":
+        return _write_ir(path, into)
     spec = read_object(path)
     if not folder.has_special_tokens:
         spec["post_processor"] = None
@@ -44,6 +46,16 @@ def write_tokenizer(folder: ModelFolder, vocabulary_size: int, into: Path) -> Pa
         written = into / "tokenizer.json"
         library.save(str(written), pretty=False)
     return written
+
+
+def _write_ir(path: Path, into: Path) -> Path:
+    """Write a tokenizer that is in OpenVINO IR already."""
+    import openvino as ov
+
+    from workers.models.tokenizer_ir import read_tokenizer_ir
+
+    ov.save_model(read_tokenizer_ir(path), into / "tokenizer.xml", compress_to_fp16=False)
+    return into / "tokenizer.xml"
 
 
 def _load_library(path: Path, spec: dict[str, Any], vocabulary_size: int) -> Any:

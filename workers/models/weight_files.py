@@ -1,5 +1,6 @@
 """Names of the files with a model's weights."""
 
+import reprlib
 from pathlib import Path
 
 from workers.models.json_files import REMEDY, ModelError, read_object
@@ -19,8 +20,10 @@ def find_weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"{index} has no weight_map with the file of each tensor; {REMEDY}")
     files = sorted(set(names.values()))
     for name in files:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{index}: weight_map has {name!r}, which is no file in the model folder; {REMEDY}")
+        if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
+            raise ModelError(
+                f"{index}: weight_map has {reprlib.repr(name)}, which is no file in the model folder; {REMEDY}"
+            )
         if not (folder / name).is_file():
             raise ModelError(f"{folder} has no {name}, which {INDEX} names; download the model again")
     return [folder / name for name in files]

@@ -7,6 +7,8 @@ place of each tensor (https://huggingface.co/docs/safetensors). Large models are
 
 import math
 import mmap
+import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +19,7 @@ import openvino as ov
 import openvino.opset15 as op
 from numpy.typing import NDArray
 
-from workers.models.json_files import REMEDY, ModelError, summarize_error
+from workers.models.json_files import EXPORT, REMEDY, ModelError, summarize_error
 from workers.models.weight_files import FILE, INDEX, find_weight_files
 
 #: Largest header in bytes, as in the safetensors library. A header has about 100 bytes for each tensor.
@@ -30,6 +32,10 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "BOOL": 1, "I8": 1, "U8"
 _STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
 #: Exponents of infinity and NaN in formats of 16 bits.
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80}
+#: The layer or the embeddings to which a tensor belongs.
+_PART = re.compile(r"(.*?\.)??(embeddings\.|\w+\.\d+\.)")
+#: Tensors of rotary positions, which some files have although config.json determines them.
+_COMPUTED = ("inv_freq", "rotary_emb.scale")
 #: Values that are checked at once, so that a check needs little memory.
 _CHECKED_AT_ONCE = 1 << 22
 
@@ -65,11 +71,16 @@ class Weights:
         self.path = folder / FILE
         self._prefix = ""
         self._tensors: dict[str, _Stored] = {}
+        self._used: set[str] = set()
         files = find_weight_files(folder)
         if len(files) > 1 or files[0] != self.path:
             self.path = folder / INDEX
         for path in files:
-            self._tensors |= _map_file(path)
+            tensors = _map_file(path)
+            if twice := sorted(self._tensors.keys() & tensors.keys()):
+                first = self._tensors[twice[0]].path.name
+                raise ModelError(f"{path} has {_shorten(twice[0])}, which {first} has, too; {REMEDY}")
+            self._tensors |= tensors
 
     def __contains__(self, name: str) -> bool:
         """Return whether a tensor exists."""
@@ -83,7 +94,7 @@ class Weights:
         prefixes = {found[: -len(name)] for found in self._tensors if found.endswith(name)}
         prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")}
         if len(prefixes) > 1:
-            found = " and ".join(sorted(repr(prefix + name) for prefix in prefixes)[:2])
+            found = " and ".join(_shorten(prefix + name) for prefix in sorted(prefixes)[:2])
             raise ModelError(f"{self.path} has {found}, so it holds several models, which Vecmill does not support")
         self._prefix = prefixes.pop() if prefixes else ""
         self._get(name)
@@ -127,22 +138,46 @@ class Weights:
         constant = ov.op.Constant(ov.Tensor(aligned, list(values.shape), kind), aligned is values)
         return constant if kind == ov.Type.f32 else op.convert(constant, "f32")
 
+    def check_use(self) -> None:
+        """Raise `ModelError` if a part of the model has a tensor that was not used, so that vectors would be wrong.
+
+        Parts are the layers that were built, and the embeddings. Others, such as a pooler, may be unused.
+        """
+        parts = {_PART.match(name) for name in self._used}
+        used = {part[0] for part in parts if part}
+        for name in self.list_unused():
+            part = _PART.match(name)
+            if part is not None and part[0] in used:
+                raise ModelError(
+                    f"{self._tensors[name].path} has {_shorten(name)}, which other models of this model_type do not "
+                    f"have, so that vectors would be wrong; {EXPORT}"
+                )
+
+    def list_unused(self) -> list[str]:
+        """Return the names of floating-point tensors that were not used and cannot be computed."""
+        return [
+            name
+            for name, stored in self._tensors.items()
+            if name not in self._used and stored.kind in _STORED and not name.endswith(_COMPUTED)
+        ]
+
     def _get(self, name: str, shape: tuple[int, ...] | None = None) -> _Stored:
         stored = self._tensors.get(self._prefix + name)
         if stored is None:
             raise ModelError(f"{self.path} has no tensor {self._prefix}{name}, which config.json requires; {REMEDY}")
         if stored.kind not in _STORED:
             raise ModelError(
-                f"{stored.path}: {self._prefix}{name} has the type {stored.kind}, but Vecmill reads only "
+                f"{stored.path}: {self._prefix}{name} has the type {_shorten(stored.kind)}, but Vecmill reads only "
                 f"{', '.join(_STORED)}"
             )
         if shape is not None and stored.shape != shape:
             raise ModelError(
-                f"{stored.path}: {self._prefix}{name} has the shape {stored.shape}, but config.json requires {shape}; "
-                f"{REMEDY}"
+                f"{stored.path}: {self._prefix}{name} has the shape {reprlib.repr(stored.shape)}, but config.json "
+                f"requires {shape}; {REMEDY}"
             )
         if shape is not None and not _is_finite(stored):
             raise self._refuse_values(stored, name)
+        self._used.add(self._prefix + name)
         return stored
 
     def _refuse_values(self, stored: _Stored, name: str) -> ModelError:
@@ -161,7 +196,7 @@ def _map_file(path: Path) -> dict[str, _Stored]:
         raise ModelError(f"{path} is damaged: {summarize_error(error)}; {REMEDY}") from None
     data = np.frombuffer(content, np.uint8)[start:]
     return {
-        name: _Stored(path, entry.dtype, entry.shape, data[slice(*entry.data_offsets)])
+        _rename(name): _Stored(path, entry.dtype, entry.shape, data[slice(*entry.data_offsets)])
         for name, entry in entries.items()
     }
 
@@ -191,7 +226,17 @@ def _read_header(content: mmap.mmap) -> tuple[int, dict[str, _Entry]]:
     return 8 + length, entries
 
 
+def _rename(name: str) -> str:
+    """Return the present name of a tensor: BERT's first files have the names that TensorFlow gives to norms."""
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
 def _shorten(name: str) -> str:
+    """Return a text of a header as part of a sentence."""
+    name = name if name.isprintable() else repr(name)
     return name if len(name) <= 80 else f"{name[:80]}…"
 
 

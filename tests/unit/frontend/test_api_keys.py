@@ -293,7 +293,7 @@ def test_new_key_needs_no_packages(tmp_path: Path) -> None:
     assert Keys(str(tmp_path / "keys.toml"), "").find_key(f"Bearer {bare.stdout.strip()}")
     command += ["--file", str(tmp_path / "keys.toml")]
     bare = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    assert (bare.returncode, bare.stdout, bare.stderr.count("\n")) == (1, "", 1)
+    assert (bare.returncode, bare.stdout, bare.stderr.count("\n")) == (2, "", 1)
     assert "omit --file and append the entry" in bare.stderr
 
 
@@ -306,10 +306,28 @@ def test_invalid_limit_is_rejected(flag: str, limit: str) -> None:
     assert result.stdout == ""
 
 
+def test_new_key_without_name_is_refused(path: Path) -> None:
+    before = path.read_text()
+    result = run_command(" ", "--file", str(path))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "argument name: it is empty; give the name of a client" in result.stderr
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("content", ["key = []\n", "# nobody\nkey=[ ] # yet", "\ufeffkey = []"])
+def test_new_key_replaces_list_without_keys(path: Path, content: str) -> None:
+    path.write_text(content)
+    path.chmod(0o640)
+    result = run_command("new", "--file", str(path))
+    assert result.returncode == 0, result.stderr
+    assert [key.name for key in read_keys(path)] == ["new"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
 def test_existing_name_leaves_file(path: Path) -> None:
     before = path.read_text()
     result = run_command("one", "--file", str(path))
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr == f"vecmill: {path} with the new key cannot be used: two keys have the name 'one'\n"
     assert result.stdout == ""
     assert path.read_text() == before
@@ -319,7 +337,7 @@ def test_existing_name_leaves_file(path: Path) -> None:
 def test_new_key_for_damaged_file_is_error(path: Path, kind: str) -> None:
     DAMAGE[kind](path)
     result = run_command("new", "--file", str(path))
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert result.stderr.startswith(f"vecmill: {path} cannot be used: ")
     assert [file.name for file in path.parent.iterdir()] == ["keys.toml"]
 
@@ -331,7 +349,7 @@ def test_new_key_for_damaged_file_is_error(path: Path, kind: str) -> None:
 def test_new_key_for_invalid_file_leaves_file(path: Path, content: bytes, reason: str) -> None:
     path.write_bytes(content)
     result = run_command("new", "--file", str(path))
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert result.stderr.startswith(f"vecmill: {path} {reason}")
     assert path.read_bytes() == content
     assert [file.name for file in path.parent.iterdir()] == ["keys.toml"]
@@ -340,5 +358,5 @@ def test_new_key_for_invalid_file_leaves_file(path: Path, content: bytes, reason
 def test_unwritable_file_is_error(tmp_path: Path) -> None:
     path = tmp_path / "none" / "keys.toml"
     result = run_command("new", "--file", str(path))
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"vecmill: {path} cannot be written: No such file or directory\n"

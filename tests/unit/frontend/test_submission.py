@@ -138,6 +138,12 @@ def test_default_prompt_is_for_texts_without_choice() -> None:
     assert build(model, [1]).inputs == [pack_u32([1])]
 
 
+def test_text_with_a_prompt_is_marked() -> None:
+    assert build(PROMPTED, "a", prompt_name="query").options == Option.PROMPT
+    assert build(PROMPTED, "a").options == 0
+    assert build(msgspec.structs.replace(PROMPTED, default_prompt="odd"), "a").options == Option.PROMPT
+
+
 def test_input_type_without_prompt_adds_nothing() -> None:
     assert build(PLAIN, "a", input_type="search_query").inputs == [b"a"]
     default = msgspec.structs.replace(PLAIN, prompts={"odd": "o: "}, default_prompt="odd")

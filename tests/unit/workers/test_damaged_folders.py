@@ -64,7 +64,7 @@ def test_missing_file_is_named(folder: Path, name: str, kind: str) -> None:
             f"{folder / name} is a pointer of Git LFS; fetch the file itself with: git lfs pull"
         )
         return
-    assert f"has no {name}; Vecmill loads BERT models" in get_error(folder)
+    assert f"has no {name}; Vecmill loads folders with" in get_error(folder)
 
 
 @pytest.mark.parametrize("name", ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"])

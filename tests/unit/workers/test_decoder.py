@@ -1,8 +1,12 @@
 """Settings of decoders and of ModernBERT: what is read from config.json, and what is refused."""
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.harness.families import TOLERANCE, Graph, measure_difference, read_golden
 from workers.models.json_files import ModelError
@@ -15,6 +19,9 @@ REMOTE = {"AutoConfig": "a.Config", "AutoModel": "a.Model"}
     [
         ("qwen2", {"auto_map": REMOTE}, "is_causal"),
         ("qwen2", {"auto_map": {"AutoModelForCausalLM": "a.B"}}, "AutoModelForCausalLM"),
+        ("qwen2", {"auto_map": REMOTE, "is_causal": None}, "unknown whether attention is causal"),
+        ("eurobert", {"auto_map": REMOTE}, "auto_map"),
+        ("modernbert", {"auto_map": REMOTE}, "auto_map"),
         ("qwen3", {"is_causal": True, "use_bidirectional_attention": True}, "contradict"),
         ("qwen3", {"is_causal": "false"}, "is_causal"),
         ("qwen3", {"num_attention_heads": 3}, "num_key_value_heads"),
@@ -69,3 +76,13 @@ def test_a_window_as_long_as_the_text_is_none() -> None:
     golden = read_golden("mistral")
     whole = golden._replace(texts=golden.texts[:3], states=golden.states[:3])
     assert measure_difference(whole, Graph(golden, sliding_window=None)) <= TOLERANCE
+
+
+def test_extra_layers_of_remote_code_are_refused(tmp_path: Path) -> None:
+    golden = read_golden("qwen2")
+    tensors = load_file(golden.path / "model.safetensors")
+    for extra, is_refused in (("lm_head.weight", False), ("linear.weight", True)):
+        save_file(tensors | {extra: np.ones((2, 64), np.float32)}, tmp_path / "model.safetensors")
+        Graph(golden._replace(path=tmp_path))
+        with pytest.raises(ModelError, match=extra) if is_refused else contextlib.nullcontext():
+            Graph(golden._replace(path=tmp_path), auto_map=REMOTE, is_causal=False)

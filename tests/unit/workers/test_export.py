@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import openvino as ov
 import pytest
@@ -55,8 +56,10 @@ def run_export(folder: Path, **options: Any) -> tuple[Path, list[str]]:
     """Return the folder of the exported model and the lines that were reported."""
     lines: list[str] = []
     repository = folder.parent / "models"
-    options = {"name": "acme/tiny", "repository": repository, "config_path": repository / "config.json"} | options
-    return export_model(ExportOptions(source=folder, **options), lines.append), lines
+    plain = ExportOptions(
+        source=folder, name="acme/tiny", repository=repository, config_path=repository / "config.json"
+    )
+    return export_model(msgspec.structs.replace(plain, **options), lines.append), lines
 
 
 def list_files(folder: Path) -> list[str]:

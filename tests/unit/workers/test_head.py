@@ -1,7 +1,7 @@
 """Pooling and modules of sentence-transformers, compared with their equations in numpy."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import openvino.opset15 as op
 import pytest
 
 from tests.unit.workers.test_model_folder import save_tensors, write_json
-from workers.models.head import build_outputs, make_model
+from workers.models.head import make_model
 from workers.models.json_files import ModelError
+from workers.models.layout import PaddedLayout
 from workers.models.modules import POOLING_MODES, Dense, LayerNorm, Modules, Normalize, Pooling, Step
 
 Array = npt.NDArray[Any]
@@ -26,10 +27,11 @@ RIGHT = (np.arange(7) < np.array(LENGTHS)[:, None]).astype(np.float32)
 LEFT = RIGHT[:, ::-1].copy()
 
 
-def pool(states: Array, mode: str) -> Array:
-    """Return the pooled states `[tokens, size]` of one text."""
-    weights = np.arange(1, len(states) + 1)[:, None]
-    return {
+def pool(states: Array, mode: str, leave_out: int = 0) -> Array:
+    """Return the pooled states `[tokens, size]` of one text without its first tokens."""
+    weights = np.arange(1, len(states) + 1)[leave_out:, None]
+    states = states[leave_out:]
+    pooled: Array = {
         "cls": lambda: states[0],
         "max": lambda: states.max(0),
         "mean": lambda: states.mean(0),
@@ -37,6 +39,7 @@ def pool(states: Array, mode: str) -> Array:
         "weightedmean": lambda: (states * weights).sum(0) / weights.sum(),
         "lasttoken": lambda: states[-1],
     }[mode]()
+    return pooled
 
 
 def pool_all(mask: Array, *modes: str) -> Array:
@@ -44,22 +47,43 @@ def pool_all(mask: Array, *modes: str) -> Array:
     return np.array([np.concatenate([pool(row, mode) for mode in modes]) for row in rows])
 
 
-def run(*steps: Step, mask: Array = RIGHT, truncate_dim: int | None = None) -> list[Array]:
+def run(
+    *steps: Step, mask: Array = RIGHT, truncate_dim: int | None = None, prompt_tokens: Sequence[int] = ()
+) -> list[Array]:
     """Return the outputs of a graph for `HIDDEN`."""
+    layout = PaddedLayout()
     hidden = op.parameter([-1, -1, 6], np.float32, name="hidden")
-    mask_input = op.parameter([-1, -1], np.float32, name="mask")
-    modules = Modules(base=Path(), steps=steps, truncate_dim=truncate_dim)
-    model = make_model(build_outputs(hidden, mask_input, modules), [hidden, mask_input], "head")
+    layout.inputs = [hidden, layout.inputs[1]]
+    model = make_model(hidden, layout, Modules(base=Path(), steps=steps, truncate_dim=truncate_dim), "head")
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     # Padding may hold any finite values.
     states = np.where(mask[:, :, None] > 0, HIDDEN, np.float32(1e30))
-    return list(compiled([states, mask]).values())
+    prompt = [np.array(prompt_tokens, np.int64)] if prompt_tokens else []
+    return list(compiled([states, mask.astype(np.int64), *prompt]).values())
 
 
 @pytest.mark.parametrize("mask", [RIGHT, LEFT], ids=["right", "left"])
 @pytest.mark.parametrize("mode", POOLING_MODES)
 def test_pooling_uses_attended_tokens(mode: str, mask: Array) -> None:
     np.testing.assert_allclose(run(Pooling((mode,)), mask=mask)[0], pool_all(mask, mode), atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [RIGHT, LEFT], ids=["right", "left"])
+@pytest.mark.parametrize("mode", POOLING_MODES)
+def test_pooling_leaves_out_the_prompt(mode: str, mask: Array) -> None:
+    prompt_tokens = (3, 0, 2, 5)
+    expected = [
+        pool(states[row > 0].astype(np.float64), mode, leave_out)
+        for states, row, leave_out in zip(HIDDEN, mask, prompt_tokens, strict=True)
+    ]
+    pooling = Pooling((mode,), include_prompt=False)
+    np.testing.assert_allclose(run(pooling, mask=mask, prompt_tokens=prompt_tokens)[0], expected, atol=1e-6)
+
+
+def test_text_that_is_all_prompt_has_a_finite_vector() -> None:
+    for mode in POOLING_MODES:
+        vectors = run(Pooling((mode,), include_prompt=False), Normalize(), prompt_tokens=LENGTHS)[0]
+        assert np.isfinite(vectors).all()
 
 
 def test_pooling_modes_are_concatenated_in_order() -> None:

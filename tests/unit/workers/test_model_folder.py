@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workers.engine.engine import Engine
 from workers.models.folder import read_folder
 from workers.models.json_files import ModelError
 from workers.models.prepare import prepare_model
@@ -179,35 +180,30 @@ def get_error(folder: Path) -> str:
 
 def test_folder_without_a_model_is_rejected_with_advice(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "Vecmill loads BERT models" in get_error(tmp_path / "empty")
+    assert "Vecmill loads folders with" in get_error(tmp_path / "empty")
     (tmp_path / "config.json").touch()
     assert "is a file; set --model to the folder that holds it" in get_error(tmp_path / "config.json")
     assert "could not read the model folder" in get_error(tmp_path / ("x" * 300))
 
 
-def test_name_on_the_hub_is_rejected_with_a_download_command(tmp_path: Path) -> None:
-    assert "hf download BAAI/bge-small-en-v1.5 --local-dir" in get_error(tmp_path / "BAAI" / "bge-small-en-v1.5")
-    assert "hf download OWNER/MODEL --local-dir" in get_error(tmp_path / "none")
+def test_missing_folder_is_rejected_with_advice(tmp_path: Path) -> None:
+    assert "does not exist; set --model to a folder, or to OWNER/NAME on the Hugging Face hub" in get_error(
+        tmp_path / "none"
+    )
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("files", "named"),
     [
-        ["openvino_model.xml", "openvino_model.bin", "config.json", "tokenizer.json"],  # optimum-cli
-        ["graph.pbtxt", "subconfig.json"],  # OVMS 2024.5
-        ["gte-embeddings/1/model.xml", "gte-tokenizer/1/model.xml"],  # OVMS, one level up
-        ["1/model.xml", "config.json"],
-        ["model.onnx", "config.json", "tokenizer.json"],
-        ["onnx/model.onnx", "config.json", "tokenizer.json"],
+        (["gte-embeddings/1/model.xml", "gte-tokenizer/1/model.xml"], "gte-"),  # OVMS, one level up
+        (["models/graph.pbtxt", "config.json"], "models/graph.pbtxt"),
     ],
 )
-def test_export_is_rejected_without_an_export_command(tmp_path: Path, files: list[str]) -> None:
+def test_export_one_level_up_is_rejected_with_its_folder(tmp_path: Path, files: list[str], named: str) -> None:
     for name in files:
         (tmp_path / "export" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "export" / name).write_text("{}")
-    error = get_error(tmp_path / "export")
-    assert "cannot load yet; Vecmill loads BERT models" in error
-    assert "optimum-cli" not in error
+    assert f"has no model, but there is {named}" in get_error(tmp_path / "export")
 
 
 def test_weights_that_need_torch_are_rejected(folder: Path) -> None:
@@ -217,7 +213,7 @@ def test_weights_that_need_torch_are_rejected(folder: Path) -> None:
 
 def test_unknown_family_is_rejected_with_the_known_ones(folder: Path) -> None:
     write_json(folder / "config.json", CONFIG | {"model_type": "t5"})
-    assert "has the model_type 't5', which Vecmill cannot load yet; Vecmill loads BERT models" in get_error(folder)
+    assert "has the model_type 't5', but Vecmill builds only bert, camembert, " in get_error(folder)
 
 
 @pytest.mark.parametrize(
@@ -270,11 +266,11 @@ def test_truncated_weights_file_is_reported(folder: Path) -> None:
 def load_prompts(folder: Path, **config: Any) -> Prompts:
     """Return the folder's prompts after writing this configuration."""
     write_json(folder / "config_sentence_transformers.json", config)
-    return read_prompts(read_folder(folder), lambda _: None)
+    return read_prompts(read_folder(folder))
 
 
 def test_prompts_are_those_of_sentence_transformers(folder: Path) -> None:
-    assert read_prompts(read_folder(folder), print) == Prompts()
+    assert read_prompts(read_folder(folder)) == Prompts()
     assert load_prompts(folder, __version__={}) == Prompts()
     assert load_prompts(folder, prompts=None, default_prompt_name=None) == Prompts()
     texts = {"query": "query: ", "document": ""}
@@ -301,21 +297,23 @@ def test_invalid_prompts_are_rejected(folder: Path, config: dict[str, Any], expe
         load_prompts(folder, **config)
 
 
-def test_prompts_excluded_from_pooling_are_not_offered(folder: Path) -> None:
-    modules = [
-        {"path": "", "type": "sentence_transformers.models.Transformer"},
-        {"path": "pool", "type": "sentence_transformers.models.Pooling"},
-    ]
-    write_json(folder / "modules.json", modules)
-    write_json(folder / "pool" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
-    assert load_prompts(folder, prompts={"query": "q: "}) == Prompts()
-    reports: list[str] = []
-    read_prompts(read_folder(folder), reports.append)
-    assert [report.partition(",")[0] for report in reports] == [f"{folder} excludes prompts from the pooling"]
-    with pytest.raises(ModelError, match="excludes its default prompt from the pooling"):
-        load_prompts(folder, prompts={"query": "q: "}, default_prompt_name="query")
-    # An empty prompt has no tokens that pooling could exclude.
-    assert load_prompts(folder, prompts={"query": ""}, default_prompt_name="query") == Prompts({"query": ""}, "query")
+def test_prompts_excluded_from_pooling_have_an_input(folder: Path) -> None:
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
+    assert load_prompts(folder, prompts={"query": "a b"}) == Prompts({"query": "a b"})
+    cache = folder.parent / "cache"
+    engine = Engine(prepare_model(folder, cache, print), "CPU", 1, cache)
+    assert [engine.count_prompt_tokens(text) for text in (b"a bc", b"a c", b"a b")] == [3, 0, 3]
+    ids = engine.tokenize_texts(["a bc", "a bc", "hello"])
+    prompted, plain, _ = engine.run_inference(0, ids, [3, 0, 0])
+    assert np.abs(prompted - plain).max() > 1e-4
+
+
+def test_longest_matching_prompt_counts(folder: Path) -> None:
+    write_json(folder / "1_Pooling" / "config.json", {"include_prompt": False})
+    load_prompts(folder, prompts={"short": "a", "empty": "", "long": "a b c"})
+    cache = folder.parent / "cache"
+    engine = Engine(prepare_model(folder, cache, print), "CPU", 1, cache)
+    assert [engine.count_prompt_tokens(text) for text in (b"a b", b"a b c d", b"hello")] == [2, 4, 0]
 
 
 def test_matryoshka_is_read_from_the_config(folder: Path) -> None:

@@ -14,9 +14,10 @@ from tests.unit.workers.test_model_folder import (
     write_folder,
     write_json,
 )
-from workers.models.folder import Overrides, read_folder
+from workers.models.folder import read_folder
 from workers.models.modules import Dense, LayerNorm, Modules, Normalize, Pooling
 from workers.models.prepare import prepare_model
+from workers.models.source import Overrides
 
 OLD, NEW, NEW_BASE = (
     "sentence_transformers.models",

@@ -170,7 +170,7 @@ def test_settings_without_effect_are_reported(tmp_path: Path) -> None:
 
 def test_unset_options_leave_the_folders_own(tmp_path: Path) -> None:
     graph = 'node { calculator: "EmbeddingsCalculatorOV" options { [mediapipe.EmbeddingsCalculatorOVOptions.ext] {'
-    write_files(tmp_path, {"m/graph.pbtxt": graph + "models_path: '.' } } }"})
+    write_files(tmp_path, {"m/graph.pbtxt": graph + "models_path: '.' } } }", "m/modules.json": []})
     found, _ = read_entries(tmp_path, {"name": "m"})
     assert found.sources[0].overrides == Overrides(normalize=True, truncate=False)
 

@@ -113,9 +113,9 @@ class BlockedBackend(FakeBackend):
             self._all_there.set()
         return super().tokenize_texts(texts)
 
-    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
         assert self._all_there.wait(10)
-        return super().run_inference(request, ids)
+        return super().run_inference(request, ids, prompt_tokens)
 
 
 def test_interactive_batch_overtakes_waiting_bulk_batches() -> None:
@@ -165,9 +165,9 @@ class NumberedBackend(FakeBackend):
         super().__init__(Fakery(dimension=dimension, requests=requests))
         self.used: set[int] = set()
 
-    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
         self.used.add(request)
-        return super().run_inference(request, ids)
+        return super().run_inference(request, ids, prompt_tokens)
 
 
 def test_each_batch_runs_on_its_model() -> None:
@@ -286,8 +286,8 @@ class NormalizingBackend(FakeBackend):
         rows = len(self._outputs[request])
         return np.full((rows, 1), 2, np.float32)
 
-    def run_inference(self, request: int, ids: Sequence[Ids]) -> Vectors:
-        self._outputs[request] = super().run_inference(request, ids)
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
+        self._outputs[request] = super().run_inference(request, ids, prompt_tokens)
         return self._outputs[request]
 
 
@@ -355,3 +355,31 @@ def test_answer_longer_than_a_frame_fails_the_batch(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(wire, "MAX_FRAME_BYTES", size - 1)
     error = run_batch(make_batch("a" * 30, "b" * 40, "c", options=options)).error
     assert error == f"tokenizer: an answer of {size} bytes is longer than a frame"
+
+
+class PromptedBackend(FakeBackend):
+    """Backend that takes a prompt to be three tokens, and records what the pooling leaves out."""
+
+    before = np.array([ord("^")], np.int64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: dict[str, int] = {}
+
+    def count_prompt_tokens(self, text: wire.Frame) -> int:
+        return 3
+
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
+        texts = ["".join(map(chr, text_ids)) for text_ids in ids]
+        self.left_out |= dict(zip(texts, prompt_tokens, strict=True))
+        return super().run_inference(request, ids, prompt_tokens)
+
+
+def test_prompt_of_a_job_is_left_out() -> None:
+    backend, long = PromptedBackend(), "^q:" + "x" * 62
+    start, end = Option.PROMPT | Option.TRUNCATE_START, Option.PROMPT | Option.TRUNCATE_END
+    texts = ["^q:a", "^q:b", long, long + "x", long + "xx", long + "y"]
+    run_batch(make_batch(*texts, options=bytes([Option.PROMPT, 0, start, start, start, end])), backend)
+    cut = "x" * 63
+    # Truncation at the start takes the prompt first, but not the special token before the prompt.
+    assert backend.left_out == {"^q:a": 3, "^q:b": 0, "^:" + cut[1:]: 2, "^" + cut: 1, long[:64]: 3}

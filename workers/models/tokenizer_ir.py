@@ -1,0 +1,22 @@
+"""Tokenizers that others have converted with openvino-tokenizers."""
+
+from pathlib import Path
+
+import openvino as ov
+import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
+
+from workers.models.imported import describe_failure
+from workers.models.json_files import REMEDY, ModelError
+from workers.models.tokenizers import expose_ragged_ids
+
+
+def read_tokenizer_ir(path: Path) -> ov.Model:
+    """Return the tokenizer of an openvino_tokenizer.xml in the form of `workers.models.tokenizers`.
+
+    A limit that the exporter put into the tokenizer has no effect. Raise `ModelError` if the file is damaged.
+    """
+    try:
+        converted = ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise ModelError(f"OpenVINO could not read {path}: {describe_failure(error)}; {REMEDY}") from None
+    return expose_ragged_ids(converted, path)
