@@ -1,5 +1,6 @@
 """`python -m frontend`: read the configuration, listen, and run Sanic in one process or several."""
 
+import logging
 import os
 import signal
 import ssl
@@ -15,12 +16,16 @@ from broker.shared.exit import exit_refused
 from broker.shared.files import explain, read_small_file
 from broker.shared.settings import SettingsError
 from broker.wire.curve import KeyFileError, read_dealer_keys
+from broker.wire.sockets import is_loopback
 from frontend.config import Config, load
 from frontend.listening import adopt_sockets, describe_refusal, open_sockets
 from frontend.processes import share_port
 from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.app import DRAIN_S, create_app, serve_sockets
 from frontend.rest.http_protocol import Connection, limit_unread
+from frontend.welcome import list_published_hosts
+
+log = logging.getLogger(__name__)
 
 #: Maximum size of a file with a certificate chain or a key.
 MAX_PEM_BYTES = 1 << 20
@@ -52,9 +57,15 @@ def main() -> None:
             limit_unread(listening, config.send_timeout_s)
     except OSError as error:
         exit_refused("frontend", describe_refusal(config.host, config.port, error))
+    logs.set_up("frontend", config.log_level, config.log_format)
+    if not (keys.required or config.listen_fds or all(map(is_loopback, list_published_hosts(config.host, os.environ)))):
+        text = "no API key is required on %s, so everybody who reaches this address can use the server; set --api-keys"
+        log.warning(text, config.host)
     if config.processes > 1:
         sys.exit(share_port(config.processes, sockets, sys.argv[1:], DRAIN_S + 5))
-    logs.set_up("frontend", config.log_level, config.log_format)
+    if config.log_level == "info":
+        # Sanic logs its own words for a start and a stop.
+        logging.getLogger("sanic").setLevel(logging.WARNING)
     app = create_app(config, keys)
     # Set before `prepare`, which would warn on a terminal that Sanic is not in development mode.
     os.environ["SANIC_IGNORE_PRODUCTION_WARNING"] = "true"

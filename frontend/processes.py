@@ -60,7 +60,7 @@ class Child:
         if self.process and self.process.poll() is None:
             return
         if self.process:
-            self._handle_end(self.process.returncode, now)
+            self._handle_end(self.process, now)
         if now >= self._due:
             self._start_process(now)
 
@@ -98,12 +98,11 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
-    def _handle_end(self, status: int, now: float) -> None:
+    def _handle_end(self, ended: subprocess.Popen[bytes], now: float) -> None:
         self.kill()
-        if self.process:
-            self.on_end(self.process.pid)
+        self.on_end(ended.pid)
         self.process = None
-        self._schedule_restart(now, f"ended with status {status}")
+        self._schedule_restart(now, f"(pid {ended.pid}) ended with status {ended.returncode}")
 
     def _schedule_restart(self, now: float, reason: str) -> None:
         self._delay_s = FIRST_DELAY_S if now - self._started > HEALTHY_S else min(MAX_DELAY_S, self._delay_s * 2)

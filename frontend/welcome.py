@@ -33,6 +33,12 @@ def read_published_address(environ: Mapping[str, str]) -> tuple[str, int] | None
     return None
 
 
+def list_published_hosts(hosts: str, environ: Mapping[str, str]) -> list[str]:
+    """Return the addresses at which clients reach a server on these addresses, which commas separate."""
+    published = read_published_address(environ)
+    return [published[0]] if published else list(map(str.strip, hosts.split(",")))
+
+
 def format_curl(url: str, model: str, *, needs_key: bool) -> str:
     """Return a curl command that embeds two texts."""
     body = json.dumps({"model": model, "input": ["hello world", "how are you"]})

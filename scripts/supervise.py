@@ -28,7 +28,7 @@ from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused 
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
-from frontend.welcome import format_curl, format_url  # noqa: E402
+from frontend.welcome import PORT_VARIABLE, format_curl, format_url  # noqa: E402
 from workers.models.sources import choose_model_name  # noqa: E402
 
 #: When this process started, on the monotonic clock.
@@ -208,6 +208,8 @@ def main() -> None:
         print_status("finishing open requests; a second Ctrl-C kills all processes at once")
 
     check_address(options.host, options.port)
+    # It is for the containers of compose.yaml, in which a frontend listens on another address than it is published on.
+    os.environ.pop(PORT_VARIABLE, None)
     # Handle SIGTERM like Ctrl-C, so that unfinished downloads are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -60,7 +60,7 @@ class MessageLog:
 
     def _log_hello(self, role: str, hello: wire.FrontendHello | wire.WorkerHello) -> None:
         version = hello.build or "unknown"
-        log.info("hello from %s: %s, pid %d, version %s", role, hello.host, hello.pid, version)
+        log.info("hello from %s %s/%d, version %s", role, hello.host, hello.pid, version)
         is_new = (role, version) not in self._warned_versions and len(self._warned_versions) < MAX_WARNED_VERSIONS
         if version != VERSION and is_new:
             self._warned_versions.add((role, version))

@@ -1,18 +1,16 @@
 """The broker's two ROUTER sockets, one for frontends and one for workers, with CURVE unless both are local."""
 
 import errno
-import ipaddress
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import zmq
 
 from broker.shell.config import Config
 from broker.shell.curve_auth import CurveAuth
 from broker.wire import protocol as wire
-from broker.wire.sockets import Context, open_router
+from broker.wire.sockets import Context, is_local, open_router
 
 #: First byte of the scheduler's name for a peer; the routing id on the socket of that role follows.
 FRONTEND, WORKER = b"F", b"W"
@@ -158,15 +156,3 @@ class Routers:
     def keep_keys(self, peers: set[bytes]) -> None:
         """Forget the keys of all other peers."""
         self._keys = {peer: key for peer, key in self._keys.items() if peer in peers}
-
-
-def is_local(endpoint: str) -> bool:
-    """Return whether no other host, and for ipc no other user, can connect to the endpoint."""
-    parts = urlsplit(endpoint)
-    if parts.scheme != "tcp":
-        # Every local user can connect to an abstract socket, ipc://@NAME; no permissions of a file protect it.
-        return parts.scheme in ("ipc", "inproc") and not endpoint.startswith("ipc://@")
-    try:
-        return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False

@@ -100,6 +100,7 @@ async def _start_up(app: Sanic) -> None:  # type: ignore[type-arg]
     for task in (app.ctx.unread.watch_clients(), _end_left_connections(app.ctx.connections)):
         app.ctx.tasks.append(asyncio.create_task(task))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload_keys, app.ctx.keys)
+    log.info("listening on port %d of %s", app.ctx.config.port, app.ctx.config.host)
 
 
 async def _begin_drain(app: Sanic) -> None:  # type: ignore[type-arg]

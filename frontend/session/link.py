@@ -10,12 +10,11 @@ import logging
 from collections.abc import Callable, Sequence
 
 import zmq
-import zmq.utils.monitor
 
 from broker.wire import protocol as wire
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.protocol import Frame, Message
-from broker.wire.sockets import open_dealer
+from broker.wire.sockets import ConnectionMonitor, open_dealer
 from frontend.config import Config
 
 log = logging.getLogger(__name__)
@@ -44,18 +43,16 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = open_dealer(self._context, self._config.keys, "frontend")
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        self._monitor = self._socket.get_monitor_socket(events)
-        self._loop.add_reader(self._monitor.fileno(), self._read_monitor)
+        self._monitor = ConnectionMonitor(self._socket, self._config.broker, "frontend", self._config.keys)
+        self._loop.add_reader(self._monitor.socket.fileno(), self._read_monitor)
         self._loop.add_reader(self._socket.fileno(), self._read_messages)
         self._socket.connect(self._config.broker)
         self._loop.call_soon(self._read_monitor)
 
     def close(self) -> None:
         """Close the socket after its last messages are sent."""
-        self._loop.remove_reader(self._monitor.fileno())
+        self._loop.remove_reader(self._monitor.socket.fileno())
         self._loop.remove_reader(self._socket.fileno())
-        self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close(linger=LINGER_MS)
         self._context.term()
@@ -69,14 +66,11 @@ class Link:
         self._loop.call_soon(self._read_messages)
 
     def _read_monitor(self) -> None:
-        while self._monitor.poll(0):
-            event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        for connected in self._monitor.read_changes():
+            if connected:
                 self._on_connect()
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._on_disconnect()
             else:
-                log.error("broker %s rejected this frontend's key; add the key to its allow-list", self._config.broker)
+                self._on_disconnect()
 
     def _read_messages(self) -> None:
         if self._socket.closed:

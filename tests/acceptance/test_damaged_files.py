@@ -147,7 +147,7 @@ def test_refused_restart_does_not_end_other_frontends(cluster: Cluster) -> None:
         except httpx.TransportError:
             return False
 
-    until(lambda: parent.output.count("Starting worker") == 2)
+    until(lambda: parent.output.count("listening on port") == 2)
     until(live)
     children = descendants(parent.process.pid)
     assert len(children) == 2
@@ -159,7 +159,7 @@ def test_refused_restart_does_not_end_other_frontends(cluster: Cluster) -> None:
     assert children[1] in descendants(parent.process.pid)
     assert live()
     path.write_text(make_entry("one", "secret"))
-    until(lambda: parent.output.count("Starting worker") == 3)
+    until(lambda: parent.output.count("listening on port") == 3)
     assert live()
     parent.signal(signal.SIGTERM)
     assert parent.wait() == 0

@@ -2,10 +2,12 @@
 
 import json
 import re
+import time
 
 import httpx
 import pytest
 
+from frontend.rest.routes.operations import READY_INTERVAL_S
 from tests.harness.api_keys import make_entry, make_header
 from tests.harness.clients import body
 from tests.harness.connections import is_ready
@@ -244,16 +246,41 @@ def test_probes_are_logged_at_debug(cluster: Cluster, level: str) -> None:
     assert {f"GET {path} " in frontend.output for path in paths} == {level == "debug"}
 
 
-@pytest.mark.parametrize("published", ["", "127.0.0.1:9000"])
-def test_log_announces_readiness_once(cluster: Cluster, published: str) -> None:
+@pytest.mark.parametrize(("published", "processes"), [("", 1), ("127.0.0.1:9000", 1), ("", 3)])
+def test_log_announces_readiness_once(cluster: Cluster, published: str, processes: int) -> None:
     cluster.broker()
-    frontend = cluster.frontend(environ={"VECMILL_PORT": published, "API_KEY": "vm-key"})
+    environ = {"VECMILL_PORT": published, "API_KEY": "vm-key"}
+    frontend = cluster.frontend("--processes", str(processes), environ=environ)
     until(lambda: is_ready(cluster, "/v2/health/live"), what="the frontend")
     assert " ready: " not in frontend.output
     for _ in range(2):
         cluster.worker()
+    until(lambda: frontend.output.count("connected to broker") == processes, what="all frontends")
     until(lambda: " ready: " in frontend.output, what="the line")
+    # Every process looks for a served model at this interval.
+    time.sleep(2 * READY_INTERVAL_S)
     (line,) = [line for line in frontend.output.splitlines() if " ready: " in line]
     url = f"http://{published}" if published else cluster.url
     assert f"ready: fake at {url}; {url}/docs describes all paths; try: curl {url}/v1/embeddings " in line
     assert '-H "Authorization: Bearer $API_KEY"' in line
+    assert frontend.output.count("listening on port") == processes
+    assert not any(word in frontend.output for word in ("Starting worker", "Worker ready"))
+
+
+@pytest.mark.parametrize(
+    ("host", "environ", "warned"),
+    [
+        ("0.0.0.0", {}, True),
+        ("::", {}, True),
+        ("127.0.0.1", {}, False),
+        ("0.0.0.0", {"API_KEY": "vm-key"}, False),
+        ("0.0.0.0", {"VECMILL_PORT": "127.0.0.1:8000"}, False),
+        ("0.0.0.0", {"VECMILL_PORT": "8000"}, True),
+    ],
+)
+def test_open_address_without_keys_is_warned_of(
+    cluster: Cluster, host: str, environ: dict[str, str], warned: bool
+) -> None:
+    frontend = cluster.frontend("--host", host, "--processes", "2", environ=environ)
+    until(lambda: frontend.output.count("listening on port") == 2, what="the frontends")
+    assert frontend.output.count(f"no API key is required on {host}, so everybody") == warned

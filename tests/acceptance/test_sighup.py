@@ -22,7 +22,7 @@ def test_frontends_reload_their_keys(cluster: Cluster, processes: int) -> None:
     path = cluster.folder / "keys.toml"
     path.write_text(make_entry("one", "secret"))
     frontend = cluster.frontend("--processes", str(processes), "--api-keys", str(path))
-    until(lambda: frontend.output.count("Worker ready") == processes)
+    until(lambda: frontend.output.count("listening on port") == processes)
     children = descendants(frontend.process.pid)
 
     def hang_up(message: str) -> None:

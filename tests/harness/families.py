@@ -1,6 +1,5 @@
 """Golden models of `tests/data/families`, which `scripts/make_goldens.py` makes."""
 
-import importlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from safetensors.numpy import load_file
 from tests.harness.data import DATA
 from workers.models.folder import ModelFolder
 from workers.models.layout import PaddedLayout
-from workers.models.prepare import FAMILIES as BUILDERS
+from workers.models.prepare import build_states
 from workers.models.weights import Weights
 
 FAMILIES = DATA / "families"
@@ -67,8 +66,7 @@ class Graph:
         )
         # The compiled model refers to the mapped weights.
         self._weights, layout = Weights(golden.path), PaddedLayout()
-        states = importlib.import_module(BUILDERS[folder.family]).build_states(folder, self._weights, layout)
-        self._weights.check_use()
+        states = build_states(folder, self._weights, layout)
         model, settings = ov.Model([states], layout.inputs), {"INFERENCE_PRECISION_HINT": "f32"}
         self._compiled = ov.Core().compile_model(model, "CPU", settings)
 

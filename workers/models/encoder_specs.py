@@ -68,8 +68,6 @@ class Spec:
     distances: int = 0
     #: Rotary angles per position, or None if positions are not rotary.
     frequencies: NDArray[np.float64] | None = None
-    #: Subtract from each score a multiple of the distance (arXiv:2108.12409).
-    alibi: bool = False
     experts: Experts | None = None
     embedding_norm: str = "embeddings.LayerNorm"
     #: Layer 3 has the name `encoder.layer.3.`, followed by the names below.

@@ -3,7 +3,6 @@
 The IR returns the last hidden states, because OVMS pools and normalizes itself, as graph.pbtxt says.
 """
 
-import importlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from workers.models import ovms_files
 from workers.models.folder import ModelFolder, read_folder
 from workers.models.json_files import REMEDY, ModelError, is_present, read_json, summarize_error
 from workers.models.modules import Dense, LayerNorm
-from workers.models.prepare import FAMILIES, Report
+from workers.models.prepare import FAMILIES, Report, build_states
 
 MODEL, TOKENIZER = "openvino_model.xml", "openvino_tokenizer.xml"
 #: OVMS's names of the pooling modes that OVMS has.
@@ -137,7 +136,7 @@ def _write_model(folder: ModelFolder, into: Path, options: ExportOptions, report
         raise ModelError(f"{folder.config_path} has the model_type {folder.family}, which Vecmill cannot export")
     report(f"building the OpenVINO model of {folder.path} with {wanted.name} weights")
     weights, layout = Weights(folder.base), PaddedLayout()
-    states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+    states = build_states(folder, weights, layout)
     states.output(0).set_names({"last_hidden_state"})
     model = ov.Model([states], layout.inputs, folder.family)
     compress_weights(model, wanted)

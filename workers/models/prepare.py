@@ -11,6 +11,7 @@ import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -50,6 +51,10 @@ _IRRELEVANT_FIELDS = frozenset(
     {"_name_or_path", "architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype"}
     | {"transformers_version"}
 )
+
+if TYPE_CHECKING:
+    from workers.models.layout import PaddedLayout
+    from workers.models.weights import Weights
 
 Report = Callable[[str], None]
 
@@ -149,6 +154,16 @@ def _describe_versions() -> str:
     return ", ".join([f"converter {CONVERTER}", *(f"{name} {importlib.metadata.version(name)}" for name in names)])
 
 
+def build_states(folder: ModelFolder, weights: "Weights", layout: "PaddedLayout") -> Any:
+    """Return the last hidden states, as the module of the folder's family builds them.
+
+    Raise `ModelError` if config.json and the weights do not fit.
+    """
+    states = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
+    weights.check_use()
+    return states
+
+
 def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.Facts:
     """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
     import openvino as ov
@@ -173,8 +188,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
             values, vocabulary_size = static.build_vectors(folder, weights, layout)
         else:
             vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
-            values = importlib.import_module(FAMILIES[folder.family]).build_states(folder, weights, layout)
-            weights.check_use()
+            values = build_states(folder, weights, layout)
         model = head.make_model(values, layout, folder.modules, folder.family)
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")

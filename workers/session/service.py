@@ -9,14 +9,13 @@ import time
 from typing import NoReturn
 
 import zmq
-import zmq.utils.monitor
 
 from broker.shared.exit import HUNG_STATUS
 from broker.shared.health import HealthFile
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, RemoteProtocolError
 from broker.wire.protocol import Frame, Message
-from broker.wire.sockets import open_dealer
+from broker.wire.sockets import ConnectionMonitor, open_dealer
 from workers.config import Config
 from workers.engine.pipeline import Pipeline, Work
 from workers.session.session import Session
@@ -46,9 +45,9 @@ class Service:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = open_dealer(self._context, config.keys, "worker")
         # Created before the connection, so that it reports the first handshake.
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        self._monitor = ConnectionMonitor(self._socket, config.broker, "worker", config.keys)
         self._poller = zmq.Poller()
-        for readable in (self._socket, self._monitor, wakeup):
+        for readable in (self._socket, self._monitor.socket, wakeup):
             self._poller.register(readable, zmq.POLLIN)
         self._stopping = False
         self._drain_deadline = math.inf
@@ -92,7 +91,6 @@ class Service:
         log.info("drained with %d batches unfinished", len(self._session.held))
 
     def _close_sockets(self) -> None:
-        self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close(linger=GOODBYE_MS)
         self._context.term()
@@ -102,7 +100,7 @@ class Service:
     def _run_turn(self) -> None:
         """Wait for an event or a deadline, and handle everything that has come."""
         ready = dict(self._poller.poll(self._compute_timeout_ms()))
-        if self._monitor in ready:
+        if self._monitor.socket in ready:
             self._handle_handshakes()
         if self._socket in ready:
             self._receive_messages()
@@ -122,14 +120,9 @@ class Service:
 
     def _handle_handshakes(self) -> None:
         """Send a hello on a new connection, because the broker has a new routing id for it."""
-        while self._monitor.poll(0):
-            event = zmq.utils.monitor.recv_monitor_message(self._monitor)
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        for connected in self._monitor.read_changes():
+            if connected:
                 self._send(self._session.make_hello(time.monotonic()))
-            else:
-                log.error(
-                    "the broker at %s rejected this worker's key; add it with scripts/keys --add", self.config.broker
-                )
 
     def _receive_messages(self) -> None:
         while True:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import time
+from pathlib import Path
 
 import msgspec
 from sanic import Blueprint, HTTPResponse, Request, Sanic
@@ -33,11 +34,19 @@ async def start_announcement(app: Sanic) -> None:  # type: ignore[type-arg]
 
 
 async def _announce_readiness(app: Sanic) -> None:  # type: ignore[type-arg]
-    """Log the first served model and a curl command, at the published port if compose.yaml gives it."""
+    """Log the first served model and a curl command, once for all processes on the port.
+
+    The port is the published one if compose.yaml gives it.
+    """
     config: Config = app.ctx.config
     broker: BrokerClient = app.ctx.broker
     while not (served := [name for name, model in broker.models.items() if model.workers]):
         await asyncio.sleep(READY_INTERVAL_S)
+    if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        try:
+            (Path(folder) / "ready").touch(exist_ok=False)
+        except FileExistsError:
+            return
     host, port = read_published_address(os.environ) or (config.host, config.port)
     url = format_url(host, port, tls=bool(config.tls_cert))
     curl = format_curl(url, served[0], needs_key=app.ctx.keys.required)

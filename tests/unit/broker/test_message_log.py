@@ -26,8 +26,8 @@ def test_hello_is_logged_with_its_version(log: MessageLog, caplog: pytest.LogCap
     log.log_received(b"F1", wire.FrontendHello(1, 1, VERSION, UUID, "host", 6))
     log.log_received(b"W1", make_worker_hello(VERSION))
     assert caplog.record_tuples == [
-        ("broker.shell.message_log", logging.INFO, f"hello from frontend: host, pid 6, version {VERSION}"),
-        ("broker.shell.message_log", logging.INFO, f"hello from worker: host, pid 7, version {VERSION}"),
+        ("broker.shell.message_log", logging.INFO, f"hello from frontend host/6, version {VERSION}"),
+        ("broker.shell.message_log", logging.INFO, f"hello from worker host/7, version {VERSION}"),
     ]
 
 

@@ -104,7 +104,7 @@ def test_only_first_start_can_be_refused(tmp_path: Path) -> None:
     good.break_and_kill()
     keep_running_until(good, lambda: good.starts > 3)
     assert not good.child.refused
-    assert any(f"ended with status {REFUSED_STATUS}; restarting" in text for text in good.reported)
+    assert any(f") ended with status {REFUSED_STATUS}; restarting" in text for text in good.reported)
     (good.folder / "good").touch()
     keep_running_until(good, good.serves)
     good.end()
@@ -173,7 +173,7 @@ def test_serve_ends_when_first_start_is_refused(
     (first.folder / "good").unlink()
     monkeypatch.setattr(supervise, "is_ready", lambda url: False)
     served = supervise.Served("model", "http://127.0.0.1:1")
-    assert supervise.supervise(served, [[first.child]], []) == 1
+    assert supervise.supervise(served, [[first.child]], []) == REFUSED_STATUS
     assert first.starts == 1
 
 

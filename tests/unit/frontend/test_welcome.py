@@ -2,7 +2,7 @@
 
 import pytest
 
-from frontend.welcome import format_curl, format_url, read_published_address, split_address
+from frontend.welcome import format_curl, format_url, list_published_hosts, read_published_address, split_address
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,12 @@ def test_address_may_have_a_host() -> None:
 def test_service_link_is_no_published_address(value: str, address: tuple[str, int] | None) -> None:
     assert read_published_address({"VECMILL_PORT": value}) == address
     assert read_published_address({}) is None
+
+
+def test_published_hosts_are_those_that_clients_reach() -> None:
+    assert list_published_hosts("::1, localhost", {}) == ["::1", "localhost"]
+    assert list_published_hosts("0.0.0.0", {"VECMILL_PORT": "127.0.0.1:80"}) == ["127.0.0.1"]
+    assert list_published_hosts("0.0.0.0", {"VECMILL_PORT": "80"}) == [""]
 
 
 def test_curl_has_the_key_and_quotes_the_model() -> None:

@@ -14,13 +14,12 @@ NOMIC_CODE = {"AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.Nom
 JINA_CODE = {"AutoModel": "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"}
 OTHER_CODE = {"AutoModel": "somebody/model--modeling.OtherModel"}
 #: nomic_bert's spelling since transformers 5, of which some folders have both.
-NOMIC_NEW: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
+NOMIC_NEW: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+NOMIC_NEW |= {
     "intermediate_size": 80,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+    "layer_norm_eps": 1e-12,
 }
-NOMIC_NEW |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}, "layer_norm_eps": 1e-12}
 
 
 @pytest.mark.parametrize(
