@@ -14,6 +14,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
 from workers.engine.cpus import count_cpus
+from workers.engine.feeds import pack_ids, pad_ids
 from workers.engine.tokenizer import Tokenizer
 from workers.models.modules import PROMPT_TOKENS
 from workers.models.prepare import PreparedModel
@@ -87,13 +88,7 @@ class Engine:
 
     def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         """See `Backend`."""
-        lengths = np.array([len(input_ids) for input_ids in ids])
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        padded = np.full(mask.shape, self._pad, np.int64)
-        padded[mask] = np.concatenate(ids)
-        values = {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
-        if "token_type_ids" in self._input_names:
-            values["token_type_ids"] = np.zeros_like(padded)
+        values = pack_ids(ids) if "places" in self._input_names else pad_ids(ids, self._pad)
         if PROMPT_TOKENS in self._input_names:
             values[PROMPT_TOKENS] = np.array(prompt_tokens or [0] * len(ids), np.int64)
         infer_request = self._requests[request]

@@ -7,7 +7,7 @@ import openvino.opset15 as op
 
 #: Added to the score of a key that a query must not attend to. The lowest float32 and not -infinity, because a row of
 #: -infinity alone would make the softmax NaN; the key's weight is still exactly 0.
-LOWEST = float(np.finfo(np.float32).min)
+LOWEST = -30000.0
 
 
 def make_integers(*values: int) -> Any:
@@ -71,6 +71,10 @@ class PaddedLayout:
     def merge_heads(self, x: Any) -> Any:
         """Return heads as hidden states."""
         return op.reshape(op.transpose(x, make_integers(0, 2, 1, 3)), make_integers(0, 0, -1), True)
+
+    def pad_states(self, x: Any) -> Any:
+        """Return hidden states as `[batch, length, size]`, with any finite values for padding."""
+        return x
 
     def get_distances(self) -> Any:
         """Return key minus query for each pair of positions, int64 `[length, length]`."""
