@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, help=f"{text} (default: {default})" if default else text, **options)  # type: ignore[arg-type]
 
     add("--source_model", "model folder, or name of a model on the Hugging Face hub", required=True)
-    add("--model_name", "name of the model in the API; default: the name on the hub, or that of the folder")
+    add("--model_name", "name of the model in the API; default: that on the hub, or the folder's", default="")
     add("--model_repository_path", "folder for the exported models", default=Path("models"), type=Path)
     add(
         "--config_file_path",
@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--weight_format", "how weights are stored", default="int8", choices=FORMATS)
     add("--extra_quantization_params", "options of optimum-cli: --sym, --group-size N, --all-layers", default="")
-    add("--pooling", "default: as the model declares", choices=("CLS", "LAST", "MEAN"), type=str.upper)
+    add("--pooling", "default: as the model declares", choices=("CLS", "LAST", "MEAN"), type=str.upper, default="")
     add("--force", "export with a --pooling that contradicts the model", action="store_true")
     add("--skip_normalize", "do not scale vectors to length 1", action="store_true")
     add("--truncate", "truncate inputs that are too long", action="store_true")
@@ -73,6 +73,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--num_streams", "parallel inferences on the device", default=1, type=parse_count)
     add("--ov_cache_dir", "folder for models that OpenVINO compiled", default="")
     add("--overwrite_models", "replace the exported model if it exists", action="store_true")
+    add("--allow_optimum", "export what Vecmill cannot with optimum-cli, installed into the cache", action="store_true")
+    add("--trust_remote_code", "let optimum-cli run code of the model", action="store_true")
+    add("--cache", "folder of fetched models", default=ROOT / ".cache" / "vecmill", type=Path)
 
 
 def main() -> None:
@@ -83,17 +86,16 @@ def main() -> None:
     from workers.models.json_files import ModelError
     from workers.models.prepare import print_progress
 
-    source = Path(options.source_model)
     try:
         folder = export_model(
             ExportOptions(
-                source=source,
-                name=options.model_name or source.resolve().name,
+                source=options.source_model,
+                name=options.model_name,
                 repository=options.model_repository_path,
                 config_path=options.config_file_path,
                 weight_format=options.weight_format,
                 extra_quantization_params=options.extra_quantization_params,
-                pooling=options.pooling or "",
+                pooling=options.pooling,
                 normalize=not options.skip_normalize,
                 truncate=options.truncate,
                 target_device=options.target_device,
@@ -101,11 +103,16 @@ def main() -> None:
                 ov_cache_dir=options.ov_cache_dir,
                 overwrite=options.overwrite_models,
                 force=options.force,
+                allow_optimum=options.allow_optimum,
+                trust_remote_code=options.trust_remote_code,
             ),
+            options.cache,
             print_progress,
         )
     except ModelError as error:
         sys.exit(f"vecmill: {error}")
+    except KeyboardInterrupt:
+        sys.exit("vecmill: stopped before the export was complete")
     print(folder)
 
 

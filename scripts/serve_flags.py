@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from broker.shared.exit import exit_refused  # noqa: E402  after the path is set
+from broker.shared.ovms_flags import translate_flags  # noqa: E402
 from broker.shared.variables import find_variables  # noqa: E402
 from broker.shared.version import VERSION  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, split_address  # noqa: E402
@@ -27,6 +28,14 @@ PASSED = {
     "VECMILL_FRONTEND_": ("BROKER", "HOST", "PORT", "PROCESSES", "LOG_LEVEL", "LOG_FORMAT"),
     "VECMILL_WORKER_": ("BROKER", "MODEL", "MODEL_NAME", "DEVICE", "CACHE", "HEALTH_FILE", "LOG_LEVEL", "LOG_FORMAT"),
 }
+#: Flags that are passed to the workers if they are given, besides those above.
+OPTIONAL_WORKER_FLAGS = (
+    *("config_path", "model_repository_path", "streams", "plugin_config"),
+    *("pooling", "normalize", "max_length"),
+    *("aliases", "config_poll_s", "unload_idle_s"),
+)
+#: OVMS's words for where to truncate.
+OVMS_TRUNCATE = {"true": "end", "false": "none"}
 #: Variables of compose.yaml alone.
 COMPOSE_ONLY = ("VECMILL_IMAGE", "VECMILL_BROKER", "VECMILL_WORKER_MEMORY", "VECMILL_WORKER_CPUS")
 
@@ -96,6 +105,17 @@ def check_variables(environ: Mapping[str, str], known: list[str]) -> None:
         print(f"vecmill: warning: the variable {name} {reason}; see scripts/serve --help", file=sys.stderr)
 
 
+def read_api_key(path: Path) -> str:
+    """Return the first line of a file. Exit if the file cannot be read or has no key."""
+    try:
+        key = path.read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        exit_refused("", f"could not read --api-key-file {path}: {error}")
+    if not key:
+        exit_refused("", f"the first line of --api-key-file {path} is empty, but must be an API key")
+    return key
+
+
 def parse_arguments() -> argparse.Namespace:
     """Return the flags of scripts/serve, with absolute paths."""
     parser = Parser(
@@ -107,9 +127,11 @@ def parse_arguments() -> argparse.Namespace:
 
     environ = find_variables("VECMILL_", os.environ)
     variables: list[str] = []
+    known: set[str] = set()
 
     def add(flag: str, default: object, text: str, *, variable: str = "", **options: object) -> None:
         variables.append(variable)
+        known.add(flag.removeprefix("--"))
         given = environ.get(variable, "")
         shown = f"(default: {default}{f'; variable {variable}' if variable else ''})" if default else ""
         shown = shown or (f"(variable {variable})" if variable else "")
@@ -117,19 +139,29 @@ def parse_arguments() -> argparse.Namespace:
 
     add("--host", "", "address to listen on; default: that of --port, or 127.0.0.1")
     add("--port", "8000", "PORT or ADDRESS:PORT to listen on", variable=PORT_VARIABLE, type=parse_address)
-    add("--device", "CPU", "OpenVINO device of the workers", variable="VECMILL_DEVICE")
+    text = "OpenVINO device of the workers; default: target_device of the model's configuration, or CPU"
+    add("--device", "", text, variable="VECMILL_DEVICE")
     add("--workers", "1", "number of worker processes", type=parse_count)
     add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
     add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")
-    add(
-        "--model-name",
-        "",
-        "name of the model in the API; default: that on the hub, or the folder's",
-        variable="VECMILL_MODEL_NAME",
-    )
+    add("--config-path", "", "config.json of OVMS with the models to serve")
+    add("--model-repository-path", "", "folder with a folder for each model, MODEL or OWNER/MODEL")
+    text = "name of the model in the API; default: that on the hub, or the folder's"
+    add("--model-name", "", text, variable="VECMILL_MODEL_NAME")
+    add("--plugin-config", "", "JSON object of OpenVINO properties")
+    add("--pooling", "", "CLS, MEAN or LAST, for every model; default: as the model's files say")
+    add("--normalize", "", "true or false: scale vectors to length 1; default: as the model's files say")
+    add("--max-length", "", "longest input in tokens; default: as the model's files say")
+    add("--aliases", "", "other names of models: ALIAS=MODEL,ALIAS=MODEL")
+    add("--config-poll-s", "", "seconds between two looks for changed models and configurations; 0: never; default: 1")
+    add("--unload-idle-s", "", "unload a model after this many seconds without a request; default: never")
+    text = "where to truncate inputs that are too long, unless the request decides"
+    choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
+    add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
+    add("--api-key-file", "", "file whose first line is an API key, as for OVMS; replaces the variable API_KEY")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")
     add("--tls-key", "", "PEM file with the certificate's key", variable="VECMILL_FRONTEND_TLS_KEY")
     text = f"HOST:PORT of the broker's /metrics; empty: none; default: {METRICS_BIND} unless that port is taken"
@@ -138,12 +170,17 @@ def parse_arguments() -> argparse.Namespace:
     add("--log-level", "warning", "least severe messages to log", variable="VECMILL_LOG_LEVEL", choices=levels)
     add("--log-format", "text", "format of log lines", variable="VECMILL_LOG_FORMAT", choices=formats)
     add("--cache", str(ROOT / ".cache" / "vecmill"), "folder of fetched and converted models")
-    options = parser.parse_args()
+    arguments, sentences = translate_flags(sys.argv[1:], known)
+    for sentence in sentences:
+        print(f"vecmill: warning: {sentence}", file=sys.stderr)
+    options = parser.parse_args(arguments)
     check_variables(environ, variables)
+    if options.api_key_file:
+        os.environ["API_KEY"] = read_api_key(Path(options.api_key_file))
     address, options.port = options.port
     options.host = options.host or address or "127.0.0.1"
     # The processes run in another folder.
-    for name in ("cache", "model", "api_keys", "tls_cert", "tls_key"):
+    for name in ("cache", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"):
         value = getattr(options, name)
         if value and not (name == "model" and is_hub_name(value)):
             setattr(options, name, str(Path(value).absolute()))

@@ -22,14 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from serve_flags import METRICS_BIND, parse_arguments  # noqa: E402
+from serve_flags import METRICS_BIND, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
 
 from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused  # noqa: E402
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, format_curl, format_url  # noqa: E402
-from workers.models.sources import choose_model_name  # noqa: E402
 
 #: When this process started, on the monotonic clock.
 STARTED = time.monotonic()
@@ -50,19 +49,39 @@ class Served:
     health_files: Sequence[Path] = ()
 
 
-def prepare_folder(options: argparse.Namespace) -> Path:
-    """Fetch and convert the model if needed; return its folder."""
-    from workers.models.default import find_folder
+def list_worker_flags(options: argparse.Namespace) -> list[str]:
+    """Return the flags of a worker that say what it serves, and how."""
+    names = ["model", "model_name", "device", "cache", *filter(vars(options).get, OPTIONAL_WORKER_FLAGS)]
+    return [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
+
+
+def prepare_models(options: argparse.Namespace) -> list[str]:
+    """Fetch and convert the models if needed; return their names. Exit if none can be served."""
+    from broker.shared.settings import SettingsError
+    from workers.config import load, make_options
     from workers.models.json_files import ModelError
     from workers.models.prepare import prepare_model
+    from workers.models.sources import find_sources
 
     cache = Path(options.cache)
     try:
-        folder = find_folder(options.model, cache, print_status)
-        prepare_model(folder, cache, print_status)
-    except ModelError as error:
+        wanted = make_options(load(list_worker_flags(options), os.environ))
+        found = find_sources(wanted, cache, print_status)
+    except (ModelError, SettingsError) as error:
         exit_refused("", error)
-    return folder
+    names = []
+    reasons = {refused.name: refused.reason for refused in found.refused}
+    for source in found.sources:
+        try:
+            prepare_model(source.folder, cache, print_status, source.overrides)
+            names.append(source.name)
+        except ModelError as error:
+            reasons[source.name] = str(error)
+    if not names:
+        exit_refused("", "; ".join(reasons.values()) or f"{wanted.config} lists no models")
+    for name, reason in reasons.items():
+        print_status(f"cannot serve {name}: {reason}")
+    return names
 
 
 def check_address(host: str, port: int) -> None:
@@ -87,20 +106,16 @@ def choose_metrics_bind() -> str:
     return METRICS_BIND
 
 
-def create_children(
-    options: argparse.Namespace, folder: Path, sockets: Path, health_files: Sequence[Path]
-) -> list[list[Child]]:
+def create_children(options: argparse.Namespace, sockets: Path, health_files: Sequence[Path]) -> list[list[Child]]:
     """Return all processes in start order: the broker, one worker for each health file, the frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
     metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
     broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers, "--metrics-bind", metrics]
-    worker = [*python, "workers", "--broker", workers, "--model", str(folder), "--device", options.device]
-    worker += ["--cache", options.cache, "--model-name", options.model_name]
-    worker += ["--streams", options.streams] if options.streams else []
+    worker = [*python, "workers", "--broker", workers, *list_worker_flags(options)]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
-    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key]
+    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key, "--truncate", options.truncate]
     logs = ["--log-level", options.log_level, "--log-format", options.log_format]
     worker_children = [
         Child(f"worker {number}", [*worker, *logs, "--health-file", str(file)], print_status)
@@ -213,7 +228,7 @@ def main() -> None:
     # Handle SIGTERM like Ctrl-C, so that unfinished downloads are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        folder = prepare_folder(options)
+        names = prepare_models(options)
     except KeyboardInterrupt:
         print_status("stopped before the model was ready")
         sys.exit(INTERRUPTED_STATUS)
@@ -222,11 +237,10 @@ def main() -> None:
     except OSError as error:
         exit_refused("", error)
     health_files = [sockets / f"worker-{number}" for number in range(1, options.workers + 1)]
-    groups = create_children(options, folder, sockets, health_files)
-    name = options.model_name or choose_model_name(folder)
+    groups = create_children(options, sockets, health_files)
     url = format_url(options.host, options.port, tls=bool(options.tls_cert))
     needs_key = bool(options.api_keys or os.environ.get("API_KEY"))
-    served = Served(name, url, needs_key, health_files)
+    served = Served(names[0], url, needs_key, health_files)
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     # Block SIGCHLD, so that the loop can wait for it.

@@ -1,5 +1,6 @@
 """Entry point of a worker, `python -m workers`: configuration, preparation of the model, service."""
 
+import functools
 import logging
 import os
 import signal
@@ -8,8 +9,8 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import zmq
 
@@ -21,12 +22,14 @@ from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
+from workers.models.default import NAME
 from workers.models.sources import choose_model_name
+from workers.session.catalog import Catalog, Version
+from workers.session.loader import Loaded, Loader, LoadError, Scan
 from workers.session.loading_notice import announce_loading, repair_text
+from workers.session.model_keeper import ModelKeeper
 
-if TYPE_CHECKING:
-    from workers.engine.engine import Engine
-    from workers.models.prepare import PreparedModel
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -46,55 +49,75 @@ def main() -> None:
 
 
 def serve(config: Config) -> None:
-    """Prepare the model, then serve until drained."""
+    """Load a model, then serve until drained. The other models are loaded meanwhile."""
     # These import OpenVINO, which takes a second; a wrong flag is reported before.
-    from workers.engine.engine import DeviceError, Engine
     from workers.engine.pipeline import Pipeline
-    from workers.models.default import NAME, find_folder
-    from workers.models.json_files import ModelError
-    from workers.models.prepare import prepare_model
+    from workers.loading import load_model, scan_models
     from workers.session.service import Service
     from workers.session.session import SLOTS, Session
 
-    log = logging.getLogger(__name__)
-    cache = Path(config.cache).expanduser()
     started = time.monotonic()
-    name = repair_text(config.model_name or choose_model_name(Path(config.model or NAME)))
-    loading = wire.WorkerLoading(uuid.uuid4().bytes, socket.gethostname(), os.getpid(), name)
+    wakeup = os.eventfd(0, os.EFD_NONBLOCK)
+    scan, load_one = functools.partial(scan_models, config), functools.partial(load_model, config)
+    loading = wire.WorkerLoading(
+        uuid.uuid4().bytes, socket.gethostname(), os.getpid(), repair_text(choose_name(config))
+    )
+    catalog = Catalog()
     try:
-        with announce_loading(config, loading, (ModelError, DeviceError)):
-            folder = find_folder(config.model, cache, log.info)
-            prepared = prepare_model(folder, cache, log.info)
-            engine = Engine(prepared, config.device, config.streams, cache)
-            engine.warm_up()
+        with announce_loading(config, loading, (LoadError,)) as announce:
+            first = scan()
+            loaded = load_first(catalog, first, load_one, announce)
     except zmq.ZMQError as error:
         exit_refused("worker", f"could not connect to the broker: {error}; check --broker")
-    except (ModelError, DeviceError, KeyFileError) as error:
+    except (LoadError, KeyFileError) as error:
         exit_refused("worker", error)
-    hello = make_hello(config, loading, prepared, engine)
-    log.info(
-        "serving %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens; "
-        "started in %.1f s",
-        name,
-        prepared.revision,
-        config.device,
-        engine.streams,
-        engine.tokens_per_second,
-        engine.micro_batch_tokens,
-        hello.batch_tokens,
-        time.monotonic() - started,
-    )
-    wakeup = os.eventfd(0, os.EFD_NONBLOCK)
+    log.info("started in %.1f s", time.monotonic() - started)
+    poll_s = config.config_poll_s if config.config_path or config.model_repository_path else 0.0
+    loader = Loader(scan, load_one, poll_s, lambda: os.eventfd_write(wakeup, 1))
     pipeline = Pipeline(lambda: os.eventfd_write(wakeup, 1))
-    pipeline.add_model(hello.models[0].key, engine)
-    Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
+    session = Session(make_hello(config, loading, loaded), SLOTS)
+    keeper = ModelKeeper(catalog, loader, session, pipeline, config.unload_idle_s)
+    keeper.start(first, loaded)
+    Service(config, session, pipeline, keeper, wakeup).run()
 
 
-def make_hello(
-    config: Config, loading: wire.WorkerLoading, prepared: "PreparedModel", engine: "Engine"
-) -> wire.WorkerHello:
-    """Return the hello of the process that sent `loading`. A batch of its size takes `batch_ms` on the device."""
-    batch_tokens = int(engine.tokens_per_second * config.batch_ms / 1000)
+def choose_name(config: Config) -> str:
+    """Return the name of the model that the worker will load, as far as it is known before."""
+    if config.config_path or config.model_repository_path:
+        return config.model_name or Path(config.config_path or config.model_repository_path).name
+    return config.model_name or choose_model_name(Path(config.model or NAME))
+
+
+def load_first(
+    catalog: Catalog, first: Scan, load: Callable[[str, Version], Loaded], announce: Callable[[str], None]
+) -> Loaded:
+    """Return the first model of a scan that can be loaded. Raise `LoadError` with all reasons if none can.
+
+    `announce` gets the name of each model before it is loaded.
+    """
+    catalog.configure(first.wanted, first.refused)
+    for remark in first.remarks:
+        log.warning("%s", remark)
+    while begun := catalog.begin_load():
+        announce(begun[0])
+        try:
+            loaded = load(*begun)
+        except LoadError as error:
+            catalog.fail_load(str(error))
+        else:
+            for failure in catalog.list_failures():
+                log.error("cannot serve %s", failure)
+            catalog.end_load(loaded.info, time.monotonic())
+            return loaded
+    failures = catalog.list_failures()
+    if len(failures) == 1:
+        # The name is that of the folder in the error.
+        failures = [failure.partition(": ")[2] for failure in failures]
+    raise LoadError("; ".join(failures) or "the configuration lists no models; add one")
+
+
+def make_hello(config: Config, loading: wire.WorkerLoading, loaded: Loaded) -> wire.WorkerHello:
+    """Return the hello of the process that sent `loading`, with the figures of its first model."""
     return wire.WorkerHello(
         protocol_min=wire.PROTOCOL_MIN,
         protocol_max=wire.PROTOCOL_MAX,
@@ -103,31 +126,12 @@ def make_hello(
         incarnation=time.time_ns(),
         host=loading.host,
         pid=loading.pid,
-        device=config.device,
-        models=[describe_model(loading.model, prepared, engine)],
-        batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
-        tokens_per_s=max(1, int(engine.tokens_per_second)),
+        device=config.device or "CPU",
+        models=[],
+        batch_tokens=loaded.info.batch_tokens,
+        tokens_per_s=loaded.info.tokens_per_s,
         credit=0,
-        streams=engine.streams,
-    )
-
-
-def describe_model(name: str, prepared: "PreparedModel", engine: "Engine") -> wire.ModelInfo:
-    """Return the model as the worker announces it."""
-    return wire.ModelInfo(
-        name=name,
-        revision=prepared.revision,
-        dimension=prepared.dimension,
-        max_tokens=prepared.max_tokens,
-        vocabulary=prepared.vocabulary_size,
-        pad_id=prepared.pad_id,
-        before=engine.before.tolist(),
-        after=engine.after.tolist(),
-        normalized=prepared.normalize,
-        prompts=prepared.prompts.texts,
-        default_prompt=prepared.prompts.default,
-        matryoshka=prepared.matryoshka.declared,
-        matryoshka_dimensions=prepared.matryoshka.dimensions,
+        streams=loaded.backend.requests - 1,
     )
 
 

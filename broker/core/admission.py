@@ -10,10 +10,11 @@ from typing import NamedTuple
 from broker.core.jobs import Request
 from broker.core.ledger import Frontend
 from broker.core.limits import Limits
+from broker.core.models import Model
 from broker.core.state import State
 from broker.wire import protocol as wire
-from broker.wire.errors import DRAINING_TEXT, MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
-from broker.wire.protocol import Failure, Frame
+from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
+from broker.wire.protocol import Failure, Frame, ModelKey
 
 #: Retry-After if the throughput is unknown.
 UNKNOWN_WAIT_S = 1.0
@@ -37,36 +38,53 @@ def consider_request(
     state: State, frontend: Frontend, submission: wire.Submission, frame: Frame, now: float
 ) -> Request | Failure:
     """Return the submission's request, ready to be admitted, or the failure to answer with."""
-    rejection = _check_servable(state, frontend, submission, now)
+    found = _check_servable(state, frontend, submission) or _find_model(state, submission, now)
+    if isinstance(found, Rejection):
+        return _build_failure(submission, found)
+    pricing = found.choose_pricing(submission.kind, submission.options)
+    request = Request.from_submission(frontend.uuid, submission, frame, found.info.key, pricing, now)
+    rejection = _check_counts(state, request, submission, now) or _check_tokens(state, request, submission, now)
     if rejection is None:
-        pricing = state.models[submission.model].choose_pricing(submission.kind, submission.options)
-        request = Request.from_submission(frontend.uuid, submission, frame, pricing, now)
-        rejection = _check_counts(state, request, submission, now) or _check_tokens(state, request, submission, now)
-        if rejection is None:
-            return request
-        if rejection.retry_after_s is None:
-            rejection = rejection._replace(retry_after_s=_predict_wait_s(state, request, 0) or UNKNOWN_WAIT_S)
+        return request
+    if rejection.retry_after_s is None:
+        rejection = rejection._replace(retry_after_s=_predict_wait_s(state, request, 0) or UNKNOWN_WAIT_S)
+    return _build_failure(submission, rejection)
+
+
+def _build_failure(submission: wire.Submission, rejection: Rejection) -> Failure:
     retry_after_ms = math.ceil(min(MAX_RETRY_AFTER_S, rejection.retry_after_s or 0) * 1000)
     return Failure(submission.request, -1, rejection.code, rejection.text, retry_after_ms)
 
 
-def _check_servable(state: State, frontend: Frontend, submission: wire.Submission, now: float) -> Rejection | None:
-    """Return a rejection if the request could not be served even by an idle broker."""
-    limits, model = state.limits, state.models.get(submission.model)
+def _check_servable(state: State, frontend: Frontend, submission: wire.Submission) -> Rejection | None:
+    """Return a rejection if the request could not be served even by an idle broker with its model."""
     if state.draining:
-        return Rejection(ErrorCode.DRAINING, DRAINING_TEXT, 1)
-    if frontend.unread > limits.max_unread_bytes:
+        return Rejection(ErrorCode.DRAINING, ErrorCode.DRAINING.text, 1)
+    if frontend.unread > state.limits.max_unread_bytes:
         text = f"{frontend.unread} bytes of answers wait to be read by the frontend; retry later"
         return Rejection(ErrorCode.OVERLOADED, text, 1)
-    if model is None:
-        return Rejection(ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {quote(submission.model)}", 0)
-    if model.is_unserved(now, limits.worker_grace_s):
-        return Rejection(ErrorCode.NO_WORKER, describe_no_worker(submission.model), 5)
     if not submission.lengths:
         return Rejection(ErrorCode.INVALID_INPUT, "the request has no input", 0)
     if submission.kind == wire.Kind.TOKENS and any(map((3).__and__, wire.unpack_u32(submission.lengths))):
         return Rejection(ErrorCode.INVALID_INPUT, "token ids must have 4 bytes each", 0)
     return None
+
+
+def _find_model(state: State, submission: wire.Submission, now: float) -> Model | Rejection:
+    """Return the revision of a model that a request is bound to, or a rejection if the request cannot be served."""
+    current = state.current.get(submission.model)
+    # A request that was prepared for an older revision, or before the model was removed, gets what it was prepared for.
+    asked = ModelKey(submission.model, submission.revision)
+    late = bool(state.pool.list_ready(asked))
+    if current is None or (submission.model in state.removed and not late):
+        return Rejection(ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {quote(submission.model)}", 0)
+    if submission.revision and asked != current and not late:
+        return Rejection(ErrorCode.REPLACED, ErrorCode.REPLACED.text, 1)
+    model = state.models[asked if late else current]
+    if model.is_unserved(now, state.find_grace_s(model.info.key)):
+        text = describe_no_worker(submission.model, state.find_failure(model.info.key))
+        return Rejection(ErrorCode.NO_WORKER, text, 5)
+    return model
 
 
 def _check_counts(state: State, request: Request, submission: wire.Submission, now: float) -> Rejection | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from broker.core.jobs import Job
 from broker.core.limits import Limits
-from broker.core.pool import Lease, Worker
+from broker.core.worker import Lease, Worker
 from broker.wire.protocol import WorkerHello
 
 #: Seconds between the last allowed crash and the verdict "poison": time for a worker that only lost its connection to
@@ -107,5 +107,5 @@ class Blame:
 
 def _fingerprint(job: Job) -> bytes:
     digest = hashlib.blake2b(job.payload, digest_size=16, salt=bytes([job.request.kind]))
-    digest.update(job.request.model.encode())
+    digest.update("\0".join(job.request.model).encode())
     return digest.digest()

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from broker.core.job_history import JobHistory
 from broker.core.jobs import Job, Request
 from broker.core.metrics import Metrics
-from broker.core.pool import Lease, Worker
+from broker.core.worker import Lease, Worker
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import BatchResult
+from broker.wire.protocol import BatchResult, ModelKey
 
 
 class EvictionReason(enum.StrEnum):
@@ -107,9 +107,9 @@ class EventRecorder:
         self.metrics.jobs_ended.add((code.name.lower(),))
         self.history.add_jobs(now, "ended", code.name, [job])
 
-    def jobs_requeued(self, model: str, jobs: int) -> None:
+    def jobs_requeued(self, model: ModelKey, jobs: int) -> None:
         """Record that jobs return to the queue."""
-        self.metrics.jobs_requeued.add((model,), jobs)
+        self.metrics.jobs_requeued.add((model.name,), jobs)
 
     def jobs_blocked(self, jobs: int) -> None:
         """Record that jobs are not dispatched because their input is known poison."""
@@ -121,6 +121,14 @@ class EventRecorder:
         """Record that a worker is welcomed."""
         self.metrics.workers_joined.add(())
         self.metrics.create_series(worker)
+
+    def models_announced(self, worker: Worker) -> None:
+        """Record that a worker announces other models."""
+        self.metrics.create_series(worker)
+
+    def model_replaced(self, name: str) -> None:
+        """Record that another revision takes over a model's name."""
+        self.metrics.models_replaced.add((name,))
 
     def worker_evicted(self, worker: Worker, reason: EvictionReason, now: float) -> None:
         """Record that a worker is removed, and that its batches are requeued."""

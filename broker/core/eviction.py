@@ -2,8 +2,8 @@
 
 from broker.core.events import EvictionReason
 from broker.core.outcomes import requeue_lease
-from broker.core.pool import Worker
 from broker.core.state import State
+from broker.core.worker import Worker
 from broker.wire import protocol as wire
 
 
@@ -30,8 +30,8 @@ def evict_worker(state: State, worker: Worker, reason: EvictionReason, now: floa
 
 
 def mark_unserved(state: State, worker: Worker, now: float) -> None:
-    """Start the grace period of models for which this worker was the last one."""
+    """Start the grace period of models for which this worker was the last one; the worker is gone, or drains."""
     state.models_changed = True
-    for name in worker.models:
-        if state.pool.find_live_model(name) is None and state.models[name].unserved_since is None:
-            state.models[name].unserved_since = now
+    for key in worker.models:
+        if not state.pool.list_ready(key) and state.models[key].unserved_since is None:
+            state.models[key].unserved_since = now

@@ -14,6 +14,7 @@ def check_state(state: State) -> None:
     _check_jobs(state)
     _check_queues(state)
     _check_workers(state)
+    _check_models(state)
 
 
 def _check_jobs(state: State) -> None:
@@ -52,25 +53,28 @@ def _check_totals(state: State, requests: list[Request], places: Iterable[tuple[
     _require(ledger.jobs == sum(request.open_jobs for request in requests), "the number of open jobs is wrong")
     _require(ledger.tokens == sum(request.open_tokens for request in requests), "the tokens of open jobs are wrong")
     _require(ledger.bytes == sum(request.open_bytes for request in requests), "the bytes of open jobs are wrong")
+    _require(
+        ledger.model_requests == Counter(request.model for request in requests), "the requests of a model are wrong"
+    )
     _require(ledger.holder_jobs == holders, "the number of a holder's open jobs is wrong")
 
 
 def _check_queues(state: State) -> None:
-    for name, model in state.models.items():
+    for key, model in state.models.items():
         queued = [(request, position) for request, positions in model.queue.list_waiting() for position in positions]
         tokens = sum(request.pricing.count_tokens([request.lengths[position]])[0] for request, position in queued)
-        _require(model.queue.jobs == len(queued), "the number of jobs in a queue is wrong", name)
-        _require(model.queue.tokens == tokens, "the number of tokens in a queue is wrong", name)
+        _require(model.queue.jobs == len(queued), "the number of jobs in a queue is wrong", key)
+        _require(model.queue.tokens == tokens, "the number of tokens in a queue is wrong", key)
         in_lanes = [
             sum(count(lane) for lane in Lane) for count in (model.queue.count_lane_jobs, model.queue.count_lane_tokens)
         ]
         suspects = [job for request, _ in queued for job in request.jobs.values() if job.is_queued]
         suspect_tokens = {job.key: job.tokens for job in suspects}
         expected = [len(queued) - len(suspect_tokens), tokens - sum(suspect_tokens.values())]
-        _require(in_lanes == expected, "the totals of the lanes are wrong", name)
-        _require(not (queued and state.pool.count_idle(name)), "a job waits while a worker is idle", name)
-        served = state.pool.find_live_model(name) is not None
-        _require(served == (model.unserved_since is None), "`unserved_since` of a model is wrong", name)
+        _require(in_lanes == expected, "the totals of the lanes are wrong", key)
+        _require(not (queued and state.pool.count_idle(key)), "a job waits while a worker is idle", key)
+        served = bool(state.pool.list_ready(key))
+        _require(served == (model.unserved_since is None), "`unserved_since` of a model is wrong", key)
 
 
 def _check_workers(state: State) -> None:
@@ -81,6 +85,19 @@ def _check_workers(state: State) -> None:
         _require(models <= set(worker.models), "a batch is of a model that its worker does not serve", worker)
     connections = sorted(frontend.peer for frontend in state.ledger.by_uuid.values())
     _require(sorted(state.ledger.by_peer) == connections, "a connection has no frontend or two")
+
+
+def _check_models(state: State) -> None:
+    for name, key in state.current.items():
+        _require(key.name == name and key in state.models, "the current revision of a model is unknown", name)
+    names = {key.name for key in state.models}
+    _require(names == state.current.keys() >= state.removed, "a model has no current revision, or a wrong one")
+    for worker in state.pool.workers.values():
+        _require(worker.models.keys() <= state.models.keys(), "a worker has a model that is not known", worker)
+        for model in worker.models.values():
+            _require(model.listed or model.loaded, "a worker has a model that it neither lists nor has loaded", worker)
+            waits = model.loaded and not (model.listed and not model.info.unloaded)
+            _require(waits == (model.retired_at is not None), "`retired_at` of a worker's model is wrong", worker)
 
 
 def _require(holds: bool, text: str, subject: object = None) -> None:

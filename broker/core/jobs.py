@@ -70,7 +70,8 @@ class Request:
     #: uuid of the frontend process to answer, and the request's number there.
     owner: bytes
     number: int
-    model: str
+    #: Model and revision that answer all inputs.
+    model: wire.ModelKey
     lane: wire.Lane
     #: Client that takes turns with other clients: an API key, an address, or the frontend's uuid.
     client: str | bytes
@@ -103,14 +104,20 @@ class Request:
 
     @classmethod
     def from_submission(
-        cls, owner: bytes, submission: wire.Submission, frame: Frame, pricing: Pricing, arrived: float
+        cls,
+        owner: bytes,
+        submission: wire.Submission,
+        frame: Frame,
+        model: wire.ModelKey,
+        pricing: Pricing,
+        arrived: float,
     ) -> Self:
         """Return the request of a frontend's submission; `owner` is the frontend's uuid."""
         client = submission.client or owner
         return cls(
             owner=owner,
             number=submission.request,
-            model=submission.model,
+            model=model,
             lane=submission.lane,
             client=client,
             holders=(client, submission.address) if submission.address else (client,),

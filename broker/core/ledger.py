@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from broker.core.jobs import Job, Request
 from broker.wire.errors import LocalProtocolError
-from broker.wire.protocol import FrontendHello
+from broker.wire.protocol import FrontendHello, ModelKey
 
 #: Deadlines of ended requests are removed once there are this many more of them than open requests.
 MAX_ENDED = 1000
@@ -53,6 +53,8 @@ class Ledger:
         self.bytes = 0
         #: Open jobs by client and by address (see `Request.holders`).
         self.holder_jobs: Counter[str | bytes] = Counter()
+        #: Open requests by model.
+        self.model_requests: Counter[ModelKey] = Counter()
         #: Heap of (deadline, frontend's uuid, request number). Entries of ended requests are skipped when they come up.
         self._deadlines: list[tuple[float, bytes, int]] = []
 
@@ -73,6 +75,7 @@ class Ledger:
         frontend.requests[request.number] = request
         heapq.heappush(self._deadlines, (request.deadline, frontend.uuid, request.number))
         self.requests += 1
+        self.model_requests[request.model] += 1
         if len(self._deadlines) > 2 * self.requests + MAX_ENDED:
             self._rebuild_deadlines()
         request.open_jobs, request.open_tokens, request.open_bytes = request.inputs, request.tokens, request.size
@@ -100,6 +103,9 @@ class Ledger:
 
     def _remove_request(self, request: Request) -> None:
         self.requests -= 1
+        self.model_requests[request.model] -= 1
+        if not self.model_requests[request.model]:
+            del self.model_requests[request.model]
         del self.by_uuid[request.owner].requests[request.number]
         request.release_inputs()
 

@@ -8,8 +8,8 @@ import bisect
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from broker.core.pool import Lease, Worker
-from broker.wire.protocol import BatchResult, Lane
+from broker.core.worker import Lease, Worker
+from broker.wire.protocol import BatchResult, Lane, ModelKey
 
 #: Histogram bounds in seconds, from one turn of the broker's loop to the longest queueing delay that admission accepts.
 _WAITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -120,8 +120,18 @@ class Metrics:
     """All counters and histograms. `EventRecorder` is the only writer."""
 
     def __init__(self) -> None:
-        outcomes = ("answered", "cancelled", "deadline", "device", "invalid_input", "no_worker", "poison", "too_long")
-        codes = ("draining", "overloaded", "unknown_model", "no_worker", "invalid_input", "quota")
+        outcomes = (
+            "answered",
+            "cancelled",
+            "deadline",
+            "device",
+            "invalid_input",
+            "no_worker",
+            "poison",
+            "replaced",
+            "too_long",
+        )
+        codes = ("draining", "overloaded", "unknown_model", "no_worker", "invalid_input", "quota", "replaced")
         reasons = ("silent", "lease_expired", "connection_lost", "invalid_result")
         self.jobs_admitted = CounterFamily("jobs_admitted", "Jobs admitted")
         self.jobs_ended = CounterFamily("jobs", "Jobs finished, by outcome", ("outcome",), outcomes)
@@ -138,6 +148,9 @@ class Metrics:
         self.workers_joined = CounterFamily("workers_joined", "Workers that connected")
         self.workers_left = CounterFamily("workers_left", "Workers that drained and left, or reconnected")
         self.worker_evictions = CounterFamily("worker_evictions", "Workers evicted, by reason", ("reason",), reasons)
+        self.models_replaced = CounterFamily(
+            "models_replaced", "Revisions that took over the name of another", ("model",)
+        )
         self.peers_refused = CounterFamily("peers_refused", "Hellos refused: protocol version or model revision")
         self.messages_unexpected = CounterFamily("messages_without_session", "Messages before a hello")
         self.messages_malformed = CounterFamily("malformed_messages", "Messages that could not be decoded")
@@ -153,12 +166,12 @@ class Metrics:
         self._padding = CounterFamily("padding_tokens", "Padding tokens run through the model", _WORKER)
 
     def create_series(self, worker: Worker) -> None:
-        """Create all series of a worker that joins."""
+        """Create all series of a worker that joins, or that announces other models."""
         for model in worker.models:
-            self.jobs_requeued.create_series((model,))
+            self.jobs_requeued.create_series((model.name,))
             for lane in Lane:
-                self._waits.create_series((model, lane.name.lower()))
-                self._dispatches.create_series((model, lane.name.lower()))
+                self._waits.create_series((model.name, lane.name.lower()))
+                self._dispatches.create_series((model.name, lane.name.lower()))
                 for family in self._list_worker_families():
                     family.create_series(_build_labels(worker, model, lane))
 
@@ -169,7 +182,7 @@ class Metrics:
 
     def record_dispatch(self, worker: Worker, lease: Lease, now: float) -> None:
         """Count a batch that is sent."""
-        labels = (lease.model, lease.lane.name.lower())
+        labels = (lease.model.name, lease.lane.name.lower())
         self.batches.add(("dispatched",))
         self._waits.observe(labels, (now - job.request.arrived for job in lease.jobs))
         self._dispatches.add(labels, len(lease.jobs))
@@ -205,6 +218,7 @@ class Metrics:
             "workers_joined": self.workers_joined.total,
             "workers_left": self.workers_left.total,
             "workers_evicted": self.worker_evictions.total,
+            "models_replaced": self.models_replaced.total,
             "peers_refused": self.peers_refused.total,
             "messages_without_session": self.messages_unexpected.total,
             "malformed_messages": self.messages_malformed.total,
@@ -221,5 +235,5 @@ class Metrics:
         return [self._batch_jobs, self._batch_tokens, self._inferences, self._tokens, self._padding]
 
 
-def _build_labels(worker: Worker, model: str, lane: Lane) -> Labels:
-    return (model, worker.device, lane.name.lower(), worker.label)
+def _build_labels(worker: Worker, model: ModelKey, lane: Lane) -> Labels:
+    return (model.name, worker.device, lane.name.lower(), worker.label)

@@ -1,9 +1,8 @@
 """Models that processes are loading before they connect as workers, and models that failed to load. Pure."""
 
-import itertools
 from typing import NamedTuple
 
-from broker.wire.protocol import Availability, WorkerLoading
+from broker.wire.protocol import Availability, ModelState, WorkerLoading
 
 #: Seconds for which a failure is reported if no process tries again.
 FAILED_S = 3600.0
@@ -69,12 +68,25 @@ class ModelLoading:
         """Return when the next notice expires; None without notices."""
         return min((at + self._lifetime_s(notice) for at, _, notice in self._notices.values()), default=None)
 
-    def list_states(self) -> dict[str, tuple[Availability, str]]:
-        """Return the state of each model, and the latest error of a failed one. Loading takes precedence."""
+    def list_states(self) -> list[ModelState]:
+        """Return the state of each model, with the latest error of a failed one. Loading takes precedence."""
         notices = [entry.notice for entry in self._notices.values()]
-        failed = {notice.model: (Availability.FAILED, notice.failure) for notice in notices if notice.failure}
-        loading = {notice.model: (Availability.LOADING, "") for notice in notices if not notice.failure}
-        return dict(itertools.chain(failed.items(), loading.items()))
+        failed = {
+            notice.model: ModelState(notice.model, Availability.FAILED, notice.failure)
+            for notice in notices
+            if notice.failure
+        }
+        loading = {
+            notice.model: ModelState(notice.model, Availability.LOADING) for notice in notices if not notice.failure
+        }
+        return list((failed | loading).values())
+
+    def find_failure(self, model: str, since: float) -> str:
+        """Return why the last process failed to load a model; empty if none failed since a time, or one still loads."""
+        entries = [entry for entry in self._notices.values() if entry.notice.model == model]
+        if not all(entry.notice.failure for entry in entries):
+            return ""
+        return next((entry.notice.failure for entry in reversed(entries) if entry.at >= since), "")
 
     def _lifetime_s(self, notice: WorkerLoading) -> float:
         return FAILED_S if notice.failure else self._liveness_s

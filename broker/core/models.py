@@ -6,13 +6,13 @@ from broker.wire.protocol import Kind, ModelInfo
 
 
 class Model:
-    """A model that a worker has announced. The model stays known when its last worker leaves."""
+    """One revision of a model that a worker has announced. The model stays known when its last worker leaves."""
 
-    def __init__(self, info: ModelInfo) -> None:
+    def __init__(self, info: ModelInfo, tokens_per_byte: float = 0.3) -> None:
         self.info = info
         self.queue = ModelQueue()
         #: Learned from results; the initial 0.3 fits English text in WordPiece.
-        self.tokens_per_byte = 0.3
+        self.tokens_per_byte = tokens_per_byte
         #: When the last worker left; None while the model has a worker.
         self.unserved_since: float | None = None
 

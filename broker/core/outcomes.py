@@ -8,16 +8,14 @@ import itertools
 from broker.core.jobs import Job, Request
 from broker.core.ledger import MAX_EXPIRED
 from broker.core.models import Model
-from broker.core.pool import Lease, Worker
 from broker.core.result_split import split_result
 from broker.core.state import State
+from broker.core.worker import Lease, Worker
 from broker.wire import protocol as wire
 from broker.wire.errors import (
-    DRAINING_TEXT,
     ErrorCode,
     LocalProtocolError,
     describe_no_worker,
-    describe_replaced_model,
 )
 from broker.wire.protocol import Failure, Frame
 
@@ -39,8 +37,7 @@ def answer_batch(
     worker.record_batch_time(lease, sum(inferred), now)
     worker.answered_batches += 1
     state.events.batch_answered(worker, lease, result, sum(inferred), now)
-    revision = worker.models[lease.model].revision
-    for share in split_result(lease, result, memoryview(frame), revision):
+    for share in split_result(lease, result, memoryview(frame), lease.model.revision):
         state.events.jobs_answered(lease, share.jobs, now)
         worker.answered_jobs += len(share.jobs)
         frontend = state.ledger.by_uuid[share.owner]
@@ -116,6 +113,9 @@ def fail_job(state: State, job: Job, code: ErrorCode, text: str, now: float) -> 
 def fail_request(state: State, request: Request, code: ErrorCode, text: str, now: float) -> None:
     """End all open jobs of a request without a vector."""
     state.events.request_failed(request, code, now)
+    if code == ErrorCode.REPLACED:
+        # The frontend submits the request again.
+        state.quotas.correct_charge(request.client, request.open_tokens, 0)
     failure = Failure(request.number, -1, code, text, RETRY_AFTER_MS)
     state.outbox.put(state.ledger.by_uuid[request.owner].peer, wire.Failures([failure]))
     _close_request(state, request)
@@ -129,27 +129,25 @@ def fail_expired(state: State, now: float) -> None:
 
 def fail_unserved(state: State, model: Model, now: float) -> None:
     """Fail requests that wait for a model without a worker, at most `MAX_EXPIRED` in a call."""
-    code, text = ErrorCode.NO_WORKER, describe_no_worker(model.info.name)
-    if state.draining:
-        code, text = ErrorCode.DRAINING, DRAINING_TEXT
+    code, text = ErrorCode.NO_WORKER, describe_no_worker(model.info.name, state.find_failure(model.info.key))
+    if is_replaced(state, model):
+        code, text = ErrorCode.REPLACED, ErrorCode.REPLACED.text
+    elif state.draining:
+        code, text = ErrorCode.DRAINING, ErrorCode.DRAINING.text
     waiting = dict.fromkeys(request for request, _ in model.queue.list_waiting())
     for request in itertools.islice(waiting, MAX_EXPIRED):
         fail_request(state, request, code, text, now)
 
 
-def has_open_jobs(state: State, model: str) -> bool:
-    """Return whether any job of a model that has no ready worker is open: waiting, leased or on trial."""
-    on_trial = any(job.request.model == model for job in state.blame.list_on_trial())
-    return bool(state.models[model].queue) or state.pool.has_draining_worker(model) or on_trial
+def compute_grace_s(state: State, model: Model) -> float:
+    """Return how long jobs wait for a worker of their model; 0 if another revision is served instead."""
+    return 0.0 if is_replaced(state, model) else state.find_grace_s(model.info.key)
 
 
-def fail_partly_answered(state: State, model: Model, now: float) -> None:
-    """Fail requests that have vectors of a model's old revision, because one answer must not mix revisions."""
-    waiting = [request for request, _ in model.queue.list_waiting()]
-    on_trial = [job.request for job in state.blame.list_on_trial() if job.request.model == model.info.name]
-    for request in dict.fromkeys([*waiting, *on_trial]):
-        if request.open_jobs < request.inputs:
-            fail_request(state, request, ErrorCode.NO_WORKER, describe_replaced_model(model.info.name), now)
+def is_replaced(state: State, model: Model) -> bool:
+    """Return whether new requests get another revision of a model, which is served."""
+    current = state.current[model.info.name]
+    return current != model.info.key and state.pool.find_live_model(current) is not None
 
 
 def cancel_request(state: State, request: Request, now: float) -> None:

@@ -1,5 +1,9 @@
 """Builders of the messages that describe the scheduler's state to peers. Pure; they change no state."""
 
+from collections.abc import Sequence
+
+import msgspec
+
 from broker.core.state import State
 from broker.wire import protocol as wire
 
@@ -7,8 +11,8 @@ from broker.wire import protocol as wire
 MAX_MS = 2**32 - 1
 
 
-def build_welcome(state: State, hello: int) -> wire.Welcome:
-    """Return the answer to the hello with this number."""
+def build_welcome(state: State, hello: int, unused: Sequence[str] = ()) -> wire.Welcome:
+    """Return the answer to the hello with this number; `unused` are models of the hello that get no requests."""
     limits = state.limits
     return wire.Welcome(
         protocol=wire.PROTOCOL_MAX,
@@ -18,24 +22,29 @@ def build_welcome(state: State, hello: int) -> wire.Welcome:
         lease_ms=int(min(MAX_MS, limits.lease_s * 1000)),
         hello=hello,
         max_wait_ms=int(min(MAX_MS, limits.max_wait_s * 1000)),
+        unused=list(unused),
     )
 
 
 def build_models(state: State) -> wire.Models:
-    """Return every known model with its number of ready workers, and the state of each."""
-    models = [state.pool.find_live_model(name) or model.info for name, model in state.models.items()]
+    """Return the current revision of every known model with its number of ready workers, and the state of each."""
+    models = [state.pool.find_live_model(key) or state.models[key].info for key in state.current.values()]
     states = {model.name: _describe_state(state, model) for model in models}
-    for name, (model_state, text) in state.loading.list_states().items():
-        if name not in states or model_state < states[name].state:
-            states[name] = wire.ModelState(name, model_state, text)
-    return wire.Models(models, list(states.values()))
+    for loading in [*state.loading.list_states(), *state.pool.list_states()]:
+        known = states.get(loading.name)
+        if known is None or loading.state < known.state:
+            states[loading.name] = loading
+        elif known.state == wire.Availability.AVAILABLE:
+            # The old revision is served although a new one could not be loaded.
+            states[loading.name] = msgspec.structs.replace(known, text=known.text or loading.text)
+    return wire.Models(models, list(states.values()), sorted(state.removed))
 
 
 def _describe_state(state: State, model: wire.ModelInfo) -> wire.ModelState:
     if model.workers:
         return wire.ModelState(model.name, wire.Availability.AVAILABLE)
-    draining = state.pool.has_draining_worker(model.name)
-    return wire.ModelState(model.name, wire.Availability.UNLOADING if draining else wire.Availability.END)
+    ending = state.pool.has_worker(model.key)
+    return wire.ModelState(model.name, wire.Availability.UNLOADING if ending else wire.Availability.END)
 
 
 def build_stats(state: State) -> wire.Stats:
@@ -44,7 +53,7 @@ def build_stats(state: State) -> wire.Stats:
         wire.WorkerStats(
             worker.name,
             worker.device,
-            list(worker.models),
+            list(dict.fromkeys(key.name for key in worker.models)),
             len(worker.leases),
             worker.answered_batches,
             worker.answered_jobs,

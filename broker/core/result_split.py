@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from broker.core.jobs import Job
-from broker.core.pool import Lease
+from broker.core.worker import Lease
 from broker.wire import protocol as wire
 from broker.wire.protocol import Frame
 

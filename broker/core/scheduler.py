@@ -14,8 +14,6 @@ session. `LocalProtocolError` means a bug in the broker.
 
 from collections.abc import Iterable, Sequence
 
-import msgspec
-
 from broker.core import outgoing
 from broker.core.admission import consider_request
 from broker.core.dispatch import dispatch_waiting, next_dispatch_at
@@ -27,28 +25,33 @@ from broker.core.jobs import Request
 from broker.core.ledger import Frontend
 from broker.core.limits import Limits
 from broker.core.metrics import Family
-from broker.core.models import Model
 from broker.core.outbox import Send
 from broker.core.outcomes import (
     answer_batch,
     cancel_request,
+    compute_grace_s,
     end_trials,
     fail_batch,
     fail_expired,
-    fail_partly_answered,
     fail_unserved,
-    has_open_jobs,
     requeue_lease,
 )
-from broker.core.pool import Worker
 from broker.core.result_split import matches_lease
+from broker.core.revisions import (
+    announce_models,
+    ask_for_models,
+    change_models,
+    forget_models,
+    list_strays,
+    next_change_at,
+    release_models,
+    restore_revisions,
+)
 from broker.core.state import State
+from broker.core.worker import Worker
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError, quote
 from broker.wire.protocol import Frame, Message
-
-#: Seconds after which a model is forgotten that no worker serves and no request waits for.
-FORGET_MODEL_S = 3600.0
 
 
 class Scheduler:
@@ -91,13 +94,11 @@ class Scheduler:
             evict_worker(state, worker, EvictionReason.LEASE_EXPIRED, now)
         for frontend in state.ledger.find_silent(now) if frontends_read else []:
             self._remove_frontend(frontend, now)
+        restore_revisions(state, now)
         for model in state.models.values():
-            if model.queue and model.is_unserved(now, state.worker_grace_s):
+            if model.queue and model.is_unserved(now, compute_grace_s(state, model)):
                 fail_unserved(state, model, now)
-        for name in [name for name, model in state.models.items() if model.is_unserved(now, FORGET_MODEL_S)]:
-            if not has_open_jobs(state, name):
-                del state.models[name]
-                state.models_changed = True
+        forget_models(state, now)
         state.models_changed |= state.loading.drop_expired(now)
         return self._finish_call(now)
 
@@ -126,10 +127,15 @@ class Scheduler:
         fail_expired(state, now)
         end_trials(state, now)
         dispatch_waiting(state, now)
+        release_models(state, now)
+        ask_for_models(state)
         if state.models_changed:
             state.models_changed = False
             for peer in state.ledger.by_peer:
                 state.outbox.put(peer, outgoing.build_models(state))
+        for owner, reloaded in state.reloads.take_ended(state.pool.workers):
+            if frontend := state.ledger.by_uuid.get(owner):
+                state.outbox.put(frontend.peer, reloaded)
         return state.outbox.take_all()
 
     # --- queries -----------------------------------------------------------------------------------------------------
@@ -138,14 +144,14 @@ class Scheduler:
         """Return when `tick` must be called at the latest; None if no time matters."""
         state = self.state
         times = [
-            model.unserved_since + state.worker_grace_s
+            model.unserved_since + compute_grace_s(state, model)
             for model in state.models.values()
             if model.unserved_since is not None and model.queue
         ]
         others = (state.pool, state.ledger, state.blame, state.loading)
         times += [time for other in others if (time := other.next_deadline()) is not None]
-        dispatch = next_dispatch_at(state.models, state.pool)
-        return min([*times, dispatch] if dispatch is not None else times, default=None)
+        calls = (next_dispatch_at(state.models, state.pool), next_change_at(state))
+        return min([*times, *(time for time in calls if time is not None)], default=None)
 
     @property
     def open_jobs(self) -> int:
@@ -216,6 +222,10 @@ class Scheduler:
             case wire.FrontendHeartbeat():
                 frontend.received = message.received
                 self.state.outbox.put(frontend.peer, outgoing.build_stats(self.state))
+            case wire.ReloadModels():
+                number = self.state.reloads.begin(frontend.uuid, message.number, self.state.pool.workers)
+                for peer in self.state.pool.workers:
+                    self.state.outbox.put(peer, wire.Reload(number))
             case wire.FrontendGoodbye():
                 self._remove_frontend(frontend, now)
             case _:
@@ -277,6 +287,10 @@ class Scheduler:
                 self.state.outbox.put(worker.peer, wire.Heartbeat())
             case wire.BatchError():
                 self._receive_error(worker, message, now)
+            case wire.WorkerModels():
+                change_models(self.state, worker, message, now)
+            case wire.Reloaded():
+                self.state.reloads.record_answer(worker.peer, message)
             case wire.WorkerDrain():
                 self._drain_worker(worker, message, now)
             case wire.WorkerGoodbye():
@@ -290,23 +304,18 @@ class Scheduler:
             if other.peer == peer or other.uuid == hello.uuid:
                 evict_worker(state, other, EvictionReason.REPLACED, now, notify=other.peer != peer)
         state.blame.clear_jobs(hello)
-        for info in hello.models:
-            served = state.pool.find_revision(info.name)
-            if served not in (None, info.revision):
-                text = f"other workers serve revision {served} of model {quote(info.name)}, not {info.revision}"
-                self._refuse_peer(peer, ErrorCode.REVISION_CONFLICT, text)
-                return
+        strays = list_strays(state, hello.models)
+        if strays and len(strays) == len(hello.models):
+            served, stray = state.current[strays[0].name].revision, strays[0]
+            text = f"other workers serve revision {served} of model {quote(stray.name)}, not {stray.revision}"
+            self._refuse_peer(peer, ErrorCode.REVISION_CONFLICT, text)
+            return
         worker = state.pool.add_worker(peer, hello, now)
         state.loading.finish_loading(hello.uuid, [info.name for info in hello.models])
+        announce_models(state, worker, hello.models, now)
         state.events.worker_joined(worker)
-        for info in hello.models:
-            model = state.models.setdefault(info.name, Model(info))
-            if model.info.revision != info.revision:
-                fail_partly_answered(state, model, now)
-            model.info = msgspec.structs.replace(info, workers=0)
-            model.unserved_since = None
-        state.models_changed = True
-        state.outbox.put(peer, outgoing.build_welcome(state, hello.number))
+        unused = [info.name for info in hello.models if state.current[info.name] != info.key]
+        state.outbox.put(peer, outgoing.build_welcome(state, hello.number, unused))
 
     def _drain_worker(self, worker: Worker, message: wire.WorkerDrain, now: float) -> None:
         worker.draining = True
@@ -331,7 +340,7 @@ class Scheduler:
             self.state.events.result_late()
             return
         worker.release_lease(message.batch, now)
-        if matches_lease(lease, message, worker.models[lease.model].dimension):
+        if matches_lease(lease, message, worker.models[lease.model].info.dimension):
             answer_batch(self.state, worker, lease, message, frames[0], now)
         else:
             fail_batch(self.state, lease, ErrorCode.DEVICE, "the worker's result does not match its batch", now)

@@ -10,6 +10,14 @@ from broker.core.models import Model
 from broker.core.outbox import Outbox
 from broker.core.pool import Pool
 from broker.core.quota import Quotas
+from broker.core.reloads import Reloads
+from broker.wire.protocol import Availability, ModelKey
+
+#: Seconds for which jobs wait for a worker although a process has failed to load their model: the process of the last
+#: worker may be restarting, and has not announced itself yet.
+FAILED_GRACE_S = 3.0
+
+_FAILED = Availability.FAILED
 
 
 class State:
@@ -23,10 +31,15 @@ class State:
         self.ledger = Ledger(limits.liveness_s)
         #: Workers and leases.
         self.pool = Pool(limits.liveness_s, limits.lease_s)
-        #: Announced models with their queues, by name.
-        self.models: dict[str, Model] = {}
+        #: Announced models with their queues: every revision of each name, until it is forgotten.
+        self.models: dict[ModelKey, Model] = {}
+        #: Revision of each name that new requests get, and the names that take no new requests.
+        self.current: dict[str, ModelKey] = {}
+        self.removed: set[str] = set()
         #: Models that processes are loading or failed to load.
         self.loading = ModelLoading(limits.liveness_s)
+        #: Reloads of configurations that workers have not answered.
+        self.reloads = Reloads()
         #: Suspects, trials and blocked inputs.
         self.blame = Blame(limits)
         #: Token buckets of clients, and jobs that clients abandoned.
@@ -43,7 +56,15 @@ class State:
         #: Number of the newest batch.
         self.newest_batch = 0
 
-    @property
-    def worker_grace_s(self) -> float:
-        """How long jobs wait for a worker; 0 while the broker drains, because no worker starts any more."""
-        return 0.0 if self.draining else self.limits.worker_grace_s
+    def find_grace_s(self, model: ModelKey) -> float:
+        """Return how long a model's jobs wait for a worker; 0 in a drain, because no worker starts any more."""
+        grace_s = 0.0 if self.draining else self.limits.worker_grace_s
+        return min(grace_s, FAILED_GRACE_S) if self.find_failure(model) else grace_s
+
+    def find_failure(self, model: ModelKey) -> str:
+        """Return why a model without a worker could not be loaded since its last worker left; empty if unknown."""
+        since = self.models[model].unserved_since
+        if since is None:
+            return ""
+        failed = (state.text for state in self.pool.list_states() if (state.name, state.state) == (model.name, _FAILED))
+        return next(failed, "") or self.loading.find_failure(model.name, since)

@@ -31,7 +31,7 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
     return content
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """Return why a file cannot be used, without the path, which the caller's message contains."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 

@@ -1,17 +1,18 @@
 """The broker's /metrics: an HTTP server in threads of its own, which gets snapshots from the poll loop.
 
-Only the poll loop reads the scheduler. A thread that serves a scrape puts a request for a snapshot into a queue, wakes
-the loop, waits, and renders what it gets. A scrape that gets no snapshot in time is answered with 503.
+Only the poll loop reads the scheduler. A thread that serves a scrape wakes the loop, waits for a snapshot, and renders
+it. A scrape that gets no snapshot in time is answered with 503.
 """
 
+import contextlib
 import itertools
 import logging
-import queue
+import math
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -30,6 +31,10 @@ PREFIX = "vecmill_"
 SNAPSHOT_WAIT_S = 2.0
 #: How long a client may pause while it sends its request or reads the answer, in seconds.
 CLIENT_TIMEOUT_S = 5.0
+#: How long a connection may take in all, in seconds.
+CONNECTION_S = 10.0
+#: How long a snapshot is used again, in seconds: a busy loop collects one a second at most, however many scrape.
+REUSE_S = 1.0
 #: Connections served at the same time; further ones are closed.
 MAX_CONNECTIONS = 16
 #: How often the accepting thread checks for shutdown, in seconds.
@@ -72,46 +77,39 @@ class MetricsServer:
 
 
 class _Snapshots:
-    """Queue of scrapes that wait for the poll loop."""
+    """The last snapshot, and whether a scrape waits for the next one."""
 
     def __init__(self, wake_loop: Callable[[], None]) -> None:
         self._wake_loop = wake_loop
-        self._waiting: queue.SimpleQueue[Future[list[Family]]] = queue.SimpleQueue()
-        self._closed = False
+        #: Guards the fields below, and is notified when they change.
+        self._changed = threading.Condition()
+        self._taken_at = -math.inf
+        self._families: list[Family] = []
+        self._is_wanted = self._is_closed = False
 
     def take(self) -> list[Family] | None:
         """Return a snapshot, or None if the loop gives none in time. Called by a thread that serves a scrape."""
-        future: Future[list[Family]] = Future()
-        self._waiting.put(future)
-        if self._closed:
-            return None
-        self._wake_loop()
-        try:
-            return future.result(SNAPSHOT_WAIT_S)
-        except (TimeoutError, CancelledError):
-            # So that the loop, once it runs again, collects nothing for a scrape that was answered.
-            future.cancel()
-            return None
+        asked_at = time.monotonic()
+        with self._changed:
+            if self._taken_at < asked_at - REUSE_S:
+                self._is_wanted = True
+                self._wake_loop()
+                self._changed.wait_for(lambda: self._taken_at >= asked_at or self._is_closed, SNAPSHOT_WAIT_S)
+            return self._families if self._taken_at >= asked_at - REUSE_S else None
 
     def answer(self, collect: Callable[[], list[Family]]) -> None:
         """Collect once for all scrapes that wait now, if any."""
-        waiting = [future for future in self._pop_all() if future.set_running_or_notify_cancel()]
-        families = collect() if waiting else []
-        for future in waiting:
-            future.set_result(families)
+        if not self._is_wanted:
+            return
+        with self._changed:
+            self._families, self._taken_at, self._is_wanted = collect(), time.monotonic(), False
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Give up all scrapes that wait, and those that come later."""
-        self._closed = True
-        for future in self._pop_all():
-            future.cancel()
-
-    def _pop_all(self) -> Iterator[Future[list[Family]]]:
-        while True:
-            try:
-                yield self._waiting.get_nowait()
-            except queue.Empty:
-                return
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -134,15 +132,24 @@ class _Server(socketserver.ThreadingTCPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection."""
+        """Serve a connection, and end it after `CONNECTION_S`, however slowly its client sends or reads."""
+        end = threading.Timer(CONNECTION_S, _end_connection, (request,))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a connection that failed, such as one that its client closed early."""
         log.debug("a connection to /metrics failed", exc_info=True)
+
+
+def _end_connection(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -36,7 +36,6 @@ DRAIN_S = 65.0
 #: When peers are probed after a connection has ended, in seconds. libzmq may report the end before its own socket knows
 #: it, and then the first probe finds no lost peer (4 of 40 kills; no second probe failed 5 ms later).
 PROBES_S = (0.0, 0.02, 0.2)
-REVOKED = "this key has been removed from the broker's allow-list"
 
 
 class Service:
@@ -181,7 +180,7 @@ class Service:
                 continue
             if not self._routers.accept_key(received.peer, received.key):
                 if isinstance(message, wire.FrontendHello | wire.WorkerHello):
-                    self._send([Send(received.peer, wire.Goodbye(ErrorCode.REVOKED, REVOKED))])
+                    self._send([Send(received.peer, wire.Goodbye(ErrorCode.REVOKED, ErrorCode.REVOKED.text))])
                 continue
             self._message_log.log_received(received.peer, message)
             self._send(self.scheduler.handle(received.peer, message, time.monotonic(), frames))
@@ -229,5 +228,5 @@ class Service:
             return
         log.info("keys reloaded; revoked %d connections", len(revoked))
         for peer in revoked:
-            self._send([Send(peer, wire.Goodbye(ErrorCode.REVOKED, REVOKED))])
+            self._send([Send(peer, wire.Goodbye(ErrorCode.REVOKED, ErrorCode.REVOKED.text))])
             self._send(self.scheduler.revoke(peer, time.monotonic()))

@@ -92,11 +92,51 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     #: Best size of a batch in tokens, and throughput, measured by the worker; 0: those of its hello.
     batch_tokens: U32 = 0
     tokens_per_s: U32 = 0
+    #: Whether the worker must load the model before it runs a batch.
+    unloaded: bool = False
+    #: Other names of the model.
+    aliases: list[Name] = []
+    #: Whether inputs that are too long lose their end if neither their request nor the frontend's setting says so.
+    truncates: bool = False
+    #: Names of the models that the configuration combines into this one: in OVMS's first layouts the model itself and
+    #: its tokenizer. They have a state, but clients cannot request them.
+    parts: list[Name] = []
 
     @property
     def key(self) -> ModelKey:
         """Name and revision."""
         return ModelKey(self.name, self.revision)
+
+    def prepares_like(self, other: "ModelInfo") -> bool:
+        """Return whether a request that was prepared for the other model can be sent to this one as it is."""
+        return all(getattr(self, name) == getattr(other, name) for name in _PREPARING)
+
+
+#: Fields that a frontend reads when it prepares a request or shapes its answer.
+_PREPARING = (
+    *("name", "dimension", "max_tokens", "vocabulary", "pad_id", "before", "after", "normalized"),
+    *("prompts", "default_prompt", "matryoshka", "matryoshka_dimensions", "truncates"),
+)
+
+
+class Availability(enum.IntEnum):
+    """State of a model, with OVMS's names: the lowest of the states on all workers."""
+
+    AVAILABLE = 0
+    LOADING = 1
+    FAILED = 2
+    UNLOADING = 3
+    END = 4
+    #: Waits for other models to be loaded.
+    START = 5
+
+
+class ModelState(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """State of a model; `text` has the error if loading failed."""
+
+    name: Name
+    state: Availability
+    text: Text = ""
 
 
 class Welcome(Message, tag=16):
@@ -114,6 +154,8 @@ class Welcome(Message, tag=16):
     hello: U63 = 0
     #: Longest queueing delay that admission accepts.
     max_wait_ms: U32 = 2**32 - 1
+    #: Models of the worker's hello that get no requests, because other workers serve another revision.
+    unused: list[Name] = msgspec.field(default_factory=list)
 
 
 class Who(Message, tag=17):

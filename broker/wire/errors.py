@@ -10,62 +10,69 @@ import enum
 MAX_RETRY_AFTER_S = 120
 #: Most characters of a name in an error.
 MAX_QUOTED = 100
+#: Most characters of a reason in an error; the wire allows 4,096 in all.
+MAX_REASON = 1000
 
 
 class ErrorCode(enum.IntEnum):
     """Why a job, a request or a peer was rejected. Numbers are part of the wire: append, never renumber.
 
-    `text` is the default sentence of a code, which clients get when no better text is known. "HTTP" below is the status
-    of an answer to a client; a code without one is sent to peers alone.
+    "HTTP" below is the status of an answer to a client; a code without one is sent to peers alone.
     """
 
-    text: str
-
-    def __new__(cls, number: int, text: str) -> "ErrorCode":
-        """Create a member that has a default sentence."""
-        code = int.__new__(cls, number)
-        code._value_ = number
-        code.text = text
-        return code
-
     #: HTTP 400. The input itself cannot be embedded, for example because of a token id outside the vocabulary.
-    INVALID_INPUT = 1, "the input cannot be embedded"
+    INVALID_INPUT = 1
     #: HTTP 400. The input has more tokens than the model accepts, and the request does not allow truncation.
-    TOO_LONG = 2, "the input has more tokens than the model accepts"
+    TOO_LONG = 2
     #: HTTP 404. No worker has announced a model of this name.
-    UNKNOWN_MODEL = 3, "the model does not exist"
+    UNKNOWN_MODEL = 3
     #: HTTP 503. The model is known, but has no worker for longer than the grace, or was replaced by another revision.
-    NO_WORKER = 4, "no worker that serves the model is connected"
+    NO_WORKER = 4
     #: HTTP 503. The broker's queue, or a frontend's room for answers, is full.
-    OVERLOADED = 5, "the server is overloaded"
+    OVERLOADED = 5
     #: HTTP 504. The deadline passed before the job was answered.
-    DEADLINE = 6, "the request's deadline passed before it was answered"
+    DEADLINE = 6
     #: HTTP 422. Every worker that ran the input ended.
-    POISON = 7, "this input crashed every worker that processed it"
+    POISON = 7
     #: HTTP 500. The device failed on the input, or returned rows of a wrong size.
-    DEVICE = 8, "the device failed on this input"
+    DEVICE = 8
     #: HTTP 503. The broker or the worker is draining, and accepts no new jobs.
-    DRAINING = 9, "the server is shutting down"
+    DRAINING = 9
     #: The two peers have no protocol version in common.
-    PROTOCOL = 10, "the peers have no protocol version in common"
+    PROTOCOL = 10
     #: A live worker serves another revision under the same model name.
-    REVISION_CONFLICT = 11, "another revision of the model is being served"
+    REVISION_CONFLICT = 11
     #: HTTP 500. A fault of the server; the text does not describe internals.
-    INTERNAL = 12, "the server failed on this request"
+    INTERNAL = 12
     #: HTTP 429. The client, or its key, has as many open jobs or has used as many tokens as it may.
-    QUOTA = 13, "the client's quota is used up"
+    QUOTA = 13
     #: A worker's batch has run longer than its lease. The worker should exit, because its inference hangs.
-    LEASE_EXPIRED = 14, "the batch's lease expired"
+    LEASE_EXPIRED = 14
     #: The peer's CURVE key was removed from the allow-list.
-    REVOKED = 15, "the peer's key was removed from the allow-list"
+    REVOKED = 15
     #: HTTP 400. All inputs of the request together have more tokens than the frontend allows.
-    TOO_MANY_TOKENS = 16, "the request has too many tokens"
+    TOO_MANY_TOKENS = 16
+    #: HTTP 503. No worker serves the request's revision of the model any more, but another revision is served. The
+    #: frontend submits the request again, so that a client sees this code only if the models differ in more.
+    REPLACED = 17
+
+    @property
+    def text(self) -> str:
+        """Sentence for clients and peers, if no better one is known."""
+        return _TEXTS.get(self, "the server failed on this request")
+
+
+_TEXTS = {
+    ErrorCode.DEADLINE: "the request's deadline passed before it was answered",
+    ErrorCode.POISON: "this input crashed every worker that processed it",
+    ErrorCode.DEVICE: "the device failed on this input",
+    ErrorCode.DRAINING: "the server is shutting down; retry on another one, or later",
+    ErrorCode.REVOKED: "this key has been removed from the broker's allow-list",
+    ErrorCode.REPLACED: "the model was replaced while the request ran; send the request again",
+}
 
 
 # --- texts that two places word alike --------------------------------------------------------------------------------
-
-#: Text of `DRAINING` for a request.
-DRAINING_TEXT = "the server is shutting down; retry on another one, or later"
 
 
 def quote(name: str) -> str:
@@ -89,9 +96,10 @@ def describe_foreign_token(token_id: int, vocabulary: int) -> str:
     return f"token id {token_id} is not in the model's vocabulary of {vocabulary}; {switch}"
 
 
-def describe_no_worker(name: str) -> str:
-    """Return the text of `NO_WORKER` for a model that is known and has no worker."""
-    return f"no worker that serves {quote(name)} is connected"
+def describe_no_worker(name: str, failure: str = "") -> str:
+    """Return the text of `NO_WORKER` for a model that is known and has no worker, and why it could not be loaded."""
+    reason = f"; loading the model failed: {failure[:MAX_REASON]}" if failure else ""
+    return f"no worker that serves {quote(name)} is connected{reason}"
 
 
 def describe_queue(wait_s: float) -> str:
@@ -107,13 +115,9 @@ def describe_replaced_model(name: str) -> str:
 # --- exceptions ------------------------------------------------------------------------------------------------------
 
 
-class ProtocolError(Exception):
-    """Base class of protocol errors."""
-
-
-class RemoteProtocolError(ProtocolError):
+class RemoteProtocolError(Exception):
     """A peer sent a malformed message: drop the message and count it."""
 
 
-class LocalProtocolError(ProtocolError):
+class LocalProtocolError(Exception):
     """This process broke an invariant: stop with an error."""

@@ -1,6 +1,5 @@
 """Messages between frontends and the broker. Pure. Tags 1-15 go to the broker, 16-31 to the frontend."""
 
-import enum
 from typing import Annotated
 
 import msgspec
@@ -19,7 +18,7 @@ from broker.wire.columns import (
     unpack_u32,
     unpack_u64,
 )
-from broker.wire.common import Kind, Lane, Message, ModelInfo, Origin
+from broker.wire.common import Kind, Lane, Message, ModelInfo, ModelState, Origin
 from broker.wire.errors import ErrorCode
 
 # --- frontend to broker ----------------------------------------------------------------------------------------------
@@ -59,6 +58,8 @@ class Submission(msgspec.Struct, array_like=True, gc=False, frozen=True):
     client_tokens: U63 = 0
     #: Address of a client without a key, which is limited like a client; empty: unknown, or the client has a key.
     address: Name = ""
+    #: Revision of the model that the request was prepared for; empty: the current one.
+    revision: Name = ""
 
 
 class Submit(Message, tag=2):
@@ -96,25 +97,13 @@ class FrontendGoodbye(Message, tag=5):
     """The frontend shuts down and has no open request."""
 
 
+class ReloadModels(Message, tag=6):
+    """Let all workers read their configurations again; the broker answers with `ModelsReloaded`."""
+
+    number: U63
+
+
 # --- broker to frontend ----------------------------------------------------------------------------------------------
-
-
-class Availability(enum.IntEnum):
-    """State of a model, with OVMS's names: the lowest of the states on all workers."""
-
-    AVAILABLE = 0
-    LOADING = 1
-    FAILED = 2
-    UNLOADING = 3
-    END = 4
-
-
-class ModelState(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """State of a model; `text` has the error if loading failed."""
-
-    name: Name
-    state: Availability
-    text: Text = ""
 
 
 class Models(Message, tag=20):
@@ -123,6 +112,8 @@ class Models(Message, tag=20):
     models: list[ModelInfo]
     #: States of all models in `models`, and of models that no worker has served yet.
     states: list[ModelState] = msgspec.field(default_factory=list)
+    #: Models in `models` that were removed: they still answer requests, but take no new ones.
+    removed: list[Name] = msgspec.field(default_factory=list)
 
 
 class Answers(Message, tag=21):
@@ -187,3 +178,11 @@ class Stats(Message, tag=23):
     workers: list[WorkerStats]
     open_jobs: int
     queued_jobs: int
+
+
+class ModelsReloaded(Message, tag=24):
+    """All workers have answered a `ReloadModels`, or are gone. `failure`: what could not be read or loaded."""
+
+    number: U63
+    changed: bool
+    failure: Text = ""

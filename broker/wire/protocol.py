@@ -4,6 +4,8 @@ A message is one msgpack header frame, a tagged union with integer tags, followe
 token ids travel only in raw frames, and numbers of each job of a list as packed columns. Within a protocol version,
 fields are only appended, with a default.
 
+All names are imported from here (`pyproject.toml` exports them for mypy).
+
 A new message gets the next free tag of its direction, a place in the union below, and a handler in
 `broker/core/scheduler.py` or in the peer's session.
 """
@@ -14,11 +16,23 @@ from typing import TypeVar
 import msgspec
 
 from broker.wire.columns import Frame, pack_u32, pack_u64, split_frame, unpack_u32, unpack_u64
-from broker.wire.common import Goodbye, Kind, Lane, Message, ModelInfo, ModelKey, Option, Origin, Welcome, Who
+from broker.wire.common import (
+    Availability,
+    Goodbye,
+    Kind,
+    Lane,
+    Message,
+    ModelInfo,
+    ModelKey,
+    ModelState,
+    Option,
+    Origin,
+    Welcome,
+    Who,
+)
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.frontend_messages import (
     Answers,
-    Availability,
     Cancel,
     Failure,
     Failures,
@@ -26,7 +40,8 @@ from broker.wire.frontend_messages import (
     FrontendHeartbeat,
     FrontendHello,
     Models,
-    ModelState,
+    ModelsReloaded,
+    ReloadModels,
     Stats,
     Submission,
     Submit,
@@ -38,68 +53,17 @@ from broker.wire.worker_messages import (
     BatchResult,
     Heartbeat,
     JobFailure,
+    Load,
+    Release,
+    Reload,
+    Reloaded,
     WorkerDrain,
     WorkerGoodbye,
     WorkerHeartbeat,
     WorkerHello,
     WorkerLoading,
+    WorkerModels,
 )
-
-__all__ = [
-    "FROM_FRONTEND",
-    "FROM_WORKER",
-    "MAX_FRAME_BYTES",
-    "PROTOCOL_MAX",
-    "PROTOCOL_MIN",
-    "TO_FRONTEND",
-    "TO_WORKER",
-    "Answers",
-    "Availability",
-    "Batch",
-    "BatchError",
-    "BatchResult",
-    "Cancel",
-    "Failure",
-    "Failures",
-    "Frame",
-    "FromFrontend",
-    "FromWorker",
-    "FrontendGoodbye",
-    "FrontendHeartbeat",
-    "FrontendHello",
-    "Goodbye",
-    "Heartbeat",
-    "JobFailure",
-    "Kind",
-    "Lane",
-    "Message",
-    "ModelInfo",
-    "ModelKey",
-    "ModelState",
-    "Models",
-    "Option",
-    "Origin",
-    "Stats",
-    "Submission",
-    "Submit",
-    "ToFrontend",
-    "ToWorker",
-    "Welcome",
-    "Who",
-    "WorkerDrain",
-    "WorkerGoodbye",
-    "WorkerHeartbeat",
-    "WorkerHello",
-    "WorkerLoading",
-    "WorkerStats",
-    "decode",
-    "encode",
-    "pack_u32",
-    "pack_u64",
-    "split_frame",
-    "unpack_u32",
-    "unpack_u64",
-]
 
 #: Lowest and highest protocol version of this build.
 PROTOCOL_MIN = 1
@@ -108,10 +72,20 @@ PROTOCOL_MAX = 1
 #: Longest frame that a peer may send, in bytes; libzmq disconnects a peer that sends a longer one.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
-FromFrontend = FrontendHello | Submit | Cancel | FrontendHeartbeat | FrontendGoodbye
-FromWorker = WorkerHello | WorkerHeartbeat | BatchResult | BatchError | WorkerDrain | WorkerGoodbye | WorkerLoading
-ToFrontend = Welcome | Who | Goodbye | Models | Answers | Failures | Stats
-ToWorker = Welcome | Who | Heartbeat | Goodbye | Batch
+FromFrontend = FrontendHello | Submit | Cancel | FrontendHeartbeat | FrontendGoodbye | ReloadModels
+FromWorker = (
+    WorkerHello
+    | WorkerHeartbeat
+    | BatchResult
+    | BatchError
+    | WorkerDrain
+    | WorkerGoodbye
+    | WorkerLoading
+    | WorkerModels
+    | Reloaded
+)
+ToFrontend = Welcome | Who | Goodbye | Models | Answers | Failures | Stats | ModelsReloaded
+ToWorker = Welcome | Who | Heartbeat | Goodbye | Batch | Load | Release | Reload
 
 # One decoder for each direction rejects messages that the peer may not send.
 FROM_FRONTEND: msgspec.msgpack.Decoder[FromFrontend] = msgspec.msgpack.Decoder(FromFrontend)

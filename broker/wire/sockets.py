@@ -144,7 +144,7 @@ def is_local(endpoint: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can connect to an address or a name; a name other than localhost counts as no."""
+    """Return whether only this machine can connect to an address or name; of all names, only localhost counts."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

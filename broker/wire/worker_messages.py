@@ -18,7 +18,7 @@ from broker.wire.columns import (
     unpack_u32,
     unpack_u64,
 )
-from broker.wire.common import Lane, Message, ModelInfo, ModelKey, Origin
+from broker.wire.common import Lane, Message, ModelInfo, ModelKey, ModelState, Origin
 from broker.wire.errors import ErrorCode, RemoteProtocolError
 
 # --- worker to broker ------------------------------------------------------------------------------------------------
@@ -136,11 +136,55 @@ class WorkerLoading(Message, tag=38):
     failure: Text = ""
 
 
+class WorkerModels(Message, tag=39):
+    """All models of a worker, sent after a change.
+
+    A model that is no longer listed, or is now listed as unloaded, stays in the worker's memory until the broker's
+    `Release`, because the worker may get more batches of it. A new revision of a listed name replaces the old one.
+    """
+
+    #: Counts the changes of one process.
+    number: U63
+    models: list[ModelInfo]
+    #: States of models that the worker is loading or failed to load.
+    states: list[ModelState] = msgspec.field(default_factory=list)
+
+
+class Reloaded(Message, tag=40):
+    """The worker has read its configuration again. `failure`: what cannot be read or loaded; that stays as it was."""
+
+    number: U63
+    changed: bool
+    failure: Text = ""
+
+
 # --- broker to worker ------------------------------------------------------------------------------------------------
 
 
 class Heartbeat(Message, tag=49):
     """Answer to a worker's heartbeat."""
+
+
+class Load(Message, tag=50):
+    """Load a model that the worker listed as unloaded, because requests wait for it."""
+
+    model: Name
+    revision: Name
+
+
+class Release(Message, tag=51):
+    """The worker will get no further batch of this model, so that it can free the model's memory."""
+
+    model: Name
+    revision: Name
+    #: Number of the latest `WorkerModels` that the broker has handled.
+    number: U63
+
+
+class Reload(Message, tag=52):
+    """Read the configuration again, and answer with `Reloaded` when all models are loaded."""
+
+    number: U63
 
 
 class Batch(Message, tag=48):

@@ -106,7 +106,7 @@ class VersionStatus(Struct):
     """State of a model's version, in OVMS's words."""
 
     version: Literal["1"]
-    state: Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
+    state: Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
     status: StatusDetail
 
 

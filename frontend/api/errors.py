@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -23,6 +23,7 @@ _HTTP_ERRORS: dict[ErrorCode, tuple[int, ErrorType, str, str | None]] = {
     ErrorCode.TOO_MANY_TOKENS: (400, "invalid_request_error", "max_tokens_per_request", "input"),
     ErrorCode.UNKNOWN_MODEL: (404, "invalid_request_error", "model_not_found", "model"),
     ErrorCode.NO_WORKER: (503, "server_error", "no_worker", "model"),
+    ErrorCode.REPLACED: (503, "server_error", "model_replaced", "model"),
     ErrorCode.QUOTA: (429, "rate_limit_error", "rate_limit_exceeded", None),
     ErrorCode.OVERLOADED: (503, "server_error", "overloaded", None),
     ErrorCode.DEADLINE: (504, "server_error", "deadline_exceeded", None),
@@ -44,6 +45,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float = 0.0,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         # A method or a path may hold bytes that are not UTF-8, which JSON cannot hold.
         text = message.encode("utf-8", "backslashreplace").decode()
@@ -53,6 +55,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self._headers = headers or {}
 
     def to_object(self) -> ErrorObject:
         """Return OpenAI's error object."""
@@ -63,12 +66,10 @@ class ApiError(Exception):
         return msgspec.json.encode(ErrorAnswer(self.to_object()))
 
     def headers(self) -> dict[str, str]:
-        """Return WWW-Authenticate for 401, or Retry-After in whole seconds if waiting can help."""
-        if self.status == 401:
-            return {"WWW-Authenticate": "Bearer"}
+        """Return the headers of the answer: those given, and Retry-After in whole seconds if waiting can help."""
         if not self.retry_after_s:
-            return {}
-        return {"Retry-After": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.retry_after_s))))}
+            return dict(self._headers)
+        return {**self._headers, "Retry-After": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.retry_after_s))))}
 
 
 def from_failure(code: ErrorCode, text: str = "", retry_after_ms: int = 0) -> ApiError:

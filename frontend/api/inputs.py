@@ -50,11 +50,23 @@ def parse_object(body: bytes) -> tuple[dict[str, Any], str]:
                 raise
             fields, warning = _decode(body), f"lone surrogates (halves of characters) were replaced by U+FFFD: {count}"
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ApiError(400, f"The file is not valid json - Cannot parse JSON body: {error}") from None
+        reason = _explain_invalid(body) or str(error)
+        raise ApiError(400, f"The file is not valid json - Cannot parse JSON body: {reason}") from None
     if not isinstance(fields, dict):
         raise ApiError(400, "JSON body must be an object")
     present = {name: value for name, value in fields.items() if value is not None and (value != "" or name in _CONTENT)}
     return present, warning
+
+
+def _explain_invalid(body: bytes) -> str:
+    """Return why an invalid body is not JSON, if the parser's own reason would be misleading."""
+    if not body.strip():
+        return "it is empty; send a JSON object"
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} is not UTF-8; encode the body as UTF-8"
+    return ""
 
 
 def _replace_lone_surrogates(body: bytes) -> tuple[bytes, int]:
@@ -127,7 +139,9 @@ def read_inputs(fields: dict[str, Any], name: str, max_inputs: int) -> Inputs:
             inputs = _read_array(value, name, max_inputs)
         case _:
             text = f"{name} should be string, array of strings or array of integers; it is {_describe_type(value)}"
-            raise ApiError(400, text, param=name)
+            # OVMS's words, which are those of embeddings, although only texts can be tokenized.
+            hint = "; send a text or texts, not token ids" if name == "text" else ""
+            raise ApiError(400, text + hint, param=name)
     return inputs
 
 
@@ -141,33 +155,36 @@ def _read_array(values: list[Any], name: str, max_inputs: int) -> Inputs:
         return [values]
     _check_types(values, types, {str, int, list}, name)
     if types != {list}:
-        raise ApiError(400, f"{name} must be homogeneous{_describe_mix(values)}", param=name)
+        raise ApiError(400, f"{name} must be homogeneous;{_describe_mix(values, 'element')}", param=name)
     inner_types = [set(map(type, value)) for value in values]
     for position, (value, each) in enumerate(zip(values, inner_types, strict=True)):
-        _check_types(value, each, {str, int}, name, f"{position}, ")
+        _check_types(value, each, {str, int}, name, f"input {position}, token")
+        if len(each) > 1:
+            text = f"{name} must be homogeneous; in input {position},{_describe_mix(value, 'token')}"
+            raise ApiError(400, text, param=name)
     if len(set().union(*inner_types)) > 1:
-        mixed = next((value for value, each in zip(values, inner_types, strict=True) if len(each) > 1), None)
-        raise ApiError(400, f"{name} must be homogeneous{_describe_mix(mixed or values)}", param=name)
+        text = f"{name} must be homogeneous; some inner arrays have strings and others have integers"
+        raise ApiError(400, text, param=name)
     if any(str in each for each in inner_types):
         text = f"{name} must be either array of strings or array of array of integers"
         raise ApiError(400, text, param=name)
     return values
 
 
-def _check_types(values: Sequence[Any], types: set[type], allowed: set[type], name: str, outer: str = "") -> None:
-    """Raise `ApiError` 400 if `types`, those of the values, are not all allowed."""
+def _check_types(
+    values: Sequence[Any], types: set[type], allowed: set[type], name: str, place: str = "element"
+) -> None:
+    """Raise `ApiError` 400 if `types`, those of the values, are not all allowed. `place` names what a value is."""
     if not types <= allowed:
         position, odd = next((position, value) for position, value in enumerate(values) if type(value) not in allowed)
-        text = f"every element in {name} array should be either string or int; element {outer}{position} is"
+        text = f"every element in {name} array should be either string or int; {place} {position} is"
         raise ApiError(400, f"{text} {_describe_type(odd)}", param=name)
 
 
-def _describe_mix(values: Sequence[Any]) -> str:
-    """Return where a list first has another type than at its start."""
-    position = next((position for position, value in enumerate(values) if type(value) is not type(values[0])), None)
-    if position is None:
-        return "; some inner arrays have strings and others have integers"
-    return f"; element 0 is {_describe_type(values[0])} and element {position} is {_describe_type(values[position])}"
+def _describe_mix(values: Sequence[Any], place: str) -> str:
+    """Return where a list of several types first has another type than at its start."""
+    position = next(position for position, value in enumerate(values) if type(value) is not type(values[0]))
+    return f" {place} 0 is {_describe_type(values[0])} and {place} {position} is {_describe_type(values[position])}"
 
 
 def _describe_type(value: Any) -> str:

@@ -36,13 +36,20 @@ _STATUSES = {
     404: "The model or path does not exist",
     408: "The rest of the body did not arrive in time",
     413: "The body is too large",
+    415: "The body has a content coding other than gzip",
+    417: "The server does not support the expectation in the header Expect",
     422: "The input crashed every worker that processed it",
     429: "The client's quota is used up",
     431: "The request's headers are too large",
     500: "Internal error",
+    501: "The transfer coding is not supported",
     503: "The server cannot serve this request now",
     504: "The deadline passed",
+    505: "The version of HTTP is not supported",
 }
+
+#: Errors of HTTP itself, which every path can have.
+_HTTP_STATUSES = (417, 431, 501, 505)
 
 _TEXT: Schema = {"type": "string"}
 #: An empty header counts as absent. Generators of requests send null as an empty header.
@@ -126,7 +133,7 @@ def _describe_paths() -> Schema:
             model: _describe_get("KServe: describe a model", answers.ModelMetadata, 404, 503),
             f"{model}/ready": _describe_get("KServe: check that a model is ready", answers.ModelReady, 404, 503),
         }
-    reload = _describe("Reload the API keys", answers.ConfigAnswer, 403, 408, 413, 500)
+    reload = _describe("Reload the API keys", answers.ConfigAnswer, 403, 408, 413, 415, 500)
     reload["responses"]["201"] = _describe_response(201, _refer(answers.ConfigAnswer))
     paths |= {
         "/v2": _describe_get("KServe: describe the server", answers.ServerMetadata),
@@ -176,7 +183,7 @@ def _describe_job(summary: str, body: type, answer: type) -> Schema:
         "x-request-id": _describe_header("Id for logs, which the answer repeats"),
         "traceparent": _describe_header("W3C Trace Context, for logs"),
     }
-    operation = _describe(summary, answer, 400, 404, 408, 413, 422, 429, 500, 503, 504, tag="OpenAI")
+    operation = _describe(summary, answer, 400, 404, 408, 413, 415, 422, 429, 500, 503, 504, tag="OpenAI")
     warning = _describe_header("What was changed in the request, or is unusual about the vectors")
     operation["responses"]["200"]["headers"]["x-vecmill-warning"] = warning
     operation["parameters"] = [{"name": name, "in": "header"} | header for name, header in headers.items()]
@@ -191,10 +198,12 @@ def _describe_get(*arguments: Any, **options: str) -> Schema:
 def _describe(
     summary: str, answer: Any, *statuses: int, content: str = "application/json", tag: str = "operations"
 ) -> Schema:
-    """Describe an operation; `statuses` are those of its errors beyond 401 and 431."""
+    """Describe an operation; `statuses` are those of its errors beyond those that every path has."""
     error = _refer(answers.ErrorAnswer)
     responses = {"200": _describe_response(200, _refer(answer), content)}
-    responses |= {str(status): _describe_response(status, error) for status in sorted({401, 431, *statuses})}
+    responses |= {
+        str(status): _describe_response(status, error) for status in sorted({401, *_HTTP_STATUSES, *statuses})
+    }
     return {"summary": summary, "tags": [tag], "parameters": [], "responses": responses}
 
 

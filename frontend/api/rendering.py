@@ -1,7 +1,7 @@
 """Rendering of answers. Pure."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +29,7 @@ _STATES: dict[Availability, tuple[Any, str]] = {
     Availability.FAILED: ("LOADING", "FAILED_PRECONDITION"),
     Availability.UNLOADING: ("UNLOADING", "OK"),
     Availability.END: ("END", "OK"),
+    Availability.START: ("START", "OK"),
 }
 
 
@@ -128,10 +129,10 @@ def _fit_ids(request: TokenizeRequest, ids: Ids, model: ModelInfo) -> Ids:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def build_model_object(model: ModelInfo, created: int) -> answers.ModelObject:
-    """Return OpenAI's model object; `created` is in seconds since 1970."""
+def build_model_object(name: str, model: ModelInfo, created: int) -> answers.ModelObject:
+    """Return OpenAI's model object of a model under one of its names; `created` is in seconds since 1970."""
     return answers.ModelObject(
-        id=model.name,
+        id=name,
         object="model",
         created=created,
         owned_by="vecmill",
@@ -144,19 +145,21 @@ def build_model_object(model: ModelInfo, created: int) -> answers.ModelObject:
     )
 
 
-def render_models(models: Iterable[ModelInfo], created: int) -> bytes:
-    """Render OpenAI's list of models."""
-    return msgspec.json.encode(answers.ModelList("list", [build_model_object(model, created) for model in models]))
+def render_models(models: Mapping[str, ModelInfo], created: int) -> bytes:
+    """Render OpenAI's list of models, given by all their names."""
+    objects = [build_model_object(name, model, created) for name, model in models.items()]
+    return msgspec.json.encode(answers.ModelList("list", objects))
 
 
-def render_config(states: Mapping[str, ModelState]) -> bytes:
-    """Render OVMS's GET /v1/config: the state of every known model, indented as in OVMS."""
+def render_config(states: Mapping[str, ModelState], models: Mapping[str, ModelInfo]) -> bytes:
+    """Render OVMS's GET /v1/config: the state of every known model and of its parts, indented as in OVMS."""
     config: answers.ConfigAnswer = {}
-    for name, model in sorted(states.items()):
+    for name, model in states.items():
         state, code = _STATES[model.state]
         version = answers.VersionStatus("1", state, answers.StatusDetail(code, model.text or code))
-        config[name] = answers.ModelStatus([version])
-    return msgspec.json.format(msgspec.json.encode(config), indent=1)
+        parts = models[name].parts if name in models else []
+        config |= dict.fromkeys([name, *(part for part in parts if part not in states)], answers.ModelStatus([version]))
+    return msgspec.json.format(msgspec.json.encode(dict(sorted(config.items()))), indent=1)
 
 
 def render_model_metadata(model: ModelInfo) -> bytes:

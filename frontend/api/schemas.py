@@ -83,8 +83,8 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
 
     @property
     def truncate_option(self) -> Option:
-        """TRUNCATE_END, TRUNCATE_START, or no option. A parsed request has a word for `truncate`."""
-        return _TRUNCATE[self.truncate]  # type: ignore[index]
+        """TRUNCATE_END, TRUNCATE_START, or no option."""
+        return _TRUNCATE[self.truncate or "none"]  # type: ignore[index]
 
 
 class TokenizeRequest(Struct, frozen=True, kw_only=True):
@@ -110,12 +110,12 @@ def parse_embeddings(
     max_inputs: int,
     served: Collection[str] = (),
     *,
-    truncate: Truncate = "none",
+    truncate: Truncate | None = None,
     token_ids: bool = True,
 ) -> EmbeddingsRequest:
     """Parse the body of POST /v1/embeddings. Raise `ApiError` 400 if it is invalid.
 
-    The error for a missing model lists those `served`. `truncate` is the server's default.
+    The error for a missing model lists those `served`. `truncate` is the server's default; None: that of the model.
     """
     fields, warning = parse_object(body)
     model = read_model_name(fields, served)
@@ -166,9 +166,13 @@ def _read_truncate(fields: dict[str, Any]) -> Truncate | None:
     if tokens is not None and (type(tokens) is not int or tokens < -1 or tokens == 0):
         text = "truncate_prompt_tokens should be -1 or a number of tokens above 0"
         raise ApiError(400, text, param="truncate_prompt_tokens")
-    side = (read_string(fields, "truncation_direction") or "right").lower()
+    direction = read_string(fields, "truncation_direction")
+    side = (direction or "right").lower()
     if side not in _SIDES:
         raise ApiError(400, "truncation_direction should be left or right", param="truncation_direction")
+    if direction and word in ("start", "end") and word != _SIDES[side]:
+        text = f"truncate is {word!r}, but truncation_direction {direction!r} is the other side; send only truncate"
+        raise ApiError(400, text, param="truncate")
     chosen = [word, read_boolean(fields, "truncation"), None if tokens is None else True]
     words = {one if isinstance(one, str) else _SIDES[side] if one else "none" for one in chosen if one is not None}
     if "none" in words and len(words) > 1:

@@ -3,24 +3,14 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long, describe_too_many_tokens, quote
 from broker.wire.protocol import Kind, ModelInfo, Option, pack_u32
 from frontend.api.errors import ApiError, from_failure, name_input
+from frontend.api.model_names import INPUT_TYPES
 from frontend.api.schemas import MAX_LENGTH_LIMIT, EmbeddingsRequest, TokenizeRequest
 
-#: Names of prompts to look for, in this order, for each `input_type` of Cohere's API and vLLM. The names are those that
-#: sentence-transformers' encode_query and encode_document look for.
-_QUERY, _DOCUMENT = ("query",), ("document", "passage", "corpus")
-_INPUT_TYPES = {
-    "query": _QUERY,
-    "search_query": _QUERY,
-    "document": _DOCUMENT,
-    "search_document": _DOCUMENT,
-    "passage": ("passage", "document", "corpus"),
-    # Gemini's task types.
-    "retrieval_query": _QUERY,
-    "retrieval_document": _DOCUMENT,
-}
 #: Highest token id of a model that announces no vocabulary: the largest signed 32-bit integer.
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -39,6 +29,13 @@ class PreparedSubmission(NamedTuple):
     warning: str
 
 
+def apply_model_defaults(request: EmbeddingsRequest, model: ModelInfo) -> EmbeddingsRequest:
+    """Return the request with the model's choice to truncate, if neither the request nor the server chose."""
+    if request.truncate is None and model.truncates:
+        return msgspec.structs.replace(request, truncate="end")
+    return request
+
+
 def build_submission(
     request: EmbeddingsRequest, model: ModelInfo, dimensions_policy: str, max_request_tokens: int
 ) -> PreparedSubmission:
@@ -55,7 +52,7 @@ def build_submission(
     if request.normalize is False and model.normalized:
         options |= Option.RAW
     texts = [text for text in request.inputs if isinstance(text, str)]
-    if not model.prompts and request.input_type and request.input_type.lower() not in _INPUT_TYPES:
+    if not model.prompts and request.input_type and request.input_type.lower() not in INPUT_TYPES:
         warnings.append("input_type was ignored, because the model has no prompts")
     warning = "; ".join(filter(None, warnings))
     if texts:
@@ -102,9 +99,9 @@ def _choose_prompt(request: EmbeddingsRequest, model: ModelInfo) -> str:
     if input_type is not None and not model.prompts:
         return ""
     if input_type is not None and input_type not in model.prompts:
-        names = _INPUT_TYPES.get(input_type.lower())
+        names = INPUT_TYPES.get(input_type.lower())
         if names is None:
-            allowed = ", ".join(dict.fromkeys([*_INPUT_TYPES, *model.prompts]))
+            allowed = ", ".join(dict.fromkeys([*INPUT_TYPES, *model.prompts]))
             text = f"input_type is {quote(input_type)}, but must be one of {allowed}"
             raise ApiError(400, text, param="input_type")
         return next((model.prompts[key] for key in names if key in model.prompts), "")
@@ -125,6 +122,15 @@ def _check_ids(ids: Sequence[int], model: ModelInfo, options: Option) -> ApiErro
     if foreign is not None:
         return from_failure(ErrorCode.INVALID_INPUT, describe_foreign_token(foreign, vocabulary))
     return None
+
+
+def choose_prompt_by_name(request: EmbeddingsRequest, prompt: str) -> EmbeddingsRequest:
+    """Return a request for a model name that ends in the name of a prompt. Raise `ApiError` 400 if it has another."""
+    for field in ("prompt_name", "input_type"):
+        if getattr(request, field) is not None:
+            text = f"the model name {quote(request.model)} chooses the prompt {prompt}; leave out {field}"
+            raise ApiError(400, text, param=field)
+    return msgspec.structs.replace(request, prompt_name=prompt)
 
 
 def check_max_length(request: TokenizeRequest, model: ModelInfo, max_request_tokens: int) -> None:

@@ -195,23 +195,12 @@ def _render_error(request: Request, error: Exception) -> HTTPResponse:
         log.error("request failed", exc_info=error)
         text = "the server failed to process this request; its log has the reason"
         error = ApiError(500, text, kind="server_error", code="internal_error")
-    headers = error.headers() | ({"Allow": error.allow} if isinstance(error, _MethodError) else {})
-    if error.status == 415:
-        headers["Accept-Encoding"] = "gzip"
-    return raw(error.body(), status=error.status, headers=headers, content_type="application/json")
+    return raw(error.body(), status=error.status, headers=error.headers(), content_type="application/json")
 
 
 def _render_cancelled(_: Request, __: asyncio.CancelledError) -> HTTPResponse:
     """Return a response for the access log and the metrics, because the client has left."""
     return raw(b"", status=metrics.CLIENT_GONE)
-
-
-class _MethodError(ApiError):
-    """Error 405, with the allowed methods in a header."""
-
-    def __init__(self, message: str, allow: str) -> None:
-        super().__init__(405, message, code="method_not_allowed")
-        self.allow = allow
 
 
 def _convert_sanic_error(request: Request, error: SanicException) -> ApiError:
@@ -221,7 +210,8 @@ def _convert_sanic_error(request: Request, error: SanicException) -> ApiError:
     if status == 405:
         allow = str((error.headers or {}).get("Allow", ""))
         text = f"Unsupported method: {request.method} is not allowed for {request.path}; use {allow}"
-        return _MethodError(text, allow + ", HEAD" if "GET" in allow.split(", ") else allow)
+        headers = {"Allow": allow + ", HEAD" if "GET" in allow.split(", ") else allow}
+        return ApiError(405, text, code="method_not_allowed", headers=headers)
     if status == 408:
         limit_s = request.app.config.REQUEST_TIMEOUT
         text = f"the rest of the request did not arrive within {limit_s:g} s; send it without pauses"

@@ -33,7 +33,8 @@ def _list_methods(request: Request) -> str:
     try:
         request.app.router.get(request.path, request.method, request.headers.get("host"))
     except MethodNotAllowed as error:
-        return ", ".join(sorted({"OPTIONS", *(error.allowed_methods or ())} - {"HEAD"}))
+        methods = {"OPTIONS", *(error.allowed_methods or ())}
+        return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
     return "OPTIONS"
 
 

@@ -82,7 +82,7 @@ class Decoder:
         names = [name for name in names if name not in ("", "identity")]
         if names not in ([], ["gzip"], ["x-gzip"]):
             text = "the Content-Encoding is not supported; send the body with gzip, or without compression"
-            raise ApiError(415, text, code="unsupported_content_encoding")
+            raise ApiError(415, text, code="unsupported_content_encoding", headers={"Accept-Encoding": "gzip"})
         self._gzip = zlib.decompressobj(_GZIP) if names else None
         self._rest_bytes = max_bytes
 

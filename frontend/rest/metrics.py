@@ -5,12 +5,13 @@ prometheus_client reads when it is imported), so that the process that answers a
 """
 
 import asyncio
+import contextlib
 import functools
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
@@ -20,6 +21,8 @@ from sanic.response import BaseHTTPResponse
 
 from broker.shared.exposition import choose_encoder
 from frontend.rest.slow_readers import Reason
+
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 PREFIX = "vecmill_"
 #: Histogram bounds in seconds, from requests that need no broker to the default deadline.
@@ -34,39 +37,20 @@ _VERSION = re.compile(r"_v\d.*$")
 _UNKNOWN = "unknown"
 
 
-class _OvmsCounter(NamedTuple):
-    """One of OVMS's counters of embeddings requests, which counts the requests with certain statuses."""
-
-    name: str
-    text: str
-    counts_status: Callable[[str], bool]
-    #: Whether the counter has a label for the model's version.
-    versioned: bool
-
-
 #: Statuses of rejected requests: a quota is used up, or the server has no capacity.
 _REJECTED = ("429", "503")
-_OVMS_COUNTERS = (
-    _OvmsCounter("ovms_requests_success", "Requests answered with 200", lambda status: status == "200", versioned=True),
-    _OvmsCounter(
+#: OVMS's counters of embeddings requests: name, text, whether a status counts, and whether there is a label `version`.
+_OVMS_COUNTERS: tuple[tuple[str, str, Callable[[str], bool], bool], ...] = (
+    ("ovms_requests_success", "Requests answered with 200", lambda status: status == "200", True),
+    (
         "ovms_requests_fail",
         "Requests answered with another status",
         lambda status: status not in ("200", str(CLIENT_GONE)),
-        versioned=True,
+        True,
     ),
-    _OvmsCounter(
-        "ovms_requests_accepted",
-        "Requests that were not rejected",
-        lambda status: status not in _REJECTED,
-        versioned=False,
-    ),
-    _OvmsCounter(
-        "ovms_requests_rejected",
-        "Requests rejected with 429 or 503",
-        lambda status: status in _REJECTED,
-        versioned=False,
-    ),
-    _OvmsCounter("ovms_responses", "Answers with vectors", lambda status: status == "200", versioned=False),
+    ("ovms_requests_accepted", "Requests that were not rejected", lambda status: status not in _REJECTED, False),
+    ("ovms_requests_rejected", "Requests rejected with 429 or 503", lambda status: status in _REJECTED, False),
+    ("ovms_responses", "Answers with vectors", lambda status: status == "200", False),
 )
 
 # Without the gauges of the series' creation times, which cannot be summed over processes.
@@ -146,44 +130,9 @@ def get_route_endpoint(route: str) -> str:
 
 
 # The series are cached because prometheus_client takes longer to find a series than to change its value.
-class _AnswerSeries(NamedTuple):
-    """Series of the answers with the same endpoint, status and model."""
-
-    requests: Counter
-    seconds: Histogram
-    inputs: Counter
-
-
-@functools.lru_cache(1000)
-def _get_answer_series(endpoint: str, status: int, model: str) -> _AnswerSeries:
-    return _AnswerSeries(
-        requests=_requests.labels(endpoint, str(status), model),
-        seconds=_request_seconds.labels(endpoint),
-        inputs=_inputs.labels(endpoint, model),
-    )
-
-
-class _ModelSeries(NamedTuple):
-    """Series of a model."""
-
-    in_flight: Gauge
-    tokens: Counter
-    truncated: Counter
-    request_us: Histogram
-    wait_us: Histogram
-    inference_us: Histogram
-
-
-@functools.lru_cache(1000)
-def _get_model_series(model: str) -> _ModelSeries:
-    return _ModelSeries(
-        in_flight=_in_flight.labels(model),
-        tokens=_prompt_tokens.labels(model),
-        truncated=_truncated.labels(model),
-        request_us=_ovms_time.labels("REST", model, "1"),
-        wait_us=_ovms_wait.labels(model, "1"),
-        inference_us=_ovms_inference.labels(model, "1"),
-    )
+@functools.lru_cache(10_000)
+def _get_series(metric: M, *labels: str) -> M:
+    return metric.labels(*labels)
 
 
 def create_series(endpoints: Iterable[str]) -> None:
@@ -195,39 +144,42 @@ def create_series(endpoints: Iterable[str]) -> None:
         readers_ended.labels(reason.value)
 
 
+@functools.lru_cache(1000)
 def create_model_series(model: str) -> None:
     """Create the series of a model, at zero."""
     for endpoint in ("embeddings", "tokenize"):
-        _get_answer_series(endpoint, 200, model)
-    _get_model_series(model)
+        _requests.labels(endpoint, "200", model)
+        _request_seconds.labels(endpoint)
+        _inputs.labels(endpoint, model)
+    for metric in (_in_flight, _prompt_tokens, _truncated):
+        metric.labels(model)
+    for histogram in (_ovms_wait, _ovms_inference):
+        histogram.labels(model, "1")
+    _ovms_time.labels("REST", model, "1")
 
 
-class InFlight:
-    """Context of a request that waits for the broker.
+@contextlib.contextmanager
+def track_in_flight(request: Request, model: str) -> Iterator[None]:
+    """Count a request as in flight in this context, in which it waits for the broker.
 
     If the client disconnects meanwhile, the request is counted here, because there may be no answer to count.
     """
-
-    __slots__ = ("_model", "_request")
-
-    def __init__(self, request: Request, model: str) -> None:
-        self._request, self._model = request, model
-
-    def __enter__(self) -> None:
-        _get_model_series(self._model).in_flight.inc()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        _get_model_series(self._model).in_flight.dec()
-        if kind is not None and issubclass(kind, asyncio.CancelledError):
-            _get_answer_series(get_endpoint(self._request), CLIENT_GONE, self._model).requests.inc()
-            self._request.ctx.counted = True
+    in_flight = _get_series(_in_flight, model)
+    in_flight.inc()
+    try:
+        yield
+    except asyncio.CancelledError:
+        _get_series(_requests, get_endpoint(request), str(CLIENT_GONE), model).inc()
+        request.ctx.counted = True
+        raise
+    finally:
+        in_flight.dec()
 
 
 def observe_times(model: str, queue_us: int, inference_us: int) -> None:
     """Record the broker's times of an embeddings request, under OVMS's names."""
-    series = _get_model_series(model)
-    series.wait_us.observe(queue_us)
-    series.inference_us.observe(inference_us)
+    _get_series(_ovms_wait, model, "1").observe(queue_us)
+    _get_series(_ovms_inference, model, "1").observe(inference_us)
 
 
 def count_answer(request: Request, response: BaseHTTPResponse, seconds: float) -> None:
@@ -236,18 +188,16 @@ def count_answer(request: Request, response: BaseHTTPResponse, seconds: float) -
         return
     note = request.ctx.log
     endpoint, model = get_endpoint(request), note.get("model", "")
-    series = _get_answer_series(endpoint, response.status, model)
-    series.requests.inc()
-    series.seconds.observe(seconds)
+    _get_series(_requests, endpoint, str(response.status), model).inc()
+    _get_series(_request_seconds, endpoint).observe(seconds)
     if not model or response.status != 200:
         return
-    series.inputs.inc(note["inputs"])
-    model_series = _get_model_series(model)
+    _get_series(_inputs, endpoint, model).inc(note["inputs"])
     if "tokens" in note:
-        model_series.tokens.inc(note["tokens"])
-        model_series.truncated.inc(note["truncated"])
+        _get_series(_prompt_tokens, model).inc(note["tokens"])
+        _get_series(_truncated, model).inc(note["truncated"])
     if endpoint == "embeddings":
-        model_series.request_us.observe(seconds * 1e6)
+        _get_series(_ovms_time, "REST", model, "1").observe(seconds * 1e6)
 
 
 class _Collector:
@@ -282,14 +232,15 @@ def _collect_ovms_names(families: dict[str, Metric]) -> Iterator[Metric]:
     """Yield OVMS's names for some of our families; see docs/metrics.md."""
     samples = [one for one in families[PREFIX + "requests"].samples if one.labels["endpoint"] == "embeddings"]
     models = dict.fromkeys(sample.labels["model"] for sample in samples if sample.labels["model"])
-    for counter in _OVMS_COUNTERS:
+    for name, text, counts_status, versioned in _OVMS_COUNTERS:
         # Untyped, because prometheus_client appends _total to the name of a counter, and OVMS does not.
-        labels = ["api", "interface", "method", "name"] + ["version"] * counter.versioned
-        family = UnknownMetricFamily(counter.name, counter.text, labels=labels)
+        family = UnknownMetricFamily(
+            name, text, labels=["api", "interface", "method", "name"] + ["version"] * versioned
+        )
         for model in models:
             of_model = [sample for sample in samples if sample.labels["model"] == model]
-            count = sum(sample.value for sample in of_model if counter.counts_status(sample.labels["status"]))
-            family.add_metric(["V3", "REST", "Unary", model] + ["1"] * counter.versioned, count)
+            count = sum(sample.value for sample in of_model if counts_status(sample.labels["status"]))
+            family.add_metric(["V3", "REST", "Unary", model] + ["1"] * versioned, count)
         yield family
     gauge = GaugeMetricFamily("ovms_current_requests", "Requests that wait for the broker", labels=["name", "version"])
     for sample in families[PREFIX + "requests_in_flight"].samples:

@@ -90,8 +90,11 @@ def _check_key(request: Request) -> None:
         keys.refresh(time.monotonic())
     request.ctx.key = next(filter(None, map(keys.find_key, list_credentials(request.headers))), None)
     if request.ctx.key is None:
-        text = "Unauthorized request due to invalid or missing api-key; send the header"
-        raise ApiError(401, f"{text} Authorization: Bearer KEY, with a key of this server", code="invalid_api_key")
+        text = (
+            "Unauthorized request due to invalid or missing api-key; send the header Authorization: Bearer KEY, with a"
+        )
+        headers = {"WWW-Authenticate": "Bearer"}
+        raise ApiError(401, f"{text} key of this server", code="invalid_api_key", headers=headers)
 
 
 def require_admin(request: Request) -> None:

@@ -52,8 +52,8 @@ class BrokerClient:
         # - whether the event loop is about to call `_flush`;
         self._flush_scheduled = False
         # - events that wake the waiting calls. They are set and replaced when the connection or the models change, and
-        #   when stats arrive.
-        self._changed, self._stats_came = asyncio.Event(), asyncio.Event()
+        #   when stats or the result of a reload arrive.
+        self._changed, self._stats_came, self._reloaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -116,7 +116,7 @@ class BrokerClient:
         try:
             await asyncio.wait_for(future, deadline - time.monotonic() + DEADLINE_SLACK_S)
         except TimeoutError:
-            raise from_failure(ErrorCode.DEADLINE, ErrorCode.DEADLINE.text, 5000) from None
+            raise from_failure(ErrorCode.DEADLINE, retry_after_ms=5000) from None
         except asyncio.CancelledError:
             pending.abandoned = True
             raise
@@ -147,6 +147,25 @@ class BrokerClient:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), found - time.monotonic())
         return found
+
+    async def reload_models(self, timeout_s: float) -> wire.ModelsReloaded | None:
+        """Let all workers read their configurations again. Return what came of it; None if the broker does not answer.
+
+        The answer comes when all models are loaded.
+        """
+        if not self.connected:
+            return None
+        message = self._session.begin_reload()
+        self._link.send(message)
+        until = time.monotonic() + timeout_s
+        try:
+            while not (result := self._session.take_reloaded(message.number)) and self.connected:
+                await asyncio.wait_for(self._reloaded.wait(), until - time.monotonic())
+        except TimeoutError:
+            return None
+        finally:
+            self._session.take_reloaded(message.number, give_up=True)
+        return result
 
     async def fresh_stats(self) -> wire.Stats | None:
         """Return the broker's current stats, or the last ones if it does not answer in time, or None if it is away."""
@@ -186,6 +205,8 @@ class BrokerClient:
             case wire.Stats():
                 self._stats_came.set()
                 self._stats_came = asyncio.Event()
+            case wire.ModelsReloaded():
+                self._wake_reloads()
 
     def _on_timer(self) -> None:
         self._run_step(lambda: self._session.due(time.monotonic()))
@@ -214,11 +235,16 @@ class BrokerClient:
                 future.set_result(None)
         if connected != self.connected:
             self._log_connection()
+            self._wake_reloads()
         if connected != self.connected or models is not self._session.models:
             self._changed.set()
             self._changed = asyncio.Event()
         if self._session.has_outgoing:
             self._schedule_flush()
+
+    def _wake_reloads(self) -> None:
+        self._reloaded.set()
+        self._reloaded = asyncio.Event()
 
     def _log_connection(self) -> None:
         if self.connected:

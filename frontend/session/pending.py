@@ -13,7 +13,7 @@ import numpy as np
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_replaced_model, describe_too_many_tokens
-from broker.wire.protocol import Frame, Lane, Option
+from broker.wire.protocol import Frame, Lane, ModelInfo, Option
 
 #: Seconds for which a refusal is repeated without sending the request to the broker.
 REFUSAL_TTL_S = 0.1
@@ -35,8 +35,8 @@ class Pending:
     per_item: bool = False
     #: Maximum number of tokens over all inputs.
     max_tokens: float = math.inf
-    #: Values of a vector by which the request was validated; 0: unknown.
-    dimension: int = 0
+    #: Model that the request was prepared for; None: unknown.
+    model_info: ModelInfo | None = None
     #: Each input's row as bytes, in the order of the inputs; None until the row arrives.
     rows: list[memoryview | None] = field(init=False)
     #: Number of inputs with neither a row nor a failure.
@@ -60,8 +60,27 @@ class Pending:
     revision: str = ""
 
     def __post_init__(self) -> None:
+        self.clear_rows()
+
+    def clear_rows(self) -> None:
+        """Drop everything that was received, because the request starts again."""
         self.missing = len(wire.unpack_u32(self.submission.lengths))
         self.rows = [None] * self.missing
+        self.tokens = self.queue_us = self.inference_us = 0
+        self.truncated, self.failures, self.revision = {}, {}, ""
+
+    def rebind(self, model: ModelInfo) -> bool:
+        """Prepare to be submitted to another revision of the model. Return whether that is possible.
+
+        It is not if the request would have been prepared differently, for example with another prompt.
+        """
+        if self.model_info and not self.model_info.prepares_like(model):
+            return False
+        if self.submission.revision != model.revision:
+            self.submission = msgspec.structs.replace(self.submission, revision=model.revision)
+            self.model_info = model
+            self.clear_rows()
+        return True
 
     def __repr__(self) -> str:
         state = "failed" if self.failure else f"{self.missing} of {len(self.rows)} inputs missing"
@@ -76,6 +95,11 @@ class Pending:
     def model(self) -> str:
         """The name of the model."""
         return self.submission.model
+
+    @property
+    def dimension(self) -> int:
+        """Values of a vector by which the request was prepared; 0: unknown."""
+        return self.model_info.dimension if self.model_info else 0
 
     @property
     def ended(self) -> bool:
@@ -154,14 +178,19 @@ class PendingRequests:
         *,
         per_item: bool,
         max_tokens: float,
-        dimension: int = 0,
+        model_info: ModelInfo | None = None,
     ) -> Pending:
         """Return a new request, and keep the request until `remove`. The submission gets its number here."""
         self._newest += 1
         numbered = msgspec.structs.replace(submission, request=self._newest)
-        pending = Pending(numbered, frame, deadline, per_item, max_tokens, dimension)
+        pending = Pending(numbered, frame, deadline, per_item, max_tokens, model_info)
         self._pending[self._newest] = pending
         return pending
+
+    def find(self, number: int) -> Pending | None:
+        """Return an unanswered request; None if there is none of this number."""
+        pending = self._pending.get(number)
+        return pending if pending and not pending.ended else None
 
     def remove(self, pending: Pending) -> None:
         """Forget a request."""
@@ -182,6 +211,9 @@ class PendingRequests:
         for number, position, tokens, row, truncated in columns:
             pending = self._pending.get(number)
             if pending is None or pending.ended or not pending.waits_for(position):
+                continue
+            if pending.submission.revision not in ("", answers.revision):
+                # The row is of a batch that was sent before the request was submitted again.
                 continue
             resized = pending.dimension and not pending.tokenizes and len(row) != pending.dimension * 4
             if resized or pending.revision not in ("", answers.revision):

@@ -6,7 +6,8 @@ Theory of operation:
    while away, and a heartbeat while connected. It is away again when the connection ends, when the broker is silent for
    the liveness time, and when the broker sends a goodbye or does not recognize this frontend.
 2. A frontend keeps each request until the answer is complete. After each welcome it submits every unanswered request
-   again under its old number, as soon as the broker's list has the request's model.
+   again under its old number, as soon as the broker's list has the request's model. If the list has another revision of
+   the model, or the broker fails a request because its revision is no longer served, the request starts again.
 3. Requests without a broker, or without their model, fail when the grace period is over.
 4. `submit` and `finish` only record what to send; `flush` returns all submissions and cancellations of one turn of the
    event loop together.
@@ -20,17 +21,16 @@ from typing import NamedTuple
 import msgspec
 
 from broker.wire import protocol as wire
-from broker.wire.errors import ErrorCode, describe_no_worker, quote
+from broker.wire.errors import MAX_REASON, ErrorCode, describe_no_worker, quote
 from broker.wire.protocol import Availability, Frame, Message, ModelInfo, ModelState
 from frontend.api.errors import ApiError, broker_away, from_failure, unknown_model
+from frontend.api.model_names import resolve_name
 from frontend.session.pending import Pending, PendingRequests, RefusalCache
 
 #: Heartbeat and liveness intervals in seconds, until a welcome has the broker's own.
 HEARTBEAT_S, LIVENESS_S = 0.25, 3.5
 #: Maximum number of submissions in one message, so that the broker's other peers wait briefly while it reads one.
 MAX_SUBMISSIONS = 64
-#: Why a model without any worker so far cannot serve requests.
-_NOT_YET = {Availability.LOADING: "is still being loaded", Availability.FAILED: "could not be loaded by any worker"}
 
 
 class Outgoing(NamedTuple):
@@ -57,7 +57,12 @@ class Session:
         self.models: dict[str, ModelInfo] = {}
         #: The state of each model, including models that no worker has served yet.
         self.states: dict[str, ModelState] = {}
+        #: Models that answer the requests that they have, but take no new ones.
+        self.removed: set[str] = set()
         self.stats: wire.Stats | None = None
+        #: Results of reloads by number, until `take_reloaded`; None: not answered.
+        self._reloads: dict[int, wire.ModelsReloaded | None] = {}
+        self._newest_reload = 0
         # Requests. They survive the loss of a broker.
         self.refusals = RefusalCache()
         self._requests = PendingRequests()
@@ -99,7 +104,7 @@ class Session:
         if self.connected:
             self._away_since = now
         self._epoch = None
-        self.models, self.states, self.stats = {}, {}, None
+        self.models, self.states, self.removed, self.stats = {}, {}, set(), None
         self._clear_outgoing()
         return Step()
 
@@ -111,11 +116,13 @@ class Session:
                 self._received_bytes += len(frames[0])
                 return Step(ended=self._requests.apply_answers(message, frames[0]))
             case wire.Failures():
-                return Step(ended=self._requests.apply_failures(message.failures))
+                return Step(ended=self._apply_failures(message.failures))
             case wire.Models():
-                self._update_models(message)
+                return Step(ended=self._update_models(message))
             case wire.Stats():
                 self.stats = message
+            case wire.ModelsReloaded() if message.number in self._reloads:
+                self._reloads[message.number] = message
             case wire.Welcome():
                 self._begin_session(message, now)
             case wire.Who():
@@ -140,14 +147,35 @@ class Session:
         """Drop submissions and cancellations: a new session submits all unanswered requests, and has none to cancel."""
         self._outbox, self._cancelled = {}, []
 
-    def _update_models(self, message: wire.Models) -> None:
+    def _update_models(self, message: wire.Models) -> list[Pending]:
         """Replace the list of models, and submit the requests that waited for a model that is new in the list."""
         new = {model.name for model in message.models} - set(self.models)
         self.models = {model.name: model for model in message.models}
         self.states = {state.name: state for state in message.states}
-        self._seen_models |= set(self.models)
-        unanswered = self._requests.list_unanswered()
-        self._outbox |= {pending.number: pending for pending in unanswered if pending.model in new}
+        self.removed = set(message.removed)
+        self._seen_models = (self._seen_models | set(self.models)) - self.removed
+        waiting = [pending for pending in self._requests.list_unanswered() if pending.model in new]
+        return self._requests.apply_failures(
+            wire.Failure(pending.number, -1, ErrorCode.REPLACED, ErrorCode.REPLACED.text, 1000)
+            for pending in waiting
+            if not self._resubmit(pending)
+        )
+
+    def _apply_failures(self, failures: Sequence[wire.Failure]) -> list[Pending]:
+        """Handle failures from the broker. Requests whose model was replaced start again with its new revision."""
+        return self._requests.apply_failures(
+            failure
+            for failure in failures
+            if failure.code != ErrorCode.REPLACED or not self._resubmit(self._requests.find(failure.request))
+        )
+
+    def _resubmit(self, pending: Pending | None) -> bool:
+        """Submit a request to the current revision of its model. Return whether the model takes the request."""
+        model = self.models.get(pending.model) if pending else None
+        if pending is None or model is None or not pending.rebind(model):
+            return False
+        self._outbox[pending.number] = pending
+        return True
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -178,6 +206,21 @@ class Session:
             for pending in unserved
         )
 
+    # --- reloads -----------------------------------------------------------------------------------------------------
+
+    def begin_reload(self) -> wire.ReloadModels:
+        """Return a message that makes all workers read their configurations again."""
+        self._newest_reload += 1
+        self._reloads[self._newest_reload] = None
+        return wire.ReloadModels(self._newest_reload)
+
+    def take_reloaded(self, number: int, *, give_up: bool = False) -> wire.ModelsReloaded | None:
+        """Return the result of a reload, once; None if there is none yet. Forget the reload to `give_up`."""
+        result = self._reloads.get(number)
+        if result or give_up:
+            self._reloads.pop(number, None)
+        return result
+
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def find_model(self, name: str, asked_at: float, now: float) -> ModelInfo | float:
@@ -185,8 +228,13 @@ class Session:
 
         Raise `ApiError` if the model is unknown, if it has no worker, or if the grace period for a broker is over.
         """
-        if name in self.models:
-            return self.models[name]
+        live = {other: model for other, model in self.models.items() if other not in self.removed}
+        if resolved := resolve_name(name, live):
+            return live[resolved.model]
+        if name in self.removed:
+            raise unknown_model(name, served=live)
+        if name in self.states and self.states[name].state == Availability.FAILED and name not in self._seen_models:
+            raise self._explain_missing(name)
         until = (self._welcomed_at if self.connected else asked_at) + self._grace_s
         if now >= until:
             raise self._explain_missing(name)
@@ -196,24 +244,23 @@ class Session:
         if not self.connected:
             return broker_away()
         state = self.states.get(name)
-        if state and state.state in _NOT_YET:
-            return from_failure(ErrorCode.NO_WORKER, f"the model {quote(name)} {_NOT_YET[state.state]}", 5000)
+        if state and state.state == Availability.LOADING:
+            return from_failure(ErrorCode.NO_WORKER, f"the model {quote(name)} is still being loaded", 5000)
+        if state and state.state == Availability.FAILED:
+            text = f"the model {quote(name)} could not be loaded by any worker: {state.text[:MAX_REASON]}"
+            return from_failure(ErrorCode.NO_WORKER, text, 5000)
         if name in self._seen_models or not any(model.workers for model in self.models.values()):
             return from_failure(ErrorCode.NO_WORKER, describe_no_worker(name), 5000)
-        return unknown_model(name, served=self.models)
+        return unknown_model(name, served=self.models.keys() - self.removed)
 
     def submit(
         self, submission: wire.Submission, frame: Frame, deadline: float, *, per_item: bool, max_tokens: float
     ) -> Pending:
         """Return a new request, which the next `flush` submits. The submission gets its number here."""
         model = self.models.get(submission.model)
+        bound = msgspec.structs.replace(submission, revision=model.revision) if model else submission
         pending = self._requests.add_request(
-            submission,
-            frame,
-            deadline,
-            per_item=per_item,
-            max_tokens=max_tokens,
-            dimension=model.dimension if model else 0,
+            bound, frame, deadline, per_item=per_item, max_tokens=max_tokens, model_info=model
         )
         self._outbox[pending.number] = pending
         return pending

@@ -41,7 +41,8 @@ def test_failed_model_has_reason(empty: Cluster, tmp_path: Path) -> None:
     assert text.startswith(f"the model folder {tmp_path / 'none'} does not exist")
     answer = httpx.post(f"{empty.url}/v1/embeddings", json={"model": "broken", "input": "a"})
     assert answer.status_code == 503
-    assert answer.json()["error"]["message"] == "the model 'broken' could not be loaded by any worker"
+    reason = f"the model folder {tmp_path / 'none'} does not exist"
+    assert f"the model 'broken' could not be loaded by any worker: {reason}" in answer.json()["error"]["message"]
     assert httpx.get(f"{empty.url}/v2/models/broken/ready").status_code == 503
     assert httpx.get(f"{empty.url}/v2/models/other/ready").status_code == 404
 

@@ -168,11 +168,14 @@ def test_ready_means_that_all_workers_are(start: Start) -> None:
 def test_variables_of_compose_set_flags(tmp_path: Path) -> None:
     port = free_port()
     environ = {"VECMILL_PORT": f"127.0.0.1:{port}", "VECMILL_MODEL_NAME": "mine", "VECMILL_STREAMS": "1"}
+    environ["VECMILL_FRONTEND_TRUNCATE"] = "end"
     command = [str(ROOT / "scripts/serve"), "--metrics-bind", ""]
     program = Program("serve", command, tmp_path / "serve.log", environ)
     try:
         until(lambda: "curl" in program.output, 60, "the server")
         assert f"mine at http://127.0.0.1:{port} with 1 worker\n" in program.output
+        body = {"model": "mine", "input": "word " * 400}
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/embeddings", json=body).json()["truncated_tokens"] > 0
     finally:
         program.close()
 
@@ -250,7 +253,7 @@ def test_next_start_removes_folders_of_killed_server(start: Start, tmp_path: Pat
     ],
 )
 def test_command_installs_no_packages(tmp_path: Path, command: str, shown: str) -> None:
-    for name in ("scripts", "broker", "frontend"):
+    for name in ("scripts", "broker", "frontend", "workers"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     script, *arguments = command.split()
     done = subprocess.run([tmp_path / "scripts" / script, *arguments], capture_output=True, text=True, check=True)

@@ -7,14 +7,17 @@ import numpy as np
 
 from broker.core.jobs import Request, choose_pricing
 from broker.core.limits import Limits
+from broker.core.models import Model
 from broker.core.outbox import Send
 from broker.core.scheduler import Scheduler
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Kind, Lane, Message, ModelInfo, Option
+from broker.wire.protocol import Kind, Lane, Message, ModelInfo, ModelKey, Option
 
 EPOCH = 7
 DIMENSION = 4
+#: The model that workers have by default.
+KEY = ModelKey("m", "r")
 M = TypeVar("M", bound=Message)
 
 
@@ -62,9 +65,14 @@ class Core:
         self.sent = [send for send in self.sent if send not in taken]
         return [(send.peer, send.message, [bytes(frame) for frame in send.frames]) for send in taken]  # type: ignore[misc]
 
+    def model(self, name: str = "m") -> Model:
+        """Return the current revision of a model."""
+        state = self.scheduler.state
+        return state.models[state.current[name]]
+
     def waiting(self, model: str = "m") -> list[tuple[int, int]]:
         """Return the queued inputs of a model as request number and position."""
-        waiting = self.scheduler.state.models[model].queue.list_waiting()
+        waiting = self.model(model).queue.list_waiting()
         return [(request.number, position) for request, positions in waiting for position in positions]
 
     def frontend_requests(self, peer: bytes = b"F1") -> list[Request]:
@@ -90,12 +98,26 @@ class Core:
         uuid: bytes | None = None,
     ) -> bytes:
         """Connect a worker with one model and return its peer id."""
-        info = ModelInfo(model, revision, DIMENSION, 100)
+        models = [info(model, revision)]
         uuid = (uuid or peer).ljust(16, b".")
         self.handle(
-            peer, wire.WorkerHello(1, 1, "test", uuid, 1, "host", 1, "CPU", [info], batch_tokens, tokens_per_s, credit)
+            peer, wire.WorkerHello(1, 1, "test", uuid, 1, "host", 1, "CPU", models, batch_tokens, tokens_per_s, credit)
         )
         return peer
+
+    def announce(
+        self,
+        *infos: ModelInfo,
+        peer: bytes = b"W1",
+        number: int = 1,
+        states: Sequence[wire.ModelState] = (),
+    ) -> None:
+        """Announce all models of a worker."""
+        self.handle(peer, wire.WorkerModels(number, list(infos), list(states)))
+
+    def releases(self, peer: bytes | None = None) -> list[tuple[bytes, str, str]]:
+        """Take the releases sent to workers and return the worker, name and revision of each."""
+        return [(to, message.model, message.revision) for to, message, _ in self.take(wire.Release, peer)]
 
     def submit(
         self,
@@ -110,13 +132,15 @@ class Core:
         options: int = 0,
         client_jobs: int = 0,
         client_tokens: int = 0,
+        revision: str = "",
     ) -> None:
         """Submit a request from a frontend; its request id contains its number."""
         payloads = [text.encode() for text in texts]
         lengths = wire.pack_u32(map(len, payloads))
         origin = wire.Origin(f"request {request}")
         submission = wire.Submission(
-            request, model, lane, client, budget_ms, Kind.TEXT, lengths, options, origin, client_jobs, client_tokens
+            *(request, model, lane, client, budget_ms, Kind.TEXT, lengths, options, origin, client_jobs, client_tokens),
+            revision=revision,
         )
         self.handle(peer, wire.Submit([submission]), b"".join(payloads))
 
@@ -168,6 +192,11 @@ class Core:
         return [(one.request, one.position, one.code) for _, message, _ in messages for one in message.failures]
 
 
+def info(name: str = "m", revision: str = "r", **others: Any) -> ModelInfo:
+    """Return a model as workers announce it."""
+    return ModelInfo(name, revision, DIMENSION, 100, **others)
+
+
 def row(text: str, options: int = 0) -> bytes:
     """Return the answer to a text: a vector, or token ids between two special tokens."""
     return wire.pack_u32([0, *map(ord, text), 0]) if options & Option.TOKENIZE else vector(text)
@@ -191,4 +220,4 @@ def make_request(
     lengths = wire.pack_u32(map(len, inputs))
     asked = wire.Submission(number, "m", lane, client, 60_000, kind, lengths)
     pricing = choose_pricing(kind, 0, 0.3, 10_000)
-    return Request.from_submission(b"F", asked, b"".join(inputs), pricing, arrived)
+    return Request.from_submission(b"F", asked, b"".join(inputs), ModelKey("m", "r"), pricing, arrived)

@@ -7,7 +7,9 @@ commands: "crash" and "segfault" end the process, "break" ends a thread of the p
 """
 
 import ctypes
+import functools
 import hashlib
+import json
 import os
 import socket
 import sys
@@ -18,15 +20,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from broker.shared import logs
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_too_long
-from workers.__main__ import end_process
+from workers.__main__ import end_process, load_first
 from workers.config import Config, load
 from workers.engine.backend import Ids, Vectors
 from workers.engine.pipeline import Pipeline
+from workers.session.catalog import Catalog, Version
+from workers.session.loader import Loaded, Loader, LoadError, Scan
+from workers.session.model_keeper import ModelKeeper
 from workers.session.service import Service
 from workers.session.session import SLOTS, Session
 
@@ -50,9 +56,10 @@ def model(dimension: int = DIMENSION, default_prompt: str = "") -> wire.ModelInf
     )
 
 
-def vector(text: str, dimension: int = DIMENSION) -> Vectors:
-    """Return the vector of a text, which no other text has."""
-    digest = hashlib.shake_128(text.encode()).digest(dimension * 2)
+def vector(text: str, dimension: int = DIMENSION, revision: str = "revision-1") -> Vectors:
+    """Return the vector of a text, which no other text and no other revision has."""
+    salt = b"" if revision == "revision-1" else revision.encode()
+    digest = hashlib.shake_128(text.encode() + salt).digest(dimension * 2)
     return np.frombuffer(digest, "<u2").astype(np.float32)
 
 
@@ -66,6 +73,11 @@ class Fakery(NamedTuple):
     default_prompt: str = ""
     #: Folder of the files that commands name.
     folder: str = "."
+    #: JSON file with the models to serve instead of "fake": an object with a revision by name, which may be followed by
+    #: the seconds that it takes to load, or by "!" if it is damaged.
+    models: str = ""
+    #: Other names of every model, separated by commas.
+    aliases: str = ""
 
 
 class FakeBackend:
@@ -75,8 +87,9 @@ class FakeBackend:
     max_tokens = MAX_TOKENS
     before = after = np.empty(0, np.int64)
 
-    def __init__(self, fakery: Fakery = Fakery()) -> None:  # noqa: B008  a constant
+    def __init__(self, fakery: Fakery = Fakery(), revision: str = "revision-1") -> None:  # noqa: B008  a constant
         self.dimension = fakery.dimension
+        self._revision = revision
         self.requests = fakery.requests
         self._us_per_token = fakery.us_per_token
         self._folder = Path(fakery.folder)
@@ -107,7 +120,7 @@ class FakeBackend:
         if len(self._outputs[request]) < len(texts):
             self._outputs[request] = np.empty((len(texts), self.dimension), np.float32)
         output = self._outputs[request][: len(texts)]
-        output[:] = [vector(text, self.dimension) for text in texts]
+        output[:] = [vector(text, self.dimension, self._revision) for text in texts]
         if ["nan"] in commands:
             output[commands.index(["nan"]), -1] = np.nan
         return output[:-1] if ["short"] in commands else output
@@ -139,8 +152,29 @@ class FakeBackend:
                 self._run_command(rest)
 
 
+def scan_models(fakery: Fakery) -> Scan:
+    """Return the models of the file `fakery.models`, or the fake model."""
+    if not fakery.models:
+        return Scan({"fake": "revision-1"})
+    try:
+        return Scan(json.loads(Path(fakery.models).read_text()))
+    except ValueError as error:
+        raise LoadError(f"{fakery.models} is not valid JSON: {error}") from None
+
+
+def load_model(fakery: Fakery, name: str, version: Version) -> Loaded:
+    """Return a model of the given revision, after the seconds that follow its name."""
+    revision, _, seconds = str(version).partition(" ")
+    if revision.endswith("!"):
+        raise LoadError(f"the model {name} is damaged")
+    time.sleep(float(seconds or 0))
+    info = model(fakery.dimension, fakery.default_prompt)
+    info = msgspec.structs.replace(info, aliases=fakery.aliases.split(",") if fakery.aliases else [])
+    return Loaded(msgspec.structs.replace(info, name=name, revision=revision), FakeBackend(fakery, revision))
+
+
 def serve(config: Config, fakery: Fakery) -> None:
-    """Serve the fake model until drained."""
+    """Serve the fake models until drained."""
     logs.set_up("worker", config.log_level, config.log_format)
     threading.excepthook = end_process
     hello = wire.WorkerHello(
@@ -152,15 +186,21 @@ def serve(config: Config, fakery: Fakery) -> None:
         socket.gethostname(),
         os.getpid(),
         "FAKE",
-        [model(fakery.dimension, fakery.default_prompt)],
+        [],
         batch_tokens=1024,
         tokens_per_s=100_000,
         credit=0,
     )
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)
+    scan, load_one = functools.partial(scan_models, fakery), functools.partial(load_model, fakery)
+    catalog, first = Catalog(), scan()
+    loaded = load_first(catalog, first, load_one, lambda _: None)
+    loader = Loader(scan, load_one, config.config_poll_s, lambda: os.eventfd_write(wakeup, 1))
     pipeline = Pipeline(lambda: os.eventfd_write(wakeup, 1))
-    pipeline.add_model(hello.models[0].key, FakeBackend(fakery))
-    Service(config, Session(hello, SLOTS), pipeline, wakeup).run()
+    session = Session(hello, SLOTS)
+    keeper = ModelKeeper(catalog, loader, session, pipeline, config.unload_idle_s)
+    keeper.start(first, loaded)
+    Service(config, session, pipeline, keeper, wakeup).run()
 
 
 def read_fakery(environ: dict[str, str]) -> Fakery:

@@ -255,6 +255,8 @@ def test_process_sends_notices_and_then_a_hello(tmp_path: Path) -> None:
         before=[101],
         after=[102],
         normalized=True,
+        batch_tokens=hello.batch_tokens,
+        tokens_per_s=hello.tokens_per_s,
     )
     assert hello.streams == count_cpus()
 

@@ -1,6 +1,7 @@
 """Models of the Hugging Face hub, fetched from a hub on this machine."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from huggingface_hub import constants
 
 from tests.harness.fake_hub import FakeHub, FakeModel, run_fake_hub
 from tests.unit.workers.test_model_folder import write_folder
+from workers.models.export import ExportOptions, export_model
 from workers.models.hub import choose_weights, fetch_model, is_hub_name
 from workers.models.json_files import ModelError
 from workers.models.sources import choose_model_name
@@ -176,6 +178,22 @@ def test_offline_mode_is_honored(hub: FakeHub, tmp_path: Path) -> None:
     online = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert online.stdout.splitlines()[-1] == str(tmp_path / "hub" / "acme" / "tiny" / ("a" * 40))
     assert online.stderr == ""
+
+
+def test_model_is_exported_under_its_name(hub: FakeHub, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    options = ExportOptions(source="acme/tiny", repository=models, config_path=models / "config.json")
+    target = export_model(options, tmp_path / "cache", lambda _: None)
+    assert target == models / "acme" / "tiny"
+    content = json.loads((models / "config.json").read_text())
+    assert content["model_config_list"] == [{"config": {"name": "acme/tiny", "base_path": "acme/tiny"}}]
+
+
+def test_settings_are_fetched_without_weights(hub: FakeHub, tmp_path: Path) -> None:
+    (hub.models["acme/tiny"].folder / "model.safetensors").unlink()
+    (hub.models["acme/tiny"].folder / "onnx" / "model.onnx").unlink()
+    folder = fetch_model("acme/tiny", tmp_path, lambda _: None, weights=False)
+    assert list_files(folder) == [file for file in FETCHED if file != "model.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ class Broker:
                 if worker.hung or self.sim.now < worker.frozen_until or not worker.alive:
                     self.deaths.update(worker.blamed)
         elif isinstance(message, wire.Failures):
-            codes = {failure.code for failure in message.failures if "was replaced" not in failure.text}
+            codes = {failure.code for failure in message.failures}
             assert held or not codes & {ErrorCode.OVERLOADED, ErrorCode.QUOTA}, (
                 "a broker without open jobs rejects a request"
             )
@@ -286,11 +286,13 @@ class Worker(End):
         super().__init__(sim)
         draw = sim.random
         self.slots, self.revision = draw.randint(1, 3), revision
-        info = wire.ModelInfo(MODEL, revision, 3, 100)
+        #: Whether the model is unloaded, and the revisions in memory.
+        self.unloaded, self.memory = False, {revision}
         hello = wire.WorkerHello(
-            1, 1, "", self.uuid, self.number, "host", self.number, "CPU", [info], draw.randint(20, 200), 500, self.slots
+            1, 1, "", self.uuid, self.number, "host", self.number, "CPU", [], draw.randint(20, 200), 500, self.slots
         )
         self.session = Session(hello, self.slots)
+        self.session.announce([self._describe_model()])
         self._a, self._b = draw.uniform(0.001, 0.1), draw.uniform(0.0005, 0.003)
         self._queue: deque[tuple[wire.Batch, list[str]]] = deque()
         self._running = self.hung = False
@@ -299,10 +301,28 @@ class Worker(End):
         self.blamed: list[str] = []
         sim.run_after(0.25, lambda: self.run_when_awake(self._send_heartbeat))
 
+    def _describe_model(self) -> wire.ModelInfo:
+        return wire.ModelInfo(MODEL, self.revision, 3, 100, unloaded=self.unloaded)
+
+    def change_model(self, revision: str, *, unloaded: bool = False) -> None:
+        """Load a revision, and announce it instead of the present one; or unload the model."""
+        self.sim.seen["unloaded" if unloaded else "changed"] += 1
+        delay = 0.0 if unloaded else self.sim.random.uniform(0.0, 2.0)
+        self.sim.run_after(delay, lambda: self.run_when_awake(lambda: self._announce(revision, unloaded)))
+
+    def _announce(self, revision: str, unloaded: bool) -> None:
+        self.revision, self.unloaded = revision, unloaded
+        if not unloaded:
+            self.memory.add(revision)
+        self._send_all(self.session.announce([self._describe_model()]))
+
     def connected(self) -> None:
         self._send_all([self.session.make_hello(self.sim.now)])
 
     def handle(self, message: Any, frames: Sequence[Frame]) -> None:
+        if isinstance(message, wire.Load):
+            self.sim.seen["load"] += 1
+            self.change_model(self.revision)
         if isinstance(message, wire.Goodbye) and message.code == ErrorCode.LEASE_EXPIRED:
             self.sim.seen["hung worker exited"] += 1
             self.die()
@@ -310,7 +330,11 @@ class Worker(End):
         batch, replies = self.session.handle(message, self.sim.now)
         assert len(self.session.held) <= self.slots, "a worker holds more batches than its credit allows"
         self._send_all(replies)
+        for key in self.session.take_released():
+            self.sim.seen["released"] += 1
+            self.memory.remove(key.revision)
         if batch:
+            assert batch.revision in self.memory, "a worker gets a batch of a model that it has freed"
             parts = wire.split_frame(frames[0], wire.unpack_u32(batch.lengths))
             self._queue.append((batch, [str(part, "utf-8") for part in parts]))
             self._run_next()
@@ -359,7 +383,7 @@ class Worker(End):
             self.send(self.session.make_error(batch, ErrorCode.DEVICE, "the device failed"))
         else:
             tokens = wire.pack_u32(len(text) for text in texts)
-            rows = b"".join(vector(text, self.revision) for text in texts)
+            rows = b"".join(vector(text, batch.revision) for text in texts)
             self.send(self.session.make_result(batch, 3, tokens, [], 1), [rows])
         self._running = False
         self._run_next()

@@ -67,7 +67,7 @@ class Run:
         worker = self.random.choice(list(self.core.scheduler.state.pool.workers.values()))
         crashes = self.random.random() < 0.7
         self.core.lost(worker.peer) if crashes else self.core.handle(worker.peer, wire.WorkerGoodbye())
-        self.connect_worker(list(worker.models))
+        self.connect_worker([key.name for key in worker.models])
 
     def answer_batch(self) -> bool:
         """Let a worker answer the batch that it runs first. Return False if no worker holds a batch."""

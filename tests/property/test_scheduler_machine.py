@@ -26,8 +26,8 @@ from broker.core.limits import Limits
 from broker.core.metrics import Family
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Kind, Lane, Option
-from tests.harness.core import DIMENSION, EPOCH, Core, row
+from broker.wire.protocol import Kind, Lane, ModelKey, Option
+from tests.harness.core import DIMENSION, EPOCH, Core, info, row
 
 EXAMPLES = 1000 if os.environ.get("CI") else 200
 FRONTENDS = (b"F0", b"F1", b"F2")
@@ -45,6 +45,7 @@ WANTED = {
     "requests_rejected": 1.0,
     "workers_evicted": 1.0,
     "workers_left": 0.3,
+    "models_replaced": 0.3,
     "jobs_blocked": 0.1,
 }
 #: Text that several requests have.
@@ -69,6 +70,7 @@ requests = st.fixed_dictionaries(
         "options": st.sampled_from([0, 0, Option.TOKENIZE, Option.TRUNCATE_END]),
         "budget_ms": st.sampled_from([30_000, 30_000, 5000, 50, 0]),
         "model": st.sampled_from(["m", "m", "m", "n"]),
+        "revision": st.sampled_from(["", "", "r", "s"]),
         "resend": st.booleans(),
         "again": st.booleans(),
         "unprepared": stranger,
@@ -176,6 +178,7 @@ class Machine(RuleBasedStateMachine):
         options: int,
         budget_ms: int,
         model: str,
+        revision: str,
         resend: bool,
         again: bool,
         unprepared: bool,
@@ -198,7 +201,8 @@ class Machine(RuleBasedStateMachine):
             packed = wire.pack_u32(map(len, payloads))
             origin = wire.Origin(str(self.requests))
             submission = wire.Submission(
-                self.requests, model, lane, client, budget_ms, Kind.TEXT, packed, options, origin, *limits
+                *(self.requests, model, lane, client, budget_ms, Kind.TEXT, packed, options, origin, *limits),
+                revision=revision,
             )
             if peer in self.connected:
                 for position, text in enumerate(texts):
@@ -215,10 +219,12 @@ class Machine(RuleBasedStateMachine):
             self.connect_frontend(0)
             self.connect_frontend(1)
         pool = self.core.scheduler.state.pool
-        if pool.find_live_model(model) is None:
+        if pool.find_live_model(self.core.scheduler.state.current.get(model, ModelKey(model, ""))) is None:
             free = next(name for name in range(10) if b"W%d" % name not in pool.workers)
             self.closed_workers.discard(b"W%d" % free)
-            self.core.worker(b"W%d" % free, model=model, revision=pool.find_revision(model) or "r")
+            current = self.core.scheduler.state.current.get(model, ModelKey(model, "r"))
+            revision = current.revision if pool.has_worker(current) else "r"
+            self.core.worker(b"W%d" % free, model=model, revision=revision)
             self.check_sent()
 
     @rule(some=some, back=st.integers(0, 5), stranger=stranger)
@@ -271,6 +277,19 @@ class Machine(RuleBasedStateMachine):
     def send_loading_notice(self, some: int, model: str, failure: str, stranger: bool) -> None:
         peer = self.choose_worker(some, stranger)
         self.core.handle(peer, wire.WorkerLoading(peer.ljust(16, b"."), "host", 1, model, failure))
+        self.check_sent()
+
+    @rule(
+        some=some,
+        revisions=st.dictionaries(st.sampled_from("mmn"), st.sampled_from("rst"), max_size=2),
+        unloaded=st.sampled_from(["", "", "m", "mn"]),
+        number=st.integers(0, 5),
+        stranger=stranger,
+    )
+    def announce_models(self, some: int, revisions: dict[str, str], unloaded: str, number: int, stranger: bool) -> None:
+        """Add, replace, remove and unload models of a worker."""
+        infos = [info(name, revision, unloaded=name in unloaded) for name, revision in revisions.items()]
+        self.core.announce(*infos, peer=self.choose_worker(some, stranger), number=number)
         self.check_sent()
 
     @rule(some=some, credit=st.integers(0, 3), seen=st.integers(0, 50), stranger=stranger)

@@ -4,6 +4,7 @@ Each request of a frontend that lives ends once: with its own vectors in order, 
 the end no process holds a request, a job or a batch.
 """
 
+import functools
 import math
 import os
 from collections import Counter
@@ -37,6 +38,7 @@ WANTED = (
     *("cut", "crash", "freeze", "broker", "frontend", "other revision", "messages lost", "resent", "who"),
     *("poison ran", "marked text raised", "raise", "hang", "hung worker exited", "answered", "cancelled"),
     *("DEADLINE", "POISON", "DEVICE", "NO_WORKER", "OVERLOADED", "QUOTA"),
+    *("changed", "unloaded", "load", "released", "started again"),
 )
 
 
@@ -134,6 +136,8 @@ class Frontend(End):
         self._call_session(lambda: self.session.disconnect(self.sim.now))
 
     def handle(self, message: Any, frames: Sequence[Frame]) -> None:
+        codes = [failure.code for failure in getattr(message, "failures", [])]
+        self.sim.seen["started again"] += codes.count(ErrorCode.REPLACED)
         self._call_session(lambda: self.session.handle(message, frames, self.sim.now))
 
     def _on_timer(self) -> None:
@@ -178,6 +182,10 @@ class Simulation(World):
         self._pace = self.random.uniform(0.1, 0.6)
         self.run_after(0.5, self._send_random)
         self.run_after(1.0, self._cause_fault)
+        #: Revision in the configuration of all workers.
+        self.wanted = "r"
+        if not cuts_only:
+            self.run_after(self.random.uniform(1.0, 10.0), self._change_models)
 
     def run(self) -> Counter[str]:
         """Return the number of events by kind. Raise `AssertionError` with the call that replays a failed run."""
@@ -249,10 +257,25 @@ class Simulation(World):
             self.frontends[index] = Frontend(self)
         self.seen[kind] += 1
 
+    def _change_models(self) -> None:
+        """Change the configuration, or unload the model of a worker. Each worker notices the change at its own time."""
+        if self.now >= CALM_S:
+            return
+        self.run_after(self.random.expovariate(0.3), self._change_models)
+        if self.random.random() < 0.5:
+            worker = self.random.choice(self.workers)
+            worker.change_model(worker.revision, unloaded=True)
+            return
+        self.wanted = self.random.choice([self.wanted, chr(ord(self.wanted) + 2), "r"])
+        for worker in self.workers:
+            self.run_after(
+                self.random.uniform(0.0, 2.0), functools.partial(Worker.change_model, worker, revision=self.wanted)
+            )
+
     def replace_worker(self, dead: Worker) -> None:
         other = self.now < CALM_S and self.random.random() < 0.15
         self.seen["other revision"] += other
-        self.workers[self.workers.index(dead)] = Worker(self, "s" if other else "r")
+        self.workers[self.workers.index(dead)] = Worker(self, "s" if other else self.wanted)
 
     def answered(self, request: ClientRequest, pending: Pending) -> None:
         """Check that an answer has the vectors of the request."""
@@ -272,8 +295,6 @@ class Simulation(World):
                 has_cause = is_poison or max(self.broker.deaths[text] for text in texts) >= LIMITS.max_crashes
             case ErrorCode.DEVICE:
                 has_cause = any(RAISES in text for text in texts)
-            case ErrorCode.NO_WORKER if "was replaced" in failure.text:
-                has_cause = self.seen["other revision"] > 0
             case ErrorCode.NO_WORKER if failure.text == ALONE:
                 has_cause = self._had_no_worker(request.frontend)
             case code:
@@ -306,7 +327,7 @@ class Simulation(World):
         assert len(core.ledger.by_uuid) == len(self.frontends), "the broker has the wrong number of frontends"
         welcomed = {worker.uuid: worker for worker in self.workers if worker.session.welcomed}
         assert {worker.uuid for worker in core.pool.workers.values()} == set(welcomed), "a worker has no session"
-        assert len({worker.revision for worker in welcomed.values()}) == 1, "two revisions are served"
+        assert core.current[MODEL].revision in {worker.revision for worker in welcomed.values()}, "no worker is used"
         for worker in core.pool.workers.values():
             assert worker.available == welcomed[worker.uuid].slots, "credit is missing"
         assert not any(worker.session.held for worker in self.workers), "a worker still holds a batch"

@@ -25,10 +25,12 @@ def parse(*flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (("--port", "x"), "'x' is not a port"),
         (("--workers", "0"), "--workers: '0' is not a whole number of at least 1"),
         (("--frontends", "x"), "--frontends: 'x' is not a whole number of at least 1"),
+        (("--truncate", "middle"), "choose from 'none', 'start', 'end'"),
         (("--log-level", "loud"), "choose from 'debug', 'info', 'warning', 'error'"),
         (("--max-inputs", "7"), "unrecognized arguments: --max-inputs 7; set VECMILL_FRONTEND_MAX_INPUTS instead"),
         (("--batch-ms=7",), "set VECMILL_WORKER_BATCH_MS instead"),
-        (("--rest_port", "7"), "unrecognized arguments: --rest_port 7\n"),
+        (("--unknown_flag", "7"), "unrecognized arguments: --unknown_flag 7\n"),
+        (("--rest_port", "x"), "--port: 'x' is not a port from 1 to 65535"),
     ],
 )
 def test_unusable_flag_is_refused(flags: tuple[str, ...], sentence: str) -> None:
@@ -63,10 +65,39 @@ def test_variable_without_effect_is_named(variable: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "variable", ["VECMILL_SERVICE_HOST", "VECMILL_IMAGE", "VECMILL_FRONTEND_TRUNCATE", "VECMILL_WORKER_STREAMS"]
+    "variable", ["VECMILL_SERVICE_HOST", "VECMILL_IMAGE", "VECMILL_FRONTEND_NO_TOKEN_IDS", "VECMILL_WORKER_STREAMS"]
 )
 def test_other_variable_is_left_to_its_owner(variable: str) -> None:
     assert parse(**{variable: "1"}).stderr == ""
+
+
+def test_line_of_the_seed_is_accepted() -> None:
+    done = parse("--port", "9000", "--rest_port", "8000", "--config_path", "/workspace/config.json")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "vecmill: warning: --port has no effect in Vecmill: it is the port of gRPC, which Vecmill does not have; "
+        "--rest_port is served\n"
+    )
+
+
+@pytest.mark.parametrize(("content", "reason"), [("", "is empty, but must be an API key"), (None, "could not read")])
+def test_unusable_key_file_of_ovms_is_refused(tmp_path: Path, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "key").write_text(content)
+    done = parse("--api_key_file", str(tmp_path / "key"))
+    assert done.returncode == 2
+    assert reason in done.stderr
+
+
+def test_key_file_of_ovms_replaces_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import serve_flags
+
+    (tmp_path / "key").write_text("secret\nsecond line\n")
+    monkeypatch.setenv("API_KEY", "other")
+    monkeypatch.setattr(sys, "argv", ["serve", "--api_key_file", str(tmp_path / "key")])
+    serve_flags.parse_arguments()
+    assert os.environ["API_KEY"] == "secret"
 
 
 def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,10 +107,10 @@ def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(sys, "argv", ["serve", "--metrics-bind", ""])
     options: argparse.Namespace = serve_flags.parse_arguments()
-    groups = supervise.create_children(options, Path("folder"), Path("sockets"), [Path("health")])
+    groups = supervise.create_children(options, Path("sockets"), [Path("health")])
     passed = {}
     for prefix, (child, *_) in zip(("VECMILL_BROKER_", "VECMILL_WORKER_", "VECMILL_FRONTEND_"), groups, strict=True):
         names = {word.removeprefix("--").replace("-", "_").upper() for word in child.command if word.startswith("--")}
         # These are also variables of scripts/serve.
-        passed[prefix] = names - {"API_KEYS", "TLS_CERT", "TLS_KEY"}
+        passed[prefix] = names - {"API_KEYS", "TLS_CERT", "TLS_KEY", "TRUNCATE"}
     assert passed == {prefix: set(names) for prefix, names in serve_flags.PASSED.items()}

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import openvino as ov
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
+from workers.engine.compiled_cache import open_compiled_cache
 from workers.engine.cpus import count_cpus
 from workers.engine.feeds import pack_ids, pad_ids
 from workers.engine.tokenizer import Tokenizer
@@ -36,9 +37,17 @@ class DeviceError(Exception):
 class Engine:
     """The `Backend` of a worker. A vector does not depend on its micro-batch beyond float32 rounding."""
 
-    def __init__(self, prepared: PreparedModel, device: str, streams: int, cache: Path) -> None:
+    def __init__(
+        self,
+        prepared: PreparedModel,
+        device: str,
+        streams: int,
+        cache: Path,
+        properties: Mapping[str, Any] | None = None,
+    ) -> None:
         """Compile the model; `streams` 0 means as many as OpenVINO or the number of cores suggests.
 
+        `properties` are OpenVINO's, and replace those that Vecmill chooses; `streams` replaces their NUM_STREAMS.
         Raise `DeviceError` if the device does not exist or cannot run the model.
         """
         self.dimension = prepared.dimension
@@ -48,9 +57,11 @@ class Engine:
         self.tokens_per_second = 0.0
         self._vocabulary = prepared.vocabulary_size
         self._pad = prepared.pad_id
-        self._tokenizer = Tokenizer(prepared.tokenizer_path)
+        self._tokenizer = Tokenizer(prepared.tokenizer_path, lower_case=prepared.lower_case)
         self.before, self.after = self._tokenizer.before, self._tokenizer.after
-        self._compiled = compile_model(prepared.model_path, device.upper(), streams, cache / "compiled")
+        self._compiled = compile_model(
+            prepared.model_path, device.upper(), streams, cache / "compiled", properties or {}
+        )
         self.streams = int(self._compiled.get_property("NUM_STREAMS"))
         # One more than the device runs at once, so that the next inference is queued when one ends.
         self.requests = self.streams + 1
@@ -138,17 +149,20 @@ class Engine:
         return len(rows) * length / min(times)
 
 
-def compile_model(path: Path, device: str, streams: int, cache: Path) -> ov.CompiledModel:
-    """Return a model compiled for throughput in float32. Raise `DeviceError` if the device cannot run it."""
+def compile_model(path: Path, device: str, streams: int, cache: Path, given: Mapping[str, Any]) -> ov.CompiledModel:
+    """Return a model compiled for throughput in float32, unless the given properties say otherwise.
+
+    Raise `DeviceError` if the device cannot run the model, or rejects a property.
+    """
     core = ov.Core()
-    core.set_property({"CACHE_DIR": str(cache)})
+    core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
     devices = core.available_devices
     if device.partition(":")[0] in ("AUTO", "MULTI", "HETERO", "BATCH"):
         raise DeviceError(f"{device} is not supported because a worker runs one device; choose {' or '.join(devices)}")
     if device.partition(".")[0] not in {name.partition(".")[0] for name in devices}:
         raise DeviceError(f"device {device} not found; OpenVINO sees {', '.join(devices)}")
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
-    if streams or device == "CPU":
+    if streams or (device == "CPU" and "PERFORMANCE_HINT" not in given):
         # One stream a core gave the most texts/s on the CPU plugin, which itself chooses one for several cores.
         properties["NUM_STREAMS"] = streams or count_cpus()
     # CPU_RUNTIME_CACHE_CAPACITY keeps its default: with 32, a worker grew by 106 MB instead of 136 MB in 320 shapes of
@@ -156,6 +170,9 @@ def compile_model(path: Path, device: str, streams: int, cache: Path) -> ov.Comp
     if device == "CPU" and count_cpus() < len(os.sched_getaffinity(0)):
         # The plugin starts a thread for each core, although the quota of a container allows fewer at a time.
         properties["INFERENCE_NUM_THREADS"] = max(streams, count_cpus())
+    # Compiled models are in Vecmill's cache, and nothing is written to a folder that a model's configuration names.
+    ignored = {"CACHE_DIR", "NUM_STREAMS"} if streams else {"CACHE_DIR"}
+    properties |= {name: value for name, value in given.items() if name not in ignored}
     try:
         return core.compile_model(path, device, properties)
     except RuntimeError as error:

@@ -11,8 +11,9 @@ import numpy as np
 
 from workers.engine.backend import Ids
 
-#: Largest group in characters, counted as the length of its longest text times its number of texts, because numpy makes
-#: an array of texts as wide as the longest text: 8 MB among 200 short texts took 6.4 GB and 13 s.
+#: Largest group in characters, counted as the length of its longest text times its number of texts. For the IR, numpy
+#: makes an array of texts as wide as the longest text: 8 MB among 200 short texts took 6.4 GB and 13 s. The library
+#: needs up to 200 bytes for each character of a group.
 GROUP_CHARACTERS = 1 << 20
 
 
@@ -31,20 +32,28 @@ class IrEncoder:
         import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
 
         self._make_tensor = ov.Tensor
-        self._request = ov.Core().compile_model(path, "CPU", {"NUM_STREAMS": 1}).create_infer_request()
+        # The library of the tokenizer's operations is loaded as long as this object lives.
+        self._core = ov.Core()
+        compiled = self._core.compile_model(path, "CPU", {"NUM_STREAMS": 1})
+        #: Three arrays (begins, ends and ids), or two that are padded (ids and mask).
+        self._outputs = len(compiled.outputs)
+        self._request = compiled.create_infer_request()
 
     def encode_group(self, texts: Sequence[str]) -> list[Ids]:
         """See `Encoder`."""
         self._request.infer([self._make_tensor(list(texts))])
-        begins, ends, ids = (self._request.get_output_tensor(number).data for number in range(3))
-        if len(begins) != len(texts):
+        outputs = [self._request.get_output_tensor(number).data for number in range(self._outputs)]
+        if len(outputs[0]) != len(texts):
             # The tokenizer returns a single row if all texts are blank.
             return self.encode_group([*texts, "a"])[:-1]
+        if self._outputs == 2:
+            return [ids[mask != 0].astype(np.int64) for ids, mask in zip(*outputs, strict=True)]
+        begins, ends, ids = outputs
         return [ids[begin:end].astype(np.int64) for begin, end in zip(begins, ends, strict=True)]
 
 
 class LibraryEncoder:
-    """Hugging Face's `tokenizers` library."""
+    """Hugging Face's `tokenizers` library, which encodes the texts of a group in parallel."""
 
     def __init__(self, path: Path) -> None:
         import tokenizers
@@ -53,7 +62,13 @@ class LibraryEncoder:
 
     def encode_group(self, texts: Sequence[str]) -> list[Ids]:
         """See `Encoder`."""
-        return [np.array(encoding.ids, np.int64) for encoding in self._tokenizer.encode_batch_fast(texts)]
+        try:
+            return [np.array(encoding.ids, np.int64) for encoding in self._tokenizer.encode_batch_fast(texts)]
+        except BaseException as error:
+            if isinstance(error, Exception | KeyboardInterrupt | SystemExit):
+                raise
+            # A panic, which would end the thread because it is no Exception.
+            raise RuntimeError(str(error)) from None
 
 
 def group_texts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -70,14 +85,18 @@ def group_texts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 class Tokenizer:
     """Converts texts to token ids."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lower_case: bool = False) -> None:
+        """Load a tokenizer IR or a tokenizer.json. `lower_case`: lower-case texts first, as Python does."""
         self._encoder: Encoder = IrEncoder(path) if path.suffix == ".xml" else LibraryEncoder(path)
+        self._lower_case = lower_case
         # The empty text has only the special tokens. Where another text's ids differ from these, the text begins.
         special, other = self.encode_texts(["", "a"])
-        start = next(i for i, token in enumerate(other) if i == len(special) or token != special[i])
+        start = next((i for i, token in enumerate(special) if token != other[i]), len(special))
         #: Special tokens before and after every text.
         self.before, self.after = special[:start], special[start:]
 
     def encode_texts(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text, int64 `[tokens]`, with the special tokens, not truncated."""
+        if self._lower_case:
+            texts = [text.lower() for text in texts]
         return [ids for group in group_texts(texts) for ids in self._encoder.encode_group(group)]

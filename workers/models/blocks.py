@@ -55,15 +55,12 @@ def make_rms_norm(x: Any, weights: Weights, name: str, size: int, epsilon: float
     return op.multiply(normal, op.constant(weights.get_tensor(f"{name}.weight", size) + np.float32(offset)))
 
 
-def make_rotary_tables(positions: Any, frequencies: NDArray[np.float64], scale: float = 1) -> tuple[Any, Any]:
+def make_rotary_tables(positions: Any, frequencies: NDArray[np.float64]) -> tuple[Any, Any]:
     """Return cosines and sines for `rotate`, float32 `[1, 1, length, 2 * frequencies]`."""
     twice = np.concatenate([frequencies, frequencies]).astype(np.float32).reshape(1, 1, 1, -1)
     column = op.unsqueeze(op.convert(positions, "f32"), make_integers(0, 1, 3))
     angles = op.multiply(column, op.constant(twice))
-    tables = op.cos(angles), op.sin(angles)
-    if scale == 1:
-        return tables
-    return op.multiply(tables[0], make_scalar(scale)), op.multiply(tables[1], make_scalar(scale))
+    return op.cos(angles), op.sin(angles)
 
 
 def rotate(x: Any, tables: tuple[Any, Any], size: int) -> Any:

@@ -1,9 +1,10 @@
 """Files of a model folder: which are present, and which Vecmill must not open. Does not import OpenVINO."""
 
+import os
 import stat
 from pathlib import Path
 
-from workers.models.json_files import ModelError
+from workers.models.json_files import MAX_BYTES, REMEDY, ModelError
 from workers.models.weight_files import FILE, INDEX, find_weight_files
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -25,7 +26,9 @@ def check_folder(root: Path, folder: Path) -> None:
     if allowed[0].parent.name == "snapshots":
         allowed.append(allowed[0].parents[1] / "blobs")
     for path in (folder, *folder.iterdir()):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(parent) for parent in allowed):
+        # `Path.resolve` raises RuntimeError for a link to itself.
+        target = Path(os.path.realpath(path)) if path == folder or path.is_symlink() else allowed[0]
+        if not any(target.is_relative_to(parent) for parent in allowed):
             raise ModelError(f"{path} is a link out of the model folder; replace it by the file itself")
         if path.exists() and not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
             raise ModelError(f"{path} is neither a file nor a folder; remove it")
@@ -38,6 +41,12 @@ def find_missing(folder: Path, names: tuple[str, ...]) -> list[str]:
         if name not in missing:
             check_pointer(folder / name)
     return missing
+
+
+def check_size(path: Path) -> None:
+    """Raise `ModelError` if a JSON file is larger than `read_json` reads, before the file is hashed."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"could not read {path}: it is larger than {MAX_BYTES} bytes; {REMEDY}")
 
 
 def check_pointer(path: Path) -> None:
@@ -76,6 +85,15 @@ def refuse_pickles(folder: Path) -> None:
             f"{folder} has its weights only as {found[0]}, which Vecmill does not read because such a file can run "
             "code; where torch is installed, load the model with sentence_transformers.SentenceTransformer and save it "
             "with save_pretrained, which writes model.safetensors"
+        )
+
+
+def refuse_gguf(path: Path) -> None:
+    """Raise `ModelError` if a path is a file of llama.cpp, or a folder with such a file."""
+    if found := [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")):
+        raise ModelError(
+            f"{found[0]} is a GGUF file, which Vecmill does not read; serve the model from which the file was made, by "
+            "its name on the Hugging Face hub: --model OWNER/NAME"
         )
 
 

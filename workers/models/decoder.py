@@ -9,6 +9,7 @@ Whether a token attends to later tokens is read from config.json and never guess
 """
 
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from workers.models.family_settings import (
     refuse_code,
 )
 from workers.models.folder import ModelFolder
-from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, read_flag, read_number
+from workers.models.json_files import EXPORT, MAX_LAYERS, REMEDY, ModelError, read_count, read_flag, read_number
 from workers.models.layout import PaddedLayout, make_scalar
 from workers.models.weights import Weights
 
@@ -171,7 +172,7 @@ def _check_extra_weights(weights: Weights) -> None:
 
 def _read_layer_types(path: Path, config: dict[str, Any], family: str) -> list[str]:
     """Return the kind of attention of each layer."""
-    layers = read_count(path, config, "num_hidden_layers")
+    layers = read_count(path, config, "num_hidden_layers", highest=MAX_LAYERS)
     types = read_layer_types(path, config, layers)
     if family == "gemma3_text":
         key = "sliding_window_pattern" if "sliding_window_pattern" in config else "_sliding_window_pattern"
@@ -187,7 +188,9 @@ def _read_layer_types(path: Path, config: dict[str, Any], family: str) -> list[s
     has_window = family == "mistral" and config.get("sliding_window", 4096) is not None
     expected = [SLIDING if has_window else FULL] * layers
     if types not in (None, expected):
-        raise ModelError(f"{path}: layer_types {types} are not supported in a model of the model_type {family}")
+        raise ModelError(
+            f"{path}: layer_types {reprlib.repr(types)} are not supported in a model of the model_type {family}"
+        )
     return expected
 
 

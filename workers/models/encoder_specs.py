@@ -4,7 +4,7 @@ The tensor names are those of the files on the Hugging Face hub, which transform
 """
 
 import json
-import reprlib
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.models.family_settings import read_frequencies, refuse_code
-from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, read_flag, read_number
+from workers.models.json_files import (
+    EXPORT,
+    MAX_COUNT,
+    MAX_LAYERS,
+    REMEDY,
+    ModelError,
+    read_count,
+    read_flag,
+    read_number,
+)
 
 #: Activation of the gate for each gated layer of nomic_bert.
 _NOMIC_GATES = {"swiglu": "silu", "geglu": "gelu"}
@@ -254,7 +263,7 @@ def _read_sizes(
         return old_keys.get(key, key) if config.get(key) is None else key
 
     sizes = {
-        field: read_count(path, config, find_key(key))
+        field: read_count(path, config, find_key(key), highest=MAX_LAYERS if field == "layers" else MAX_COUNT)
         for field, key in (
             ("vocabulary", "vocab_size"),
             ("hidden", "hidden_size"),
@@ -277,8 +286,8 @@ def _refuse(path: Path, config: dict[str, Any], key: str, supported: Any) -> Non
     value = config.get(key)
     if value is not None and (value != supported or isinstance(value, bool) != isinstance(supported, bool)):
         raise ModelError(
-            f"{path}: {key} is {reprlib.repr(value)}, but Vecmill supports only {json.dumps(supported)} in a model of "
-            f"model_type {config['model_type']}; {EXPORT}"
+            f"{path}: {key} is {textwrap.shorten(json.dumps(value), 60)}, but Vecmill supports only "
+            f"{json.dumps(supported)} in a model of model_type {config['model_type']}; {EXPORT}"
         )
 
 

@@ -16,8 +16,11 @@ from workers.models.json_files import EXPORT, REMEDY, ModelError, read_count, re
 
 #: Names of a layer's attention in `layer_types`: all keys, or the keys in a window.
 FULL, SLIDING = "full_attention", "sliding_attention"
+#: Limit for files that are damaged or hostile; large models have heads of 256 values.
+_MAX_HEAD_SIZE = 65_536
 #: Largest base of the rotary frequencies.
 _MAX_THETA = 1e15
+_MAX_HEAD_SIZE = 4096
 
 
 def refuse_code(path: Path, config: dict[str, Any], known: tuple[str, ...] = ()) -> None:
@@ -67,8 +70,11 @@ def read_frequencies(
     spelling is `theta_key`, and `rope_scaling` if `is_scaled`. If a config.json has both, the new one applies, because
     it repeats the old one. `theta` is the family's default.
     """
-    if size % 2:
-        raise ModelError(f"{path}: heads have {size} values, but rotary position embeddings need an even number")
+    if size % 2 or size > _MAX_HEAD_SIZE:
+        raise ModelError(
+            f"{path}: heads have {size} values, but rotary position embeddings need an even number up to "
+            f"{_MAX_HEAD_SIZE}"
+        )
     values = _read_rotary(path, config, layer_type)
     if values is None:
         values = _read_dict(path, config, "rope_scaling") if is_scaled else {}

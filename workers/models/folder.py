@@ -16,6 +16,12 @@ from workers.models.graph_files import find_graph_file, find_tokenizer_file, lis
 from workers.models.json_files import ModelError, is_present, read_count, read_flag, read_object
 from workers.models.modules import Modules, Normalize, Pooling, read_modules, read_pooling
 from workers.models.source import Overrides
+from workers.models.tokenizer_settings import (
+    SETTINGS_FILES,
+    find_vocabulary,
+    list_tokenizer_files,
+    refuse_sentencepiece,
+)
 from workers.models.transformer import TransformerSettings, choose_max_tokens, read_length, read_transformer
 from workers.models.weight_files import FILE
 
@@ -24,8 +30,6 @@ SUPPORTED = (
     "Vecmill loads folders with config.json, model.safetensors and tokenizer.json, as the Hugging Face hub has them, "
     "and models exported to OpenVINO IR or ONNX with their tokenizer"
 )
-#: Settings of the tokenizer that replace those of tokenizer.json.
-_TOKENIZER_FILES = ("tokenizer_config.json",)
 _SETTINGS = "config_sentence_transformers.json"
 #: Longest input of a static model, in tokens: sentence-transformers sets no limit, but an inference needs one.
 _STATIC_MAX_TOKENS = 32_768
@@ -62,7 +66,7 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
     lower_case: bool = False
     #: Pooling modes of the folder that overrides replaced by others; none if they replaced none.
     replaced_pooling: tuple[str, ...] = ()
-    #: Whether overrides set the pooling, so that a graph's own pooling does not count.
+    #: Whether a graph's own pooling does not count, because overrides set another, or because it includes prompts.
     repool: bool = False
 
     @property
@@ -92,10 +96,7 @@ class ModelFolder(msgspec.Struct, frozen=True, kw_only=True):
 
     def list_files(self) -> list[Path]:
         """Return the files on which vectors depend, besides those whose settings are in this object."""
-        tokenizer = self.tokenizer_path
-        optional = [tokenizer.parent / name for name in _TOKENIZER_FILES]
-        optional += [tokenizer.with_suffix(".bin")] if tokenizer.suffix == ".xml" else []
-        return [*self.weights, tokenizer, *(path for path in optional if is_present(path))]
+        return [*self.weights, *list_tokenizer_files(self.tokenizer_path)]
 
 
 def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
@@ -146,12 +147,13 @@ def read_folder(path: Path, overrides: Overrides | None = None) -> ModelFolder:
         max_tokens=min(limit, overrides.max_tokens or limit),
         lower_case=transformer.lower_case,
         replaced_pooling=declared.pooling if declared and declared.pooling != applied.pooling else (),
-        repool=is_imported and bool(overrides.pooling),
+        repool=is_imported and (bool(overrides.pooling) or applied.excludes_prompt),
     )
 
 
 def _check_folder(path: Path) -> None:
     if path.is_file():
+        contents.refuse_gguf(path)
         raise ModelError(f"{path} is a file; set --model to the folder that holds it")
     if not path.is_dir():
         raise ModelError(
@@ -182,6 +184,7 @@ def _read_base(
             raise ModelError(f"{base} has no model, but there is {export}; set --model to the folder of the model")
         if not missing:
             contents.refuse_pickles(base)
+        contents.refuse_gguf(base)
         missing.append(FILE)
     if missing:
         raise ModelError(f"{base} has no {' and no '.join(sorted(missing))}; {SUPPORTED}")
@@ -204,11 +207,17 @@ def _find_tokenizer(base: Path, overrides: Overrides) -> Path:
     for folder in folders[1:]:
         contents.check_folder(folder, folder)
     for folder in folders:
-        if not contents.find_missing(folder, (contents.TOKENIZER,)):
-            return folder / contents.TOKENIZER
+        names = find_vocabulary(folder)
+        for name in (*names, *SETTINGS_FILES):
+            if (folder / name).is_file():
+                contents.check_size(folder / name)
+        if names and not contents.find_missing(folder, names):
+            return folder / names[0]
     # The model itself may be called like the tokenizer.
     if (found := find_tokenizer_file(folders[-1], alone=len(folders) > 1)) is not None:
         return found
+    for folder in folders:
+        refuse_sentencepiece(folder)
     raise ModelError(f"{folders[-1]} has no {contents.TOKENIZER}; {SUPPORTED}")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
+from workers.models.contents import refuse_gguf
 from workers.models.json_files import REMEDY, ModelError, summarize_error
 from workers.models.onnx_files import find_external_files
 
@@ -95,6 +96,7 @@ def _has_part(path: Path, parts: Iterable[str]) -> bool:
 
 def split_graph_path(path: Path) -> tuple[Path, str]:
     """Return the model folder of a graph, and the graph's path in it. Raise `ModelError` if it is no graph."""
+    refuse_gguf(path)
     if path.suffix not in (".xml", ".onnx"):
         raise ModelError(f"{path} is a file; set --model to the folder that holds it, or to a file .xml or .onnx")
     folder = path.parent.parent if path.parent.name in ("openvino", "onnx") else path.parent

@@ -1,6 +1,6 @@
 """Models of the Hugging Face hub, fetched into the cache with the library huggingface_hub.
 
-`<cache>/hub/OWNER/NAME/<commit>/` has the files of a commit. `revisions/` beside it notes the commit that each branch
+`<cache>/hub/OWNER/NAME/<commit>/` has the files of a commit. `revisions/` next to it notes the commit that each branch
 last had, and the commits that are complete. An interrupted download continues where it stopped. The library reads
 HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and the proxy from the environment.
 
@@ -80,11 +80,11 @@ def find_name(folder: Path) -> str:
     return f"{owner}/{name}" if hub == "hub" else ""
 
 
-def fetch_model(text: str, cache: Path, report: Report) -> Path:
+def fetch_model(text: str, cache: Path, report: Report, *, weights: bool = True) -> Path:
     """Return the folder of a model by its name on the hub, fetched if the cache does not have the current commit.
 
-    The commit of the last download is used if the hub cannot be reached. `report` gets a line for each step. Raise
-    `ModelError` if the model cannot be fetched.
+    The commit of the last download is used if the hub cannot be reached. Without `weights`, only the settings and the
+    tokenizer are fetched. `report` gets a line for each step. Raise `ModelError` if the model cannot be fetched.
     """
     name, _, revision = text.partition("@")
     store, revision = cache / "hub" / name, revision or _MAIN
@@ -94,7 +94,10 @@ def fetch_model(text: str, cache: Path, report: Report) -> Path:
     try:
         commit, files = _call_hub(_list_files, name, revision)
         report(f"fetching {name} at commit {commit}; to keep this commit, set --model {name}@{commit}")
-        _fetch_files(name, commit, files, store / commit)
+        _call_hub(_download, name, commit, [file for file in files if _is_setting(file)], store / commit)
+        if not weights:
+            return store / commit
+        _fetch_weights(name, commit, files, store / commit)
         for note in (commit, revision):
             path = _get_note(store, note)
             path.parent.mkdir(exist_ok=True)
@@ -129,10 +132,8 @@ def _list_files(name: str, revision: str) -> tuple[str, list[str]]:
     return info.sha or "", [file.rfilename for file in info.siblings or ()]
 
 
-def _fetch_files(name: str, commit: str, files: list[str], folder: Path) -> None:
+def _fetch_weights(name: str, commit: str, files: list[str], folder: Path) -> None:
     """Fetch what is missing of a commit. Raise `ModelError` if the model has no weights that Vecmill reads."""
-    settings = [file for file in files if _is_setting(file)]
-    _call_hub(_download, name, commit, settings, folder)
     weights = choose_weights(files, _read_module_folders(folder / "modules.json"))
     if not weights:
         found = [file for file in files if file.endswith((".bin", ".h5", ".gguf", ".msgpack", ".onnx", ".pt"))]
@@ -141,7 +142,7 @@ def _fetch_files(name: str, commit: str, files: list[str], folder: Path) -> None
             "Vecmill does not read; choose a model with model.safetensors"
         )
     _call_hub(_download, name, commit, weights, folder)
-    missing = [file for file in (*settings, *weights) if not (folder / file).is_file()]
+    missing = [file for file in files if (_is_setting(file) or file in weights) and not (folder / file).is_file()]
     if missing:
         raise _UnreachableError(f"could not fetch {missing[0]} of {name} from the hub")
 

@@ -52,7 +52,8 @@ def find_vocabulary_size(model: ov.Model) -> int | None:
         kind = node.get_type_name()
         if kind == "Gather":
             rows = node.input_value(0).get_partial_shape()[0]
-            return None if rows.is_dynamic else int(rows.get_length())
+            if rows.is_static:
+                return int(rows.get_length())
         if kind in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
             pending += [port.get_node() for port in node.output(0).get_target_inputs()]
     return None
@@ -130,7 +131,8 @@ def _choose_output(path: Path, graph: ov.Model, *, repool: bool) -> tuple[Any, b
         return others[0], False
     if _SENTENCE in named:
         raise ModelError(
-            f"{path} has only {_SENTENCE}, so its pooling cannot be replaced; remove the pooling that was set"
+            f"{path} has only {_SENTENCE}, so its pooling cannot be replaced; export the model without pooling, "
+            "or remove the setting that replaces it (pooling, or include_prompt of 1_Pooling)"
         )
     found = ", ".join(sorted(named)) or "without names"
     raise ModelError(f"{path} has the outputs {found}, but none of {', '.join((_SENTENCE, *_TOKENS))}; {_EXPORT}")

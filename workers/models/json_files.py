@@ -12,18 +12,20 @@ from broker.shared.files import explain, read_small_file
 #: What to do about a file with an invalid value.
 REMEDY = "correct the file, or download the model again"
 #: What to do about a model that Vecmill cannot build from its weights.
-EXPORT = "convert the model with scripts/export_model"
+EXPORT = "convert the model with scripts/export_model --allow_optimum"
 #: Largest number of rows, layers and so on. Token ids are int32.
 MAX_COUNT = 2**31 - 1
+#: Most layers of a model, so that a wrong number does not fill the memory.
+MAX_LAYERS = 1000
 #: Largest JSON file in bytes. The largest known tokenizer.json has 33 MB (Gemma 3).
-_MAX_BYTES = 256 << 20
+MAX_BYTES = 128 << 20
 
 
 class ModelError(Exception):
     """The model cannot be served. The text is one sentence for the operator."""
 
 
-def summarize_error(error: Exception) -> str:
+def summarize_error(error: BaseException) -> str:
     """Return an exception's text as part of a sentence: without line ends, and not long."""
     return textwrap.shorten(explain(error), 200, placeholder="…")
 
@@ -31,7 +33,7 @@ def summarize_error(error: Exception) -> str:
 def read_json(path: Path) -> Any:
     """Return a file's JSON value. Raise `ModelError` if the file cannot be read."""
     try:
-        value = json.loads(read_small_file(path, _MAX_BYTES))
+        value = json.loads(read_small_file(path, MAX_BYTES))
         # JSON can hold half of a surrogate pair, which can be neither hashed nor sent.
         json.dumps(value, ensure_ascii=False).encode()
         return value

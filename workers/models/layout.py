@@ -59,10 +59,17 @@ class PaddedLayout:
         return op.gather(table, self.ids, make_integer(0))
 
     def embed_positions(self, table: Any, start: int = 0) -> Any:
-        """Return the row of each position, to be added to hidden states. Row `start` belongs to the first token."""
-        end = op.add(self.length, make_integers(start)) if start else self.length
-        rows = op.slice(table, make_integers(start), end, make_integers(1), make_integers(0))
-        return op.unsqueeze(rows, make_integers(0))
+        """Return the row of each position, to be added to hidden states. Row `start` belongs to the first token.
+
+        Unless `start` is 0, the id `start - 1` is padding wherever it is, also in a text, as in transformers' RoBERTa:
+        such tokens do not count, and have the row before the first.
+        """
+        if not start:
+            rows = op.slice(table, make_integers(0), self.length, make_integers(1), make_integers(0))
+            return op.unsqueeze(rows, make_integers(0))
+        counted = op.convert(op.not_equal(self.ids, make_integer(start - 1)), "i64")
+        positions = op.multiply(op.cum_sum(counted, make_integer(1)), counted)
+        return op.gather(table, op.add(positions, make_integer(start - 1)), make_integer(0))
 
     def split_heads(self, x: Any, heads: int, size: int) -> Any:
         """Return hidden states `[batch, length, heads * size]` as heads."""

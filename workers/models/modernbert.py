@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from workers.models.blocks import ACTIVATIONS, attend, make_layer_norm, make_linear, make_rotary_tables, rotate
 from workers.models.family_settings import FULL, SLIDING, read_choice, read_frequencies, read_layer_types, refuse_code
 from workers.models.folder import ModelFolder
-from workers.models.json_files import REMEDY, ModelError, read_count, read_flag, read_number
+from workers.models.json_files import MAX_LAYERS, REMEDY, ModelError, read_count, read_flag, read_number
 from workers.models.layout import PaddedLayout
 from workers.models.weights import Weights
 
@@ -69,7 +69,7 @@ def _read_shape(path: Path, config: dict[str, Any]) -> _Shape:
     hidden, heads = read_count(path, config, "hidden_size"), read_count(path, config, "num_attention_heads")
     if hidden % heads:
         raise ModelError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; {REMEDY}")
-    layers = read_count(path, config, "num_hidden_layers")
+    layers = read_count(path, config, "num_hidden_layers", highest=MAX_LAYERS)
     period = read_count(path, config, "global_attn_every_n_layers", default=3)
     return _Shape(
         hidden=hidden,

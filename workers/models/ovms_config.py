@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from workers.models.graph_files import split_graph_path
 from workers.models.json_files import ModelError, is_present, read_object, summarize_error
 from workers.models.ovms_graph import Graph, Servable, parse_properties, read_graph
 from workers.models.source import Found, Overrides, Refused, Source
@@ -214,6 +215,9 @@ def _follow_graph(
     if graph.embeddings is None or graph.tokenizer is None:
         folder = resolve_inside(f"{path}: models_path", path.parent, graph.models_path, root)
         overrides = _apply_graph(graph, Overrides())
+        if folder.is_file():
+            folder, file = split_graph_path(folder)
+            overrides = msgspec.structs.replace(overrides, file=file)
         if not graph.pooling and not any(is_present(folder / file) for file in _POOLING_FILES):
             report(
                 f"warning: neither {path} nor {_POOLING_FILES[-1]} says how {name} pools, so it pools the first "

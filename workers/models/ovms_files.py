@@ -28,7 +28,7 @@ class GraphOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def format_graph(options: GraphOptions) -> str:
-    """Return the content of graph.pbtxt, for a model in the same folder."""
+    """Return the content of graph.pbtxt if the model is in the same folder."""
     # JSON needs no escapes between the single quotes of protobuf's text format, except for these two characters.
     config = json.dumps(options.plugin_config).replace("\\", "\\\\").replace("'", "\\'")
     return f"""# OVMS_GRAPH_QUEUE_MAX_SIZE: AUTO

@@ -75,8 +75,12 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     #: Token ids are below this number.
     vocabulary_size: int
     pad_id: int
+    #: Whether texts are lower-cased before the tokenizer's own normalization.
+    lower_case: bool
     prompts: Prompts
     matryoshka: Matryoshka
+    #: Whether inputs that are too long are truncated by default.
+    truncates: bool = False
 
 
 def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides | None = None) -> PreparedModel:
@@ -111,8 +115,10 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
         normalize=folder.modules.is_normalized,
         vocabulary_size=facts.vocabulary_size,
         pad_id=facts.pad_id,
+        lower_case=folder.lower_case,
         prompts=prompts,
         matryoshka=read_matryoshka(path, folder.config),
+        truncates=overrides.truncate is True,
     )
 
 

@@ -26,8 +26,9 @@ def read_prompts(folder: ModelFolder) -> Prompts:
     """Return a folder's prompts. Raise `ModelError` if they are invalid."""
     path, config = folder.settings_path, folder.settings
     texts, default = config.get("prompts") or {}, config.get("default_prompt_name")
-    if not isinstance(texts, dict) or "" in texts or not all(isinstance(text, str) for text in texts.values()):
+    if not isinstance(texts, dict) or "" in texts or not all(isinstance(text, str | None) for text in texts.values()):
         raise ModelError(f"{path}: prompts must be an object with a text for each name")
+    texts = {name: text or "" for name, text in texts.items()}
     if default is not None and (not isinstance(default, str) or default not in texts):
         raise ModelError(f"{path}: default_prompt_name is {default!r}, but there is no such prompt")
     if len(texts) > _MAX_PROMPTS or any(len(name) > _MAX_NAME or len(text) > _MAX_TEXT for name, text in texts.items()):

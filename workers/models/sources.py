@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from workers.models.default import NAME, find_folder
 from workers.models.graph_files import split_graph_path
 from workers.models.hub import find_name
 from workers.models.json_files import ModelError, is_present, read_json, summarize_error
@@ -26,9 +27,9 @@ _MARKS = (
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to look for models. One of `model`, `config` and `repository` is set."""
+    """Where to look for models. At most one of `model`, `config` and `repository` is set."""
 
-    #: Folder of a model.
+    #: Folder or exported file of a model, or its name on the Hugging Face hub; "": the default model.
     model: str = ""
     #: Name of that model; "": chosen by `choose_model_name`.
     name: str = ""
@@ -40,20 +41,22 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     overrides: Overrides = Overrides()
 
 
-def find_sources(options: Options, report: Report) -> Found:
+def find_sources(options: Options, cache: Path, report: Report) -> Found:
     """Return the models that the options lead to. Raise `ModelError` if there is no list of models at all.
 
-    `report` gets a line about each setting that has no effect.
+    A model on the Hugging Face hub, and the default model, are fetched to the cache. `report` gets a line for each
+    step, and about each setting that has no effect.
     """
     if options.config:
         found = read_ovms_config(Path(options.config), report)
     elif options.repository:
         found = _read_repository(Path(options.repository), report)
     else:
-        folder, file = Path(options.model), ""
-        if folder.is_file():
-            folder, file = split_graph_path(folder)
-        source = _read_model(options.name or choose_model_name(folder), folder, folder, report)
+        path, file = Path(options.model or NAME), ""
+        if options.model and path.is_file():
+            path, file = split_graph_path(path)
+        folder = find_folder(str(path) if options.model else "", cache, report)
+        source = _read_model(options.name or choose_model_name(path), folder, folder, report)
         found = Found([_apply_overrides(source, Overrides(file=file))])
     return Found([_apply_overrides(source, options.overrides) for source in found.sources], found.refused)
 

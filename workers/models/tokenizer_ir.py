@@ -9,6 +9,9 @@ from workers.models.imported import describe_failure
 from workers.models.json_files import REMEDY, ModelError
 from workers.models.tokenizers import expose_ragged_ids
 
+#: Kept, because the operations of a tokenizer are in a library that is unloaded with the last core that uses it.
+_CORE = ov.Core()
+
 
 def read_tokenizer_ir(path: Path) -> ov.Model:
     """Return the tokenizer of an openvino_tokenizer.xml in the form of `workers.models.tokenizers`.
@@ -16,7 +19,7 @@ def read_tokenizer_ir(path: Path) -> ov.Model:
     A limit that the exporter put into the tokenizer has no effect. Raise `ModelError` if the file is damaged.
     """
     try:
-        converted = ov.Core().read_model(path)
+        converted = _CORE.read_model(path)
     except RuntimeError as error:
         raise ModelError(f"OpenVINO could not read {path}: {describe_failure(error)}; {REMEDY}") from None
     return expose_ragged_ids(converted, path)

@@ -27,14 +27,14 @@ import numpy as np
 import openvino as ov
 import openvino.opset15 as op
 
-from workers.models.json_files import REMEDY, ModelError, read_count, summarize_error
+from workers.models.json_files import REMEDY, ModelError, summarize_error
 
 #: Shortest run of consecutive characters that goes into a regular expression; shorter runs go into the table.
 _LONG_RUN = 256
 #: Separates characters that one call normalizes, because no other character becomes this one.
 _SEPARATOR = "|"
-#: Longest word in characters: one less than the largest number in a regular expression of Oniguruma.
-_MAX_REPEAT = 99_999
+#: Flags of added tokens that change how they are found in a text.
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 #: Replaces a word with too many characters: a private character, which is in no vocabulary.
 _UNKNOWN = "\ue000"
 
@@ -42,14 +42,18 @@ _UNKNOWN = "\ue000"
 _Node = dict[int, Any]
 
 
-def read_max_characters(path: Path, spec: dict[str, Any]) -> int:
-    """Return the longest word in characters. Raise `ModelError` if the number is invalid."""
-    return read_count(path, spec["model"], "max_input_chars_per_word", highest=_MAX_REPEAT, default=100)
-
-
 def convert_bert(path: Path, spec: dict[str, Any]) -> ov.Model:
     """Return the IR of a tokenizer.json for which `is_bert` holds. Raise `ModelError` if the file is damaged."""
-    max_characters = read_max_characters(path, spec)
+    return expose_ragged_ids(convert_padded(path, spec), path)
+
+
+def convert_padded(path: Path, spec: dict[str, Any], **settings: Any) -> ov.Model:
+    """Return the IR of a tokenizer.json as openvino-tokenizers makes it, with padded `input_ids` and `attention_mask`.
+
+    The ids are exact if `is_bert` holds. `settings` are those of transformers, such as `pad_token`. Raise `ModelError`
+    if the file is damaged.
+    """
+    is_exact = is_bert(spec)
     # transformers warns about the missing PyTorch, which Vecmill does not need.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with warnings.catch_warnings():
@@ -59,21 +63,30 @@ def convert_bert(path: Path, spec: dict[str, Any]) -> ov.Model:
         from transformers import PreTrainedTokenizerFast
 
         try:
-            spec = spec | _build_rules(json.dumps(spec["normalizer"], sort_keys=True), max_characters)
+            if is_exact:
+                max_characters = spec["model"]["max_input_chars_per_word"]
+                spec = spec | _build_rules(json.dumps(spec["normalizer"], sort_keys=True), max_characters)
             exact = tokenizers.Tokenizer.from_str(json.dumps(spec))
-            tokenizer = PreTrainedTokenizerFast(tokenizer_object=exact)  # type: ignore[no-untyped-call]
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=exact, **settings)  # type: ignore[no-untyped-call]
             converted = openvino_tokenizers.convert_tokenizer(tokenizer)
         except Exception as error:  # the libraries raise many kinds, all because of this file
             raise ModelError(f"could not convert {path}: {summarize_error(error)}; {REMEDY}") from error
-    _lift_byte_limit(converted, max_characters)
-    return expose_ragged_ids(converted, path)
+    if is_exact:
+        _lift_byte_limit(converted, max_characters)
+    return converted
 
 
 def is_bert(spec: dict[str, Any]) -> bool:
     """Return whether a tokenizer.json has BERT's rules, which this module converts exactly."""
     parts = [spec.get(name) for name in ("normalizer", "pre_tokenizer", "model")]
     types = [part.get("type") if isinstance(part, dict) else None for part in parts]
-    return types == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and spec["normalizer"].get("clean_text") is True
+    if types != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or spec["normalizer"]["clean_text"] is not True:
+        return False
+    vocabulary = spec["model"]["vocab"]
+    return all(
+        token["special"] and vocabulary.get(token["content"]) == token["id"] and not any(token[flag] for flag in _FLAGS)
+        for token in spec["added_tokens"]
+    )
 
 
 @functools.cache  # takes a second, and most models have the same rules
@@ -207,19 +220,42 @@ def _lift_byte_limit(converted: ov.Model, max_characters: int) -> None:
 def expose_ragged_ids(converted: ov.Model, path: Path) -> ov.Model:
     """Return the part of a converted tokenizer before padding, without truncation.
 
+    A tokenizer that pads at once, as those of sentencepiece do, keeps its outputs `input_ids` and `attention_mask`.
     Raise `ModelError` if the graph has an unknown shape.
     """
-    by_type: dict[str, list[Any]] = {}
-    for node in converted.get_ordered_ops():
-        by_type.setdefault(node.get_type_name(), []).append(node)
-    combined, truncations = by_type.get("CombineSegments", []), by_type.get("Truncate", [])
-    if len(combined) != 1 or len(truncations) > 1:
+    combined = [node for node in converted.get_ordered_ops() if node.get_type_name() == "CombineSegments"]
+    if not combined:
+        return _expose_padded_ids(converted, path)
+    last = combined[-1]
+    for node in (port.get_source_output().get_node() for port in last.inputs()):
+        _lift_truncation(node)
+    return _make_model(converted, {"begins": last.output(0), "ends": last.output(1), "ids": last.output(2)})
+
+
+def _lift_truncation(node: ov.Node) -> None:
+    """Remove the limit of tokens at a node before CombineSegments, where converters since 2024 put it."""
+    if node.get_type_name() == "Truncate":
+        node.input(3).replace_source_output(op.constant(np.int32(2**31 - 1)).output(0))
+    elif node.get_type_name() == "Add":
+        # Up to 2025: the end is the begin plus the minimum of the length and the limit.
+        for limited in (port.get_source_output().get_node() for port in node.inputs()):
+            if limited.get_type_name() == "Minimum":
+                limited.input(1).replace_source_output(op.constant(np.int32(2**31 - 1)).output(0))
+
+
+def _expose_padded_ids(converted: ov.Model, path: Path) -> ov.Model:
+    outputs = {name: output for output in converted.outputs for name in output.get_names()}
+    if not {"input_ids", "attention_mask"} <= set(outputs):
         raise ModelError(f"could not convert {path} because Vecmill does not support this kind")
-    for truncation in truncations:
-        truncation.input(3).replace_source_output(op.constant(np.int32(2**31 - 1)).output(0))
+    sources = {name: outputs[name].get_node().input_value(0) for name in ("input_ids", "attention_mask")}
+    return _make_model(converted, sources)
+
+
+def _make_model(converted: ov.Model, outputs: dict[str, Any]) -> ov.Model:
+    """Return a part of a graph."""
     results = []
-    for name, number in (("begins", 0), ("ends", 1), ("ids", 2)):
-        result = op.result(combined[0].output(number))
+    for name, output in outputs.items():
+        result = op.result(output)
         result.output(0).set_names({name})
         results.append(result)
     return ov.Model(results, converted.get_parameters(), "tokenizer")

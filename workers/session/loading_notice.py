@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import zmq
@@ -24,8 +24,8 @@ MAX_FAILURE_LENGTH = 4096
 @contextlib.contextmanager
 def announce_loading(
     config: Config, loading: wire.WorkerLoading, failures: tuple[type[Exception], ...]
-) -> Iterator[None]:
-    """Send notices in a thread while the caller prepares the model.
+) -> Iterator[Callable[[str], None]]:
+    """Send notices in a thread while the caller prepares a model. Yield a function that sets the name of the model.
 
     An exception of the types `failures` is sent as the reason why there will be no worker, and raised again. Raise
     `KeyFileError` or `zmq.ZMQError` if a key or the broker's address cannot be used.
@@ -35,11 +35,15 @@ def announce_loading(
     notices = [loading]
     thread = threading.Thread(target=_send_notices, args=(socket, notices, ended), name="announce", daemon=True)
     thread.start()
+
+    def set_name(name: str) -> None:
+        notices[0] = msgspec.structs.replace(loading, model=name)
+
     try:
-        yield
+        yield set_name
     except failures as error:
         failure = repair_text(str(error))[:MAX_FAILURE_LENGTH]
-        notices.append(msgspec.structs.replace(loading, failure=failure))
+        notices.append(msgspec.structs.replace(notices[0], failure=failure))
         raise
     finally:
         ended.set()

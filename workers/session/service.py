@@ -18,6 +18,7 @@ from broker.wire.protocol import Frame, Message
 from broker.wire.sockets import ConnectionMonitor, open_dealer
 from workers.config import Config
 from workers.engine.pipeline import Pipeline, Work
+from workers.session.model_keeper import ModelKeeper
 from workers.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,15 @@ WARN_S = 10.0
 class Service:
     """One worker on one connection to the broker."""
 
-    def __init__(self, config: Config, session: Session, pipeline: Pipeline, wakeup: int) -> None:
-        """Take the parts of the worker. The pipeline writes to the eventfd `wakeup` when it has finished a batch.
+    def __init__(self, config: Config, session: Session, pipeline: Pipeline, keeper: ModelKeeper, wakeup: int) -> None:
+        """Take the parts of the worker, whose threads write to the eventfd `wakeup` when they have a result.
 
         Raise `KeyFileError` if a key cannot be used.
         """
         self.config = config
         self._session = session
         self._pipeline = pipeline
+        self._keeper = keeper
         self._wakeup = wakeup
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = open_dealer(self._context, config.keys, "worker")
@@ -111,11 +113,14 @@ class Service:
         now = time.monotonic()
         if self._session.is_hung(now):
             self._exit_hung("a batch has run for longer than its lease")
+        self._send(*self._keeper.run(now))
         self._send(*self._session.due(now))
         self._report_state(now)
 
     def _compute_timeout_ms(self) -> int:
-        deadline = min(self._session.next_deadline(), self._next_warning, self._drain_deadline)
+        deadline = min(
+            self._session.next_deadline(), self._keeper.next_deadline(), self._next_warning, self._drain_deadline
+        )
         return max(0, int((deadline - time.monotonic()) * 1000) + 1)
 
     def _handle_handshakes(self) -> None:
@@ -138,7 +143,9 @@ class Service:
             self._log_message(message)
             if isinstance(message, wire.Goodbye) and message.code == ErrorCode.LEASE_EXPIRED:
                 self._exit_hung("the lease of a batch expired at the broker")
-            batch, replies = self._session.handle(message, time.monotonic())
+            now = time.monotonic()
+            batch, replies = self._session.handle(message, now)
+            self._keeper.handle(message, now)
             if batch:
                 self._pipeline.submit(Work(batch, frames[0]))
             self._send(*replies)
@@ -146,6 +153,8 @@ class Service:
     def _log_message(self, message: Message) -> None:
         if isinstance(message, wire.Welcome):
             log.info("connected to the broker at %s, epoch %x", self.config.broker, message.epoch)
+            for name in message.unused:
+                log.warning("%s gets no requests, because other workers serve another revision of it", name)
         elif isinstance(message, wire.Goodbye):
             if message.text != self._last_goodbye:
                 log.warning("the broker closed the session: %s: %s", message.code.name, message.text)

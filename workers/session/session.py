@@ -1,15 +1,16 @@
-"""A worker's half of the conversation with the broker: hello, credit, heartbeats, drain.
+"""A worker's half of the conversation with the broker: hello, models, credit, heartbeats, drain.
 
 Pure: no socket, clock or thread. The caller sends the messages that the methods return.
 """
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Frame, Message
+from broker.wire.protocol import Frame, Message, ModelInfo, ModelKey, ModelState
 
 #: Batches that a worker holds at most: in each lane the batch that runs and the next.
 SLOTS = 4
@@ -25,8 +26,16 @@ class Session:
         """Take the hello to send, and the number of batches that the worker may hold."""
         self._hello = hello
         self._slots = slots
-        #: Batches that were received and not answered, by epoch and number, oldest first.
-        self.held: dict[tuple[int, int], None] = {}
+        #: States of models that the worker does not serve.
+        self._states: Sequence[ModelState] = ()
+        #: Number of changes of the models, and how many of them the last hello has.
+        self._changes = self._greeted_changes = 0
+        #: Models to keep in memory until the broker releases them, with the number of the change that ended each.
+        self._retired: dict[ModelKey, int] = {}
+        #: Models that the broker has released; see `take_released`.
+        self._released: list[ModelKey] = []
+        #: Batches that were received and not answered, by epoch and number, oldest first, with the model of each.
+        self.held: dict[tuple[int, int], ModelKey] = {}
         self.draining = False
         #: The broker's epoch, or None before a welcome.
         self._epoch: int | None = None
@@ -61,8 +70,44 @@ class Session:
         self._epoch = None
         self._seen = 0
         self._greeting = True
+        self._greeted_changes = self._changes
         self._hellos += 1
         return msgspec.structs.replace(self._hello, credit=self._count_free_slots(), number=self._hellos)
+
+    def announce(self, models: Sequence[ModelInfo], states: Sequence[ModelState] = ()) -> list[Message]:
+        """Set the models, and the states of models that the worker does not serve. Return the message about a change.
+
+        A loaded model that is missing, or that is now unloaded, must stay in memory until `take_released` returns it.
+        """
+        if (self._hello.models, list(self._states)) == (list(models), list(states)):
+            return []
+        self._changes += 1
+        before = {info.key for info in self._hello.models if not info.unloaded}
+        loaded = {info.key for info in models if not info.unloaded}
+        kept = {key: number for key, number in self._retired.items() if key not in loaded}
+        self._retired = dict.fromkeys(before - loaded, self._changes) | kept
+        self._hello = msgspec.structs.replace(self._hello, models=list(models))
+        self._states = list(states)
+        return self._describe_models() if self.welcomed else []
+
+    def list_busy(self) -> set[ModelKey]:
+        """Return the models of the held batches."""
+        return set(self.held.values())
+
+    def take_released(self) -> list[ModelKey]:
+        """Return the models that no batch will come for, each once. Batches of them may still run."""
+        released, self._released = self._released, []
+        return released
+
+    def _describe_models(self) -> list[Message]:
+        return [wire.WorkerModels(self._changes, self._hello.models, list(self._states))]
+
+    def _release_models(self, until: int, only: ModelKey | None = None) -> None:
+        """Release the models that were ended by the change `until` or an earlier one: one of them, or all."""
+        for key, number in list(self._retired.items()):
+            if number <= until and only in (None, key):
+                del self._retired[key]
+                self._released.append(key)
 
     def handle(self, message: Message, now: float) -> tuple[wire.Batch | None, list[Message]]:
         """Handle a message from the broker. Return the batch to run, if any, and the messages to send."""
@@ -70,9 +115,11 @@ class Session:
         match message:
             case wire.Welcome() if message.hello == self._hellos:
                 self._begin_session(message, now)
-                if self.draining:
-                    # A broker that has restarted does not have the drain yet.
-                    return None, [wire.WorkerDrain(b"")]
+                # The broker has only the models of the hello. It sends no batch of a model that ended before.
+                self._release_models(self._greeted_changes)
+                changed = self._describe_models() if self._states or self._changes > self._greeted_changes else []
+                # A broker that has restarted does not have the drain yet.
+                return None, [*changed, *([wire.WorkerDrain(b"")] if self.draining else [])]
             case wire.Who():
                 # The broker sends one for each unexpected message. One hello answers all of them.
                 return None, [] if self._greeting else [self.make_hello(now)]
@@ -81,9 +128,11 @@ class Session:
                 self._epoch = None
                 self._greeting = False
                 self._next_heartbeat = now + self._heartbeat_s
+            case wire.Release() if self.welcomed:
+                self._release_models(message.number, ModelKey(message.model, message.revision))
             case wire.Batch() if message.epoch == self._epoch:
                 self._seen = max(self._seen, message.batch)
-                self.held[message.epoch, message.batch] = None
+                self.held[message.epoch, message.batch] = message.key
                 return message, []
         return None, []
 

@@ -57,28 +57,22 @@ async def page(request: Request) -> HTTPResponse:
     return raw((_STATIC / "docs.html").read_bytes(), headers=headers, content_type="text/html; charset=utf-8")
 
 
-@docs.get("/docs/start.js")
-async def start(_: Request) -> HTTPResponse:
-    """GET /docs/start.js: return the script that starts Swagger UI."""
-    return raw((_STATIC / "start.js").read_bytes(), content_type="text/javascript")
-
-
-@docs.get("/docs/swagger-ui-bundle.js")
-async def script(request: Request) -> HTTPResponse | None:
-    """GET /docs/swagger-ui-bundle.js: return the code of Swagger UI."""
-    return await _answer_compressed(request, "swagger-ui-bundle.js.gz", "text/javascript")
-
-
-@docs.get("/docs/swagger-ui.css")
-async def style(request: Request) -> HTTPResponse | None:
-    """GET /docs/swagger-ui.css: return the style sheet of Swagger UI."""
-    return await _answer_compressed(request, "swagger-ui.css.gz", "text/css")
-
-
-async def _answer_compressed(request: Request, name: str, content_type: str) -> HTTPResponse | None:
-    headers = {"Content-Encoding": "gzip", "Cache-Control": "max-age=86400"}
+async def send_file(request: Request, name: str, content_type: str) -> HTTPResponse | None:
+    """Return a file of the page; those of Swagger UI are compressed."""
+    path, headers = _STATIC / name, {}
+    if not path.exists():
+        path = _STATIC / "swagger-ui" / f"{name}.gz"
+        headers = {"Content-Encoding": "gzip", "Cache-Control": "max-age=86400"}
     config: Config = request.app.ctx.config
     unread: UnreadAnswers = request.app.ctx.unread
-    path = _STATIC / "swagger-ui" / name
     async with unread.reserve_room(path.stat().st_size, time.monotonic() + config.deadline_s) as room:
         return await send_answer(request, room, path.read_bytes(), headers, content_type)
+
+
+for endpoint, name, content_type in (
+    ("start", "start.js", "text/javascript"),
+    ("script", "swagger-ui-bundle.js", "text/javascript"),
+    ("style", "swagger-ui.css", "text/css"),
+):
+    handler = functools.partial(send_file, name=name, content_type=content_type)
+    docs.add_route(handler, f"/docs/{name}", name=endpoint)

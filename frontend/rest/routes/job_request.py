@@ -7,6 +7,7 @@ from typing import Generic, NamedTuple, TypeVar
 from sanic import Request
 
 from broker.wire.protocol import ModelInfo, Origin
+from frontend.api.model_names import resolve_name
 from frontend.api.schemas import (
     EmbeddingsRequest,
     RequestOptions,
@@ -15,6 +16,7 @@ from frontend.api.schemas import (
     parse_deadline_s,
     parse_lane,
 )
+from frontend.api.submission import choose_prompt_by_name
 from frontend.config import Config
 from frontend.rest.api_keys import Key
 from frontend.session.broker_client import BrokerClient
@@ -44,7 +46,10 @@ async def read_job_request(request: Request, parse: Callable[..., Body]) -> JobR
     body = parse(request.body, config.max_inputs, broker.models)
     options = read_request_options(request)
     model = await broker.find_model(body.model)
-    request.ctx.log |= {"model": body.model, "inputs": len(body.inputs)}
+    resolved = resolve_name(body.model, broker.models)
+    if resolved and resolved.prompt is not None and isinstance(body, EmbeddingsRequest):
+        body = choose_prompt_by_name(body, resolved.prompt)
+    request.ctx.log |= {"model": model.name, "inputs": len(body.inputs)}
     return JobRequest(body, options, model, started, started + options.deadline_s)
 
 

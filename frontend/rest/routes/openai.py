@@ -8,11 +8,13 @@ import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
+from broker.wire.protocol import ModelInfo
 from frontend.api.errors import from_failure, unknown_model
+from frontend.api.model_names import list_names, resolve_name
 from frontend.api.openapi import PREFIXES
 from frontend.api.rendering import build_model_object, render_embeddings, render_models, shape_vectors
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings
-from frontend.api.submission import PreparedSubmission, build_submission
+from frontend.api.submission import PreparedSubmission, apply_model_defaults, build_submission
 from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.routes.job_request import JobRequest, read_job_request
@@ -36,17 +38,19 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
     unread: UnreadAnswers = request.app.ctx.unread
-    parse = functools.partial(parse_embeddings, truncate=config.truncate, token_ids=not config.no_token_ids)
+    truncate = None if config.truncate == "none" else config.truncate
+    parse = functools.partial(parse_embeddings, truncate=truncate, token_ids=not config.no_token_ids)
     job = await read_job_request(request, parse)
+    job = job._replace(body=apply_model_defaults(job.body, job.model))
     prepared = build_submission(job.body, job.model, config.dimensions_policy, config.max_request_tokens)
     deadline, started, warning = job.deadline, job.started, prepared.warning
     if not prepared.inputs:
         body = render_embeddings(job.body, {}, 0, truncated={}, errors=prepared.errors)
         async with unread.reserve_room(len(body), deadline, waiting=len(body)) as room:
             return await send_answer(request, room, body, _build_headers(None, warning, started), JSON)
-    with metrics.InFlight(request, job.body.model):
+    with metrics.track_in_flight(request, job.model.name):
         done = await broker.run(
-            job.body.model,
+            job.model.name,
             prepared.kind,
             prepared.inputs,
             job.options,
@@ -57,7 +61,7 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
         )
     truncated = sum(done.truncated.values())
     request.ctx.log |= {"tokens": done.tokens, "truncated": truncated, "job": done.number}
-    metrics.observe_times(job.body.model, done.queue_us, done.inference_us)
+    metrics.observe_times(job.model.name, done.queue_us, done.inference_us)
     row_bytes = sum(len(row) for row in done.rows if row is not None)
     text_bytes = _estimate_bytes(row_bytes, job.body) + _ERROR_BYTES * (len(prepared.errors) + len(done.failures))
     async with unread.reserve_room(text_bytes, deadline, waiting=row_bytes) as room:
@@ -100,10 +104,13 @@ def _build_headers(done: Pending | None, warning: str, started: float) -> dict[s
 
 
 async def list_models(request: Request) -> HTTPResponse:
-    """GET /v1/models: list the models that have a worker now."""
+    """GET /v1/models: list the models that have a worker now, also under their aliases."""
     broker: BrokerClient = request.app.ctx.broker
-    served = [model for model in broker.models.values() if model.workers]
-    return raw(render_models(served, _STARTED), content_type=JSON)
+    return raw(render_models(list_names(_find_served(broker)), _STARTED), content_type=JSON)
+
+
+def _find_served(broker: BrokerClient) -> dict[str, ModelInfo]:
+    return {name: model for name, model in broker.models.items() if model.workers}
 
 
 async def retrieve_model(request: Request, name: str) -> HTTPResponse:
@@ -112,10 +119,11 @@ async def retrieve_model(request: Request, name: str) -> HTTPResponse:
     if not name:
         return await list_models(request)
     name = urllib.parse.unquote(name)
-    model = broker.models.get(name)
-    if model is None or not model.workers:
-        raise unknown_model(name, "Model not found", [other.name for other in broker.models.values() if other.workers])
-    return raw(msgspec.json.encode(build_model_object(model, _STARTED)), content_type=JSON)
+    served = _find_served(broker)
+    resolved = resolve_name(name, served)
+    if resolved is None:
+        raise unknown_model(name, "Model not found", served)
+    return raw(msgspec.json.encode(build_model_object(name, served[resolved.model], _STARTED)), content_type=JSON)
 
 
 for prefix in PREFIXES:

@@ -12,6 +12,7 @@ from broker.wire.errors import quote
 from broker.wire.protocol import Availability, Kind, Option
 from frontend.api.answers import ModelReady, ServerMetadata
 from frontend.api.errors import ApiError, unknown_model
+from frontend.api.model_names import resolve_name
 from frontend.api.openapi import PREFIXES
 from frontend.api.rendering import count_token_ids, render_config, render_model_metadata, render_tokens
 from frontend.api.schemas import parse_tokenize
@@ -42,9 +43,9 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     check_max_length(job.body, job.model, config.max_request_tokens)
     texts = [text.encode() for text in job.body.inputs]
-    with metrics.InFlight(request, job.body.model):
+    with metrics.track_in_flight(request, job.model.name):
         done = await broker.run(
-            job.body.model,
+            job.model.name,
             Kind.TEXT,
             texts,
             job.options,
@@ -74,23 +75,26 @@ for prefix in PREFIXES:
 async def show_config(request: Request) -> HTTPResponse:
     """GET /v1/config: show the state of every known model."""
     broker: BrokerClient = request.app.ctx.broker
-    return raw(render_config(broker.states), content_type=JSON)
+    return raw(render_config(broker.states, broker.models), content_type=JSON)
 
 
 @ovms.post("/v1/config/reload")
 async def reload_config(request: Request) -> HTTPResponse:
-    """POST /v1/config/reload: reload the API keys.
-
-    Nothing else in a frontend's configuration can change while it runs; models are configured at their workers.
-    """
+    """POST /v1/config/reload: reload the API keys, and let all workers read their configurations again."""
     require_admin(request)
+    config: Config = request.app.ctx.config
+    failed = "Reloading config file failed. Check server logs for more info."
+    broker: BrokerClient = request.app.ctx.broker
     try:
         changed = request.app.ctx.keys.reload()
     except KeysError:
-        text = "Reloading config file failed. Check server logs for more info."
-        raise ApiError(500, text, kind="server_error", code="reload_failed") from None
-    broker: BrokerClient = request.app.ctx.broker
-    return raw(render_config(broker.states), status=201 if changed else 200, content_type=JSON)
+        raise ApiError(500, failed, kind="server_error", code="reload_failed") from None
+    # Without a broker there are no models to reload, and workers read their configurations when they start.
+    if reloaded := await broker.reload_models(config.deadline_s):
+        changed |= reloaded.changed
+        if reloaded.failure:
+            raise ApiError(500, f"{failed} {reloaded.failure}", kind="server_error", code="reload_failed")
+    return raw(render_config(broker.states, broker.models), status=201 if changed else 200, content_type=JSON)
 
 
 @ovms.get("/v2", name="server_metadata")
@@ -105,7 +109,9 @@ async def describe_model(request: Request, path: str) -> HTTPResponse:
     broker: BrokerClient = request.app.ctx.broker
     match = _MODEL.fullmatch(urllib.parse.unquote(path))
     name = match["name"] if match else ""
-    state, model = broker.states.get(name), broker.models.get(name)
+    resolved = resolve_name(name, broker.models)
+    known = resolved.model if resolved else name
+    state, model = broker.states.get(known), broker.models.get(known)
     if match is None or state is None or match["version"] not in (None, "1"):
         raise unknown_model(name, "Model with requested name is not found", broker.models)
     if model is None or (match["ready"] and state.state != Availability.AVAILABLE):

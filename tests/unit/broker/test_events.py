@@ -6,7 +6,7 @@ import pytest
 
 from broker.core.events import EventRecorder, EvictionReason
 from broker.wire.errors import ErrorCode
-from tests.harness.core import Core, make_request
+from tests.harness.core import KEY, Core, make_request
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,9 @@ REQUEST.open_jobs = 2
         (lambda events: events.request_failed(REQUEST, ErrorCode.DEADLINE, 1.0), {"jobs_failed": 2}),
         (lambda events: events.request_cancelled(REQUEST, 1.0), {"jobs_cancelled": 2}),
         (lambda events: events.job_failed(REQUEST.make_job(0), ErrorCode.POISON, 1.0), {"jobs_failed": 1}),
-        (lambda events: events.jobs_requeued("m", 3), {"jobs_requeued": 3}),
+        (lambda events: events.jobs_requeued(KEY, 3), {"jobs_requeued": 3}),
         (lambda events: events.jobs_blocked(2), {"jobs_blocked": 2}),
+        (lambda events: events.model_replaced("m"), {"models_replaced": 1}),
         (lambda events: events.peer_refused(), {"peers_refused": 1}),
         (lambda events: events.message_unexpected(), {"messages_without_session": 1}),
         (lambda events: events.message_malformed(), {"malformed_messages": 1}),

@@ -65,7 +65,7 @@ def test_running_batch_is_blamed_for_crash(core: Core, reason: EvictionReason, d
 
 def test_grace_starts_with_last_worker(core: Core) -> None:
     core.worker(b"W2")
-    model = core.scheduler.state.models["m"]
+    model = core.model()
     core.lost(b"W1")
     assert model.unserved_since is None
     core.tick(1.0)
@@ -77,4 +77,4 @@ def test_grace_is_not_restarted(core: Core) -> None:
     worker = core.scheduler.state.pool.workers[b"W1"]
     core.handle(b"W1", wire.WorkerDrain(b""))
     mark_unserved(core.scheduler.state, worker, core.now + 5.0)
-    assert core.scheduler.state.models["m"].unserved_since == core.now
+    assert core.model().unserved_since == core.now

@@ -7,7 +7,7 @@ import pytest
 from broker.core.gauges import list_gauges, predict_wait_s
 from broker.wire import protocol as wire
 from broker.wire.protocol import Lane, ModelInfo
-from tests.harness.core import DIMENSION, Core
+from tests.harness.core import DIMENSION, KEY, Core
 
 Values = dict[tuple[str, ...], float]
 
@@ -29,7 +29,7 @@ def test_gauges_count_queues_workers_and_frontends(core: Core) -> None:
     core.submit(2, ["y" * 100] * 3, lane=Lane.BULK)
     gauges = read_gauges(core)
     assert gauges["queue_jobs"] == {("m", "interactive"): 0, ("m", "bulk"): 3}
-    assert gauges["queue_tokens"]["m", "bulk"] == core.scheduler.state.models["m"].queue.tokens > 0
+    assert gauges["queue_tokens"]["m", "bulk"] == core.model().queue.tokens > 0
     assert (gauges["open_jobs"], gauges["frontends"], gauges["workers"]) == ({(): 4}, {(): 1}, {("m",): 1})
     assert gauges["queue_suspects"] == {("m",): 0}
     labels = ("m", "CPU", "host/CPU/0")
@@ -46,9 +46,9 @@ def test_worker_gauges_exist_for_each_model() -> None:
 
 def test_expected_wait_counts_queued_and_leased_tokens(core: Core) -> None:
     state = core.scheduler.state
-    assert predict_wait_s(state, "m") == 0.0
+    assert predict_wait_s(state, KEY) == 0.0
     core.submit(1, ["x" * 100])
     core.submit(2, ["y" * 100], lane=Lane.BULK)
-    assert predict_wait_s(state, "m") == pytest.approx(state.ledger.tokens / state.pool.sum_tokens_per_s("m"))
+    assert predict_wait_s(state, KEY) == pytest.approx(state.ledger.tokens / state.pool.sum_tokens_per_s(KEY))
     core.lost(b"W1")
-    assert predict_wait_s(state, "m") == math.inf
+    assert predict_wait_s(state, KEY) == math.inf

@@ -10,7 +10,7 @@ from broker.core.limits import Limits
 from broker.core.metrics import Family, HistogramFamily
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from tests.harness.core import DIMENSION, EPOCH, Core
+from tests.harness.core import DIMENSION, EPOCH, KEY, Core
 from tests.harness.processes import ROOT
 
 Series = dict[tuple[str, ...], float]
@@ -84,14 +84,14 @@ def test_open_work_is_shown_by_gauges(core: Core) -> None:
     core.submit(2, ["x" * 40], lane=wire.Lane.INTERACTIVE)
     core.submit(3, ["y" * 40, "z" * 40], lane=wire.Lane.BULK)
     core.batches()
-    queue = core.scheduler.state.models["m"].queue
+    queue = core.model().queue
     assert values(core, "queue_jobs") == {("m", "interactive"): 1, ("m", "bulk"): 0}
     assert values(core, "queue_tokens")["m", "interactive"] == queue.tokens > 0
     assert values(core, "open_jobs") == {(): 4}
     assert values(core, "worker_leases") == {("m", "CPU", "host/CPU/0"): 2}
     assert values(core, "worker_credits") == {("m", "CPU", "host/CPU/0"): 0}
     open_tokens = core.scheduler.state.ledger.tokens
-    speed = core.scheduler.state.pool.sum_tokens_per_s("m")
+    speed = core.scheduler.state.pool.sum_tokens_per_s(KEY)
     assert values(core, "expected_wait_seconds")[("m",)] == pytest.approx(open_tokens / speed)
     core.lost(b"W1")
     assert values(core, "expected_wait_seconds")[("m",)] == math.inf

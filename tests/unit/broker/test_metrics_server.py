@@ -115,7 +115,6 @@ def test_stalled_loop_gives_503(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> 
     assert "did not respond within 0.1 s" in answer.text
     loop.stalled = False
     assert httpx.get(loop.server.url).status_code == 200
-    # Nothing is collected for the scrape that was given up.
     assert loop.collected == 1
 
 
@@ -126,8 +125,7 @@ def test_ended_loop_gives_503_at_once() -> None:
     scrape = threading.Thread(target=lambda: answers.append(httpx.get(server.url).status_code))
     started = time.monotonic()
     scrape.start()
-    while server._snapshots._waiting.empty():
-        time.sleep(0.001)
+    until(lambda: server._snapshots._is_wanted)
     server.close()
     scrape.join()
     assert answers == [503]
@@ -135,13 +133,37 @@ def test_ended_loop_gives_503_at_once() -> None:
     assert server._snapshots.take() is None
 
 
+def test_snapshot_is_used_again_within_a_second(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        assert httpx.get(loop.server.url).status_code == 200
+    assert loop.collected == 1
+    monkeypatch.setattr(metrics_server, "REUSE_S", 0.0)
+    assert httpx.get(loop.server.url).status_code == 200
+    assert loop.collected == 2
+
+
+def test_dripping_client_is_ended(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "CONNECTION_S", 0.3)
+    address = loop.server.url.split("/")[2].rsplit(":", 1)
+    with socket.create_connection((address[0], int(address[1]))) as client:
+        started = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() < started + 20:
+                client.sendall(b"G")
+                client.settimeout(0.05)
+                with contextlib.suppress(TimeoutError):
+                    if not client.recv(1):
+                        break
+        assert time.monotonic() < started + 10
+    assert httpx.get(loop.server.url).status_code == 200
+
+
 def test_scrapes_at_the_same_time_share_a_snapshot(loop: Loop) -> None:
     loop.stalled = True
     scrapes = [threading.Thread(target=httpx.get, args=(loop.server.url,)) for _ in range(5)]
     for scrape in scrapes:
         scrape.start()
-    while loop.server._snapshots._waiting.qsize() < 5:
-        time.sleep(0.001)
+    until(lambda: len(loop.server._snapshots._changed._waiters) == 5)  # type: ignore[attr-defined]
     loop.stalled = False
     loop.woken.release()
     for scrape in scrapes:

@@ -59,9 +59,9 @@ def test_unserved_requests_fail_in_several_calls() -> None:
     for number in range(MAX_EXPIRED + 1):
         core.submit(number, ["a"])
     state = core.scheduler.state
-    fail_unserved(state, state.models["m"], core.now)
+    fail_unserved(state, core.model(), core.now)
     failures = take_failures(core)
     assert [failure.request for failure in failures] == list(range(MAX_EXPIRED))
     assert {failure.text for failure in failures} == {"no worker that serves 'm' is connected"}
-    fail_unserved(state, state.models["m"], core.now)
+    fail_unserved(state, core.model(), core.now)
     assert [failure.request for failure in take_failures(core)] == [MAX_EXPIRED]

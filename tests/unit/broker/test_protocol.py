@@ -42,7 +42,10 @@ MESSAGES: list[tuple[Any, Message, list[bytes]]] = [
     (wire.FROM_WORKER, wire.WorkerDrain(wire.pack_u64([3])), []),
     (wire.FROM_WORKER, wire.WorkerGoodbye(), []),
     (wire.TO_WORKER, wire.Heartbeat(), []),
+    (wire.FROM_WORKER, wire.WorkerModels(1, [MODEL], [wire.ModelState("n", wire.Availability.LOADING)]), []),
     (wire.TO_WORKER, wire.Batch(1, 2, "m", bytes([0, 1]), wire.pack_u32([1, 4])), [b"a1234"]),
+    (wire.TO_WORKER, wire.Load("m", "r"), []),
+    (wire.TO_WORKER, wire.Release("m", "r", 1), []),
 ]  # fmt: skip
 
 
@@ -124,3 +127,8 @@ def test_random_frames_decode_or_raise(frames: list[bytes]) -> None:
 
 def test_frame_is_split_into_parts() -> None:
     assert [bytes(part) for part in wire.split_frame(b"aabccc", [2, 0, 1, 3])] == [b"aa", b"", b"b", b"ccc"]
+
+
+def test_keys_of_batches_and_models_are_equal() -> None:
+    batch = wire.Batch(1, 2, MODEL.name, b"", b"", revision=MODEL.revision)
+    assert batch.key == MODEL.key == wire.ModelKey(MODEL.name, MODEL.revision)

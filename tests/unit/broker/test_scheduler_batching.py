@@ -10,7 +10,7 @@ from broker.core.limits import Limits
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError
 from broker.wire.protocol import Kind, Lane
-from tests.harness.core import DIMENSION, EPOCH, Core, vector
+from tests.harness.core import DIMENSION, EPOCH, KEY, Core, vector
 
 
 def test_idle_worker_gets_job_at_once(core: Core) -> None:
@@ -175,7 +175,7 @@ def test_throughput_includes_batches_that_overtook() -> None:
     core = Core()
     core.frontend()
     core.worker(credit=4, batch_tokens=1000, tokens_per_s=1000)
-    speed = core.scheduler.state.pool.workers[b"W1"].throughput
+    speed = core.scheduler.state.pool.workers[b"W1"].models[KEY].throughput
     for request in range(0, 400, 2):
         core.submit(request + 1, ["x" * 98], lane=Lane.BULK)
         core.submit(request + 2, ["x" * 98])
@@ -216,7 +216,7 @@ def test_long_words_do_not_spoil_token_estimate(core: Core) -> None:
         core.submit(request, ["a" * 100_000])
         ((peer, number, _),) = core.batches()
         core.handle(peer, wire.BatchResult(EPOCH, number, DIMENSION, wire.pack_u32([3]), [], 5, 2, number), bytes(16))
-    assert core.scheduler.state.models["m"].choose_pricing(Kind.TEXT).count_tokens([1000])[0] > 50
+    assert core.model().choose_pricing(Kind.TEXT).count_tokens([1000])[0] > 50
 
 
 def test_long_input_counts_model_maximum_and_tokenization() -> None:
@@ -230,13 +230,13 @@ def test_long_input_counts_model_maximum_and_tokenization() -> None:
 
 
 def test_rejected_inputs_do_not_raise_throughput(core: Core) -> None:
-    before = core.scheduler.state.pool.workers[b"W1"].throughput.tokens_per_s
+    before = core.scheduler.state.pool.workers[b"W1"].models[KEY].throughput.tokens_per_s
     for request in range(50):
         core.submit(request, ["a" * 100_000, "b"])
         (batch,) = core.batches()
         core.now += 0.01
         core.answer(batch, failures=[wire.JobFailure(0, ErrorCode.TOO_LONG, "long")])
-    assert core.scheduler.state.pool.workers[b"W1"].throughput.tokens_per_s <= before
+    assert core.scheduler.state.pool.workers[b"W1"].models[KEY].throughput.tokens_per_s <= before
 
 
 def test_batch_is_bounded_in_jobs_and_bytes() -> None:
@@ -254,11 +254,11 @@ def test_batch_is_bounded_in_jobs_and_bytes() -> None:
 
 
 def test_tokens_per_byte_are_learned_from_results(core: Core) -> None:
-    (before,) = core.scheduler.state.models["m"].choose_pricing(Kind.TEXT).count_tokens([50])
+    (before,) = core.model().choose_pricing(Kind.TEXT).count_tokens([50])
     for request in range(50):
         core.submit(request, ["a" * 98])
         core.answer(*core.batches())
-    assert core.scheduler.state.models["m"].choose_pricing(Kind.TEXT).count_tokens([50])[0] > 2 * before
+    assert core.model().choose_pricing(Kind.TEXT).count_tokens([50])[0] > 2 * before
 
 
 def test_frontend_with_unread_answers_is_rejected() -> None:
@@ -289,6 +289,6 @@ def test_frontend_with_unread_answers_is_rejected() -> None:
 
 
 def test_batch_without_job_raises(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core.scheduler.state.models["m"].queue, "take", lambda *_: [])
+    monkeypatch.setattr(core.model().queue, "take", lambda *_: [])
     with pytest.raises(LocalProtocolError, match="has no job"):
         core.submit(1, ["a"])

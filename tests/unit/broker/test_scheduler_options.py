@@ -11,7 +11,7 @@ from broker.core.model_loading import FAILED_S, MAX_REMEMBERED
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
 from broker.wire.protocol import Availability, Option
-from tests.harness.core import DIMENSION, EPOCH, Core, row, vector
+from tests.harness.core import DIMENSION, EPOCH, KEY, Core, row, vector
 
 #: More open jobs than any of these tests has.
 PLENTY = 10_000
@@ -102,14 +102,14 @@ def test_tokenizing_is_cheap_and_changes_no_throughput(core: Core) -> None:
     core.submit(1, ["x" * 100 * TOKENIZE_DISCOUNT], options=Option.TOKENIZE)
     assert core.scheduler.state.ledger.tokens <= 100
     worker = core.scheduler.state.pool.workers[b"W1"]
-    before = worker.throughput.tokens_per_s
+    before = worker.models[KEY].throughput.tokens_per_s
     core.tick(0.001)
     core.answer(*core.batches())
-    assert worker.throughput.tokens_per_s == before
+    assert worker.models[KEY].throughput.tokens_per_s == before
 
 
 def test_truncated_tokens_are_reported_and_counted(core: Core) -> None:
-    model = core.scheduler.state.models["m"]
+    model = core.model()
     core.submit(1, ["x" * 40, "y"], options=Option.TRUNCATE_END)
     before = model.tokens_per_byte
     result = wire.BatchResult(
@@ -232,7 +232,7 @@ def test_model_of_draining_worker_is_unloading(core: Core) -> None:
 def test_remembered_loading_processes_are_bounded(core: Core) -> None:
     for number in range(MAX_REMEMBERED + 5):
         core.handle(b"W%d" % number, build_notice(str(number), process=str(number).encode()))
-    known = core.scheduler.state.loading.list_states()
+    known = [state.name for state in core.scheduler.state.loading.list_states()]
     assert len(known) == MAX_REMEMBERED
     assert "0" not in known
 

@@ -6,11 +6,12 @@ Each call of the scheduler is followed by a check of all invariants; see `tests/
 import pytest
 
 from broker.core.limits import Limits
-from broker.core.scheduler import FORGET_MODEL_S
+from broker.core.revisions import FORGET_S
+from broker.core.state import FAILED_GRACE_S
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError
 from broker.wire.protocol import Lane, ModelInfo
-from tests.harness.core import DIMENSION, Core, vector
+from tests.harness.core import DIMENSION, KEY, Core, vector
 
 
 def test_batch_of_lost_worker_is_requeued(core: Core) -> None:
@@ -193,6 +194,29 @@ def test_requests_fail_after_grace_without_worker() -> None:
     assert core.failures() == [(2, -1, ErrorCode.NO_WORKER)]
 
 
+def test_requests_fail_soon_if_loading_fails() -> None:
+    core = Core(Limits(worker_grace_s=30))
+    core.frontend()
+    core.worker()
+    old = wire.WorkerLoading(b"o" * 16, "host", 1, "m", "the disk was full")
+    core.handle(b"W7", old)
+    core.tick(1)
+    core.lost(b"W1")
+    core.submit(1, ["a"], budget_ms=60_000)
+    # The failure is older than the loss of the last worker, which may be restarting.
+    assert core.scheduler.state.find_grace_s(KEY) == 30
+    core.handle(b"W8", wire.WorkerLoading(b"n" * 16, "host", 2, "m", "the file is damaged"))
+    assert core.scheduler.next_deadline() == core.now + FAILED_GRACE_S
+    core.handle(b"W9", wire.WorkerLoading(b"l" * 16, "host", 3, "m"))
+    assert core.scheduler.state.find_grace_s(KEY) == 30
+    core.handle(b"W9", wire.WorkerLoading(b"l" * 16, "host", 3, "m", "the file is damaged"))
+    core.tick(FAILED_GRACE_S)
+    core.submit(2, ["c"])
+    text = "no worker that serves 'm' is connected; loading the model failed: the file is damaged"
+    failures = [one for _, message, _ in core.take(wire.Failures) for one in message.failures]
+    assert [(one.request, one.code, one.text) for one in failures] == [(n, ErrorCode.NO_WORKER, text) for n in (1, 2)]
+
+
 def test_zero_grace_still_serves_models() -> None:
     core = Core(Limits(worker_grace_s=0))
     core.frontend()
@@ -234,7 +258,7 @@ def test_second_revision_is_refused_while_first_serves(core: Core) -> None:
     assert goodbye.code == ErrorCode.REVISION_CONFLICT
     core.lost(b"W1")
     core.worker(b"W2", revision="other")
-    assert core.scheduler.state.models["m"].info == ModelInfo("m", "other", DIMENSION, 100)
+    assert core.model().info == ModelInfo("m", "other", DIMENSION, 100)
 
 
 def test_request_never_mixes_two_revisions() -> None:
@@ -247,9 +271,18 @@ def test_request_never_mixes_two_revisions() -> None:
     core.batches()
     core.lost(b"W1")
     core.worker(b"W2", revision="new")
-    assert core.failures() == [(1, -1, ErrorCode.NO_WORKER)]
-    core.answer(*core.batches())
-    assert (2, 0) in core.answers()
+    assert core.batches() == []
+    core.tick()
+    assert core.failures() == [(1, -1, ErrorCode.REPLACED), (2, -1, ErrorCode.REPLACED)]
+    # The frontend submits both again.
+    core.answers()
+    core.submit(1, ["a", "b" * 90])
+    core.submit(2, ["c"])
+    for _ in range(2):
+        for batch in core.batches():
+            core.answer(batch)
+        core.tick(1)
+    assert sorted(core.answers()) == [(1, 0), (1, 1), (2, 0)]
 
 
 def test_draining_worker_does_not_count_as_serving(core: Core) -> None:
@@ -264,7 +297,7 @@ def test_draining_worker_does_not_count_as_serving(core: Core) -> None:
 
 def test_unserved_models_are_forgotten_after_a_while(core: Core) -> None:
     core.lost(b"W1")
-    core.tick(FORGET_MODEL_S)
+    core.tick(FORGET_S)
     assert core.scheduler.state.models == {}
 
 
@@ -283,7 +316,7 @@ def test_departures_and_evictions_are_counted(core: Core) -> None:
 
 @pytest.mark.parametrize("held", ["waiting", "leased", "on trial"])
 def test_model_with_open_jobs_is_not_forgotten(held: str) -> None:
-    core = Core(Limits(worker_grace_s=3 * FORGET_MODEL_S, lease_s=2 * FORGET_MODEL_S, max_crashes=1))
+    core = Core(Limits(worker_grace_s=3 * FORGET_S, lease_s=2 * FORGET_S, max_crashes=1))
     core.frontend()
     core.worker()
     core.submit(1, ["a"], budget_ms=10**9)
@@ -292,12 +325,12 @@ def test_model_with_open_jobs_is_not_forgotten(held: str) -> None:
         core.handle(b"W1", wire.WorkerGoodbye())
     else:
         core.handle(b"W1", wire.WorkerDrain(b""))
-    seconds = {"waiting": FORGET_MODEL_S, "leased": FORGET_MODEL_S, "on trial": 2 * FORGET_MODEL_S}[held]
+    seconds = {"waiting": FORGET_S, "leased": FORGET_S, "on trial": 2 * FORGET_S}[held]
     core.now += seconds
     core.handle(b"F1", wire.FrontendHeartbeat())
     core.handle(b"W1", wire.WorkerHeartbeat(2, 1))
     core.tick()
-    assert "m" in core.scheduler.state.models
+    assert core.scheduler.state.models
     core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
     core.tick()
     core.lost(b"W1")

@@ -121,6 +121,7 @@ FROM_REVOKED: list[tuple[wire.Message, *tuple[bytes, ...]]] = [
     (wire.Cancel(b""),),
     (wire.FrontendHeartbeat(),),
     (wire.FrontendGoodbye(),),
+    (wire.ReloadModels(1),),
     (WORKER_HELLO,),
     (wire.WorkerHeartbeat(1, 0),),
     (wire.BatchResult(7, 1, 1, b"", [], 1, 1, 1), b""),
@@ -128,6 +129,8 @@ FROM_REVOKED: list[tuple[wire.Message, *tuple[bytes, ...]]] = [
     (wire.WorkerDrain(b""),),
     (wire.WorkerGoodbye(),),
     (wire.WorkerLoading(b"u" * 16, "host", 1, "new"),),
+    (wire.WorkerModels(1, []),),
+    (wire.Reloaded(1, changed=True),),
 ]
 
 

@@ -120,3 +120,16 @@ def test_unencrypted_connection_to_another_host_is_warned_of(
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket, caplog.at_level(logging.WARNING):
         ConnectionMonitor(socket, broker, "worker", "").close()
     assert ("is not encrypted; set --keys" in caplog.text) != local
+
+
+@pytest.mark.parametrize("key_folder", ["", "keys"])
+def test_single_failed_handshake_is_no_reason(caplog: pytest.LogCaptureFixture, key_folder: str) -> None:
+    # A broker that is killed meanwhile ends a handshake too.
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        monitor = ConnectionMonitor(socket, "ipc:///run/x", "worker", key_folder)
+        logged = []
+        for _ in range(3):
+            monitor._handle_failure(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, 0.0)
+            logged.append(caplog.text.count("cannot connect"))
+        monitor.close()
+    assert logged == [0, 1, 1]

@@ -110,3 +110,9 @@ def test_answer_requires_what_is_always_sent() -> None:
     assert required["Embedding"] == {"object", "embedding", "index"}
     assert required["ErrorObject"] == {"message", "type", "param", "code"}
     assert required["ModelObject"] == set(SCHEMAS["ModelObject"]["properties"])
+
+
+def test_every_path_describes_errors_of_http() -> None:
+    operations = [operation for item in DESCRIPTION["paths"].values() for operation in item.values()]
+    assert all({"417", "431", "501", "505"} <= operation["responses"].keys() for operation in operations)
+    assert all("415" in operation["responses"] for operation in operations if "requestBody" in operation)

@@ -7,7 +7,7 @@ import pytest
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Kind, Lane, Option
+from broker.wire.protocol import Kind, Lane, ModelInfo, Option
 from frontend.session.pending import (
     MAX_REFUSALS,
     NOT_FINITE,
@@ -34,8 +34,9 @@ def add_request(
 ) -> Pending:
     lengths = wire.pack_u32(map(len, inputs))
     submission = wire.Submission(0, "m", Lane.INTERACTIVE, client, 0, Kind.TEXT, lengths, options)
+    model = ModelInfo("m", "r", dimension, 100) if dimension else None
     return requests.add_request(
-        submission, b"".join(inputs), 10.0, per_item=per_item, max_tokens=max_tokens, dimension=dimension
+        submission, b"".join(inputs), 10.0, per_item=per_item, max_tokens=max_tokens, model_info=model
     )
 
 

@@ -165,10 +165,10 @@ def test_model_object_has_openais_fields_and_ours() -> None:
         b'{"id":"m","object":"model","created":1700000000,"owned_by":"vecmill","dimension":384,"max_tokens":256,'
         b'"revision":"r","prompts":{},"default_prompt":null,"matryoshka_dimensions":null}'
     )
-    assert msgspec.json.encode(build_model_object(model, 1_700_000_000)) == expected
-    assert render_models([model], 1_700_000_000) == b'{"object":"list","data":[' + expected + b"]}"
+    assert msgspec.json.encode(build_model_object(model.name, model, 1_700_000_000)) == expected
+    assert render_models({model.name: model}, 1_700_000_000) == b'{"object":"list","data":[' + expected + b"]}"
     prompted = msgspec.structs.replace(model, prompts={"q": "q: "}, default_prompt="q", matryoshka=True)
-    found = build_model_object(prompted, 1)
+    found = build_model_object("m", prompted, 1)
     assert (found.prompts, found.default_prompt, found.matryoshka_dimensions) == ({"q": "q: "}, "q", [])
 
 
@@ -180,7 +180,7 @@ def test_model_metadata_is_kserves() -> None:
 
 
 def test_config_is_indented_as_in_ovms() -> None:
-    assert render_config({"a/b": ModelState("a/b", Availability.AVAILABLE)}).decode() == (
+    assert render_config({"a/b": ModelState("a/b", Availability.AVAILABLE)}, {}).decode() == (
         '{\n "a/b": {\n  "model_version_status": [\n   {\n    "version": "1",\n    "state": "AVAILABLE",\n'
         '    "status": {\n     "error_code": "OK",\n     "error_message": "OK"\n    }\n   }\n  ]\n }\n}'
     )
@@ -191,7 +191,7 @@ def test_every_state_has_its_ovms_name() -> None:
         state.name: ModelState(state.name, state, "why" if state == Availability.FAILED else "")
         for state in Availability
     }
-    config = msgspec.json.decode(render_config(states))
+    config = msgspec.json.decode(render_config(states, {}))
     found = {name: model["model_version_status"][0] for name, model in config.items()}
     assert {name: (version["state"], *version["status"].values()) for name, version in found.items()} == {
         "AVAILABLE": ("AVAILABLE", "OK", "OK"),
@@ -199,4 +199,15 @@ def test_every_state_has_its_ovms_name() -> None:
         "FAILED": ("LOADING", "FAILED_PRECONDITION", "why"),
         "UNLOADING": ("UNLOADING", "OK", "OK"),
         "END": ("END", "OK", "OK"),
+        "START": ("START", "OK", "OK"),
     }
+
+
+def test_config_has_the_parts_of_a_model() -> None:
+    # The answer of OVMS in its demo of 2024-10.
+    states = {"acme/tiny": ModelState("acme/tiny", Availability.AVAILABLE)}
+    model = ModelInfo("acme/tiny", "r", 3, 5, parts=["tokenizer", "embeddings_model", "acme/tiny"])
+    config = msgspec.json.decode(render_config(states, {"acme/tiny": model}))
+    status = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": "OK"}}
+    assert list(config) == ["acme/tiny", "embeddings_model", "tokenizer"]
+    assert all(model == {"model_version_status": [status]} for model in config.values())

@@ -24,9 +24,16 @@ from frontend.api.schemas import (
 )
 
 BAD = [
-    (b"", "Cannot parse JSON body"),
+    (b"", "Cannot parse JSON body: it is empty; send a JSON object"),
+    (b" \n", "it is empty; send a JSON object"),
     (b"{", "Cannot parse JSON body"),
-    (b'{"model": "m", "input": "\xff"}', "Cannot parse JSON body"),
+    (b'{"model": "m", "input": "\xff"}', "Cannot parse JSON body: byte 25 is not UTF-8; encode the body as UTF-8"),
+    ('{"model": "m", "input": "é"}'.encode("latin-1"), "byte 25 is not UTF-8"),
+    (
+        b'{"model": "m", "input": "a", "truncate": "end", "truncation_direction": "Left"}',
+        "is the other side; send only",
+    ),
+    (b'{"model": "m", "input": "a", "truncate": "start", "truncation_direction": "right"}', "is the other side"),
     (b'{"model": "m", "input": "\\ud800', "Cannot parse JSON body"),
     (b'\xff\xfe{"model": "m", "input": "a"}', "Cannot parse JSON body"),
     (b'{"a":' * 5000 + b"1" + b"}" * 5000, "JSON body exceeds maximum nesting depth"),
@@ -44,11 +51,12 @@ BAD = [
     (b'{"model": "m", "input": [true]}', "should be either string or int; element 0 is a boolean"),
     (b'{"model": "m", "input": ["a", "b", null]}', "should be either string or int; element 2 is null"),
     (b'{"model": "m", "input": ["a", {}]}', "should be either string or int; element 1 is an object"),
-    (b'{"model": "m", "input": [[1], [2, 1e3]]}', "int; element 1, 1 is a number with a fraction"),
-    (b'{"model": "m", "input": [[1], [2, []]]}', "int; element 1, 1 is an array"),
+    (b'{"model": "m", "input": [[1], [2, 1e3]]}', "int; input 1, token 1 is a number with a fraction"),
+    (b'{"model": "m", "input": [[1], [2, []]]}', "int; input 1, token 1 is an array"),
     (b'{"model": "m", "input": [["a"]]}', "input must be either array of strings or array of array of integers"),
     (b'{"model": "m", "input": [["a"], [1]]}', "input must be homogeneous; some inner arrays have strings"),
-    (b'{"model": "m", "input": [["a", 1]]}', "input must be homogeneous"),
+    (b'{"model": "m", "input": [["a", 1]]}', "homogeneous; in input 0, token 0 is a string and token 1 is an integer"),
+    (b'{"model": "m", "input": [[1], [1.5]]}', "input 1, token 0 is a number with a fraction"),
     (b'{"model": "m", "input": [[1.5]]}', "every element in input array should be either string or int"),
     (b'{"model": "m", "input": [[[1]]]}', "every element in input array should be either string or int"),
     (b'{"model": "m", "input": "a", "x": ' + b"[" * 100 + b"]" * 100 + b"}", "JSON body exceeds maximum nesting depth"),
@@ -230,7 +238,7 @@ BAD_TOKENIZE = [
     ({}, "model field is missing in JSON body"),
     ({"model": "m"}, "text field is required"),
     ({"model": "m", "text": []}, "text array should not be empty"),
-    ({"model": "m", "text": 1}, "text should be string, array of strings or array of integers"),
+    ({"model": "m", "text": 5}, "text should be string, array of strings or array of integers"),
     ({"model": "m", "text": ["a", 1]}, "text must be homogeneous"),
     ({"model": "m", "text": [None]}, "every element in text array should be either string or int"),
     ({"model": "m", "text": [1]}, "text must be string or array of strings"),
@@ -336,7 +344,8 @@ def test_message_may_hold_bytes_that_are_not_utf8() -> None:
 
 
 def test_missing_key_is_answered_with_scheme() -> None:
-    assert ApiError(401, "no").headers() == {"WWW-Authenticate": "Bearer"}
+    error = ApiError(401, "no", headers={"WWW-Authenticate": "Bearer"}, retry_after_s=2)
+    assert error.headers() == {"WWW-Authenticate": "Bearer", "Retry-After": "2"}
 
 
 def test_param_is_the_field_at_fault() -> None:
@@ -348,6 +357,7 @@ def test_param_is_the_field_at_fault() -> None:
         ErrorCode.POISON: "input",
         ErrorCode.UNKNOWN_MODEL: "model",
         ErrorCode.NO_WORKER: "model",
+        ErrorCode.REPLACED: "model",
     }
 
 
@@ -355,8 +365,13 @@ def test_retry_after_is_at_most_two_minutes() -> None:
     assert from_failure(ErrorCode.OVERLOADED, "", 10**7).headers() == {"Retry-After": "120"}
 
 
+def test_number_to_tokenize_names_the_way_out() -> None:
+    with pytest.raises(ApiError, match="it is an integer; send a text or texts, not token ids"):
+        parse_tokenize(b'{"model": "m", "text": 5}', max_inputs=3)
+
+
 def test_failure_without_text_gets_the_codes_text() -> None:
-    assert str(from_failure(ErrorCode.DRAINING)) == "the server is shutting down"
+    assert str(from_failure(ErrorCode.DRAINING)) == ErrorCode.DRAINING.text
     assert str(from_failure(ErrorCode.DRAINING, "going away")) == "going away"
 
 

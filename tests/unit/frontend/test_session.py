@@ -209,6 +209,15 @@ def test_missing_model_is_waited_for(frontend: Frontend) -> None:
     assert frontend.session.find_model("m", frontend.now - 1, frontend.now) == frontend.now - 1 + GRACE_S
 
 
+def test_model_that_failed_to_load_is_not_waited_for(frontend: Frontend) -> None:
+    states = [ModelState("n", Availability.FAILED, "broken"), ModelState("m", Availability.FAILED, "broken")]
+    frontend.receive(wire.Models([], states))
+    with pytest.raises(ApiError, match="the model 'n' could not be loaded by any worker: broken"):
+        frontend.session.find_model("n", frontend.now, frontend.now)
+    # A worker served it, and may be restarting.
+    assert isinstance(frontend.session.find_model("m", frontend.now, frontend.now), float)
+
+
 def test_missing_model_is_explained(frontend: Frontend) -> None:
     frontend.now += GRACE_S
     assert "The model 'n' does not exist" in explain_missing(frontend, "n")
@@ -219,7 +228,7 @@ def test_missing_model_is_explained(frontend: Frontend) -> None:
     ]
     frontend.receive(wire.Models([M], states))
     assert explain_missing(frontend, "n") == "the model 'n' is still being loaded"
-    assert explain_missing(frontend, "o") == "the model 'o' could not be loaded by any worker"
+    assert explain_missing(frontend, "o") == "the model 'o' could not be loaded by any worker: broken"
     assert "does not exist" in explain_missing(frontend, "p")
     frontend.receive(wire.Models([], []))
     assert explain_missing(frontend, "m") == "no worker that serves 'm' is connected"
@@ -239,3 +248,109 @@ def test_grace_starts_at_first_disconnect(frontend: Frontend) -> None:
     frontend.now += GRACE_S
     frontend.session.disconnect(frontend.now)
     assert frontend.session.due(frontend.now).ended == [pending]
+
+
+# --- revisions -------------------------------------------------------------------------------------------------------
+
+NEW = ModelInfo("m", "s", 2, 100, workers=1)
+REPLACED = ErrorCode.REPLACED
+
+
+def read_revisions(frontend: Frontend) -> list[str]:
+    """Flush, and return the revision of each submission."""
+    messages = [message for message, _ in frontend.session.flush(frontend.now).sends]
+    return [one.revision for message in messages if isinstance(message, wire.Submit) for one in message.submissions]
+
+
+def fail_replaced(frontend: Frontend, pending: Pending) -> Step:
+    return frontend.receive(wire.Failures([wire.Failure(pending.number, -1, REPLACED, REPLACED.text, 1000)]))
+
+
+def test_request_is_bound_to_the_revision_it_was_prepared_for(frontend: Frontend) -> None:
+    frontend.submit()
+    assert read_revisions(frontend) == ["r"]
+
+
+def test_replaced_request_starts_again(frontend: Frontend) -> None:
+    pending = frontend.submit(inputs=2)
+    frontend.flush()
+    row = bytes(8)
+    columns = wire.pack_u32([0]), wire.pack_u32([3])
+    old = wire.Answers(wire.pack_u64([pending.number]), *columns, 2, 1, 1, "r", truncated=wire.pack_u32([5]))
+    frontend.receive(old, row)
+    frontend.receive(wire.Models([NEW]))
+    assert fail_replaced(frontend, pending) == Step(ended=[])
+    assert read_revisions(frontend) == ["s"]
+    assert (pending.missing, pending.tokens, pending.truncated) == (2, 0, {})
+    # A late row of the old revision.
+    assert frontend.receive(old, row).ended == []
+    assert pending.missing == 2
+    both = wire.pack_u64([pending.number] * 2), wire.pack_u32([0, 1]), wire.pack_u32([3, 3])
+    assert frontend.receive(wire.Answers(*both, 2, 1, 1, "s"), row * 2).ended == [pending]
+    assert (pending.failure, pending.revision, pending.tokens) == (None, "s", 6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelInfo("m", "s", 4, 100, workers=1),
+        ModelInfo("m", "s", 2, 50, workers=1),
+        ModelInfo("m", "s", 2, 100, workers=1, prompts={"query": "q: "}),
+    ],
+)
+def test_request_for_a_different_model_fails(frontend: Frontend, model: ModelInfo) -> None:
+    first, second = frontend.submit(), frontend.submit()
+    frontend.flush()
+    frontend.receive(wire.Models([model]))
+    assert fail_replaced(frontend, first).ended == [first]
+    frontend.session.disconnect(frontend.now)
+    frontend.session.connect()
+    frontend.receive(wire.Welcome(1, 8, 1000, 3500, 20_000))
+    assert frontend.receive(wire.Models([model])).ended == [second]
+    for pending in (first, second):
+        assert pending.failure
+        assert pending.failure.code == REPLACED
+    assert frontend.flush() == []
+
+
+def test_restarted_broker_gets_the_new_revision(frontend: Frontend) -> None:
+    frontend.submit()
+    frontend.flush()
+    frontend.session.disconnect(frontend.now)
+    frontend.join(NEW)
+    assert read_revisions(frontend) == ["s"]
+
+
+def test_replaced_request_without_a_model_fails(frontend: Frontend) -> None:
+    pending = frontend.submit()
+    frontend.flush()
+    frontend.receive(wire.Models([]))
+    assert fail_replaced(frontend, pending).ended == [pending]
+    assert fail_replaced(frontend, pending).ended == []
+
+
+def test_removed_model_takes_no_request(frontend: Frontend) -> None:
+    pending = frontend.submit()
+    frontend.flush()
+    frontend.receive(wire.Models([M, ModelInfo("n", "r", 2, 100, workers=1)], removed=["m"]))
+    with pytest.raises(ApiError, match=r"The model 'm' does not exist .*; this server has 'n'") as raised:
+        frontend.session.find_model("m", frontend.now, frontend.now)
+    assert raised.value.status == 404
+    message, row = make_answers(pending)
+    assert frontend.receive(message, row).ended == [pending]
+    frontend.receive(wire.Models([ModelInfo("n", "r", 2, 100, workers=1)]))
+    frontend.now += GRACE_S
+    assert "does not exist" in explain_missing(frontend, "m")
+
+
+def test_result_of_a_reload_is_taken_once(frontend: Frontend) -> None:
+    message = frontend.session.begin_reload()
+    assert frontend.session.take_reloaded(message.number) is None
+    result = wire.ModelsReloaded(message.number, changed=True)
+    frontend.receive(result)
+    assert frontend.session.take_reloaded(message.number) == result
+    assert frontend.session.take_reloaded(message.number) is None
+    late = frontend.session.begin_reload()
+    assert frontend.session.take_reloaded(late.number, give_up=True) is None
+    frontend.receive(wire.ModelsReloaded(late.number, changed=True))
+    assert frontend.session.take_reloaded(late.number) is None

@@ -7,8 +7,8 @@ import pytest
 
 from broker.wire.protocol import Kind, ModelInfo, Option, pack_u32
 from frontend.api.errors import ApiError
-from frontend.api.schemas import parse_embeddings, parse_tokenize
-from frontend.api.submission import PreparedSubmission, build_submission, check_max_length
+from frontend.api.schemas import Truncate, parse_embeddings, parse_tokenize
+from frontend.api.submission import PreparedSubmission, apply_model_defaults, build_submission, check_max_length
 
 PLAIN = ModelInfo("m", "r", 8, 5, vocabulary=100, normalized=True)
 PROMPTED = msgspec.structs.replace(PLAIN, prompts={"query": "q: ", "passage": "p: ", "odd": "o: "})
@@ -197,3 +197,22 @@ def test_max_length_above_ovms_limit_is_rejected() -> None:
     for max_length, model in ((11, PLAIN), (None, msgspec.structs.replace(PLAIN, max_tokens=11))):
         with pytest.raises(ApiError, match="the request has more than 20 tokens"):
             check(max_length, model, pad_to_max_length=True)
+
+
+@pytest.mark.parametrize(
+    ("truncates", "fields", "server", "option"),
+    [
+        (True, {}, None, Option.TRUNCATE_END),
+        (False, {}, None, Option(0)),
+        (True, {"truncate": "none"}, None, Option(0)),
+        (True, {"truncate": "start"}, None, Option.TRUNCATE_START),
+        (True, {}, "start", Option.TRUNCATE_START),
+    ],
+)
+def test_model_truncates_if_nobody_else_chose(
+    truncates: bool, fields: dict[str, str], server: Truncate | None, option: Option
+) -> None:
+    body = msgspec.json.encode({"model": "m", "input": "a", **fields})
+    request = parse_embeddings(body, 1, truncate=server)
+    model = msgspec.structs.replace(PLAIN, truncates=truncates)
+    assert apply_model_defaults(request, model).truncate_option == option

@@ -46,6 +46,13 @@ def test_damaged_json_file_is_named(folder: Path, name: str, content: bytes) -> 
     assert len(error) < 400 + len(str(folder))
 
 
+@pytest.mark.parametrize("name", [*FILES, "tokenizer_config.json"])
+def test_huge_json_file_is_not_read(folder: Path, name: str) -> None:
+    with (folder / name).open("wb") as file:
+        file.truncate(1 << 40)
+    assert f"could not read {folder / name}: it is larger than" in get_error(folder)
+
+
 @pytest.mark.parametrize("content", GARBAGE, ids=lambda content: repr(content[:8]))
 def test_damaged_weights_are_named(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from tests.unit.workers.test_model_folder import CONFIG as MODEL_CONFIG
 from tests.unit.workers.test_model_folder import write_folder, write_json
 from workers.models.export import ExportOptions, export_model
 from workers.models.json_files import ModelError
@@ -57,9 +57,9 @@ def run_export(folder: Path, **options: Any) -> tuple[Path, list[str]]:
     lines: list[str] = []
     repository = folder.parent / "models"
     plain = ExportOptions(
-        source=folder, name="acme/tiny", repository=repository, config_path=repository / "config.json"
+        source=str(folder), name="acme/tiny", repository=repository, config_path=repository / "config.json"
     )
-    return export_model(msgspec.structs.replace(plain, **options), lines.append), lines
+    return export_model(msgspec.structs.replace(plain, **options), folder.parent / "cache", lines.append), lines
 
 
 def list_files(folder: Path) -> list[str]:
@@ -110,7 +110,7 @@ def test_contradicting_pooling_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("modes", ["max", ["cls", "mean"]])
 def test_pooling_that_ovms_lacks_is_refused(folder: Path, modes: Any) -> None:
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": modes})
-    with pytest.raises(ModelError, match="OVMS has only CLS, MEAN, LAST; serve the folder itself"):
+    with pytest.raises(ModelError, match="OVMS has only CLS, MEAN, LAST; serve it with scripts/serve"):
         run_export(folder)
 
 
@@ -145,21 +145,109 @@ def test_folder_of_the_transformer_becomes_the_root(folder: Path) -> None:
     assert json.loads((target / "modules.json").read_text())[0]["path"] == ""
 
 
-@pytest.mark.parametrize("name", ["", "..", "../x", "/x", "a/../../x"])
+@pytest.mark.parametrize("name", [".", "..", "../x", "/x", "a/../../x"])
 def test_names_that_leave_the_repository_are_refused(folder: Path, name: str) -> None:
-    with pytest.raises(ModelError, match="--model_name is "):
+    with pytest.raises(ModelError, match=r"does not fit into .*; set --model_name"):
         run_export(folder, name=name)
 
 
-def test_tokenizer_pads_as_ovms_expects(folder: Path) -> None:
+@pytest.mark.parametrize(("pad_token", "pad_id"), [(None, 0), ("[PAD]", 0), ("[MASK]", 4)])
+def test_tokenizer_pads_as_ovms_expects(folder: Path, pad_token: str | None, pad_id: int) -> None:
+    write_json(folder / "tokenizer_config.json", {"pad_token": pad_token, "model_max_length": 512})
     target, _ = run_export(folder)
-    core = ov.Core()
-    import openvino_tokenizers  # noqa: F401  registers the operations
+    import openvino_tokenizers  # noqa: F401  registers its operations with every ov.Core
 
-    tokenize = core.compile_model(target / "openvino_tokenizer.xml", "CPU")
+    tokenize = ov.Core().compile_model(target / "openvino_tokenizer.xml", "CPU")
     result = tokenize(["hello world", "a"])
-    np.testing.assert_array_equal(result["input_ids"], [[2, 26, 27, 3], [2, 5, 3, 0]])
+    np.testing.assert_array_equal(result["input_ids"], [[2, 26, 27, 3], [2, 5, 3, pad_id]])
     np.testing.assert_array_equal(result["attention_mask"], [[1, 1, 1, 1], [1, 1, 1, 0]])
+
+
+def test_static_model_is_refused(folder: Path) -> None:
+    (folder / "modules.json").unlink()
+    write_json(folder / "config.json", {"model_type": "model2vec"})
+    with pytest.raises(ModelError, match="is a table of tokens, which OVMS cannot serve"):
+        run_export(folder)
+
+
+def test_unknown_family_names_the_option(folder: Path) -> None:
+    write_json(folder / "config.json", MODEL_CONFIG | {"model_type": "deberta"})
+    with pytest.raises(ModelError, match=r"model_type deberta, but Vecmill builds only .*; add --allow_optimum"):
+        run_export(folder)
+
+
+#: Stands for optimum-cli: writes down its arguments, and exports the folder's model with Vecmill.
+OPTIMUM = f"""#!{sys.executable}
+import json, shutil, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from workers.models.export_files import write_graph
+from workers.models.folder import read_folder
+from workers.models.precision import WeightFormat
+import msgspec
+source, into = Path(sys.argv[sys.argv.index("--model") + 1]), Path(sys.argv[-1])
+into.mkdir(exist_ok=True)
+Path(sys.argv[0]).with_name("arguments").write_text(json.dumps(sys.argv[1:]))
+if "--fail" in sys.argv:
+    sys.exit("ValueError: no such task")
+folder = read_folder(source)
+folder = msgspec.structs.replace(folder, family="bert", config=folder.config | {{"model_type": "bert"}})
+write_graph(folder, into, WeightFormat(name="fp32"))
+for name in ("config.json", "tokenizer.json"):
+    shutil.copy(source / name, into / name)
+"""
+
+
+@pytest.fixture
+def optimum(tmp_path: Path) -> Path:
+    """Install the program, and return the file with the arguments of its last call."""
+    root = tmp_path / "cache" / "optimum"
+    program = root / "venv" / "bin" / "optimum-cli"
+    program.parent.mkdir(parents=True)
+    program.write_text(OPTIMUM)
+    program.chmod(0o755)
+    (root / "complete").touch()
+    return program.with_name("arguments")
+
+
+def test_optimum_exports_unknown_families(folder: Path, optimum: Path) -> None:
+    write_json(folder / "config.json", MODEL_CONFIG | {"model_type": "deberta"})
+    target, lines = run_export(folder, allow_optimum=True, extra_quantization_params="--awq --dataset wikitext2")
+    assert "exporting with optimum-cli" in lines[0]
+    arguments = json.loads(optimum.read_text())
+    assert arguments[:-1] == [
+        *("export", "openvino", "--task", "feature-extraction", "--disable-convert-tokenizer"),
+        *("--model", str(folder), "--weight-format", "int8", "--awq", "--dataset", "wikitext2"),
+    ]
+    assert list_files(target) == sorted(FILES)
+    assert "pooling: MEAN," in (target / "graph.pbtxt").read_text()
+
+
+def test_code_of_the_model_runs_only_on_request(folder: Path, optimum: Path) -> None:
+    write_json(folder / "config.json", MODEL_CONFIG | {"model_type": "deberta"})
+    run_export(folder, allow_optimum=True)
+    assert "--trust-remote-code" not in json.loads(optimum.read_text())
+    run_export(folder, allow_optimum=True, trust_remote_code=True, overwrite=True)
+    assert "--trust-remote-code" in json.loads(optimum.read_text())
+
+
+def test_known_family_needs_no_optimum(folder: Path, optimum: Path) -> None:
+    run_export(folder, allow_optimum=True)
+    assert not optimum.exists()
+    run_export(folder, allow_optimum=True, extra_quantization_params="--awq", overwrite=True)
+    assert "--awq" in json.loads(optimum.read_text())
+
+
+def test_failure_of_optimum_leaves_no_folder(folder: Path, optimum: Path) -> None:
+    with pytest.raises(ModelError, match="optimum-cli could not export the model"):
+        run_export(folder, allow_optimum=True, extra_quantization_params="--fail")
+    assert list_files(folder.parent / "models") == []
+
+
+def test_failed_installation_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.models.optimum.PACKAGES", ("--no-index", "vecmill-has-no-such-package"))
+    with pytest.raises(ModelError, match="optimum-intel could not be installed; check the network"):
+        run_export(folder, allow_optimum=True, extra_quantization_params="--awq")
 
 
 CONFIG = {
@@ -203,26 +291,3 @@ def test_damaged_configuration_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
         add_entry(tmp_path / "config.json", "tiny", tmp_path / "tiny")
     assert (tmp_path / "config.json").read_text() == content
-
-
-def call_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "export_model.py"), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("task", ["embeddings_ov", "embeddings"])
-def test_script_takes_dashes_and_underscores(folder: Path, task: str) -> None:
-    arguments = ["--source-model", "tiny", "--model_repository_path", "models", "--config-file-path=models/config.json"]
-    arguments += ["--weight-format", "int8", "--extra_quantization_params", "--sym", "--skip-normalize"]
-    done = call_script(task, *arguments, cwd=folder.parent)
-    assert (done.returncode, done.stdout) == (0, "models/tiny\n"), done.stderr
-    graph = (folder.parent / "models" / "tiny" / "graph.pbtxt").read_text()
-    assert "normalize_embeddings: false" in graph
-    assert 'element_type="i8"' in (folder.parent / "models" / "tiny" / "openvino_model.xml").read_text()
-
-
-def test_script_reports_one_sentence(tmp_path: Path) -> None:
-    done = call_script("embeddings_ov", "--source_model", "missing", cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("vecmill: ")
-    assert done.stderr.count("\n") == 1

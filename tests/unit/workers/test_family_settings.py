@@ -65,6 +65,7 @@ def test_old_spelling_scales_only_full_attention() -> None:
         ({"partial_rotary_factor": 0.5}, 4, "partial_rotary_factor"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, 4, "partial_rotary_factor"),
         ({}, 5, "5 values"),
+        ({}, 2**31 - 2, "2147483646 values"),
     ],
 )
 def test_unknown_rotary_settings_are_refused(config: dict[str, Any], size: int, named: str) -> None:

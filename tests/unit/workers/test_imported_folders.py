@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from tests.harness.ovms_folders import (
     write_seed_layout,
     write_today_layout,
 )
+from tests.harness.processes import ROOT
 from tests.unit.workers.test_model_folder import CONFIG, write_folder, write_json
-from workers.engine.engine import Engine
+from workers.engine.engine import DeviceError, Engine
+from workers.engine.tokenizer import Tokenizer
 from workers.models.folder import read_folder
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
@@ -109,11 +113,11 @@ def test_export_serves_a_family_that_cannot_be_built(folder: Path) -> None:
     np.testing.assert_allclose(embed(folder), expected, atol=1e-6)
 
 
-def test_named_file_is_preferred_to_weights(folder: Path) -> None:
+def test_named_file_is_preferred_to_weights(folder: Path, tmp_path: Path) -> None:
     (folder / "onnx").mkdir()
     table = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     (folder / "onnx" / "model_quantized.onnx").write_bytes(encode_onnx(table))
-    (source,) = find_sources(Options(model=str(folder / "onnx" / "model_quantized.onnx")), print).sources
+    (source,) = find_sources(Options(model=str(folder / "onnx" / "model_quantized.onnx")), tmp_path, print).sources
     assert source == Source("tiny", folder, Overrides(file="onnx/model_quantized.onnx"))
     assert prepare(source.folder, source.overrides)[0].dimension == 4
 
@@ -133,7 +137,7 @@ def test_export_without_tokenizer_is_refused(folder: Path, tmp_path: Path) -> No
 def test_layout_of_today_equals_the_original(folder: Path, tmp_path: Path) -> None:
     config = write_today_layout(tmp_path / "repository")
     write_export(folder, config.parent / "acme/tiny")
-    (source,) = find_sources(Options(config=str(config)), print).sources
+    (source,) = find_sources(Options(config=str(config)), tmp_path, print).sources
     np.testing.assert_allclose(embed_source(source), embed(folder), atol=1e-6)
 
 
@@ -141,7 +145,7 @@ def test_layout_of_the_seed_equals_the_original(folder: Path, tmp_path: Path, to
     config = write_seed_layout(tmp_path / "repository")
     write_export(folder, config.parent / "models/tiny-gte-embeddings/1", "config.json")
     save_graph(tokenizer_ir, config.parent / "models/tiny-gte-tokenizer/1/openvino_tokenizer.xml")
-    (source,) = find_sources(Options(config=str(config)), print).sources
+    (source,) = find_sources(Options(config=str(config)), tmp_path, print).sources
     expected = embed(folder, Overrides(pooling="CLS", normalize=True))
     np.testing.assert_allclose(embed_source(source), expected, atol=1e-6)
 
@@ -153,7 +157,7 @@ def test_layout_of_2024_5_equals_the_original(folder: Path, tmp_path: Path, toke
         graph.set_rt_info(str(value), ["model_info", key])
     save_graph(graph, config.parent / "acme/tiny/embeddings/1/model.xml")
     save_graph(tokenizer_ir, config.parent / "acme/tiny/tokenizer/1/model.xml")
-    (source,) = find_sources(Options(config=str(config)), print).sources
+    (source,) = find_sources(Options(config=str(config)), tmp_path, print).sources
     read = read_folder(source.folder, source.overrides)
     assert (read.family, read.max_tokens) == ("bert", CONFIG["max_position_embeddings"])
     expected = embed(folder, Overrides(pooling="CLS", normalize=True))
@@ -167,6 +171,33 @@ def test_damaged_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"OpenVINO could not read .*openvino_tokenizer\.xml: ") as error:
         prepare(export)
     assert "\n" not in str(error.value)
+
+
+def test_tokenizer_ir_has_the_ids_of_the_library(folder: Path, tmp_path: Path, tokenizer_ir: ov.Model) -> None:
+    import tokenizers
+
+    export = write_export(folder, tmp_path / "export", "config.json")
+    save_graph(tokenizer_ir, export / "openvino_tokenizer.xml")
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.no_truncation()
+    ids = Tokenizer(prepare(export)[0].tokenizer_path).encode_texts(TEXTS)
+    assert [row.tolist() for row in ids] == [encoding.ids for encoding in library.encode_batch(TEXTS)]
+
+
+def test_tokenizer_ir_is_converted_in_a_new_process(folder: Path, tmp_path: Path, tokenizer_ir: ov.Model) -> None:
+    # The tokenizer's operations are in a library that must stay loaded; here other tests have loaded it.
+    export = write_export(folder, tmp_path / "export", "config.json")
+    save_graph(tokenizer_ir, export / "openvino_tokenizer.xml")
+    command = [
+        sys.executable,
+        "-m",
+        "workers.models.prepare",
+        "--model",
+        str(export),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def test_contradicting_pooling_is_reported(folder: Path) -> None:
@@ -184,14 +215,14 @@ def test_unset_pooling_of_a_graph_is_ovms_own(folder: Path, tmp_path: Path) -> N
     model = config.parent / "acme/tiny"
     (model / "graph.pbtxt").write_text(GRAPH_TODAY.replace("pooling: MEAN,", ""))
     lines: list[str] = []
-    (source,) = find_sources(Options(config=str(config)), lines.append).sources
+    (source,) = find_sources(Options(config=str(config)), tmp_path, lines.append).sources
     assert source.overrides.pooling == "CLS"
     assert lines == [
         f"warning: neither {model}/graph.pbtxt nor 1_Pooling/config.json says how acme/tiny pools, so it pools the "
         "first token, as OVMS does; set pooling in graph.pbtxt"
     ]
     write_files(model, {"1_Pooling/config.json": {"pooling_mode_mean_tokens": True}})
-    (source,) = find_sources(Options(config=str(config)), lines.append).sources
+    (source,) = find_sources(Options(config=str(config)), tmp_path, lines.append).sources
     assert not source.overrides.pooling
     write_export(folder, model)
     assert read_folder(source.folder, source.overrides).modules.pooling == ("mean",)
@@ -234,3 +265,25 @@ def test_linked_weights_of_onnx_are_refused(folder: Path, tmp_path: Path) -> Non
     (export / "weights" / "data").symlink_to(tmp_path / "outside")
     with pytest.raises(ModelError, match="is a link out of the model folder"):
         read_folder(export, Overrides(file="model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("properties", "streams", "expected"),
+    [
+        ({"NUM_STREAMS": "2"}, 0, 2),
+        ({"NUM_STREAMS": 2, "CACHE_DIR": "/nowhere"}, 0, 2),
+        ({"NUM_STREAMS": "2"}, 1, 1),
+        ({"PERFORMANCE_HINT": "LATENCY"}, 0, 1),
+    ],
+)
+def test_properties_reach_the_device(folder: Path, properties: Any, streams: int, expected: int) -> None:
+    engine = Engine(prepare(folder)[0], "CPU", streams, folder.parent / "cache", properties)
+    assert engine.streams == expected
+    assert engine.run_inference(0, engine.tokenize_texts(["a"])).shape == (1, 16)
+
+
+@pytest.mark.parametrize("properties", [{"SPEED": "high"}, {"NUM_STREAMS": "many"}, {"PERFORMANCE_HINT": {"a": 1}}])
+def test_unusable_property_is_an_error(folder: Path, properties: Any) -> None:
+    with pytest.raises(DeviceError, match="device CPU could not compile the model: ") as error:
+        Engine(prepare(folder)[0], "CPU", 0, folder.parent / "cache", properties)
+    assert "\n" not in str(error.value)

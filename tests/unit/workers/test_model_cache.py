@@ -133,9 +133,24 @@ def change_default_prompt(folder: Path) -> None:
     write_json(folder / "config_sentence_transformers.json", config)
 
 
+def change_dimension(folder: Path) -> None:
+    write_json(folder / "config_sentence_transformers.json", {"truncate_dim": 8})
+
+
+def change_case(folder: Path) -> None:
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 12, "do_lower_case": True})
+
+
+def change_prompt_pooling(folder: Path) -> None:
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "mean", "include_prompt": False})
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        change_dimension,
+        change_case,
+        change_prompt_pooling,
         change_weights,
         change_pooling,
         change_normalization,

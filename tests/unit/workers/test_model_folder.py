@@ -275,6 +275,7 @@ def test_prompts_are_those_of_sentence_transformers(folder: Path) -> None:
     assert load_prompts(folder, prompts=None, default_prompt_name=None) == Prompts()
     texts = {"query": "query: ", "document": ""}
     assert load_prompts(folder, prompts=texts) == Prompts(texts)
+    assert load_prompts(folder, prompts=texts | {"document": None}) == Prompts(texts)
     assert load_prompts(folder, prompts=texts, default_prompt_name="query") == Prompts(texts, "query")
 
 

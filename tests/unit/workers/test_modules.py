@@ -1,9 +1,9 @@
-"""Modules and settings of sentence-transformers, in the spellings of old and new versions, and links in folders."""
+"""Modules and settings of sentence-transformers, in the spellings of old and new versions."""
 
-import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.unit.workers.test_model_folder import (
@@ -102,6 +102,18 @@ def test_dense_may_come_before_pooling(folder: Path) -> None:
     assert prepare_model(folder, folder.parent / "cache", print).dimension == 4
 
 
+def test_dense_weights_and_settings_change_the_revision(folder: Path) -> None:
+    cache, revisions = folder.parent / "cache", set[str]()
+    for activation in ("Tanh", "ReLU"):
+        write_dense(folder, activation_function=f"torch.nn.{activation}")
+        revisions.add(prepare_model(folder, cache, print).revision)
+    save_tensors(
+        folder / "2_Dense" / "model.safetensors", {"linear.weight": np.ones((4, 16)), "linear.bias": np.ones(4)}
+    )
+    revisions.add(prepare_model(folder, cache, print).revision)
+    assert len(revisions) == 3
+
+
 def test_layer_norm_is_read(folder: Path) -> None:
     write_modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"), ("LayerNorm", "2_LayerNorm"))
     write_json(folder / "2_LayerNorm" / "config.json", {"dimension": 16})
@@ -162,6 +174,7 @@ def test_newest_save_leaves_the_length_to_the_tokenizer(folder: Path) -> None:
         ({"model_type": "camembert", "max_position_embeddings": 514, "pad_token_id": 5}, 508),
         ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 0}, 512),
         ({"model_type": "nomic_bert", "n_positions": 8192, "max_trained_positions": 2048}, 2048),
+        ({"model_type": "nomic_bert", "max_trained_positions": 2048, "rotary_scaling_factor": 2}, 2048),
         ({"model_type": "bert", "max_position_embeddings": 512}, 512),
     ],
 )  # fmt: skip
@@ -308,52 +321,3 @@ def test_unsupported_transformer_is_refused(folder: Path, settings: dict[str, An
 def test_too_few_positions_are_refused(folder: Path) -> None:
     write_json(folder / "config.json", {"model_type": "roberta", "max_position_embeddings": 2})
     assert "max_position_embeddings is 2, but must be above 2" in get_error(folder)
-
-
-# --- links -----------------------------------------------------------------------------------------------------------
-
-LINKED = ["config.json", "tokenizer.json", "model.safetensors", "modules.json", "1_Pooling", "1_Pooling/config.json"]
-LINKED += ["sentence_bert_config.json", "config_sentence_transformers.json", "tokenizer_config.json"]
-
-
-@pytest.mark.parametrize("name", LINKED)
-def test_link_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
-    write_json(folder / "config_sentence_transformers.json", {})
-    write_json(folder / "tokenizer_config.json", {})
-    (folder / name).rename(folder.parent / "elsewhere")
-    (folder / name).symlink_to(folder.parent / "elsewhere")
-    assert get_error(folder) == f"{folder / name} is a link out of the model folder; replace it by the file itself"
-
-
-def test_link_within_the_folder_is_followed(folder: Path) -> None:
-    (folder / "config.json").rename(folder / "1_Pooling" / "other.json")
-    (folder / "config.json").symlink_to("1_Pooling/other.json")
-    assert read_folder(folder).family == "bert"
-
-
-def test_folder_itself_may_be_a_link(folder: Path) -> None:
-    (folder.parent / "linked").symlink_to(folder)
-    assert read_folder(folder.parent / "linked").family == "bert"
-
-
-def test_cache_of_the_hub_is_read(tmp_path: Path) -> None:
-    hub = tmp_path / "models--acme--tiny"
-    snapshot = write_folder(hub / "snapshots" / "0123abc")
-    (hub / "blobs").mkdir()
-    for number, path in enumerate(path for path in sorted(snapshot.rglob("*")) if path.is_file()):
-        blob = hub / "blobs" / str(number)
-        path.rename(blob)
-        path.symlink_to(Path(*[".."] * (len(path.relative_to(hub).parts) - 1)) / "blobs" / str(number))
-    assert prepare_model(snapshot, tmp_path / "cache", print).dimension == 16
-    secret = tmp_path / "secret.json"
-    write_json(secret, CONFIG)
-    (snapshot / "config.json").unlink()
-    (snapshot / "config.json").symlink_to(secret)
-    assert "config.json is a link out of the model folder" in get_error(snapshot)
-
-
-@pytest.mark.parametrize("name", ["modules.json", "config.json", "model.safetensors"])
-def test_device_is_not_read(folder: Path, name: str) -> None:
-    (folder / name).unlink()
-    os.mkfifo(folder / name)
-    assert get_error(folder) == f"{folder / name} is neither a file nor a folder; remove it"

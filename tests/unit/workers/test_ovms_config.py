@@ -257,6 +257,19 @@ def test_models_path_may_stay_in_the_repository(tmp_path: Path) -> None:
     assert read(config)[0].sources[0].folder == tmp_path / "shared"
 
 
+def test_models_path_may_name_a_file(tmp_path: Path) -> None:
+    config = write_today_layout(tmp_path)
+    write_files(tmp_path / "acme/tiny", {"m.xml": "", "m.gguf": "", "m.bin": ""})
+    graph = tmp_path / "acme/tiny/graph.pbtxt"
+    graph.write_text(GRAPH_TODAY.replace("./", "m.xml"))
+    (source,) = read(config)[0].sources
+    assert (source.folder, source.overrides.file) == (tmp_path / "acme/tiny", "m.xml")
+    graph.write_text(GRAPH_TODAY.replace("./", "m.gguf"))
+    assert "is a GGUF file, which Vecmill does not read" in get_reason(read(config)[0])
+    graph.write_text(GRAPH_TODAY.replace("./", "m.bin"))
+    assert "is a file; set --model to the folder that holds it" in get_reason(read(config)[0])
+
+
 def test_link_in_models_path_is_refused(tmp_path: Path) -> None:
     config = write_today_layout(tmp_path / "repository")
     (tmp_path / "repository/acme/tiny/link").symlink_to(tmp_path)

@@ -28,7 +28,8 @@ def build_model(kind: str = "f32", transposed: bool = True) -> ov.Model:
         return constant if kind == "f32" else op.convert(op.convert(constant, kind), "f32")
 
     hidden = op.gather(make_constant(make_values(ROWS, WIDTH)), ids, op.constant(np.int64(0)))
-    hidden = op.add(hidden, op.constant(make_values(1, 1, WIDTH)))
+    position = op.gather(op.constant(make_values(8, WIDTH)), op.constant(np.int64(3)), op.constant(np.int64(0)))
+    hidden = op.add(hidden, position)
     for _ in range(2):
         hidden = op.matmul(hidden, make_constant(make_values(WIDTH, WIDTH)), False, transposed)
     return ov.Model([hidden], [ids], "tiny")
@@ -119,6 +120,15 @@ def test_rows_without_spread_are_restored(value: float, extra: str) -> None:
     model = build_lookup(np.full((ROWS, 8), value, np.float32))
     compress_weights(model, read_format("int8", extra))
     np.testing.assert_allclose(run_model(model), value, atol=1e-3)
+
+
+@pytest.mark.parametrize("extra", ["", "--sym"])
+def test_each_row_has_its_own_scale(extra: str) -> None:
+    table = make_values(ROWS, 64) * np.logspace(-2, 0, ROWS, dtype=np.float32)[:, None]
+    model = build_lookup(table)
+    compress_weights(model, read_format("int8", extra))
+    restored, expected = run_model(model).reshape(-1, 64), table[IDS[0]]
+    assert (np.abs(restored - expected).max(1) <= 0.01 * np.abs(expected).max(1)).all()
 
 
 @pytest.mark.parametrize("name", ["fp16", "int8", "int4"])

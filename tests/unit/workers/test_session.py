@@ -4,6 +4,7 @@ import pytest
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
+from broker.wire.protocol import Availability, ModelInfo, ModelKey, ModelState
 from workers.session.session import Session
 
 BATCH = wire.Batch(7, 1, "m", b"\0", wire.pack_u32([1]))
@@ -127,3 +128,74 @@ def test_repr_shows_state_and_held_batches(session: Session) -> None:
     assert repr(session) == "<Session CONNECTING epoch=None held=[(7, 1)]>"
     session.drain()
     assert repr(session) == "<Session DRAINING epoch=None held=[(7, 1)]>"
+
+
+def test_held_batches_keep_their_models_busy(session: Session) -> None:
+    session.handle(BATCH, 0.0)
+    assert session.list_busy() == {BATCH.key}
+    session.make_error(BATCH, ErrorCode.DEVICE, "x")
+    assert session.list_busy() == set()
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+OLD, NEW = ModelInfo("m", "r", 4, 100), ModelInfo("m", "s", 4, 100)
+WELCOME = wire.Welcome(1, 7, 1000, 3500, 20_000, 2)
+
+
+def test_changed_models_are_announced_once(session: Session) -> None:
+    assert session.announce([OLD]) == [wire.WorkerModels(1, [OLD])]
+    assert session.announce([OLD]) == []
+    states = [ModelState("n", Availability.LOADING)]
+    assert session.announce([OLD], states) == [wire.WorkerModels(2, [OLD], states)]
+
+
+def test_hello_has_the_changed_models(session: Session) -> None:
+    session.announce([OLD])
+    hello = session.make_hello(0.0)
+    assert isinstance(hello, wire.WorkerHello)
+    assert hello.models == [OLD]
+    assert session.announce([NEW]) == []
+    assert session.handle(WELCOME, 0.0) == (None, [wire.WorkerModels(2, [NEW])])
+
+
+def test_states_are_announced_after_a_welcome(session: Session) -> None:
+    states = [ModelState("n", Availability.FAILED, "broken")]
+    session.announce([OLD], states)
+    session.make_hello(0.0)
+    assert session.handle(WELCOME, 0.0) == (None, [wire.WorkerModels(1, [OLD], states)])
+
+
+@pytest.mark.parametrize("after", [[NEW], [], [ModelInfo("m", "r", 4, 100, unloaded=True)]])
+def test_old_model_is_kept_until_its_release(session: Session, after: list[ModelInfo]) -> None:
+    session.announce([OLD])
+    session.announce(after)
+    session.handle(wire.Release("m", "r", 1), 0.0)
+    session.handle(wire.Release("n", "r", 2), 0.0)
+    assert session.take_released() == []
+    session.handle(wire.Release("m", "r", 2), 0.0)
+    assert session.take_released() == [OLD.key]
+    assert session.take_released() == []
+
+
+def test_restored_model_is_not_released(session: Session) -> None:
+    session.announce([OLD])
+    session.announce([NEW])
+    session.announce([OLD])
+    session.handle(wire.Release("m", "r", 3), 0.0)
+    assert session.take_released() == []
+    session.handle(wire.Release("m", "s", 3), 0.0)
+    assert session.take_released() == [NEW.key]
+
+
+def test_new_session_releases_what_ended_before(session: Session) -> None:
+    session.announce([OLD])
+    session.announce([NEW])
+    session.make_hello(0.0)
+    session.announce([])
+    session.handle(wire.Release("m", "r", 3), 0.0)
+    assert session.take_released() == []
+    session.handle(WELCOME, 0.0)
+    assert session.take_released() == [ModelKey("m", "r")]
+    session.handle(wire.Release("m", "s", 3), 0.0)
+    assert session.take_released() == [NEW.key]

@@ -10,7 +10,7 @@ from workers.models.sources import Found, Options, Overrides, Refused, Source, f
 
 
 def find(**options: object) -> Found:
-    return find_sources(Options(**options), lambda _: None)  # type: ignore[arg-type]
+    return find_sources(Options(**options), Path("cache"), lambda _: None)  # type: ignore[arg-type]
 
 
 def test_folder_is_one_model(tmp_path: Path) -> None:

@@ -113,6 +113,14 @@ def test_static_embedding_needs_no_config(tmp_path: Path) -> None:
     np.testing.assert_allclose(embed(folder), means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-6)
 
 
+def test_settings_of_the_tokenizer_do_not_count(tmp_path: Path) -> None:
+    folder = write_model2vec(tmp_path / "tiny", {"embeddings": TABLE})
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "cls_token": "hello"}
+    write_json(folder / "tokenizer_config.json", settings)
+    engine = Engine(prepare_model(folder, tmp_path / "cache", print), "CPU", 1, tmp_path / "cache")
+    assert engine.tokenize_texts(["Hello WORLD"])[0].tolist() == list_ids("hello world")
+
+
 def test_longest_input_depends_on_the_library(tmp_path: Path) -> None:
     folder = write_model2vec(tmp_path / "tiny", {"embeddings": TABLE})
     assert read_folder(folder).max_tokens == 512

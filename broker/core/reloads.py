@@ -1,0 +1,54 @@
+"""Reloads of the workers' configurations that frontends have requested and not all workers have answered. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from broker.wire.protocol import ModelsReloaded, Reloaded
+
+#: Longest text of failures that the wire allows, in characters.
+MAX_TEXT = 4096
+
+
+@dataclass(eq=False)
+class _Reload:
+    """A reload that workers carry out."""
+
+    #: uuid of the frontend and its number of the reload.
+    owner: bytes
+    number: int
+    #: Peers of the workers that have not answered.
+    waiting: set[bytes]
+    changed: bool = False
+    failures: list[str] = field(default_factory=list)
+
+
+class Reloads:
+    """Open reloads by the number that the broker gave them."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, _Reload] = {}
+        self._newest = 0
+
+    def begin(self, owner: bytes, number: int, workers: Iterable[bytes]) -> int:
+        """Add a reload of a frontend, and return the number for its workers."""
+        self._newest += 1
+        self._open[self._newest] = _Reload(owner, number, set(workers))
+        return self._newest
+
+    def record_answer(self, peer: bytes, answer: Reloaded) -> None:
+        """Record the answer of a worker."""
+        reload = self._open.get(answer.number)
+        if reload and peer in reload.waiting:
+            reload.waiting.remove(peer)
+            reload.changed |= answer.changed
+            if answer.failure and answer.failure not in reload.failures:
+                reload.failures.append(answer.failure)
+
+    def take_ended(self, workers: Iterable[bytes]) -> list[tuple[bytes, ModelsReloaded]]:
+        """Remove and return the reloads without a connected worker that has not answered, with their frontends."""
+        connected = set(workers)
+        ended = [number for number, reload in self._open.items() if not reload.waiting & connected]
+        reloads = [self._open.pop(number) for number in ended]
+        return [
+            (one.owner, ModelsReloaded(one.number, one.changed, "; ".join(one.failures)[:MAX_TEXT])) for one in reloads
+        ]

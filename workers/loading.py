@@ -1,0 +1,116 @@
+"""Reading a worker's configuration and loading its models, for `workers.session.loader.Loader`."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from broker.wire import protocol as wire
+from workers.config import Config, make_options, parse_aliases
+from workers.engine.engine import DeviceError, Engine
+from workers.models.json_files import ModelError
+from workers.models.prepare import PreparedModel, prepare_model
+from workers.models.sources import Source, find_sources
+from workers.session.catalog import Version
+from workers.session.loader import Loaded, LoadError, Scan
+from workers.session.loading_notice import repair_text
+
+log = logging.getLogger(__name__)
+
+#: Most files of a folder that are looked at for changes.
+MAX_FILES = 1000
+
+
+class SourceVersion(NamedTuple):
+    """A source, with the sizes and times of its files."""
+
+    source: Source
+    files: tuple[tuple[str, int, int], ...]
+    aliases: tuple[str, ...]
+
+
+def scan_models(config: Config) -> Scan:
+    """Return the models that the configuration names. Raise `LoadError` if there is no list of models."""
+    remarks: list[str] = []
+    aliases = parse_aliases(config)
+    try:
+        found = find_sources(make_options(config), get_cache(config), remarks.append)
+    except ModelError as error:
+        raise LoadError(str(error)) from None
+    wanted = {}
+    for source in found.sources:
+        name = repair_text(source.name)
+        names = tuple(alias for alias, of in aliases.items() if of == name)
+        wanted[name] = SourceVersion(source, tuple(_list_files(source.folder)), names)
+    refused = {repair_text(refused.name): refused.reason for refused in found.refused}
+    return Scan(wanted, refused, remarks=tuple(remarks))
+
+
+def load_model(config: Config, name: str, version: Version) -> Loaded:
+    """Return a model that has completed an inference. Raise `LoadError` if that is not possible."""
+    assert isinstance(version, SourceVersion)
+    source, cache = version.source, get_cache(config)
+    device = source.overrides.device or "CPU"
+    try:
+        prepared = prepare_model(source.folder, cache, log.info, source.overrides)
+        engine = Engine(prepared, device, config.streams, cache, source.overrides.properties)
+        engine.warm_up()
+    except (ModelError, DeviceError) as error:
+        raise LoadError(str(error)) from None
+    info = describe_model(name, version, prepared, engine, config.batch_ms)
+    log.info(
+        "loaded %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens",
+        name,
+        prepared.revision,
+        device,
+        engine.streams,
+        engine.tokens_per_second,
+        engine.micro_batch_tokens,
+        info.batch_tokens,
+    )
+    return Loaded(info, engine)
+
+
+def describe_model(
+    name: str, version: SourceVersion, prepared: PreparedModel, engine: Engine, batch_ms: int
+) -> wire.ModelInfo:
+    """Return the model as the worker announces it. A batch of its size takes `batch_ms` on the device."""
+    batch_tokens = int(engine.tokens_per_second * batch_ms / 1000)
+    return wire.ModelInfo(
+        name=name,
+        revision=prepared.revision,
+        dimension=prepared.dimension,
+        max_tokens=prepared.max_tokens,
+        vocabulary=prepared.vocabulary_size,
+        pad_id=prepared.pad_id,
+        before=engine.before.tolist(),
+        after=engine.after.tolist(),
+        normalized=prepared.normalize,
+        prompts=prepared.prompts.texts,
+        default_prompt=prepared.prompts.default,
+        matryoshka=prepared.matryoshka.declared,
+        matryoshka_dimensions=prepared.matryoshka.dimensions,
+        batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
+        tokens_per_s=max(1, int(engine.tokens_per_second)),
+        aliases=list(version.aliases),
+        truncates=prepared.truncates,
+        parts=list(version.source.parts),
+    )
+
+
+def get_cache(config: Config) -> Path:
+    """Return the folder for converted models."""
+    return Path(config.cache).expanduser()
+
+
+def _list_files(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield the path, size and time of change of each file in a model folder, which show when the model changes."""
+    try:
+        paths = sorted(path for path, _ in zip(folder.rglob("*"), range(MAX_FILES), strict=False))
+        for path in paths:
+            if path.is_file():
+                status = path.stat()
+                yield str(path.relative_to(folder)), status.st_size, status.st_mtime_ns
+    except OSError as error:
+        # The folder is being changed, or the model cannot be loaded, which says why.
+        yield str(error), 0, 0
