@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import openvino.opset15 as op
 
-#: Added to the score of a key that a query must not attend to. The lowest float32 and not -infinity, because a row of
-#: -infinity alone would make the softmax NaN; the key's weight is still exactly 0.
+#: Added to the score of a key that a query must not attend to, which makes the key's weight exactly 0. Finite in every
+#: precision (the lowest float32 is -infinity in float16 and bfloat16), because a row of -infinity alone would make the
+#: softmax NaN.
 LOWEST = -30000.0
 
 
@@ -26,7 +27,7 @@ def make_scalar(value: float) -> Any:
 
 
 def add_biases(*biases: Any) -> Any:
-    """Return the sum of biases for attention scores, at least the lowest float32, so that no sum is -infinity."""
+    """Return the sum of biases for attention scores, at least `LOWEST`, so that no sum is -infinity in float16."""
     total = biases[0]
     for bias in biases[1:]:
         total = op.maximum(op.add(total, bias), make_scalar(LOWEST))
@@ -37,7 +38,7 @@ class PaddedLayout:
     """Texts as rows of a rectangle `[batch, length]`, padded on the right.
 
     Hidden states are float32 `[batch, length, size]`; heads are `[batch, heads, length, size]`. Biases are added to
-    attention scores `[batch, heads, queries, keys]`: 0 where a query attends to a key, else the lowest float32.
+    attention scores `[batch, heads, queries, keys]`: 0 where a query attends to a key, else `LOWEST`.
     """
 
     def __init__(self) -> None:

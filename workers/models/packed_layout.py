@@ -36,8 +36,15 @@ class PackedLayout(PaddedLayout):
 
     def embed_positions(self, table: Any, start: int = 0) -> Any:
         """See `PaddedLayout`."""
-        rows = op.add(self._token_positions, op.constant(np.int32(start))) if start else self._token_positions
+        rows = self._count_positions(start) if start else self._token_positions
         return op.unsqueeze(op.gather(table, rows, make_integer(0)), make_integers(0))
+
+    def _count_positions(self, start: int) -> Any:
+        """Return the row of each token's position, int64 `[tokens]`, where the id `start - 1` does not count."""
+        counted = op.convert(op.not_equal(self.ids, op.constant(np.int32(start - 1))), "i64")
+        rectangle = op.cum_sum(op.gather(counted, self._places, make_integer(0)), make_integer(1))
+        counts = op.gather(op.reshape(rectangle, make_integers(-1), False), self._origins, make_integer(0))
+        return op.add(op.multiply(counts, counted), make_integer(start - 1))
 
     def split_heads(self, x: Any, heads: int, size: int) -> Any:
         """See `PaddedLayout`."""
