@@ -67,6 +67,7 @@ class Engine:
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]
+        self.pads = "places" not in self._input_names
         #: Prompts in UTF-8 that the pooling leaves out, with their tokens, the longest first.
         self._prompts: list[tuple[bytes, int]] = []
         if PROMPT_TOKENS in self._input_names:
@@ -99,7 +100,7 @@ class Engine:
 
     def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         """See `Backend`."""
-        values = pack_ids(ids) if "places" in self._input_names else pad_ids(ids, self._pad)
+        values = pad_ids(ids, self._pad) if self.pads else pack_ids(ids)
         if PROMPT_TOKENS in self._input_names:
             values[PROMPT_TOKENS] = np.array(prompt_tokens or [0] * len(ids), np.int64)
         infer_request = self._requests[request]
