@@ -12,6 +12,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
 from workers.engine.device import DeviceError, compile_model, count_streams
+from workers.engine.feeds import pack_ids, pad_ids
 from workers.engine.tokenizer import Tokenizer
 from workers.models.modules import PROMPT_TOKENS
 from workers.models.prepare import PreparedModel
@@ -62,6 +63,7 @@ class Engine:
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]
+        self.pads = "places" not in self._input_names
         #: Prompts in UTF-8 that the pooling leaves out, with their tokens, the longest first.
         self._prompts: list[tuple[bytes, int]] = []
         if PROMPT_TOKENS in self._input_names:
@@ -94,13 +96,7 @@ class Engine:
 
     def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         """See `Backend`."""
-        lengths = np.array([len(input_ids) for input_ids in ids])
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        padded = np.full(mask.shape, self._pad, np.int64)
-        padded[mask] = np.concatenate(ids)
-        values = {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
-        if "token_type_ids" in self._input_names:
-            values["token_type_ids"] = np.zeros_like(padded)
+        values = pad_ids(ids, self._pad) if self.pads else pack_ids(ids)
         if PROMPT_TOKENS in self._input_names:
             values[PROMPT_TOKENS] = np.array(prompt_tokens or [0] * len(ids), np.int64)
         infer_request = self._requests[request]

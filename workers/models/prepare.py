@@ -23,7 +23,7 @@ from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_pr
 from workers.models.source import Overrides
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
-CONVERTER = 5
+CONVERTER = 6
 #: Precision of weights and activations on every device but NPU, so that all of them give the same vectors.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
@@ -181,6 +181,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
 
     from workers.models import head, static
     from workers.models.layout import PaddedLayout
+    from workers.models.packed_layout import PackedLayout
     from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
@@ -194,7 +195,8 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
         )
     else:
         report("  building the OpenVINO model")
-        weights, layout = Weights(folder.base), PaddedLayout()
+        weights = Weights(folder.base)
+        layout = PaddedLayout() if folder.kind == "static" else PackedLayout()
         if folder.kind == "static":
             values, vocabulary_size = static.build_vectors(folder, weights, layout)
         else:
