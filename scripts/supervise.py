@@ -115,7 +115,8 @@ def create_children(options: argparse.Namespace, sockets: Path, health_files: Se
     worker = [*python, "workers", "--broker", workers, *list_worker_flags(options)]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
-    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key, "--truncate", options.truncate]
+    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key]
+    frontend += ["--truncate", options.truncate] * bool(options.truncate)
     logs = ["--log-level", options.log_level, "--log-format", options.log_format]
     worker_children = [
         Child(f"worker {number}", [*worker, *logs, "--health-file", str(file)], print_status)
