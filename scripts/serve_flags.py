@@ -156,9 +156,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--aliases", "", "other names of models: ALIAS=MODEL,ALIAS=MODEL")
     add("--config-poll-s", "", "seconds between two looks for changed models and configurations; 0: never; default: 1")
     add("--unload-idle-s", "", "unload a model after this many seconds without a request; default: never")
-    text = "where to truncate inputs that are too long, unless the request decides"
+    text = "where to truncate inputs that are too long, unless the request decides; none: reject them; default: as the "
+    text += "model's configuration says"
     choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
-    add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)
+    add("--truncate", "", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--api-key-file", "", "file whose first line is an API key, as for OVMS; replaces the variable API_KEY")

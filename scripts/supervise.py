@@ -139,7 +139,8 @@ def create_children(
     worker = [*python, "workers", "--broker", workers]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
-    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key, "--truncate", options.truncate]
+    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key]
+    frontend += ["--truncate", options.truncate] * bool(options.truncate)
     logs = ["--log-level", options.log_level, "--log-format", options.log_format]
     worker_children = []
     for number, (device, file) in enumerate(zip(devices, health_files, strict=True), 1):

@@ -1,6 +1,7 @@
 """Flags and variables of `scripts/serve`: what is refused, and what is named because it has no effect."""
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -98,6 +99,30 @@ def test_key_file_of_ovms_replaces_the_variable(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "argv", ["serve", "--api_key_file", str(tmp_path / "key")])
     serve_flags.parse_arguments()
     assert os.environ["API_KEY"] == "secret"
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "passed"),
+    [
+        ([], "", []),
+        (["--truncate", "false"], "", ["none"]),
+        ([], "none", ["none"]),
+        (["--truncate", "end"], "", ["end"]),
+    ],
+)
+def test_truncate_is_passed_if_given(
+    flags: list[str], variable: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import serve_flags
+    import supervise
+
+    if variable:
+        monkeypatch.setenv("VECMILL_FRONTEND_TRUNCATE", variable)
+    monkeypatch.setattr(sys, "argv", ["serve", "--metrics-bind", "", *flags])
+    *_, (frontend,) = supervise.create_children(serve_flags.parse_arguments(), Path("sockets"), [Path("health")])
+    command = frontend.command
+    assert [after for word, after in itertools.pairwise(command) if word == "--truncate"] == passed
 
 
 def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch) -> None:
