@@ -203,7 +203,9 @@ def test_killed_worker_is_counted_and_its_series_end(cluster: Cluster) -> None:
     asyncio.run(ask())
     assert value(scrape(cluster), "ovms_wait_for_infer_req_time_us_sum", name="fake") > 0
     # The broker may repeat what it showed a second ago.
-    until(lambda: value(scrape_broker(cluster), "vecmill_job_dispatches_total") == 5, what="both batches to be repeated")
+    until(
+        lambda: value(scrape_broker(cluster), "vecmill_job_dispatches_total") == 5, what="both batches to be repeated"
+    )
     samples = scrape_broker(cluster)
     assert value(samples, "vecmill_jobs_total", outcome="answered") == 3
 
