@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from workers.models.contents import check_file
 from workers.models.graph_files import split_graph_path
 from workers.models.json_files import ModelError, is_present, read_object, summarize_error
 from workers.models.ovms_graph import Graph, Servable, parse_properties, read_graph
@@ -211,6 +212,7 @@ def _follow_graph(
     name: str, path: Path, subconfigs: list[Path], root: Path, entries: dict[str, _Entry], report: Report
 ) -> Source:
     """Return the model of a graph. `entries` are those that the graph can name besides those of subconfig.json."""
+    check_file(path, root, path.parent)
     graph = read_graph(path)
     if graph.embeddings is None or graph.tokenizer is None:
         folder = resolve_inside(f"{path}: models_path", path.parent, graph.models_path, root)
@@ -235,7 +237,10 @@ def _follow_graph(
 def _read_subconfig(paths: list[Path], root: Path, report: Report) -> dict[str, _Entry]:
     """Return the entries of the first file with a list of models, which Hugging Face's config.json has not."""
     for path in paths:
-        values = read_object(path) if is_present(path) else {}
+        if not is_present(path):
+            continue
+        check_file(path, root, path.parent)
+        values = read_object(path)
         if MODELS in values:
             entries = _read_entries(path, {MODELS: values[MODELS]}, root)
             for entry in entries:

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from broker.shared.files import read_small_file
 from workers.models.json_files import ModelError, summarize_error
-from workers.models.pbtxt import MAX_CHARACTERS, Message, PbtxtError, parse_pbtxt
+from workers.models.pbtxt import MAX_CHARACTERS, Message, parse_pbtxt
 
 #: Names and numbers of the pooling modes.
 _POOLING = {"CLS": "CLS", "LAST": "LAST", "LAST_TOKEN": "LAST", "MEAN": "MEAN", "0": "CLS", "1": "LAST", "2": "MEAN"}
@@ -48,10 +49,8 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
 def read_graph(path: Path) -> Graph:
     """Return what a graph.pbtxt says. Raise `ModelError` if it is damaged or has no model for embeddings."""
     try:
-        with path.open("rb") as file:
-            # A character has at least one byte.
-            message = parse_pbtxt(file.read(MAX_CHARACTERS + 1).decode())
-    except (OSError, UnicodeDecodeError, PbtxtError) as error:
+        message = parse_pbtxt(read_small_file(path, MAX_CHARACTERS).decode())
+    except (OSError, ValueError) as error:
         raise ModelError(f"could not read {path}: {summarize_error(error)}; correct the file") from None
     nodes = [node for node in message.get("node", []) if isinstance(node, dict)]
     calculators = [_get_text(path, node, "calculator") for node in nodes]

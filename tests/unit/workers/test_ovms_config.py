@@ -1,6 +1,7 @@
 """OVMS's config.json and graph.pbtxt."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.harness.ovms_folders import (
 )
 from workers.models.json_files import ModelError
 from workers.models.ovms_config import read_ovms_config
+from workers.models.ovms_graph import read_graph
 from workers.models.source import Found, Overrides, Source
 
 
@@ -321,7 +323,7 @@ def test_invalid_sessions_refuse_their_model(tmp_path: Path, old: str, new: str,
 def test_graph_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m/graph.pbtxt").mkdir(parents=True)
     found, _ = read_entries(tmp_path, {"name": "m"})
-    assert get_reason(found) == f"could not read {tmp_path}/m/graph.pbtxt: Is a directory; correct the file"
+    assert get_reason(found) == f"could not read {tmp_path}/m/graph.pbtxt: it is not a regular file; correct the file"
 
 
 def test_unreadable_folder_refuses_its_model(tmp_path: Path) -> None:
@@ -334,3 +336,9 @@ def test_sources_can_be_compared(tmp_path: Path) -> None:
     (first,), (second,) = read(config)[0].sources, read(config)[0].sources
     assert first == second
     assert first != msgspec.structs.replace(second, overrides=Overrides())
+
+
+def test_graph_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "graph.pbtxt")
+    with pytest.raises(ModelError, match="it is not a regular file; correct the file"):
+        read_graph(tmp_path / "graph.pbtxt")
