@@ -139,9 +139,9 @@ def parse_arguments() -> argparse.Namespace:
 
     add("--host", "", "address to listen on; default: that of --port, or 127.0.0.1")
     add("--port", "8000", "PORT or ADDRESS:PORT to listen on", variable=PORT_VARIABLE, type=parse_address)
-    text = "OpenVINO device of the workers; default: target_device of the model's configuration, or CPU"
+    text = "OpenVINO device of the workers, or all; default: target_device of the model's configuration, or CPU"
     add("--device", "", text, variable="VECMILL_DEVICE")
-    add("--workers", "1", "number of worker processes", type=parse_count)
+    add("--workers", "1", "number of worker processes, with --device all for each device", type=parse_count)
     add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
     add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")

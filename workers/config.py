@@ -32,7 +32,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     device: Annotated[
         str,
         Meta(
-            description="OpenVINO device, such as CPU, GPU, GPU.1 or NPU; empty: target_device of the model's "
+            description="OpenVINO device, such as CPU, GPU.1, NPU or AUTO:GPU,CPU; empty: target_device of the model's "
             "configuration, or CPU"
         ),
     ] = ""

@@ -132,7 +132,7 @@ def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(sys, "argv", ["serve", "--metrics-bind", ""])
     options: argparse.Namespace = serve_flags.parse_arguments()
-    groups = supervise.create_children(options, Path("sockets"), [Path("health")])
+    groups = supervise.create_children(options, Path("sockets"), ["CPU"], [Path("health")])
     passed = {}
     for prefix, (child, *_) in zip(("VECMILL_BROKER_", "VECMILL_WORKER_", "VECMILL_FRONTEND_"), groups, strict=True):
         names = {word.removeprefix("--").replace("-", "_").upper() for word in child.command if word.startswith("--")}
