@@ -120,7 +120,8 @@ def test_truncate_is_passed_if_given(
     if variable:
         monkeypatch.setenv("VECMILL_FRONTEND_TRUNCATE", variable)
     monkeypatch.setattr(sys, "argv", ["serve", "--metrics-bind", "", *flags])
-    *_, (frontend,) = supervise.create_children(serve_flags.parse_arguments(), Path("sockets"), [Path("health")])
+    options: argparse.Namespace = serve_flags.parse_arguments()
+    *_, (frontend,) = supervise.create_children(options, Path("sockets"), ["CPU"], [Path("health")])
     command = frontend.command
     assert [after for word, after in itertools.pairwise(command) if word == "--truncate"] == passed
 
