@@ -81,11 +81,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(gt=0, description="maximum number of tokens in a request, over all inputs")
     ] = 300_000
     truncate: Annotated[
-        Literal["none", "start", "end"],
+        Literal["", "none", "start", "end"],
         Meta(
-            description="where to truncate inputs that are too long if the request has no truncate; none: reject them"
+            description="where to truncate inputs that are too long if the request has no truncate; none: reject them; "
+            "empty: as the model's configuration says"
         ),
-    ] = "none"
+    ] = ""
     no_token_ids: Annotated[bool, Meta(description="reject inputs that are token ids")] = False
     dimensions_policy: Annotated[
         Literal["allow", "warn", "refuse"],

@@ -43,7 +43,7 @@ MODEL_BUGS = [
     ModelBug("the oldest version is served", "ovms_config.py", "return versions[max(versions)] if versions else folder", "return versions[min(versions)] if versions else folder", "ovms_config version"),
     ModelBug("the limit of a tokenizer IR stays", "tokenizers.py", "node.input(3).replace_source_output(op.constant(np.int32(2**31 - 1))", "node.input(3).replace_source_output(op.constant(np.int32(4))", "imported_folders of_the_library"),
     # Masks.
-    ModelBug("excluded keys have the score -infinity", "layout.py", "LOWEST = float(np.finfo(np.float32).min)", 'LOWEST = float("-inf")', "golden_families qwen3"),
+    ModelBug("excluded keys have the score -infinity", "layout.py", "LOWEST = -30000.0", 'LOWEST = float("-inf")', "golden_families qwen3"),
     ModelBug("sums of biases become -infinity", "layout.py", "total = op.maximum(op.add(total, bias), make_scalar(LOWEST))", "total = op.add(total, bias)", "attention_biases"),
     ModelBug("padding is attended to", "layout.py", "return add_biases(op.unsqueeze(bias, make_integers(0, 1)), self.make_key_bias())", "return op.unsqueeze(bias, make_integers(0, 1))", "golden_families"),
     ModelBug("the window is too small by one", "layout.py", "op.greater(op.abs(self.get_distances()), make_integer(radius))", "op.greater_equal(op.abs(self.get_distances()), make_integer(radius))", "golden_families modernbert"),
@@ -100,10 +100,16 @@ MODEL_BUGS = [
     ModelBug("ModernBERT's full layers come last", "modernbert.py", "SLIDING if number % period else FULL", "SLIDING if (number + 1) % period else FULL", "golden_families modernbert"),
     ModelBug("GGUF files are not named", "folder.py", "        contents.refuse_gguf(base)\n", "", "quirks gguf"),
     # Engine.
-    ModelBug("tokens equal to the padding are masked", "engine/engine.py", '"attention_mask": mask.astype(np.int64)}', '"attention_mask": (padded != self._pad).astype(np.int64)}', "golden_sentences qwen3"),
-    ModelBug("texts are padded on the left", "engine/engine.py", "mask = np.arange(lengths.max()) < lengths[:, None]", "mask = np.arange(lengths.max())[::-1] < lengths[:, None]", "golden_sentences labse"),
+    ModelBug("tokens equal to the padding are masked", "engine/feeds.py", '"attention_mask": mask.astype(np.int64)}', '"attention_mask": (padded != pad_id).astype(np.int64)}', "feeds"),
+    ModelBug("texts are padded on the left", "engine/feeds.py", "return np.arange(lengths.max()) < lengths[:, None]", "return np.arange(lengths.max())[::-1] < lengths[:, None]", "feeds"),
+    ModelBug("packed tokens have their places in the batch", "engine/feeds.py", "np.broadcast_to(columns, mask.shape)[mask]", "np.arange(int(mask.sum()), dtype=np.int32)", "feeds"),
+    ModelBug("packed texts have RoBERTa's positions of the batch", "packed_layout.py", "rectangle = op.cum_sum(op.gather(counted, self._places, make_integer(0)), make_integer(1))", "rectangle = op.cum_sum(op.gather(counted, self._places, make_integer(0)), make_integer(0))", "golden_families roberta"),
     ModelBug("truncation cuts the special tokens", "engine/batch_inputs.py", "tail = after if ids[len(ids) - len(after) :].tolist() == after.tolist() else after[:0]", "tail = after[:0]", "golden_sentences qwen3"),
-    ModelBug("devices choose their precision", "engine/engine.py", ', "INFERENCE_PRECISION_HINT": "f32"}', "}", "inference_precision"),
+    ModelBug("devices choose their precision", "engine/device.py", ', "INFERENCE_PRECISION_HINT": precision}', "}", "inference_precision"),
+    ModelBug("an NPU is asked for float32", "engine/device.py", 'precision = "f16" if is_npu(device) else "f32"', 'precision = "f32"', "inference_precision only_npu"),
+    ModelBug("Gemma3 runs in float16", "engine/device.py", "if prepared.needs_float32 and", "if False and", "inference_precision overflowing"),
+    ModelBug("vectors of an NPU have the revision of a CPU", "source.py", 'precision = {"INFERENCE_PRECISION_HINT": "f16"} if is_npu(self.device) else {}', "precision: dict[str, Any] = {}", "inference_precision revision"),
+    ModelBug("fixed shapes attend to padding", "engine/fixed_shapes.py", 'self._pad_id if name == "input_ids" else 0', "self._pad_id if name == 'input_ids' else 1", "fixed_shapes same_vectors"),
     # Pooling and modules.
     ModelBug("CLS is the first position, not the first token", "head.py", "return _pick(hidden, _find_first(mask))", "return _pick(hidden, op.multiply(_find_first(mask), make_integer(0)))", "head pooling_uses"),
     ModelBug("LAST is the last position, not the last token", "head.py", "places = op.multiply(op.convert(mask, \"i64\"), op.unsqueeze(_get_positions(mask), make_integers(0)))", "places = op.add(op.multiply(op.convert(mask, \"i64\"), make_integer(0)), op.unsqueeze(_get_positions(mask), make_integers(0)))", "head pooling_uses"),

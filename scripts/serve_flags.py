@@ -139,9 +139,9 @@ def parse_arguments() -> argparse.Namespace:
 
     add("--host", "", "address to listen on; default: that of --port, or 127.0.0.1")
     add("--port", "8000", "PORT or ADDRESS:PORT to listen on", variable=PORT_VARIABLE, type=parse_address)
-    text = "OpenVINO device of the workers; default: target_device of the model's configuration, or CPU"
+    text = "OpenVINO device of the workers, or all; default: target_device of the model's configuration, or CPU"
     add("--device", "", text, variable="VECMILL_DEVICE")
-    add("--workers", "1", "number of worker processes", type=parse_count)
+    add("--workers", "1", "number of worker processes, with --device all for each device", type=parse_count)
     add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
     add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")
@@ -156,9 +156,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--aliases", "", "other names of models: ALIAS=MODEL,ALIAS=MODEL")
     add("--config-poll-s", "", "seconds between two looks for changed models and configurations; 0: never; default: 1")
     add("--unload-idle-s", "", "unload a model after this many seconds without a request; default: never")
-    text = "where to truncate inputs that are too long, unless the request decides"
+    text = "where to truncate inputs that are too long, unless the request decides; none: reject them; default: as the "
+    text += "model's configuration says"
     choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
-    add("--truncate", "none", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)
+    add("--truncate", "", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--api-key-file", "", "file whose first line is an API key, as for OVMS; replaces the variable API_KEY")

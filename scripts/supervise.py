@@ -49,14 +49,36 @@ class Served:
     health_files: Sequence[Path] = ()
 
 
-def list_worker_flags(options: argparse.Namespace) -> list[str]:
+def list_worker_flags(options: argparse.Namespace, device: str) -> list[str]:
     """Return the flags of a worker that say what it serves, and how."""
-    names = ["model", "model_name", "device", "cache", *filter(vars(options).get, OPTIONAL_WORKER_FLAGS)]
-    return [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
+    names = ["model", "model_name", "cache", *filter(vars(options).get, OPTIONAL_WORKER_FLAGS)]
+    flags = [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
+    return [*flags, "--device", device]
 
 
-def prepare_models(options: argparse.Namespace) -> list[str]:
-    """Fetch and convert the models if needed; return their names. Exit if none can be served."""
+def find_devices() -> list[str]:
+    """Return the devices that OpenVINO sees."""
+    # The import takes a second.
+    from workers.engine import device
+
+    return device.find_devices()
+
+
+def choose_devices(device: str) -> list[str]:
+    """Return the devices that get workers."""
+    if device.casefold() != "all":
+        return [device]
+    devices = find_devices()
+    # Vectors of an NPU are those of float16, and a model is served in one revision.
+    if others := [name for name in devices if name.partition(".")[0] != "NPU"]:
+        for name in devices:
+            if name not in others:
+                print_status(f"no worker on {name}, which computes in float16; for its vectors set --device {name}")
+    return others or devices
+
+
+def prepare_models(options: argparse.Namespace, device: str) -> list[str]:
+    """Fetch and convert the models for a device if needed; return their names. Exit if none can be served."""
     from broker.shared.settings import SettingsError
     from workers.config import load, make_options
     from workers.models.json_files import ModelError
@@ -65,7 +87,7 @@ def prepare_models(options: argparse.Namespace) -> list[str]:
 
     cache = Path(options.cache)
     try:
-        wanted = make_options(load(list_worker_flags(options), os.environ))
+        wanted = make_options(load(list_worker_flags(options, device), os.environ))
         found = find_sources(wanted, cache, print_status)
     except (ModelError, SettingsError) as error:
         exit_refused("", error)
@@ -106,21 +128,25 @@ def choose_metrics_bind() -> str:
     return METRICS_BIND
 
 
-def create_children(options: argparse.Namespace, sockets: Path, health_files: Sequence[Path]) -> list[list[Child]]:
-    """Return all processes in start order: the broker, one worker for each health file, the frontend."""
+def create_children(
+    options: argparse.Namespace, sockets: Path, devices: Sequence[str], health_files: Sequence[Path]
+) -> list[list[Child]]:
+    """Return all processes in start order: the broker, one worker for each device and health file, the frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
     metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
     broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers, "--metrics-bind", metrics]
-    worker = [*python, "workers", "--broker", workers, *list_worker_flags(options)]
+    worker = [*python, "workers", "--broker", workers]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
-    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key, "--truncate", options.truncate]
+    frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key]
+    frontend += ["--truncate", options.truncate] * bool(options.truncate)
     logs = ["--log-level", options.log_level, "--log-format", options.log_format]
-    worker_children = [
-        Child(f"worker {number}", [*worker, *logs, "--health-file", str(file)], print_status)
-        for number, file in enumerate(health_files, 1)
-    ]
+    worker_children = []
+    for number, (device, file) in enumerate(zip(devices, health_files, strict=True), 1):
+        name = f"worker {number}{f' on {device}' * (len(set(devices)) > 1)}"
+        command = [*worker, *list_worker_flags(options, device), *logs, "--health-file", str(file)]
+        worker_children.append(Child(name, command, print_status))
     return [
         [Child("broker", [*broker, *logs], print_status)],
         worker_children,
@@ -179,18 +205,24 @@ def stop_all(groups: list[list[Child]]) -> None:
 def supervise(served: Served, groups: list[list[Child]], stopping: list[int]) -> int:
     """Keep all processes running until a signal comes, and return the exit status."""
     answered, ready = 0.0, False
-    children = [child for group in groups for child in group]
+    broker, workers, frontend = groups
+    files = dict(zip(workers, served.health_files, strict=True))
     while not stopping:
-        if not ready and any(child.refused for child in children):
+        # A worker that has served is restarted.
+        refused = [child for child in workers if child.refused and not files[child].exists()]
+        if not ready and (len(refused) == len(workers) or any(child.refused for child in (*broker, *frontend))):
             return REFUSED_STATUS
-        for child in children:
+        for child in refused:
+            print_status(f"{child.name} cannot serve; the other workers go on")
+            workers.remove(child)
+        for child in (*broker, *workers, *frontend):
             child.keep_running(time.monotonic())
         if not ready and is_ready(served.url):
             answered = answered or time.monotonic()
-            workers = sum(file.exists() for file in served.health_files)
-            if workers == len(served.health_files) or time.monotonic() > answered + ALL_WORKERS_S:
+            connected = sum(file.exists() for file in served.health_files)
+            if connected == len(workers) or time.monotonic() > answered + ALL_WORKERS_S:
                 ready = True
-                print_ready(served, workers)
+                print_ready(served, connected)
         signal.sigtimedwait({signal.SIGCHLD}, 1.0 if ready else 0.05)
     return 0
 
@@ -228,7 +260,8 @@ def main() -> None:
     # Handle SIGTERM like Ctrl-C, so that unfinished downloads are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        names = prepare_models(options)
+        devices = [device for device in choose_devices(options.device) for _ in range(options.workers)]
+        names = prepare_models(options, devices[0])
     except KeyboardInterrupt:
         print_status("stopped before the model was ready")
         sys.exit(INTERRUPTED_STATUS)
@@ -236,8 +269,8 @@ def main() -> None:
         sockets = create_run_folder("frontends")
     except OSError as error:
         exit_refused("", error)
-    health_files = [sockets / f"worker-{number}" for number in range(1, options.workers + 1)]
-    groups = create_children(options, sockets, health_files)
+    health_files = [sockets / f"worker-{number}" for number in range(1, len(devices) + 1)]
+    groups = create_children(options, sockets, devices, health_files)
     url = format_url(options.host, options.port, tls=bool(options.tls_cert))
     needs_key = bool(options.api_keys or os.environ.get("API_KEY"))
     served = Served(names[0], url, needs_key, health_files)

@@ -126,7 +126,7 @@ def make_hello(config: Config, loading: wire.WorkerLoading, loaded: Loaded) -> w
         incarnation=time.time_ns(),
         host=loading.host,
         pid=loading.pid,
-        device=config.device or "CPU",
+        device=loaded.device,
         models=[],
         batch_tokens=loaded.info.batch_tokens,
         tokens_per_s=loaded.info.tokens_per_s,

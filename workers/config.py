@@ -32,7 +32,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     device: Annotated[
         str,
         Meta(
-            description="OpenVINO device, such as CPU, GPU, GPU.1 or NPU; empty: target_device of the model's "
+            description="OpenVINO device, such as CPU, GPU.1, NPU or AUTO:GPU,CPU; empty: target_device of the model's "
             "configuration, or CPU"
         ),
     ] = ""
@@ -49,13 +49,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     normalize: Annotated[
         Literal["", "true", "false"],
         Meta(description="whether vectors are scaled to length 1; empty: as the model's files say"),
-    ] = ""
-    truncate: Annotated[
-        Literal["", "true", "false"],
-        Meta(
-            description="whether inputs that are too long are truncated if their request does not say so; empty: as "
-            "the model's configuration or the frontend says"
-        ),
     ] = ""
     max_length: Annotated[int, Meta(ge=0, description="longest input in tokens; 0: as the model's files say")] = 0
     aliases: Annotated[
@@ -120,7 +113,6 @@ def make_options(config: Config) -> Options:
     overrides = Overrides(
         pooling=config.pooling,
         normalize=flags[config.normalize],
-        truncate=flags[config.truncate],
         max_tokens=config.max_length or None,
         device=config.device,
         properties=properties,

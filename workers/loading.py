@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from broker.wire import protocol as wire
 from workers.config import Config, make_options, parse_aliases
-from workers.engine.engine import DeviceError, Engine
+from workers.engine.device import DeviceError
+from workers.engine.engine import Engine
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 from workers.models.sources import Source, find_sources
@@ -50,7 +51,7 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
     """Return a model that has completed an inference. Raise `LoadError` if that is not possible."""
     assert isinstance(version, SourceVersion)
     source, cache = version.source, get_cache(config)
-    device = source.overrides.device or "CPU"
+    device = source.overrides.device.upper() or "CPU"
     try:
         prepared = prepare_model(source.folder, cache, log.info, source.overrides)
         engine = Engine(prepared, device, config.streams, cache, source.overrides.properties)
@@ -68,7 +69,7 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
         engine.micro_batch_tokens,
         info.batch_tokens,
     )
-    return Loaded(info, engine)
+    return Loaded(info, engine, device)
 
 
 def describe_model(

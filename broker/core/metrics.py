@@ -163,7 +163,9 @@ class Metrics:
             "inference_seconds", "Inference time of a batch, all micro-batches together", _WORKER, _INFERENCES
         )
         self._tokens = CounterFamily("tokens", "Tokens of inputs run through the model", _WORKER)
-        self._padding = CounterFamily("padding_tokens", "Padding tokens run through the model", _WORKER)
+        self._padding = CounterFamily(
+            "padding_tokens", "Padding tokens run through the model, outside attention", _WORKER
+        )
 
     def create_series(self, worker: Worker) -> None:
         """Create all series of a worker that joins, or that announces other models."""

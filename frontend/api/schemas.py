@@ -110,12 +110,12 @@ def parse_embeddings(
     max_inputs: int,
     served: Collection[str] = (),
     *,
-    truncate: Truncate | None = None,
+    truncate: Truncate | Literal[""] = "",
     token_ids: bool = True,
 ) -> EmbeddingsRequest:
     """Parse the body of POST /v1/embeddings. Raise `ApiError` 400 if it is invalid.
 
-    The error for a missing model lists those `served`. `truncate` is the server's default; None: that of the model.
+    The error for a missing model lists those `served`. `truncate` is the server's default; "": the model's.
     """
     fields, warning = parse_object(body)
     model = read_model_name(fields, served)
@@ -135,7 +135,7 @@ def parse_embeddings(
         inputs=inputs,
         encoding_format=fields.get("encoding_format"),
         dimensions=_read_dimensions(fields.get("dimensions")),
-        truncate=_read_truncate(fields) or truncate,
+        truncate=_read_truncate(fields) or truncate or None,
         truncate_prompt_tokens=fields.get("truncate_prompt_tokens"),
         prompt_name=prompt_name,
         input_type=input_type,

@@ -84,6 +84,7 @@ class FakeBackend:
     """A `Backend` whose token ids are the characters of a text."""
 
     micro_batch_tokens = 256
+    pads = True
     max_tokens = MAX_TOKENS
     before = after = np.empty(0, np.int64)
 

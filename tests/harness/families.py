@@ -13,8 +13,10 @@ import openvino as ov
 from safetensors.numpy import load_file
 
 from tests.harness.data import DATA
+from workers.engine.feeds import Feed, pack_ids
 from workers.models.folder import ModelFolder
 from workers.models.layout import PaddedLayout
+from workers.models.packed_layout import PackedLayout
 from workers.models.prepare import build_states
 from workers.models.weights import Weights
 
@@ -50,6 +52,8 @@ def read_golden(name: str) -> Golden:
 class Graph:
     """A golden model, compiled. Takes ids and an attention mask, and returns states, all `[texts, length, …]`."""
 
+    layout: type[PaddedLayout] = PaddedLayout
+
     def __init__(self, golden: Golden, **changes: Any) -> None:
         """Build the model; `changes` are made in its config.json, where None stands for null."""
         config = golden.config | changes
@@ -65,7 +69,7 @@ class Graph:
             ),
         )
         # The compiled model refers to the mapped weights.
-        self._weights, layout = Weights(golden.path), PaddedLayout()
+        self._weights, layout = Weights(golden.path), self.layout()
         states = build_states(folder, self._weights, layout)
         model, settings = ov.Model([states], layout.inputs), {"INFERENCE_PRECISION_HINT": "f32"}
         self._compiled = ov.Core().compile_model(model, "CPU", settings)
@@ -73,9 +77,26 @@ class Graph:
     def __call__(self, ids: Ids, mask: Ids) -> States:
         return cast(States, self._compiled([ids, mask])[0].copy())
 
+    def infer(self, feed: Feed) -> States:
+        """Return the states for the inputs of the model's layout."""
+        return cast(States, self._compiled(feed)[0].copy())
+
     def count_operations(self) -> Counter[str]:
         """Return how many operations of each kind the CPU runs."""
         return Counter(node.get_rt_info()["layerType"].value for node in self._compiled.get_runtime_model().get_ops())
+
+
+class PackedGraph(Graph):
+    """A golden model that takes the tokens of all texts end to end. Returns zeros for padding."""
+
+    layout = PackedLayout
+
+    def __call__(self, ids: Ids, mask: Ids) -> States:
+        rows = mask.any(1)
+        packed = self.infer(pack_ids([row[kept == 1] for row, kept in zip(ids[rows], mask[rows], strict=True)]))[0]
+        states = np.zeros((*mask.shape, packed.shape[1]), np.float32)
+        states[mask == 1] = packed
+        return states
 
 
 def pad_texts(texts: Sequence[Ids], pad_id: int = 0, *, left: bool = False) -> tuple[Ids, Ids]:

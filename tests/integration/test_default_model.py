@@ -26,7 +26,8 @@ from tests.harness.processes import Program, free_port
 from workers.engine.backend import Ids
 from workers.engine.batch_inputs import truncate_ids
 from workers.engine.cpus import count_cpus
-from workers.engine.engine import DeviceError, Engine
+from workers.engine.device import DeviceError
+from workers.engine.engine import Engine
 from workers.engine.pipeline import Pipeline, Work
 from workers.engine.tokenizer import Tokenizer
 from workers.models.default import NAME, OFFICIAL, WHEELS, fetch_default_model
@@ -288,8 +289,8 @@ def test_c_locale_keeps_the_models_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "sentence"),
     [
-        ("AUTO", "AUTO is not supported because a worker runs one device; choose CPU"),
-        ("MULTI:CPU", "MULTI:CPU is not supported because a worker runs one device; choose CPU"),
+        ("MULTI:CPU", "MULTI:CPU is not supported because OpenVINO has replaced it by AUTO and PERFORMANCE_HINT "),
+        ("HETERO:CPU.0", "device HETERO:CPU.0 could not compile the model: "),
         ("quantum", "device QUANTUM not found; OpenVINO sees CPU"),
         ("CPU.0", "device CPU.0 could not compile the model: CPU plugin supports only '' as device id"),
     ],

@@ -1,6 +1,7 @@
 """Flags and variables of `scripts/serve`: what is refused, and what is named because it has no effect."""
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -100,6 +101,31 @@ def test_key_file_of_ovms_replaces_the_variable(tmp_path: Path, monkeypatch: pyt
     assert os.environ["API_KEY"] == "secret"
 
 
+@pytest.mark.parametrize(
+    ("flags", "variable", "passed"),
+    [
+        ([], "", []),
+        (["--truncate", "false"], "", ["none"]),
+        ([], "none", ["none"]),
+        (["--truncate", "end"], "", ["end"]),
+    ],
+)
+def test_truncate_is_passed_if_given(
+    flags: list[str], variable: str, passed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import serve_flags
+    import supervise
+
+    if variable:
+        monkeypatch.setenv("VECMILL_FRONTEND_TRUNCATE", variable)
+    monkeypatch.setattr(sys, "argv", ["serve", "--metrics-bind", "", *flags])
+    options = serve_flags.parse_arguments()
+    *_, (frontend,) = supervise.create_children(options, Path("sockets"), ["CPU"], [Path("health")])
+    command = frontend.command
+    assert [after for word, after in itertools.pairwise(command) if word == "--truncate"] == passed
+
+
 def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import serve_flags
@@ -107,7 +133,7 @@ def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(sys, "argv", ["serve", "--metrics-bind", ""])
     options: argparse.Namespace = serve_flags.parse_arguments()
-    groups = supervise.create_children(options, Path("sockets"), [Path("health")])
+    groups = supervise.create_children(options, Path("sockets"), ["CPU"], [Path("health")])
     passed = {}
     for prefix, (child, *_) in zip(("VECMILL_BROKER_", "VECMILL_WORKER_", "VECMILL_FRONTEND_"), groups, strict=True):
         names = {word.removeprefix("--").replace("-", "_").upper() for word in child.command if word.startswith("--")}

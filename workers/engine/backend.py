@@ -30,6 +30,8 @@ class Backend(Protocol):
     after: Ids
     #: How many calls of `run_inference` may run at the same time.
     requests: int
+    #: Whether an inference pads all inputs to the longest.
+    pads: bool
     #: Largest micro-batch in tokens, padding included.
     micro_batch_tokens: int
 

@@ -1,20 +1,18 @@
-"""OpenVINO backend: compiles a prepared model for a device, measures the device, and runs inferences."""
+"""OpenVINO backend: measures a model on its device, and runs inferences."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
-from workers.engine.compiled_cache import open_compiled_cache
-from workers.engine.cpus import count_cpus
+from workers.engine.device import DeviceError, compile_model, count_streams
+from workers.engine.feeds import pack_ids, pad_ids
 from workers.engine.tokenizer import Tokenizer
 from workers.models.modules import PROMPT_TOKENS
 from workers.models.prepare import PreparedModel
@@ -29,10 +27,6 @@ CALIBRATION_LENGTH = 32
 WORTHWHILE_GAIN = 1.03
 
 
-class DeviceError(Exception):
-    """The device cannot run the model. The text is one sentence for the operator."""
-
-
 class Engine:
     """The `Backend` of a worker. A vector does not depend on its micro-batch beyond float32 rounding."""
 
@@ -43,10 +37,13 @@ class Engine:
         streams: int,
         cache: Path,
         properties: Mapping[str, Any] | None = None,
+        *,
+        fixed_shapes: bool = False,
     ) -> None:
         """Compile the model; `streams` 0 means as many as OpenVINO or the number of cores suggests.
 
         `properties` are OpenVINO's, and replace those that Vecmill chooses; `streams` replaces their NUM_STREAMS.
+        `fixed_shapes` runs the model as on an NPU.
         Raise `DeviceError` if the device does not exist or cannot run the model.
         """
         self.dimension = prepared.dimension
@@ -59,13 +56,14 @@ class Engine:
         self._tokenizer = Tokenizer(prepared.tokenizer_path, lower_case=prepared.lower_case)
         self.before, self.after = self._tokenizer.before, self._tokenizer.after
         self._compiled = compile_model(
-            prepared.model_path, device.upper(), streams, cache / "compiled", properties or {}
+            prepared, device.upper(), streams, cache / "compiled", properties or {}, fixed_shapes=fixed_shapes
         )
-        self.streams = int(self._compiled.get_property("NUM_STREAMS"))
+        self.streams = count_streams(self._compiled)
         # One more than the device runs at once, so that the next inference is queued when one ends.
         self.requests = self.streams + 1
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]
+        self.pads = "places" not in self._input_names
         #: Prompts in UTF-8 that the pooling leaves out, with their tokens, the longest first.
         self._prompts: list[tuple[bytes, int]] = []
         if PROMPT_TOKENS in self._input_names:
@@ -98,13 +96,7 @@ class Engine:
 
     def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         """See `Backend`."""
-        lengths = np.array([len(input_ids) for input_ids in ids])
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        padded = np.full(mask.shape, self._pad, np.int64)
-        padded[mask] = np.concatenate(ids)
-        values = {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
-        if "token_type_ids" in self._input_names:
-            values["token_type_ids"] = np.zeros_like(padded)
+        values = pad_ids(ids, self._pad) if self.pads else pack_ids(ids)
         if PROMPT_TOKENS in self._input_names:
             values[PROMPT_TOKENS] = np.array(prompt_tokens or [0] * len(ids), np.int64)
         infer_request = self._requests[request]
@@ -152,35 +144,3 @@ class Engine:
             self.run_inference(0, rows)
             times.append(time.monotonic() - started)
         return len(rows) * length / min(times)
-
-
-def compile_model(path: Path, device: str, streams: int, cache: Path, given: Mapping[str, Any]) -> ov.CompiledModel:
-    """Return a model compiled for throughput in float32, unless the given properties say otherwise.
-
-    Raise `DeviceError` if the device cannot run the model, or rejects a property.
-    """
-    core = ov.Core()
-    core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
-    devices = core.available_devices
-    if device.partition(":")[0] in ("AUTO", "MULTI", "HETERO", "BATCH"):
-        raise DeviceError(f"{device} is not supported because a worker runs one device; choose {' or '.join(devices)}")
-    if device.partition(".")[0] not in {name.partition(".")[0] for name in devices}:
-        raise DeviceError(f"device {device} not found; OpenVINO sees {', '.join(devices)}")
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
-    if streams or (device == "CPU" and "PERFORMANCE_HINT" not in given):
-        # One stream a core gave the most texts/s on the CPU plugin, which itself chooses one for several cores.
-        properties["NUM_STREAMS"] = streams or count_cpus()
-    # CPU_RUNTIME_CACHE_CAPACITY keeps its default: with 32, a worker grew by 106 MB instead of 136 MB in 320 shapes of
-    # micro-batches, and repeated shapes took 6 % more CPU time (all-MiniLM-L6-v2, one stream, AMD EPYC).
-    if device == "CPU" and count_cpus() < len(os.sched_getaffinity(0)):
-        # The plugin starts a thread for each core, although the quota of a container allows fewer at a time.
-        properties["INFERENCE_NUM_THREADS"] = max(streams, count_cpus())
-    # Compiled models are in Vecmill's cache, and nothing is written to a folder that a model's configuration names.
-    ignored = {"CACHE_DIR", "NUM_STREAMS"} if streams else {"CACHE_DIR"}
-    properties |= {name: value for name, value in given.items() if name not in ignored}
-    try:
-        return core.compile_model(path, device, properties)
-    except RuntimeError as error:
-        # OpenVINO's text begins with its own source lines; the reason is the last line.
-        reason = str(error).strip().rpartition("\n")[2]
-        raise DeviceError(f"device {device} could not compile the model: {reason}") from error

@@ -59,10 +59,13 @@ class Work:
     _open: int = 0
     _started: float = math.inf
 
-    def expect_micro_batches(self, micro_batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+    def expect_micro_batches(
+        self, micro_batches: Sequence[Sequence[int]], lengths: Sequence[int], *, pads: bool
+    ) -> None:
         """Record the micro-batches, as lists of row numbers, before the first of them runs."""
         self._open = len(micro_batches)
-        self.padding = sum(len(rows) * lengths[rows[0]] for rows in micro_batches) - sum(lengths)
+        if pads:
+            self.padding = sum(len(rows) * lengths[rows[0]] for rows in micro_batches) - sum(lengths)
 
     def finish_micro_batch(self, started: float, ended: float, error: str) -> bool:
         """Record the end of a micro-batch. Return whether it was the last."""
@@ -198,7 +201,7 @@ class Pipeline:
         work.vectors = np.empty((len(inputs.accepted), backend.dimension), np.float32)
         lengths = [len(ids) for ids in inputs.accepted]
         split = split_micro_batches(lengths, backend.micro_batch_tokens, backend.requests - 1)
-        work.expect_micro_batches(split, lengths)
+        work.expect_micro_batches(split, lengths, pads=backend.pads)
         return [
             MicroBatch(work, rows, [inputs.accepted[row] for row in rows], [inputs.prompt_tokens[row] for row in rows])
             for rows in split

@@ -40,7 +40,7 @@ def make_model(hidden: Any, layout: PaddedLayout, modules: Modules, name: str) -
     if modules.excludes_prompt:
         prompt_tokens = op.parameter([-1], np.int64, name=PROMPT_TOKENS)
         inputs = [*inputs, prompt_tokens]
-    outputs = _build_outputs(hidden, layout.mask, prompt_tokens, modules)
+    outputs = _build_outputs(layout.pad_states(hidden), layout.mask, prompt_tokens, modules)
     for output, title in zip(outputs, ("embedding", "divisor"), strict=False):
         output.output(0).set_names({title})
     return ov.Model(outputs, inputs, name)

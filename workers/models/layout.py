@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import openvino.opset15 as op
 
-#: Added to the score of a key that a query must not attend to. The lowest float32 and not -infinity, because a row of
-#: -infinity alone would make the softmax NaN; the key's weight is still exactly 0.
-LOWEST = float(np.finfo(np.float32).min)
+#: Added to the score of a key that a query must not attend to, which makes the key's weight exactly 0. Finite in every
+#: precision (the lowest float32 is -infinity in float16 and bfloat16), because a row of -infinity alone would make the
+#: softmax NaN.
+LOWEST = -30000.0
 
 
 def make_integers(*values: int) -> Any:
@@ -26,7 +27,7 @@ def make_scalar(value: float) -> Any:
 
 
 def add_biases(*biases: Any) -> Any:
-    """Return the sum of biases for attention scores, at least the lowest float32, so that no sum is -infinity."""
+    """Return the sum of biases for attention scores, at least `LOWEST`, so that no sum is -infinity in float16."""
     total = biases[0]
     for bias in biases[1:]:
         total = op.maximum(op.add(total, bias), make_scalar(LOWEST))
@@ -37,7 +38,7 @@ class PaddedLayout:
     """Texts as rows of a rectangle `[batch, length]`, padded on the right.
 
     Hidden states are float32 `[batch, length, size]`; heads are `[batch, heads, length, size]`. Biases are added to
-    attention scores `[batch, heads, queries, keys]`: 0 where a query attends to a key, else the lowest float32.
+    attention scores `[batch, heads, queries, keys]`: 0 where a query attends to a key, else `LOWEST`.
     """
 
     def __init__(self) -> None:
@@ -78,6 +79,10 @@ class PaddedLayout:
     def merge_heads(self, x: Any) -> Any:
         """Return heads as hidden states."""
         return op.reshape(op.transpose(x, make_integers(0, 2, 1, 3)), make_integers(0, 0, -1), True)
+
+    def pad_states(self, x: Any) -> Any:
+        """Return hidden states as `[batch, length, size]`, with any finite values for padding."""
+        return x
 
     def get_distances(self) -> Any:
         """Return key minus query for each pair of positions, int64 `[length, length]`."""

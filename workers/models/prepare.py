@@ -23,8 +23,8 @@ from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_pr
 from workers.models.source import Overrides
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
-CONVERTER = 5
-#: Precision of weights and activations on every device, so that all devices give the same vectors.
+CONVERTER = 6
+#: Precision of weights and activations on every device but NPU, so that all of them give the same vectors.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
 FAMILIES = {
@@ -46,6 +46,8 @@ FAMILIES = {
     "roberta": "workers.models.encoder",
     "xlm-roberta": "workers.models.encoder",
 }
+#: Families whose activations exceed the range of float16; text-embeddings-inference serves them in float32 only, too.
+FLOAT32_FAMILIES = frozenset({"gemma3_text"})
 #: Fields of config.json that do not change vectors.
 _IRRELEVANT_FIELDS = frozenset(
     {"_name_or_path", "architectures", "dtype", "is_matryoshka", "matryoshka_dimensions", "torch_dtype"}
@@ -81,6 +83,8 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     matryoshka: Matryoshka
     #: Whether inputs that are too long are truncated by default.
     truncates: bool = False
+    #: Whether activations overflow in float16.
+    needs_float32: bool = False
 
 
 def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides | None = None) -> PreparedModel:
@@ -119,6 +123,7 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
         prompts=prompts,
         matryoshka=read_matryoshka(path, folder.config),
         truncates=overrides.truncate is True,
+        needs_float32=folder.family in FLOAT32_FAMILIES,
     )
 
 
@@ -176,6 +181,7 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
 
     from workers.models import head, static
     from workers.models.layout import PaddedLayout
+    from workers.models.packed_layout import PackedLayout
     from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
@@ -189,7 +195,8 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
         )
     else:
         report("  building the OpenVINO model")
-        weights, layout = Weights(folder.base), PaddedLayout()
+        weights = Weights(folder.base)
+        layout = PaddedLayout() if folder.kind == "static" else PackedLayout()
         if folder.kind == "static":
             values, vocabulary_size = static.build_vectors(folder, weights, layout)
         else:

@@ -30,6 +30,11 @@ _PERFORMANCE_PROPERTIES = frozenset(
 )
 
 
+def is_npu(device: str) -> bool:
+    """Return whether a device is an NPU."""
+    return device.upper().partition(".")[0] == "NPU"
+
+
 class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     """Settings that replace those of a model folder. None, "" and {}: as the folder says."""
 
@@ -52,8 +57,10 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def vector_properties(self) -> list[tuple[str, Any]]:
-        """The properties that may change vectors."""
-        return sorted((key, value) for key, value in self.properties.items() if key not in _PERFORMANCE_PROPERTIES)
+        """The properties that may change vectors, with the precision of an NPU, which computes in float16."""
+        precision = {"INFERENCE_PRECISION_HINT": "f16"} if is_npu(self.device) else {}
+        properties = precision | self.properties
+        return sorted((key, value) for key, value in properties.items() if key not in _PERFORMANCE_PROPERTIES)
 
 
 class Source(msgspec.Struct, frozen=True):

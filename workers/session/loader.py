@@ -37,6 +37,8 @@ class Loaded(NamedTuple):
 
     info: ModelInfo
     backend: Backend
+    #: OpenVINO device that runs the model.
+    device: str = "CPU"
 
 
 class Loader:

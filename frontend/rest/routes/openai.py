@@ -38,8 +38,7 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     broker: BrokerClient = request.app.ctx.broker
     unread: UnreadAnswers = request.app.ctx.unread
-    truncate = None if config.truncate == "none" else config.truncate
-    parse = functools.partial(parse_embeddings, truncate=truncate, token_ids=not config.no_token_ids)
+    parse = functools.partial(parse_embeddings, truncate=config.truncate, token_ids=not config.no_token_ids)
     job = await read_job_request(request, parse)
     job = job._replace(body=apply_model_defaults(job.body, job.model))
     prepared = build_submission(job.body, job.model, config.dimensions_policy, config.max_request_tokens)

@@ -17,7 +17,7 @@ from tests.acceptance.contract.answers import (
     length,
     name_rows,
 )
-from tests.acceptance.contract.row import REAL, embed, fake, strict
+from tests.acceptance.contract.row import FAKE, REAL, embed, fake, strict
 from tests.harness.fake_worker import vector
 
 HELLO = [101, 7592, 2088, 102]
@@ -126,6 +126,9 @@ TRUNCATE = [
 
 PROMPTS = [
     fake("by name", input="abc", prompt_name="query", check=has_vectors_of("query: abc"), differs="prompts"),
+    embed("in the name of the model", model=f"{FAKE}:query", server="fake", input="abc", check=has_vectors_of("query: abc"),
+          differs="model names"),
+    embed("an unknown one in the name of the model", 404, model=f"{FAKE}:other", server="fake", code="model_not_found"),
     fake("of every text", input=["a", "b"], prompt_name="document", check=has_vectors_of("passage: a", "passage: b")),
     fake("counts in usage", input="abc", prompt_name="query", json={"usage": {"prompt_tokens": 10, "total_tokens": 10}}),
     fake("none by default", input="abc", check=has_vectors_of("abc")),

@@ -13,6 +13,7 @@ from frontend.config import Config, load
         (["--no-token-ids", "--truncate", "end"], {}, Config(no_token_ids=True, truncate="end")),
         (["--truncate", "start", "--no-token-ids"], {}, Config(no_token_ids=True, truncate="start")),
         (["--no-token-ids", "false"], {"VECMILL_FRONTEND_NO_TOKEN_IDS": "true"}, Config()),
+        ([], {}, Config(truncate="")),
         ([], {"VECMILL_FRONTEND_NO_TOKEN_IDS": "1"}, Config(no_token_ids=True)),
     ],
 )

@@ -1,6 +1,6 @@
 """Validation of requests against their model, and what is sent for them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -202,15 +202,16 @@ def test_max_length_above_ovms_limit_is_rejected() -> None:
 @pytest.mark.parametrize(
     ("truncates", "fields", "server", "option"),
     [
-        (True, {}, None, Option.TRUNCATE_END),
-        (False, {}, None, Option(0)),
-        (True, {"truncate": "none"}, None, Option(0)),
-        (True, {"truncate": "start"}, None, Option.TRUNCATE_START),
+        (True, {}, "", Option.TRUNCATE_END),
+        (False, {}, "", Option(0)),
+        (True, {"truncate": "none"}, "", Option(0)),
+        (True, {"truncate": "start"}, "", Option.TRUNCATE_START),
         (True, {}, "start", Option.TRUNCATE_START),
+        (True, {}, "none", Option(0)),
     ],
 )
 def test_model_truncates_if_nobody_else_chose(
-    truncates: bool, fields: dict[str, str], server: Truncate | None, option: Option
+    truncates: bool, fields: dict[str, str], server: Truncate | Literal[""], option: Option
 ) -> None:
     body = msgspec.json.encode({"model": "m", "input": "a", **fields})
     request = parse_embeddings(body, 1, truncate=server)

@@ -24,7 +24,7 @@ KEYS, QUERIES = np.arange(LENGTH), np.arange(LENGTH)[:, None]
         (lambda layout: layout.make_causal_bias(2), (KEYS <= QUERIES) & (KEYS > QUERIES - 2)),
     ],
 )
-def test_excluded_keys_have_the_lowest_float(make: Callable[[PaddedLayout], Any], attended: Any) -> None:
+def test_excluded_keys_have_the_lowest_bias(make: Callable[[PaddedLayout], Any], attended: Any) -> None:
     layout = PaddedLayout()
     model = ov.Model([make(layout)], layout.inputs)
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

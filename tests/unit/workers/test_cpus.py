@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.workers.test_model_folder import write_folder
-from workers.engine import engine
+from workers.engine import device
 from workers.engine.cpus import count_cpus
 from workers.engine.engine import Engine
 from workers.models.prepare import prepare_model
@@ -58,7 +58,7 @@ def test_cpus_without_cgroups_are_those_of_the_affinity(tmp_path: Path) -> None:
 
 def test_streams_and_threads_obey_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_model(write_folder(tmp_path / "tiny"), tmp_path / "cache", print)
-    monkeypatch.setattr(engine, "count_cpus", lambda: 1)
+    monkeypatch.setattr(device, "count_cpus", lambda: 1)
     limited = Engine(prepared, "CPU", 0, tmp_path / "cache")
     assert limited.streams == 1
     assert limited._compiled.get_property("INFERENCE_NUM_THREADS") == 1

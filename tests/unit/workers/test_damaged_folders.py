@@ -17,7 +17,8 @@ from tests.unit.workers.test_model_folder import (
     write_folder,
     write_json,
 )
-from workers.engine.engine import DeviceError, Engine
+from workers.engine.device import DeviceError
+from workers.engine.engine import Engine
 from workers.models.prepare import prepare_model
 
 INFINITY, NAN = float("inf"), float("nan")

@@ -7,6 +7,7 @@ from tests.harness.families import (
     FAMILIES,
     TOLERANCE,
     Graph,
+    PackedGraph,
     measure_difference,
     pad_texts,
     read_golden,
@@ -19,10 +20,11 @@ NAMES = sorted(path.name for path in FAMILIES.iterdir())
 ROTARY = ["modernbert", "qwen3", "qwen3-bidirectional", "mistral", "gemma3_text", "gemma3_text-causal"]
 
 
+@pytest.mark.parametrize("graph", [Graph, PackedGraph])
 @pytest.mark.parametrize("name", NAMES)
-def test_states_equal_those_of_transformers(name: str) -> None:
+def test_states_equal_those_of_transformers(name: str, graph: type[Graph]) -> None:
     golden = read_golden(name)
-    assert measure_difference(golden, Graph(golden)) <= TOLERANCE
+    assert measure_difference(golden, graph(golden)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ROTARY)
@@ -59,7 +61,7 @@ def test_only_bidirectional_models_see_later_tokens(name: str, is_causal: bool) 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "modernbert", "eurobert"])
 def test_device_runs_fused_operations(name: str) -> None:
     golden = read_golden(name)
-    kinds, layers = Graph(golden).count_operations(), golden.config["num_hidden_layers"]
+    kinds, layers = PackedGraph(golden).count_operations(), golden.config["num_hidden_layers"]
     assert kinds["RoPE"] == 2 * layers
     assert kinds["RMS" if name != "modernbert" else "MVN"] >= 2 * layers
     assert kinds["Softmax"] == kinds["MatMul"] == 0

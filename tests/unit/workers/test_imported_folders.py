@@ -21,7 +21,8 @@ from tests.harness.ovms_folders import (
 )
 from tests.harness.processes import ROOT
 from tests.unit.workers.test_model_folder import CONFIG, write_folder, write_json
-from workers.engine.engine import DeviceError, Engine
+from workers.engine.device import DeviceError
+from workers.engine.engine import Engine
 from workers.engine.tokenizer import Tokenizer
 from workers.models.folder import read_folder
 from workers.models.json_files import ModelError

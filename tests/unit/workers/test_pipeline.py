@@ -307,7 +307,7 @@ def test_padding_counts_tokens_of_no_job() -> None:
 def test_inference_time_spans_all_micro_batches() -> None:
     """The time is not a sum, because micro-batches run in parallel."""
     work = make_batch("a", "b", "c")
-    work.expect_micro_batches([[0], [1], [2]], [1, 1, 1])
+    work.expect_micro_batches([[0], [1], [2]], [1, 1, 1], pads=True)
     assert not work.finish_micro_batch(2.0, 3.0, "")
     assert not work.finish_micro_batch(1.0, 5.0, "")
     assert work.finish_micro_batch(3.0, 4.0, "")

@@ -57,7 +57,11 @@ QUIRKS = {
         "golden_families::test_states_equal_those_of_transformers",
         "decoder::test_spellings_with_the_same_states",
     ),
-    11: ("activations of Gemma3 overflow float16", "inference_precision::test_models_are_compiled_for_float32"),
+    11: (
+        "activations of Gemma3 overflow float16",
+        "inference_precision::test_models_are_compiled_for_float32",
+        "inference_precision::test_overflowing_model_is_not_run_in_float16",
+    ),
     12: (
         "NTK scaling of GTE is applied once",
         "family_settings::test_frequencies_of_both_spellings",

@@ -1,0 +1,128 @@
+"""Devices of OpenVINO: their names, and the compilation of a model for one of them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from workers.engine.compiled_cache import open_compiled_cache
+from workers.engine.cpus import count_cpus
+from workers.engine.fixed_shapes import FixedModel, list_lengths
+from workers.models.prepare import PreparedModel
+from workers.models.source import is_npu
+
+#: Modes of OpenVINO that use several devices, and why one of them is refused.
+_REFUSED_MODES = {
+    "ALL": "a worker runs one device: only scripts/serve starts several",
+    "BATCH": "Vecmill itself forms the batches",
+    "MULTI": "OpenVINO has replaced it by AUTO and PERFORMANCE_HINT CUMULATIVE_THROUGHPUT",
+}
+
+
+class DeviceError(Exception):
+    """The device cannot run the model. The text is one sentence for the operator."""
+
+
+def find_devices() -> list[str]:
+    """Return the devices that OpenVINO sees on this host."""
+    devices: list[str] = ov.Core().available_devices
+    return devices
+
+
+def choose_device(device: str, available: Sequence[str]) -> str:
+    """Return the name that OpenVINO gets for a device, with `AUTO` limited to available devices. Pure.
+
+    Raise `DeviceError` if the device does not exist, or is a mode that does not fit one worker.
+    """
+    mode, _, members = device.partition(":")
+    if reason := _REFUSED_MODES.get(mode):
+        raise DeviceError(f"{device} is not supported because {reason}; choose {' or '.join(available)}")
+    if mode not in ("AUTO", "HETERO"):
+        if not _is_available(device, available):
+            raise DeviceError(f"device {device} not found; OpenVINO sees {', '.join(available)}")
+        return device
+    names = [name.strip() for name in members.split(",") if name.strip()]
+    if any(is_npu(name) for name in names):
+        raise DeviceError(f"{device} is not supported because NPU needs fixed shapes and float16; choose NPU alone")
+    # AUTO uses those devices of its list that exist, but fails if the driver of one is missing.
+    missing = [name for name in names if not name.startswith("-") and not _is_available(name, available)]
+    if missing and (mode == "HETERO" or len(missing) == len(names)):
+        raise DeviceError(f"device {missing[0]} of {device} not found; OpenVINO sees {', '.join(available)}")
+    if mode == "HETERO" and not names:
+        raise DeviceError(f"HETERO names no devices; write HETERO:{','.join(reversed(available))}")
+    kept = ",".join(name for name in names if name not in missing)
+    return f"{mode}:{kept}" if kept else mode
+
+
+def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the properties for throughput in float32, unless the given ones say otherwise."""
+    # The NPU computes in float16 and accepts no other hint.
+    precision = "f16" if is_npu(device) else "f32"
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
+    mode, _, members = device.partition(":")
+    if streams or (device == "CPU" and "PERFORMANCE_HINT" not in given):
+        # One stream a core gave the most texts/s on the CPU plugin, which itself chooses one for several cores.
+        properties["NUM_STREAMS"] = streams or count_cpus()
+    if mode == "AUTO":
+        # Otherwise the CPU runs the first inferences, and the warm-up would measure the CPU.
+        properties["ENABLE_STARTUP_FALLBACK"] = False
+    # CPU_RUNTIME_CACHE_CAPACITY keeps its default: with 32, a worker grew by 106 MB instead of 136 MB in 320 shapes of
+    # micro-batches, and repeated shapes took 6 % more CPU time (all-MiniLM-L6-v2, one stream, AMD EPYC).
+    if count_cpus() < len(os.sched_getaffinity(0)):
+        # The plugin starts a thread for each core, although the quota of a container allows fewer at a time.
+        threads = {"INFERENCE_NUM_THREADS": max(streams, count_cpus())}
+        if device == "CPU":
+            properties |= threads
+        elif device == "AUTO" or "CPU" in members.split(","):
+            properties["DEVICE_PROPERTIES"] = {"CPU": threads}
+    # Compiled models are in Vecmill's cache, and nothing is written to a folder that a model's configuration names.
+    ignored = {"CACHE_DIR", "NUM_STREAMS"} if streams else {"CACHE_DIR"}
+    return properties | {name: value for name, value in given.items() if name not in ignored}
+
+
+def compile_model(
+    prepared: PreparedModel,
+    device: str,
+    streams: int,
+    cache: Path,
+    given: Mapping[str, Any],
+    *,
+    fixed_shapes: bool = False,
+) -> "ov.CompiledModel | FixedModel":
+    """Return a model compiled for a device, with `fixed_shapes` or on an NPU for a few lengths.
+
+    Raise `DeviceError` if the device cannot run the model, or rejects a property.
+    """
+    core = ov.Core()
+    core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
+    chosen = choose_device(device, core.available_devices)
+    properties = choose_properties(chosen, streams, given)
+    if prepared.needs_float32 and str(properties["INFERENCE_PRECISION_HINT"]).casefold() in ("f16", "float16"):
+        raise DeviceError(
+            f"device {device} would compute in float16, which overflows in this model's family; choose CPU or GPU, "
+            "and set no INFERENCE_PRECISION_HINT"
+        )
+    lengths = list_lengths(prepared.max_tokens) if fixed_shapes or is_npu(chosen) else []
+    try:
+        if not lengths:
+            return core.compile_model(prepared.model_path, chosen, properties)
+        return FixedModel(core, prepared.model_path, chosen, properties, lengths, prepared.pad_id)
+    except RuntimeError as error:
+        # OpenVINO's text begins with its own source lines; the reason is the last line.
+        reason = str(error).strip().rpartition("\n")[2].rstrip(".")
+        remedy = f"; the longest input has {lengths[-1]} tokens, lower it with --max-length" if len(lengths) > 1 else ""
+        raise DeviceError(f"device {device} could not compile the model: {reason}{remedy}") from error
+
+
+def count_streams(compiled: "ov.CompiledModel | FixedModel") -> int:
+    """Return how many inferences the device runs in parallel."""
+    has_streams = "NUM_STREAMS" in compiled.get_property("SUPPORTED_PROPERTIES")
+    return int(compiled.get_property("NUM_STREAMS" if has_streams else "OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+
+
+def _is_available(device: str, available: Sequence[str]) -> bool:
+    """Return whether a device, such as GPU.1 or GPU(4), is of a kind that OpenVINO sees."""
+    kind = device.partition("(")[0].partition(".")[0]
+    return kind in {name.partition(".")[0] for name in available}
