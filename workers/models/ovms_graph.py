@@ -4,7 +4,6 @@ There are two calculators. `EmbeddingsCalculatorOV` (OVMS from 2025.2) holds the
 `EmbeddingsCalculator` gets the model and the tokenizer from two other nodes, which name entries of subconfig.json.
 """
 
-import json
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import msgspec
 
 from broker.shared.files import read_small_file
-from workers.models.json_files import ModelError, summarize_error
+from workers.models.json_files import ModelError, parse_json, summarize_error
 from workers.models.pbtxt import MAX_CHARACTERS, Message, parse_pbtxt
 
 #: Names and numbers of the pooling modes.
@@ -87,7 +86,7 @@ def _read_options(path: Path, options: Message) -> Graph:
         raise ModelError(f'{path} has no models_path; add models_path: "./" to the options of EmbeddingsCalculatorOV')
     text = _get_text(path, options, "plugin_config")
     try:
-        properties = json.loads(text) if text.strip() else {}
+        properties = parse_json(text) if text.strip() else {}
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: plugin_config is not JSON: {summarize_error(error)}; correct the file") from None
     return Graph(

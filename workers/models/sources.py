@@ -123,6 +123,8 @@ def _add_model(found: Found, root: Path, folder: Path, report: Report) -> None:
         found.sources.append(_read_model(name, folder, root, report))
     except ModelError as error:
         found.refused.append(Refused(name, str(error)))
+    except (OSError, RuntimeError, ValueError) as error:
+        found.refused.append(Refused(name, f"could not read {folder}: {summarize_error(error)}"))
 
 
 def _apply_overrides(source: Source, overrides: Overrides) -> Source:

@@ -342,3 +342,27 @@ def test_graph_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "graph.pbtxt")
     with pytest.raises(ModelError, match="it is not a regular file; correct the file"):
         read_graph(tmp_path / "graph.pbtxt")
+
+
+@pytest.mark.parametrize("name", ["m" * 513, "m" * 100_000])
+def test_long_name_is_refused_by_itself(tmp_path: Path, name: str) -> None:
+    write_files(tmp_path, {"good/config.json": {}})
+    found, _ = read_entries(tmp_path, {"name": name}, {"name": "good"})
+    assert [source.name for source in found.sources] == ["good"]
+    (refused,) = found.refused
+    assert refused.name == "m" * 80 + "…"
+    assert refused.reason.endswith(f"has {len(name)} characters, but at most 512 are allowed; shorten it")
+
+
+def test_long_name_of_a_part_is_refused(tmp_path: Path) -> None:
+    config = write_seed_layout(tmp_path)
+    for path in (tmp_path / "models/graph.pbtxt", tmp_path / "models/subconfig.json"):
+        path.write_text(path.read_text().replace("embeddings_model", "m" * 513))
+    assert "at most 512 are allowed" in get_reason(read(config)[0])
+
+
+def test_path_with_nul_is_refused(tmp_path: Path) -> None:
+    config = write_seed_layout(tmp_path)
+    values = {"model_config_list": [{"config": {"name": "embeddings_model", "base_path": "a\0b"}}]}
+    write_files(tmp_path, {"models/subconfig.json": values})
+    assert "null byte" in get_reason(read(config)[0])

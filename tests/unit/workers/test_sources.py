@@ -120,3 +120,12 @@ def test_link_out_of_a_repository_is_unread(tmp_path: Path, name: str) -> None:
     (folder / name).symlink_to(tmp_path / "outside")
     (refused,) = [refused for refused in find(repository=str(tmp_path / "repository")).refused]
     assert refused.reason == f"{folder / name} is a link out of the model folder; replace it by the file itself"
+
+
+def test_path_with_nul_spares_other_models(tmp_path: Path) -> None:
+    write_seed_layout(tmp_path)
+    values = {"model_config_list": [{"config": {"name": "embeddings_model", "base_path": "a\0b"}}]}
+    write_files(tmp_path, {"models/subconfig.json": values, "good/config.json": {}})
+    found = find(repository=str(tmp_path))
+    assert [source.name for source in found.sources] == ["good"]
+    assert "null byte" in found.refused[0].reason
