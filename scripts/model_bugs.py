@@ -136,7 +136,7 @@ MODEL_BUGS = [
     ModelBug("do_lower_case is ignored", "transformer.py", 'read_flag(path, values, "do_lower_case", False)', "False", "modules old_file_names"),
     ModelBug("chat templates are ignored", "transformer.py", '    if "message" in modalities:\n', "    if False:\n", "modules unsupported_transformer"),
     ModelBug("the newest settings hide the tokenizer's length", "transformer.py", '    if wanted is None and is_present(path):\n', "    if False:\n", "modules newest_save"),
-    ModelBug("links out of the folder are followed", "contents.py", "        if not any(target.is_relative_to(parent) for parent in allowed):\n", "        if False:\n", "folder_links"),
+    ModelBug("links out of the folder are followed", "contents.py", "    if not any(target.is_relative_to(parent) for parent in allowed):\n", "    if False:\n", "folder_links"),
     # Static models.
     ModelBug("model2vec's unknown tokens count", "static.py", 'if folder.family == "model2vec" and (', "if False and (", "static model2vec_drops"),
     ModelBug("sentence-transformers drops unknown tokens", "static.py", 'if folder.family == "model2vec" and (', "if True and (", "static keeps"),

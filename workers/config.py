@@ -1,6 +1,5 @@
 """A worker's configuration; see `broker.shared.settings`."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -11,7 +10,8 @@ from msgspec import Meta
 from broker.shared import settings
 from broker.shared.ovms_flags import translate_flags
 from broker.shared.settings import LogFormat, LogLevel, SettingsError
-from workers.models.source import Overrides
+from workers.models.json_files import parse_json
+from workers.models.source import MAX_NAME_LENGTH, Overrides
 from workers.models.sources import Options
 
 
@@ -95,6 +95,8 @@ def parse_aliases(config: Config) -> dict[str, str]:
         alias, _, name = (part.strip() for part in pair.partition("="))
         if not alias or not name:
             raise SettingsError(f"--aliases has {pair!r}, but must be a list of ALIAS=MODEL, separated by commas")
+        if len(alias) > MAX_NAME_LENGTH or not alias.isprintable():
+            raise SettingsError(f"--aliases has {alias[:80]!r}, but a name has at most {MAX_NAME_LENGTH} characters")
         aliases[alias] = name
     return aliases
 
@@ -102,7 +104,7 @@ def parse_aliases(config: Config) -> dict[str, str]:
 def make_options(config: Config) -> Options:
     """Return where the models are, and the settings for all of them. Raise SettingsError if a value is invalid."""
     try:
-        properties = json.loads(config.plugin_config or "{}")
+        properties = parse_json(config.plugin_config or "{}")
     except (ValueError, RecursionError):
         properties = None
     if not isinstance(properties, dict):

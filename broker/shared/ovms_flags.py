@@ -43,8 +43,9 @@ WITHOUT_EFFECT = {
     "stateful": "embedding models have no state",
     "task": "Vecmill serves only embeddings",
 }
-#: Flags of this list that stand alone; the others have a value.
-_ALONE = {"metrics-enable"}
+#: Flags of this list that may stand alone, or have one of `_SWITCHES`; the others have a value.
+_ALONE = {"allow-credentials", "metrics-enable"}
+_SWITCHES = {"true", "false"}
 #: Names of log levels in OVMS that differ from Vecmill's beyond their case.
 _LEVELS = {"trace": "debug"}
 
@@ -59,15 +60,16 @@ def translate_flags(arguments: Sequence[str], known: Collection[str]) -> tuple[l
     sentences: list[str] = []
     names = [_get_name(argument) for argument in arguments]
     has_rest_port = "rest-port" in names
-    rest = iter(zip(arguments, names, strict=True))
-    for argument, name in rest:
+    rest = iter(zip(arguments, names, [*arguments, "--"][1:], strict=True))
+    for argument, name, following in rest:
         _, equals, value = argument.partition("=")
         reason = WITHOUT_EFFECT.get(name, "")
         if name == "port" and has_rest_port:
             reason = "it is the port of gRPC, which Vecmill does not have; --rest_port is served"
         if reason and (name not in known or name == "port"):
             sentences.append(f"{argument.partition('=')[0]} has no effect in Vecmill: {reason}")
-            if not equals and name not in _ALONE:
+            alone = following.startswith("--") or (name in _ALONE and following.lower() not in _SWITCHES)
+            if not equals and not alone:
                 next(rest, None)
             continue
         name = RENAMED.get(name, name)
@@ -75,7 +77,7 @@ def translate_flags(arguments: Sequence[str], known: Collection[str]) -> tuple[l
             translated.append(argument)
             continue
         if name == "log-level":
-            value = value if equals else next(rest, ("", ""))[0]
+            value = value if equals else next(rest, ("", "", ""))[0]
             equals, value = "=", _LEVELS.get(value.lower(), value.lower())
         translated.append(f"--{name}{equals}{value}")
     return translated, sentences

@@ -149,9 +149,9 @@ class BrokerClient:
         return found
 
     async def reload_models(self, timeout_s: float) -> wire.ModelsReloaded | None:
-        """Let all workers read their configurations again. Return what came of it; None if the broker does not answer.
+        """Let all workers read their configurations again. Return what came of it; None if there is no broker.
 
-        The answer comes when all models are loaded.
+        The answer comes when all models are loaded. If some are still loading after the timeout, that is the failure.
         """
         if not self.connected:
             return None
@@ -162,7 +162,8 @@ class BrokerClient:
             while not (result := self._session.take_reloaded(message.number)) and self.connected:
                 await asyncio.wait_for(self._reloaded.wait(), until - time.monotonic())
         except TimeoutError:
-            return None
+            text = f"Models are still loading after {timeout_s:g} s; see GET /v1/config for their states."
+            return wire.ModelsReloaded(message.number, changed=False, failure=text)
         finally:
             self._session.take_reloaded(message.number, give_up=True)
         return result

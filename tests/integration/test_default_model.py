@@ -28,6 +28,7 @@ from workers.engine.batch_inputs import truncate_ids
 from workers.engine.cpus import count_cpus
 from workers.engine.device import DeviceError
 from workers.engine.engine import Engine
+from workers.engine.feeds import pack_ids
 from workers.engine.pipeline import Pipeline, Work
 from workers.engine.tokenizer import Tokenizer
 from workers.models.default import NAME, OFFICIAL, WHEELS, fetch_default_model
@@ -59,15 +60,11 @@ def tokenizer(prepared: PreparedModel) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def embed(prepared: PreparedModel) -> Embed:
-    """Return a function that embeds inputs, given as ids, in one padded batch."""
+    """Return a function that embeds inputs, given as ids, in one batch."""
     compiled = ov.Core().compile_model(prepared.model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(ids: list[Any]) -> Any:
-        lengths = np.array([len(input_ids) for input_ids in ids])
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        padded = np.full(mask.shape, prepared.pad_id, np.int64)
-        padded[mask] = np.concatenate(ids)
-        return compiled({"input_ids": padded, "attention_mask": mask.astype(np.int64)})[0].copy()
+        return compiled(pack_ids([np.array(input_ids, np.int64) for input_ids in ids]))[0].copy()
 
     return run
 

@@ -22,16 +22,20 @@ def check_folder(root: Path, folder: Path) -> None:
     Raise `ModelError` if a file would be read from outside the model folder, or never ends, such as a device or a pipe.
     The links of the Hugging Face cache, from `snapshots/REVISION` to `blobs`, are allowed.
     """
-    allowed = [root.resolve()]
-    if allowed[0].parent.name == "snapshots":
-        allowed.append(allowed[0].parents[1] / "blobs")
     for path in (folder, *folder.iterdir()):
-        # `Path.resolve` raises RuntimeError for a link to itself.
-        target = Path(os.path.realpath(path)) if path == folder or path.is_symlink() else allowed[0]
-        if not any(target.is_relative_to(parent) for parent in allowed):
-            raise ModelError(f"{path} is a link out of the model folder; replace it by the file itself")
-        if path.exists() and not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
-            raise ModelError(f"{path} is neither a file nor a folder; remove it")
+        check_file(path, root)
+
+
+def check_file(path: Path, *roots: Path) -> None:
+    """Check one file or folder, as `check_folder` does, which must be in one of the folders `roots`."""
+    allowed = [root.resolve() for root in roots]
+    allowed += [root.parents[1] / "blobs" for root in allowed if root.parent.name == "snapshots"]
+    # `Path.resolve` raises RuntimeError for a link to itself.
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(parent) for parent in allowed):
+        raise ModelError(f"{path} is a link out of the model folder; replace it by the file itself")
+    if path.exists() and not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
+        raise ModelError(f"{path} is neither a file nor a folder; remove it")
 
 
 def find_missing(folder: Path, names: tuple[str, ...]) -> list[str]:

@@ -33,12 +33,17 @@ def summarize_error(error: BaseException) -> str:
 def read_json(path: Path) -> Any:
     """Return a file's JSON value. Raise `ModelError` if the file cannot be read."""
     try:
-        value = json.loads(read_small_file(path, MAX_BYTES))
-        # JSON can hold half of a surrogate pair, which can be neither hashed nor sent.
-        json.dumps(value, ensure_ascii=False).encode()
-        return value
+        return parse_json(read_small_file(path, MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"could not read {path}: {summarize_error(error)}; {REMEDY}") from None
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Return a JSON value. Raise `ValueError` or `RecursionError` if the content is not valid JSON."""
+    value = json.loads(content)
+    # JSON can hold half of a surrogate pair, which can be neither hashed nor sent.
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_object(path: Path) -> dict[str, Any]:

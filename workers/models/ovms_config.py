@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
+from workers.models.contents import check_file
 from workers.models.graph_files import split_graph_path
 from workers.models.json_files import ModelError, is_present, read_object, summarize_error
 from workers.models.ovms_graph import Graph, Servable, parse_properties, read_graph
-from workers.models.source import Found, Overrides, Refused, Source
+from workers.models.source import MAX_NAME_LENGTH, Found, Overrides, Refused, Source
 
 MODELS, GRAPHS = "model_config_list", "mediapipe_config_list"
 #: Other keys of config.json, which have no effect.
@@ -77,16 +78,31 @@ def read_ovms_config(path: Path, report: Report) -> Found:
     refused: list[Refused] = []
     for entry in entries.values():
         try:
+            _check_name(path, entry.name)
             sources.append(_read_source(entry, root, entries, report))
         except ModelError as error:
-            refused.append(Refused(entry.name, str(error)))
-        except OSError as error:
+            refused.append(Refused(shorten_name(entry.name), str(error)))
+        except (OSError, RuntimeError, ValueError) as error:
             refused.append(Refused(entry.name, f"could not read {entry.name} of {path}: {summarize_error(error)}"))
     parts = {part for source in sources for part in source.parts}
     return Found(
         [source for source in sources if source.name not in parts],
         [model for model in refused if model.name not in parts],
     )
+
+
+def shorten_name(name: str) -> str:
+    """Return a name that the wire allows."""
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[:80]}…"
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Raise `ModelError` if the name of a model or a part is longer than the wire allows."""
+    if len(name) > MAX_NAME_LENGTH:
+        raise ModelError(
+            f"{path}: the name {name[:80]}… has {len(name)} characters, but at most {MAX_NAME_LENGTH} are allowed; "
+            "shorten it"
+        )
 
 
 def read_graph_folder(name: str, folder: Path, root: Path, report: Report) -> Source:
@@ -211,6 +227,7 @@ def _follow_graph(
     name: str, path: Path, subconfigs: list[Path], root: Path, entries: dict[str, _Entry], report: Report
 ) -> Source:
     """Return the model of a graph. `entries` are those that the graph can name besides those of subconfig.json."""
+    check_file(path, root, path.parent)
     graph = read_graph(path)
     if graph.embeddings is None or graph.tokenizer is None:
         folder = resolve_inside(f"{path}: models_path", path.parent, graph.models_path, root)
@@ -235,7 +252,10 @@ def _follow_graph(
 def _read_subconfig(paths: list[Path], root: Path, report: Report) -> dict[str, _Entry]:
     """Return the entries of the first file with a list of models, which Hugging Face's config.json has not."""
     for path in paths:
-        values = read_object(path) if is_present(path) else {}
+        if not is_present(path):
+            continue
+        check_file(path, root, path.parent)
+        values = read_object(path)
         if MODELS in values:
             entries = _read_entries(path, {MODELS: values[MODELS]}, root)
             for entry in entries:
@@ -246,6 +266,7 @@ def _read_subconfig(paths: list[Path], root: Path, report: Report) -> dict[str, 
 
 def _find_part(path: Path, servable: Servable, entries: dict[str, _Entry]) -> tuple[Path, Overrides]:
     """Return the folder and the overrides of the entry that a graph names. Raise `ModelError` if there is none."""
+    _check_name(path, servable.name)
     entry = entries.get(servable.name)
     if entry is None:
         raise ModelError(f"{path} names {reprlib.repr(servable.name)}, but subconfig.json has no such entry; add one")

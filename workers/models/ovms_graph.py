@@ -4,15 +4,15 @@ There are two calculators. `EmbeddingsCalculatorOV` (OVMS from 2025.2) holds the
 `EmbeddingsCalculator` gets the model and the tokenizer from two other nodes, which name entries of subconfig.json.
 """
 
-import json
 import reprlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from workers.models.json_files import ModelError, summarize_error
-from workers.models.pbtxt import MAX_CHARACTERS, Message, PbtxtError, parse_pbtxt
+from broker.shared.files import read_small_file
+from workers.models.json_files import ModelError, parse_json, summarize_error
+from workers.models.pbtxt import MAX_CHARACTERS, Message, parse_pbtxt
 
 #: Names and numbers of the pooling modes.
 _POOLING = {"CLS": "CLS", "LAST": "LAST", "LAST_TOKEN": "LAST", "MEAN": "MEAN", "0": "CLS", "1": "LAST", "2": "MEAN"}
@@ -48,10 +48,8 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
 def read_graph(path: Path) -> Graph:
     """Return what a graph.pbtxt says. Raise `ModelError` if it is damaged or has no model for embeddings."""
     try:
-        with path.open("rb") as file:
-            # A character has at least one byte.
-            message = parse_pbtxt(file.read(MAX_CHARACTERS + 1).decode())
-    except (OSError, UnicodeDecodeError, PbtxtError) as error:
+        message = parse_pbtxt(read_small_file(path, MAX_CHARACTERS).decode())
+    except (OSError, ValueError) as error:
         raise ModelError(f"could not read {path}: {summarize_error(error)}; correct the file") from None
     nodes = [node for node in message.get("node", []) if isinstance(node, dict)]
     calculators = [_get_text(path, node, "calculator") for node in nodes]
@@ -88,7 +86,7 @@ def _read_options(path: Path, options: Message) -> Graph:
         raise ModelError(f'{path} has no models_path; add models_path: "./" to the options of EmbeddingsCalculatorOV')
     text = _get_text(path, options, "plugin_config")
     try:
-        properties = json.loads(text) if text.strip() else {}
+        properties = parse_json(text) if text.strip() else {}
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: plugin_config is not JSON: {summarize_error(error)}; correct the file") from None
     return Graph(

@@ -20,6 +20,8 @@ _TOKEN = re.compile(
 )
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{1,3})|(.))")
 _LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+#: Characters that are in no path and cannot be sent: NUL, and half of a surrogate pair.
+_FORBIDDEN = re.compile("[\0\ud800-\udfff]")
 _CLOSING = {"{": "}", "<": ">"}
 
 
@@ -114,6 +116,8 @@ class _Parser:
         parts = []
         while self._kind == "text":
             parts.append(_ESCAPE.sub(_unescape, self._token[1:-1]))
+            if _FORBIDDEN.search(parts[-1]):
+                self._fail("a text has NUL or half of a surrogate pair")
             self._advance()
         return "".join(parts)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from workers.models.contents import check_file
 from workers.models.default import NAME, find_folder
 from workers.models.graph_files import split_graph_path
 from workers.models.hub import find_name
@@ -74,6 +75,8 @@ def _read_model(name: str, folder: Path, root: Path, report: Report) -> Source:
     if is_present(folder / "graph.pbtxt"):
         return read_graph_folder(name, folder, root, report)
     config = folder / "config.json"
+    if is_present(config):
+        check_file(config, folder)
     if is_present(config) and isinstance(values := read_json(config), dict) and MODELS in values:
         raise ModelError(f"{config} is a list of models for OVMS; serve it with --config-path {config}")
     return Source(name, find_version(folder) if not is_present(config) else folder)
@@ -120,6 +123,8 @@ def _add_model(found: Found, root: Path, folder: Path, report: Report) -> None:
         found.sources.append(_read_model(name, folder, root, report))
     except ModelError as error:
         found.refused.append(Refused(name, str(error)))
+    except (OSError, RuntimeError, ValueError) as error:
+        found.refused.append(Refused(name, f"could not read {folder}: {summarize_error(error)}"))
 
 
 def _apply_overrides(source: Source, overrides: Overrides) -> Source:

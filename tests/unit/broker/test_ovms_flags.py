@@ -49,7 +49,16 @@ def test_port_of_grpc_has_no_effect() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--rest_workers", "8"], ["--rest_workers=8"], ["--metrics_enable"], ["--nireq", "4"]]
+    "arguments",
+    [
+        *(["--rest_workers", "8"], ["--rest_workers=8"], ["--rest_workers"], ["--nireq", "4"]),
+        *(
+            ["--metrics_enable"],
+            ["--metrics_enable", "true"],
+            ["--allow_credentials"],
+            ["--allow_credentials", "FALSE"],
+        ),
+    ],
 )
 def test_flag_without_effect_is_named(arguments: list[str]) -> None:
     translated, (sentence,) = translate_flags([*arguments, "--port", "1"], KNOWN)

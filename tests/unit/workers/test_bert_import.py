@@ -9,6 +9,7 @@ import openvino as ov
 import pytest
 
 from tests.unit.workers.test_model_folder import CONFIG, make_tensors, save_tensors, write_folder, write_json
+from workers.engine.feeds import pack_ids
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 
@@ -57,14 +58,10 @@ def prepare_tiny(folder: Path) -> PreparedModel:
     return prepare_model(folder, folder.parent / "cache", lambda _: None)
 
 
-def embed_ids(prepared: PreparedModel, ids: list[list[int]], pad: int = 0) -> Any:
-    """Return the vectors of one padded batch, float32 `[inputs, dimension]`."""
+def embed_ids(prepared: PreparedModel, ids: list[list[int]]) -> Any:
+    """Return the vectors of one batch, float32 `[inputs, dimension]`."""
     compiled = ov.Core().compile_model(prepared.model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    padded = np.full((len(ids), max(map(len, ids))), pad, np.int64)
-    mask = np.zeros_like(padded)
-    for number, row in enumerate(ids):
-        padded[number, : len(row)], mask[number, : len(row)] = row, 1
-    return compiled({"input_ids": padded, "attention_mask": mask})[0]
+    return compiled(pack_ids([np.array(row, np.int64) for row in ids]))[0]
 
 
 @pytest.fixture
@@ -98,7 +95,6 @@ def test_activations_match_the_equations(folder: Path, act: str) -> None:
 def test_vector_does_not_depend_on_its_batch(folder: Path) -> None:
     prepared = prepare_tiny(folder)
     together = embed_ids(prepared, IDS)
-    np.testing.assert_allclose(embed_ids(prepared, IDS, pad=63), together, atol=1e-6)
     for number, ids in enumerate(IDS):
         np.testing.assert_allclose(embed_ids(prepared, [ids])[0], together[number], atol=1e-5)
 
@@ -127,7 +123,7 @@ def test_tensor_names_may_have_a_prefix(folder: Path) -> None:
 def test_divisor_restores_the_vector_before_normalization(folder: Path) -> None:
     compiled = ov.Core().compile_model(prepare_tiny(folder).model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     ids = np.array([IDS[0]], np.int64)
-    normal, divisor = compiled({"input_ids": ids, "attention_mask": np.ones_like(ids)}).values()
+    normal, divisor = compiled(pack_ids([ids[0]])).values()
     assert np.linalg.norm(normal) == pytest.approx(1, abs=1e-6)
     # Without modules.json, pooling is mean as before, but the vectors are not normalized.
     (folder / "modules.json").unlink()
@@ -138,7 +134,7 @@ def test_graph_has_fused_attention_and_two_outputs(folder: Path) -> None:
     model = ov.Core().read_model(prepare_tiny(folder).model_path)
     kinds = [node.get_type_name() for node in model.get_ordered_ops()]
     assert kinds.count("ScaledDotProductAttention") == CONFIG["num_hidden_layers"]
-    assert [port.get_any_name() for port in model.inputs] == ["input_ids", "attention_mask"]
+    assert [port.get_any_name() for port in model.inputs] == ["ids", "positions", "places", "origins", "mask"]
     assert [port.get_any_name() for port in model.outputs] == ["embedding", "divisor"]
     assert {port.get_element_type().get_type_name() for port in model.outputs} == {"f32"}
 

@@ -1,6 +1,7 @@
 """OVMS's config.json and graph.pbtxt."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.harness.ovms_folders import (
 )
 from workers.models.json_files import ModelError
 from workers.models.ovms_config import read_ovms_config
+from workers.models.ovms_graph import read_graph
 from workers.models.source import Found, Overrides, Source
 
 
@@ -321,7 +323,7 @@ def test_invalid_sessions_refuse_their_model(tmp_path: Path, old: str, new: str,
 def test_graph_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m/graph.pbtxt").mkdir(parents=True)
     found, _ = read_entries(tmp_path, {"name": "m"})
-    assert get_reason(found) == f"could not read {tmp_path}/m/graph.pbtxt: Is a directory; correct the file"
+    assert get_reason(found) == f"could not read {tmp_path}/m/graph.pbtxt: it is not a regular file; correct the file"
 
 
 def test_unreadable_folder_refuses_its_model(tmp_path: Path) -> None:
@@ -334,3 +336,33 @@ def test_sources_can_be_compared(tmp_path: Path) -> None:
     (first,), (second,) = read(config)[0].sources, read(config)[0].sources
     assert first == second
     assert first != msgspec.structs.replace(second, overrides=Overrides())
+
+
+def test_graph_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "graph.pbtxt")
+    with pytest.raises(ModelError, match="it is not a regular file; correct the file"):
+        read_graph(tmp_path / "graph.pbtxt")
+
+
+@pytest.mark.parametrize("name", ["m" * 513, "m" * 100_000])
+def test_long_name_is_refused_by_itself(tmp_path: Path, name: str) -> None:
+    write_files(tmp_path, {"good/config.json": {}})
+    found, _ = read_entries(tmp_path, {"name": name}, {"name": "good"})
+    assert [source.name for source in found.sources] == ["good"]
+    (refused,) = found.refused
+    assert refused.name == "m" * 80 + "…"
+    assert refused.reason.endswith(f"has {len(name)} characters, but at most 512 are allowed; shorten it")
+
+
+def test_long_name_of_a_part_is_refused(tmp_path: Path) -> None:
+    config = write_seed_layout(tmp_path)
+    for path in (tmp_path / "models/graph.pbtxt", tmp_path / "models/subconfig.json"):
+        path.write_text(path.read_text().replace("embeddings_model", "m" * 513))
+    assert "at most 512 are allowed" in get_reason(read(config)[0])
+
+
+def test_path_with_nul_is_refused(tmp_path: Path) -> None:
+    config = write_seed_layout(tmp_path)
+    values = {"model_config_list": [{"config": {"name": "embeddings_model", "base_path": "a\0b"}}]}
+    write_files(tmp_path, {"models/subconfig.json": values})
+    assert "null byte" in get_reason(read(config)[0])

@@ -85,3 +85,9 @@ def test_error_names_the_line(text: str, reason: str) -> None:
 def test_text_equal_to_closing_sign_is_no_end() -> None:
     with pytest.raises(PbtxtError):
         parse_pbtxt("a { '}' }")
+
+
+@pytest.mark.parametrize("escape", [r"\x00", r"\0", r"\ud800", r"\U0000dfff"])
+def test_text_that_cannot_be_sent_is_refused(escape: str) -> None:
+    with pytest.raises(PbtxtError, match="line 1: a text has NUL or half of a surrogate pair"):
+        parse_pbtxt(f'a: "{escape}"')

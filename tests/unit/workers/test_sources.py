@@ -107,3 +107,25 @@ def test_command_line_overrides_every_model(tmp_path: Path) -> None:
         device="CPU",
         properties={"NUM_STREAMS": "2", "PERFORMANCE_HINT": "LATENCY"},
     )
+
+
+@pytest.mark.parametrize("name", ["graph.pbtxt", "subconfig.json", "config.json"])
+def test_link_out_of_a_repository_is_unread(tmp_path: Path, name: str) -> None:
+    write_seed_layout(tmp_path / "repository")
+    folder = tmp_path / "repository/models"
+    if name == "config.json":
+        write_files(folder, {name: CONFIG})
+        (folder / "graph.pbtxt").unlink()
+    (folder / name).rename(tmp_path / "outside")
+    (folder / name).symlink_to(tmp_path / "outside")
+    (refused,) = [refused for refused in find(repository=str(tmp_path / "repository")).refused]
+    assert refused.reason == f"{folder / name} is a link out of the model folder; replace it by the file itself"
+
+
+def test_path_with_nul_spares_other_models(tmp_path: Path) -> None:
+    write_seed_layout(tmp_path)
+    values = {"model_config_list": [{"config": {"name": "embeddings_model", "base_path": "a\0b"}}]}
+    write_files(tmp_path, {"models/subconfig.json": values, "good/config.json": {}})
+    found = find(repository=str(tmp_path))
+    assert [source.name for source in found.sources] == ["good"]
+    assert "null byte" in found.refused[0].reason
