@@ -82,7 +82,7 @@ def main() -> None:
     """Run the command. Exit with status 1 and one sentence if the model cannot be exported."""
     options = parse_arguments(sys.argv[1:])
 
-    from workers.models.export import ExportOptions, export_model
+    from workers.models.export import ExistingExportError, ExportOptions, export_model
     from workers.models.json_files import ModelError
     from workers.models.prepare import print_progress
 
@@ -109,8 +109,12 @@ def main() -> None:
             options.cache,
             print_progress,
         )
+    except ExistingExportError as error:
+        print(f"vecmill: {error}", file=sys.stderr)
+        sys.exit(2)
     except ModelError as error:
-        sys.exit(f"vecmill: {error}")
+        # Errors about a model's folder name the option of a worker.
+        sys.exit(f"vecmill: {error}".replace("set --model ", "set --source_model "))
     except KeyboardInterrupt:
         sys.exit("vecmill: stopped before the export was complete")
     print(folder)

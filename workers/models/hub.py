@@ -63,6 +63,10 @@ class _UnreachableError(Exception):
     """The hub cannot be used now. The text is the first part of a sentence."""
 
 
+class _OfflineError(_UnreachableError):
+    """The environment forbids the use of the hub."""
+
+
 def is_hub_name(text: str) -> bool:
     """Return whether a model is given by its name on the hub. What exists as a folder is not."""
     return _NAME.fullmatch(text) is not None and not Path(text).exists()
@@ -105,7 +109,8 @@ def fetch_model(text: str, cache: Path, report: Report, *, weights: bool = True)
         return store / commit
     except _UnreachableError as error:
         if fetched is None:
-            raise ModelError(f"{error}; check the network and HF_ENDPOINT, or set --model to a folder") from None
+            remedy = "unset it" if isinstance(error, _OfflineError) else "check the network and HF_ENDPOINT"
+            raise ModelError(f"{error}; {remedy}, or set --model to a folder") from None
         report(f"{error}; using commit {fetched.name}, which was fetched before")
         return fetched
     except OSError as error:
@@ -211,7 +216,7 @@ def _call_hub(call: Callable[..., T], name: str, *arguments: Any) -> T:
     except errors.RepositoryNotFoundError:
         raise ModelError(_describe_unknown(name, endpoint)) from None
     except errors.OfflineModeIsEnabled:
-        raise _UnreachableError(f"could not fetch {name} because HF_HUB_OFFLINE is set") from None
+        raise _OfflineError(f"could not fetch {name} because HF_HUB_OFFLINE is set") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
