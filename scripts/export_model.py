@@ -79,10 +79,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    """Run the command. Exit with status 1 and one sentence if the model cannot be exported."""
+    """Run the command. Exit with status 2 and one sentence if the model cannot be exported."""
     options = parse_arguments(sys.argv[1:])
 
-    from workers.models.export import ExistingExportError, ExportOptions, export_model
+    from broker.shared.exit import INTERRUPTED_STATUS, exit_refused
+    from workers.models.export import ExportOptions, export_model
     from workers.models.json_files import ModelError
     from workers.models.prepare import print_progress
 
@@ -109,14 +110,12 @@ def main() -> None:
             options.cache,
             print_progress,
         )
-    except ExistingExportError as error:
-        print(f"vecmill: {error}", file=sys.stderr)
-        sys.exit(2)
     except ModelError as error:
         # Errors about a model's folder name the option of a worker.
-        sys.exit(f"vecmill: {error}".replace("set --model ", "set --source_model "))
+        exit_refused("", str(error).replace("set --model ", "set --source_model "))
     except KeyboardInterrupt:
-        sys.exit("vecmill: stopped before the export was complete")
+        print("vecmill: stopped before the export was complete", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
     print(folder)
 
 

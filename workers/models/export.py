@@ -22,10 +22,6 @@ from workers.models.sources import choose_model_name
 POOLING = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
 
 
-class ExistingExportError(ModelError):
-    """The folder of the export holds another model, or other weights."""
-
-
 class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to export, how, and where to."""
 
@@ -89,16 +85,16 @@ def export_model(options: ExportOptions, cache: Path, report: Report) -> Path:
 
 
 def _check_existing(target: Path, folder: ModelFolder | None, weight_format: str) -> None:
-    """Raise `ExistingExportError` if an export was made from another source, or with another format of weights."""
+    """Raise `ModelError` if an export was made from another source, or with another format of weights."""
     info = read_export_info(target)
     if folder is not None:
         is_same = hash_source(folder) == info["source"] if "source" in info else _is_alike(folder, read_folder(target))
         if not is_same:
-            raise ExistingExportError(
+            raise ModelError(
                 f"{target} was not made from {folder.path}; add --overwrite_models to replace it, or set --model_name"
             )
     if (found := info.get("weight_format", weight_format)) != weight_format:
-        raise ExistingExportError(
+        raise ModelError(
             f"{target} has {found} weights, but --weight_format is {weight_format}; "
             "add --overwrite_models to replace the folder"
         )

@@ -12,9 +12,10 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from broker.shared.exit import REFUSED_STATUS
 from tests.unit.workers.test_model_folder import CONFIG as MODEL_CONFIG
 from tests.unit.workers.test_model_folder import write_folder, write_json
-from workers.models.export import ExistingExportError, ExportOptions, export_model
+from workers.models.export import ExportOptions, export_model
 from workers.models.json_files import ModelError
 from workers.models.ovms_files import GraphOptions, add_entry, format_graph
 
@@ -134,14 +135,14 @@ def test_export_of_another_source_is_kept(folder: Path, noted: bool) -> None:
         model = target / "openvino_model.xml"
         model.write_text(model.read_text().replace("<vecmill>", "<x>").replace("</vecmill>", "</x>"))
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "cls"})
-    with pytest.raises(ExistingExportError, match=r"was not made from .*; add --overwrite_models to replace it"):
+    with pytest.raises(ModelError, match=r"was not made from .*; add --overwrite_models to replace it"):
         run_export(folder)
     assert (target / "graph.pbtxt").read_text() == graph
 
 
 def test_other_weight_format_is_refused(folder: Path) -> None:
     run_export(folder, weight_format="fp32")
-    with pytest.raises(ExistingExportError, match="has fp32 weights, but --weight_format is fp16; add --overwrite"):
+    with pytest.raises(ModelError, match="has fp32 weights, but --weight_format is fp16; add --overwrite"):
         run_export(folder, weight_format="fp16")
 
 
@@ -153,11 +154,15 @@ def test_damaged_configuration_is_found_before_export(folder: Path) -> None:
     assert not (folder.parent / "models").exists()
 
 
-def test_command_names_its_own_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_command_names_its_own_option(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["export_model", "embeddings_ov", "--source_model", str(tmp_path / "none"), "--cache", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit, match="set --source_model to a folder"):
+    with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "scripts" / "export_model.py"), run_name="__main__")
+    assert ended.value.code == REFUSED_STATUS
+    assert "set --source_model to a folder" in capsys.readouterr().err
 
 
 def test_failed_export_leaves_no_folder(folder: Path) -> None:
