@@ -25,9 +25,9 @@ from broker.wire.curve import KeyFileError
 from workers.config import Config, load
 from workers.models.default import NAME
 from workers.models.sources import choose_model_name
-from workers.session.catalog import Catalog, Version
+from workers.session.catalog import Catalog, Version, repair_text
 from workers.session.loader import Loaded, Loader, LoadError, Scan, load_safely, scan_safely
-from workers.session.loading_notice import announce_loading, repair_text
+from workers.session.loading_notice import announce_loading
 from workers.session.model_keeper import ModelKeeper
 
 if TYPE_CHECKING:
