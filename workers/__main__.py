@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -24,10 +25,13 @@ from broker.wire.curve import KeyFileError
 from workers.config import Config, load
 from workers.models.default import NAME
 from workers.models.sources import choose_model_name
-from workers.session.catalog import Catalog, Version
-from workers.session.loader import Loaded, Loader, LoadError, Scan
-from workers.session.loading_notice import announce_loading, repair_text
+from workers.session.catalog import Catalog, Version, repair_text
+from workers.session.loader import Loaded, Loader, LoadError, Scan, load_safely, scan_safely
+from workers.session.loading_notice import announce_loading
 from workers.session.model_keeper import ModelKeeper
+
+if TYPE_CHECKING:
+    from workers.session.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,12 @@ def main() -> None:
 
 def serve(config: Config) -> None:
     """Load a model, then serve until drained. The other models are loaded meanwhile."""
+    # No variable here has the first model, because its memory must be free after it is unloaded, replaced or removed.
+    create_service(config).run()
+
+
+def create_service(config: Config) -> "Service":
+    """Return the service of a worker with its first model. Exit if there is none."""
     # These import OpenVINO, which takes a second; a wrong flag is reported before.
     from workers.engine.pipeline import Pipeline
     from workers.loading import load_model, scan_models
@@ -65,7 +75,7 @@ def serve(config: Config) -> None:
     catalog = Catalog()
     try:
         with announce_loading(config, loading, (LoadError,)) as announce:
-            first = scan()
+            first = scan_safely(scan)
             loaded = load_first(catalog, first, load_one, announce)
     except zmq.ZMQError as error:
         exit_refused("worker", f"could not connect to the broker: {error}; check --broker")
@@ -78,7 +88,7 @@ def serve(config: Config) -> None:
     session = Session(make_hello(config, loading, loaded), SLOTS)
     keeper = ModelKeeper(catalog, loader, session, pipeline, config.unload_idle_s)
     keeper.start(first, loaded)
-    Service(config, session, pipeline, keeper, wakeup).run()
+    return Service(config, session, pipeline, keeper, wakeup)
 
 
 def choose_name(config: Config) -> str:
@@ -101,7 +111,7 @@ def load_first(
     while begun := catalog.begin_load():
         announce(begun[0])
         try:
-            loaded = load(*begun)
+            loaded = load_safely(load, *begun)
         except LoadError as error:
             catalog.fail_load(str(error))
         else:

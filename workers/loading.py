@@ -12,9 +12,8 @@ from workers.engine.engine import Engine
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 from workers.models.sources import Source, find_sources
-from workers.session.catalog import Version
+from workers.session.catalog import Version, repair_text
 from workers.session.loader import Loaded, LoadError, Scan
-from workers.session.loading_notice import repair_text
 
 log = logging.getLogger(__name__)
 

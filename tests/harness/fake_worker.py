@@ -195,12 +195,11 @@ def serve(config: Config, fakery: Fakery) -> None:
     wakeup = os.eventfd(0, os.EFD_NONBLOCK)
     scan, load_one = functools.partial(scan_models, fakery), functools.partial(load_model, fakery)
     catalog, first = Catalog(), scan()
-    loaded = load_first(catalog, first, load_one, lambda _: None)
     loader = Loader(scan, load_one, config.config_poll_s, lambda: os.eventfd_write(wakeup, 1))
     pipeline = Pipeline(lambda: os.eventfd_write(wakeup, 1))
     session = Session(hello, SLOTS)
     keeper = ModelKeeper(catalog, loader, session, pipeline, config.unload_idle_s)
-    keeper.start(first, loaded)
+    keeper.start(first, load_first(catalog, first, load_one, lambda _: None))
     Service(config, session, pipeline, keeper, wakeup).run()
 
 

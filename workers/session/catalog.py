@@ -19,6 +19,23 @@ MAX_FAILURE_LENGTH = 4096
 Version = object
 
 
+def repair_text(text: str) -> str:
+    """Return a text from the command line, a file or the file system as the UTF-8 that it is.
+
+    In the locale C without UTF-8 mode, Python reads other bytes than ASCII as surrogates, which cannot be sent. A JSON
+    file may have other surrogates.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+
+
+def repair_failure(text: str) -> str:
+    """Return the reason of a failure as the wire allows it."""
+    return repair_text(text)[:MAX_FAILURE_LENGTH]
+
+
 @dataclass(eq=False)
 class _Entry:
     """A model by its name."""
@@ -71,7 +88,7 @@ class Catalog:
                 entry.wanted, entry.failed, entry.failure = version, None, ""
         for name, reason in refused.items():
             entry = self._entries.setdefault(name, _Entry(None))
-            entry.wanted, entry.failure = None, reason[:MAX_FAILURE_LENGTH]
+            entry.wanted, entry.failure = None, repair_failure(reason)
         return changed
 
     def begin_load(self) -> tuple[str, Version] | None:
@@ -98,7 +115,7 @@ class Catalog:
         """Record that the version cannot be loaded. What was loaded before stays."""
         (name, version), self.loading = self._take_loading()
         if entry := self._entries.get(name):
-            entry.failed, entry.failure, entry.demanded = version, reason[:MAX_FAILURE_LENGTH], False
+            entry.failed, entry.failure, entry.demanded = version, repair_failure(reason), False
             if not entry.in_memory:
                 entry.info = None
 

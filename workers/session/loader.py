@@ -41,6 +41,30 @@ class Loaded(NamedTuple):
     device: str = "CPU"
 
 
+def scan_safely(scan: Callable[[], Scan]) -> Scan:
+    """Return a scan. Raise only `LoadError`, whatever a damaged configuration makes a library raise."""
+    try:
+        return scan()
+    except LoadError:
+        raise
+    except Exception as error:
+        # A scan is repeated each second.
+        log.debug("could not read the configuration", exc_info=True)
+        raise LoadError(f"could not read the configuration: {type(error).__name__}: {error}") from None
+
+
+def load_safely(load: Callable[[str, Version], Loaded], name: str, version: Version) -> Loaded:
+    """Return a model. Raise only `LoadError`, whatever a damaged model makes a library raise."""
+    try:
+        return load(name, version)
+    except LoadError:
+        raise
+    except Exception as error:
+        log.exception("could not load %s", name)
+        reason = f"could not load {name}: {type(error).__name__}; the log of the worker has the reason"
+        raise LoadError(reason) from None
+
+
 class Loader:
     """Runs `scan` and `load` one after another in a thread. The results wait in `done`."""
 
@@ -87,7 +111,7 @@ class Loader:
     def _report_scan(self, *, settled: bool) -> None:
         """Scan. Report a polled change when the next scan finds the same, because files may be being written."""
         try:
-            found = self._scan()
+            found = scan_safely(self._scan)
         except LoadError as error:
             found = Scan({}, failure=str(error))
         if settled or (found == self._seen and found != self._reported):
@@ -99,12 +123,9 @@ class Loader:
 
     def _report_load(self, name: str, version: Version) -> None:
         try:
-            self._report(self._load(name, version))
+            self._report(load_safely(self._load, name, version))
         except LoadError as error:
             self._report(str(error))
-        except Exception as error:  # whatever a damaged model makes a library raise: the other models are served
-            log.exception("could not load %s", name)
-            self._report(f"could not load {name}: {type(error).__name__}; the log of the worker has the reason")
 
     def _report(self, result: Scan | str | Loaded) -> None:
         self.done.append(result)

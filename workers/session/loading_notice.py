@@ -10,6 +10,7 @@ import zmq
 from broker.wire import protocol as wire
 from broker.wire.sockets import open_dealer
 from workers.config import Config
+from workers.session.catalog import repair_failure
 
 #: Seconds between two notices, as between two heartbeats of a worker.
 INTERVAL_S = 1.0
@@ -17,8 +18,6 @@ INTERVAL_S = 1.0
 RETRY_S = 0.05
 #: Longest time that a failing process takes to connect and send the reason, in milliseconds.
 FAILURE_MS = 1000
-#: Longest text of a failure that the wire allows, in characters.
-MAX_FAILURE_LENGTH = 4096
 
 
 @contextlib.contextmanager
@@ -42,20 +41,12 @@ def announce_loading(
     try:
         yield set_name
     except failures as error:
-        failure = repair_text(str(error))[:MAX_FAILURE_LENGTH]
+        failure = repair_failure(str(error))
         notices.append(msgspec.structs.replace(notices[0], failure=failure))
         raise
     finally:
         ended.set()
         thread.join()
-
-
-def repair_text(text: str) -> str:
-    """Return a text from the command line or the file system as the UTF-8 that it is.
-
-    In the locale C without UTF-8 mode, Python reads other bytes than ASCII as surrogates, which cannot be sent.
-    """
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def connect_dealer(config: Config) -> "zmq.Socket[bytes]":

@@ -7,7 +7,7 @@ import time
 from broker.wire import protocol as wire
 from broker.wire.protocol import Message, ModelKey
 from workers.engine.pipeline import Pipeline
-from workers.session.catalog import Catalog
+from workers.session.catalog import Catalog, repair_failure
 from workers.session.loader import Loaded, Loader, Scan
 from workers.session.session import Session
 
@@ -102,7 +102,7 @@ class ModelKeeper:
         """Return the answers to the broker's reloads, when all models are loaded or have failed."""
         if not self._scanned or self._catalog.loading:
             return []
-        failure = self._failure or "; ".join(self._catalog.list_failures())
-        ended = [wire.Reloaded(number, changed, failure[:4096]) for number, changed in self._scanned.items()]
+        failure = repair_failure(self._failure or "; ".join(self._catalog.list_failures()))
+        ended = [wire.Reloaded(number, changed, failure) for number, changed in self._scanned.items()]
         self._scanned.clear()
         return [*ended]

@@ -149,3 +149,14 @@ def test_unloaded_model_that_cannot_be_loaded_is_not_announced(catalog: Catalog)
     catalog.demand(info().key, 12)
     catalog.use(info().key, 12)
     assert catalog.begin_load() is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"), [("caf\udcc3\udca9", "caf\u00e9"), ("\udcff", "\ufffd"), ("\ud800", "?")]
+)
+def test_reasons_can_be_sent(reason: str, expected: str) -> None:
+    catalog = Catalog()
+    catalog.configure({"a": 1}, {"b": reason})
+    catalog.begin_load()
+    catalog.fail_load(reason)
+    assert [state.text for state in catalog.list_states()] == [expected, expected]

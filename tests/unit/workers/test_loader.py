@@ -14,7 +14,7 @@ from workers.session.loader import Loaded, Loader, LoadError, Scan
 class Played:
     """Loader of which the test decides what the scans find."""
 
-    def __init__(self, scans: Sequence[Scan | LoadError], poll_s: float = 0.0) -> None:
+    def __init__(self, scans: Sequence[Scan | Exception], poll_s: float = 0.0) -> None:
         self._scans = list(scans)
         self.scanned = 0
         self.woken = threading.Event()
@@ -24,7 +24,7 @@ class Played:
     def scan(self) -> Scan:
         self.scanned += 1
         found = self._scans[min(self.scanned, len(self._scans)) - 1]
-        if isinstance(found, LoadError):
+        if isinstance(found, Exception):
             raise found
         return found
 
@@ -56,6 +56,13 @@ def test_polled_change_is_reported_once_it_has_settled() -> None:
     seen = played.scanned
     until(lambda: played.scanned > seen + 3, what="more scans")
     assert not played.loader.done
+
+
+def test_unexpected_error_of_a_scan_is_reported() -> None:
+    failed = Scan({}, failure="could not read the configuration: ValueError: embedded null byte")
+    played = Played([ValueError("embedded null byte")] * 3 + [Scan({"m": 2})], poll_s=0.01)
+    assert played.take() == failed
+    assert played.take() == Scan({"m": 2})
 
 
 @pytest.mark.parametrize(

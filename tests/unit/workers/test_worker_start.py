@@ -1,0 +1,57 @@
+"""The first model of a worker process, from its configuration to the service."""
+
+import gc
+import weakref
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import workers.loading
+from tests.harness.fake_worker import FakeBackend, model
+from tests.unit.workers.test_model_folder import write_folder
+from workers.__main__ import load_first, serve
+from workers.config import Config
+from workers.engine.engine import Engine
+from workers.session.catalog import Catalog, Version
+from workers.session.loader import Loaded, LoadError, Scan
+from workers.session.service import Service
+
+
+def test_memory_of_first_model_can_be_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "model")
+    engines: list[weakref.ref[Engine]] = []
+    alive: list[bool] = []
+
+    def load_engine(*arguments: object) -> Engine:
+        engine = Engine(*arguments)  # type: ignore[arg-type]
+        engines.append(weakref.ref(engine))
+        return engine
+
+    def run(service: Service) -> None:
+        (info,) = service._keeper._catalog.list_models()
+        gc.collect()
+        alive.append(engines[0]() is not None)
+        service._pipeline.remove_model(info.key)
+        service._close_sockets()
+        gc.collect()
+        alive.append(engines[0]() is not None)
+
+    monkeypatch.setattr(workers.loading, "Engine", load_engine)
+    monkeypatch.setattr(Service, "run", run)
+    serve(Config(broker=f"ipc://{tmp_path}/broker", model=str(folder), cache=str(tmp_path / "cache")))
+    assert alive == [True, False]
+
+
+def test_unexpected_error_leaves_the_other_models(caplog: pytest.LogCaptureFixture) -> None:
+    def load(name: str, version: Version) -> Loaded:
+        if name == "odd":
+            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+        return Loaded(msgspec.structs.replace(model(), name=name), FakeBackend())
+
+    catalog = Catalog()
+    assert load_first(catalog, Scan({"odd": 1, "good": 1}), load, lambda _: None).info.name == "good"
+    reason = "could not load odd: UnicodeEncodeError; the log of the worker has the reason"
+    assert catalog.list_failures() == [f"odd: {reason}"]
+    with pytest.raises(LoadError, match="could not load odd"):
+        load_first(Catalog(), Scan({"odd": 1}), load, lambda _: None)
