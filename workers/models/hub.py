@@ -154,7 +154,11 @@ def _fetch_weights(name: str, commit: str, files: list[str], folder: Path) -> No
 
 def _is_setting(file: str) -> bool:
     folder, _, name = file.rpartition("/")
-    return "/" not in folder and any(fnmatch.fnmatchcase(name, pattern) for pattern in (*SETTINGS, *_WEIGHT_SETTINGS))
+    return (
+        "/" not in folder
+        and folder != ".."
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in (*SETTINGS, *_WEIGHT_SETTINGS))
+    )
 
 
 def _read_module_folders(path: Path) -> list[str]:
@@ -211,6 +215,8 @@ def _call_hub(call: Callable[..., T], name: str, *arguments: Any) -> T:
         raise ModelError(
             f"{name} is gated; accept its conditions at {endpoint}/{name}, and set HF_TOKEN to a token of that account"
         ) from None
+    except errors.HFValidationError as error:
+        raise ModelError(f"{name} is no name of a model on the hub: {summarize_error(error)}") from None
     except errors.RevisionNotFoundError:
         raise ModelError(f"{name} has no revision {arguments[0]} on {endpoint}; correct what follows @") from None
     except errors.RepositoryNotFoundError:
