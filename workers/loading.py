@@ -32,7 +32,7 @@ def scan_models(config: Config) -> Scan:
     """Return the models that the configuration names. Raise `LoadError` if there is no list of models."""
     remarks: list[str] = []
     try:
-        found = find_sources(make_options(config), get_cache(config), remarks.append)
+        found = find_sources(make_options(config), get_cache(config), remarks.append, log.info)
     except ModelError as error:
         raise LoadError(str(error)) from None
     wanted = {}
