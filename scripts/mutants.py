@@ -169,7 +169,7 @@ BUGS = [
     Bug("a damaged version is loaded again and again", "workers/session/catalog.py", "if self.wanted is None or self.wanted == self.failed:", "if self.wanted is None:"),
     Bug("a damaged version ends the old one", "workers/session/catalog.py", "            if not entry.in_memory:\n", "            if True:\n"),
     Bug("a stale version is served", "workers/session/catalog.py", "(entry.wanted is not None and entry.wanted != version)", "False"),
-    Bug("a busy model is unloaded", "workers/session/catalog.py", " and info.key not in busy and", " and"),
+    Bug("a busy model is unloaded", "workers/session/catalog.py", "            if entry.info.key in busy:\n                entry.used_at = now\n            elif", "            if"),
     Bug("a reload waits for lost workers", "reloads.py", "if not reload.waiting & connected]", "if not reload.waiting]"),
     Bug("rows of an old revision are kept", "frontend/session/pending.py", "            self.model_info = model\n            self.clear_rows()\n", "            self.model_info = model\n"),
     Bug("late rows of an old revision count", "frontend/session/pending.py", "            if pending.submission.revision not in (\"\", answers.revision):\n", "            if False:\n"),

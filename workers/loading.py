@@ -26,22 +26,19 @@ class SourceVersion(NamedTuple):
 
     source: Source
     files: tuple[tuple[str, int, int], ...]
-    aliases: tuple[str, ...]
 
 
 def scan_models(config: Config) -> Scan:
     """Return the models that the configuration names. Raise `LoadError` if there is no list of models."""
     remarks: list[str] = []
-    aliases = parse_aliases(config)
     try:
-        found = find_sources(make_options(config), get_cache(config), remarks.append)
+        found = find_sources(make_options(config), get_cache(config), remarks.append, log.info)
     except ModelError as error:
         raise LoadError(str(error)) from None
     wanted = {}
     for source in found.sources:
         name = repair_text(source.name)
-        names = tuple(alias for alias, of in aliases.items() if of == name)
-        wanted[name] = SourceVersion(source, tuple(_list_files(source.folder)), names)
+        wanted[name] = SourceVersion(source, tuple(_list_files(source.folder)))
     refused = {repair_text(refused.name): refused.reason for refused in found.refused}
     return Scan(wanted, refused, remarks=tuple(remarks))
 
@@ -57,7 +54,7 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
         engine.warm_up()
     except (ModelError, DeviceError) as error:
         raise LoadError(str(error)) from None
-    info = describe_model(name, version, prepared, engine, config.batch_ms)
+    info = describe_model(config, name, source, prepared, engine)
     log.info(
         "loaded %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens",
         name,
@@ -72,10 +69,10 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
 
 
 def describe_model(
-    name: str, version: SourceVersion, prepared: PreparedModel, engine: Engine, batch_ms: int
+    config: Config, name: str, source: Source, prepared: PreparedModel, engine: Engine
 ) -> wire.ModelInfo:
-    """Return the model as the worker announces it. A batch of its size takes `batch_ms` on the device."""
-    batch_tokens = int(engine.tokens_per_second * batch_ms / 1000)
+    """Return the model as the worker announces it. A batch of its size takes `config.batch_ms` on the device."""
+    batch_tokens = int(engine.tokens_per_second * config.batch_ms / 1000)
     return wire.ModelInfo(
         name=name,
         revision=prepared.revision,
@@ -92,9 +89,9 @@ def describe_model(
         matryoshka_dimensions=prepared.matryoshka.dimensions,
         batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
         tokens_per_s=max(1, int(engine.tokens_per_second)),
-        aliases=list(version.aliases),
+        aliases=[alias for alias, of in parse_aliases(config).items() if of == name],
         truncates=prepared.truncates,
-        parts=list(version.source.parts),
+        parts=list(source.parts),
     )
 
 

@@ -7,6 +7,8 @@ from broker.wire.protocol import ModelsReloaded, Reloaded
 
 #: Longest text of failures that the wire allows, in characters.
 MAX_TEXT = 4096
+#: Open reloads at most. A worker that loads for minutes answers none of them.
+MAX_OPEN = 64
 
 
 @dataclass(eq=False)
@@ -25,12 +27,18 @@ class _Reload:
 class Reloads:
     """Open reloads by the number that the broker gave them."""
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: int) -> None:
         self._open: dict[int, _Reload] = {}
-        self._newest = 0
+        #: The epoch is in the numbers, because a worker may answer a reload of the broker before this one.
+        self._newest = epoch % 2**31 << 32
 
     def begin(self, owner: bytes, number: int, workers: Iterable[bytes]) -> int:
-        """Add a reload of a frontend, and return the number for its workers."""
+        """Add a reload of a frontend, and return the number for its workers. End the oldest of too many."""
+        for oldest in list(self._open.values())[: max(0, len(self._open) + 1 - MAX_OPEN)]:
+            oldest.waiting.clear()
+            oldest.failures.append(
+                f"a worker is still loading, and {MAX_OPEN} later reloads wait; wait until it is ready"
+            )
         self._newest += 1
         self._open[self._newest] = _Reload(owner, number, set(workers))
         return self._newest

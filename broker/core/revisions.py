@@ -24,6 +24,8 @@ from broker.wire.protocol import ModelInfo, ModelKey
 LINGER_S = 1.0
 #: Another worker is asked to load a model if its waiting jobs take longer than this, in seconds.
 LOAD_WAIT_S = 2.0
+#: Seconds after which a `Load` is sent again, or to another worker, if the model is not loaded.
+LOAD_AGAIN_S = 60.0
 #: Seconds after which a model is forgotten that no worker serves and no request waits for.
 FORGET_S = 3600.0
 
@@ -140,17 +142,21 @@ def _find_release_time(model: WorkerModel) -> float:
     return (model.retired_at or 0.0) + LINGER_S
 
 
-def ask_for_models(state: State) -> None:
+def ask_for_models(state: State, now: float) -> None:
     """Ask one worker to load each model that jobs wait for, if the workers that have the model are too slow."""
     for key, model in state.models.items():
         unloaded = state.pool.list_unloaded(key) if model.queue else []
-        if not unloaded or any(worker.models[key].asked for worker in unloaded):
+        if not unloaded or any(_is_asked(worker.models[key], now) for worker in unloaded):
             continue
         loaded_speed = sum(worker.models[key].tokens_per_s for worker in state.pool.list_loaded(key))
         if loaded_speed * LOAD_WAIT_S < model.queue.tokens or not loaded_speed:
             worker = min(unloaded, key=lambda worker: rank_by_leases(worker, key))
-            worker.models[key].asked = True
+            worker.models[key].asked_at = now
             state.outbox.put(worker.peer, wire.Load(key.name, key.revision))
+
+
+def _is_asked(model: WorkerModel, now: float) -> bool:
+    return model.asked_at is not None and now < model.asked_at + LOAD_AGAIN_S
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

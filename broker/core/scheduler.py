@@ -128,7 +128,7 @@ class Scheduler:
         end_trials(state, now)
         dispatch_waiting(state, now)
         release_models(state, now)
-        ask_for_models(state)
+        ask_for_models(state, now)
         if state.models_changed:
             state.models_changed = False
             for peer in state.ledger.by_peer:

@@ -39,7 +39,7 @@ class State:
         #: Models that processes are loading or failed to load.
         self.loading = ModelLoading(limits.liveness_s)
         #: Reloads of configurations that workers have not answered.
-        self.reloads = Reloads()
+        self.reloads = Reloads(epoch)
         #: Suspects, trials and blocked inputs.
         self.blame = Blame(limits)
         #: Token buckets of clients, and jobs that clients abandoned.

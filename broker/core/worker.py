@@ -52,8 +52,8 @@ class WorkerModel:
         #: Whether the worker has the model in memory, and since when it waits for the `Release` to free that memory.
         self.loaded = not info.unloaded
         self.retired_at: float | None = None
-        #: Whether the worker was sent a `Load`.
-        self.asked = False
+        #: When the worker was sent a `Load` that it has not followed; None: none.
+        self.asked_at: float | None = None
 
     @property
     def tokens_per_s(self) -> float:
@@ -64,7 +64,7 @@ class WorkerModel:
         """Apply what the worker announces about the model."""
         self.info, self.listed = info, True
         if not info.unloaded:
-            self.loaded, self.retired_at, self.asked = True, None, False
+            self.loaded, self.retired_at, self.asked_at = True, None, None
         elif self.loaded and self.retired_at is None:
             self.retired_at = now
 

@@ -42,11 +42,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     overrides: Overrides = Overrides()
 
 
-def find_sources(options: Options, cache: Path, report: Report) -> Found:
+def find_sources(options: Options, cache: Path, report: Report, progress: Report | None = None) -> Found:
     """Return the models that the options lead to. Raise `ModelError` if there is no list of models at all.
 
-    A model on the Hugging Face hub, and the default model, are fetched to the cache. `report` gets a line for each
-    step, and about each setting that has no effect.
+    A model on the Hugging Face hub, and the default model, are fetched to the cache. `report` gets a line about
+    each setting that has no effect, and `progress`, or else `report`, about each step.
     """
     if options.config:
         found = read_ovms_config(Path(options.config), report)
@@ -56,7 +56,7 @@ def find_sources(options: Options, cache: Path, report: Report) -> Found:
         path, file = Path(options.model or NAME), ""
         if options.model and path.is_file():
             path, file = split_graph_path(path)
-        folder = find_folder(str(path) if options.model else "", cache, report)
+        folder = find_folder(str(path) if options.model else "", cache, progress or report)
         source = _read_model(options.name or choose_model_name(path), folder, folder, report)
         found = Found([_apply_overrides(source, Overrides(file=file))])
     return Found([_apply_overrides(source, options.overrides) for source in found.sources], found.refused)

@@ -61,6 +61,11 @@ class _Entry:
             return False
         return self.wanted != self.served or self.demanded
 
+    @property
+    def may_idle(self) -> bool:
+        """Whether the model is in use and could be loaded again after it is unloaded."""
+        return self.info is not None and not self.info.unloaded and self.wanted == self.served
+
 
 class Catalog:
     """The models of one worker. At most one of them is being loaded."""
@@ -134,19 +139,27 @@ class Catalog:
             entry.info = msgspec.structs.replace(entry.info, unloaded=not entry.in_memory)
 
     def demand(self, key: ModelKey, now: float) -> None:
-        """Record that the broker asks for an unloaded model."""
+        """Record that the broker asks for an unloaded model. If it cannot be loaded, it is no longer announced."""
         entry = self._find(key)
         if entry and entry.in_memory:
             self.use(key, now)
-        elif entry:
+        elif entry and entry.wanted is not None and entry.wanted != entry.failed:
             entry.demanded = True
+        elif entry:
+            entry.info = None
 
     def unload_idle(self, now: float, idle_s: float, busy: Collection[ModelKey]) -> None:
-        """Announce as unloaded what was not used for `idle_s` and is not busy. Its memory is freed by `release`."""
+        """Announce as unloaded what was not used for `idle_s` and is not busy. Its memory is freed by `release`.
+
+        A model of which another version is configured stays, because the old version cannot be loaded again.
+        """
         for entry in self._entries.values():
-            info = entry.info
-            if info and not info.unloaded and info.key not in busy and now >= entry.used_at + idle_s:
-                entry.info = msgspec.structs.replace(info, unloaded=True)
+            if entry.info is None or not entry.may_idle:
+                continue
+            if entry.info.key in busy:
+                entry.used_at = now
+            elif now >= entry.used_at + idle_s:
+                entry.info = msgspec.structs.replace(entry.info, unloaded=True)
 
     def release(self, key: ModelKey) -> bool:
         """Record that the broker sends no more batches of a model. Return whether its memory can be freed."""
@@ -159,7 +172,7 @@ class Catalog:
 
     def next_idle_at(self, idle_s: float) -> float | None:
         """Return when the next model may be idle; None if no model is in use."""
-        times = (entry.used_at + idle_s for entry in self._entries.values() if entry.info and not entry.info.unloaded)
+        times = (entry.used_at + idle_s for entry in self._entries.values() if entry.may_idle)
         return min(times, default=None)
 
     def _find(self, key: ModelKey) -> _Entry | None:

@@ -56,7 +56,8 @@ class ModelKeeper:
             self._handle_result(self._loader.done.popleft(), now)
         if self._idle_s < math.inf:
             self._catalog.unload_idle(now, self._idle_s, self._session.list_busy())
-        if begun := self._catalog.begin_load():
+        # A worker that drains ends before the model would be loaded.
+        if not self._session.draining and (begun := self._catalog.begin_load()):
             log.info("loading %s", begun[0])
             self._loader.load_model(*begun)
         messages = self._session.announce(self._catalog.list_models(), self._catalog.list_states())

@@ -1,6 +1,6 @@
 """Reloads of the workers' configurations."""
 
-from broker.core.reloads import MAX_TEXT
+from broker.core.reloads import MAX_OPEN, MAX_TEXT, Reloads
 from broker.wire import protocol as wire
 from tests.harness.core import Core
 
@@ -62,3 +62,21 @@ def test_reload_of_lost_frontend_is_dropped(core: Core) -> None:
     core.lost(b"F1")
     answer(core, b"W1")
     assert core.take(wire.ModelsReloaded) == []
+
+
+def test_answer_to_an_earlier_broker_ends_no_reload() -> None:
+    stale, reloads = Reloads(epoch=2**62 + 1), Reloads(epoch=2**62 + 2)
+    number = stale.begin(b"F", 1, [b"W1"])
+    assert reloads.begin(b"F", 1, [b"W1"]) != number
+    reloads.record_answer(b"W1", wire.Reloaded(number, changed=True))
+    assert reloads.take_ended([b"W1"]) == []
+
+
+def test_oldest_of_too_many_reloads_fails(core: Core) -> None:
+    for number in range(MAX_OPEN):
+        core.handle(b"F1", wire.ReloadModels(number))
+    assert results(core) == []
+    core.handle(b"F1", wire.ReloadModels(MAX_OPEN))
+    (result,) = results(core)
+    assert (result.number, result.changed) == (0, False)
+    assert "still loading" in result.failure

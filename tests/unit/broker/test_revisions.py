@@ -6,7 +6,7 @@ Each call of the scheduler is followed by a check of all invariants; see `tests/
 import pytest
 
 from broker.core.limits import Limits
-from broker.core.revisions import FORGET_S, LINGER_S, LOAD_WAIT_S
+from broker.core.revisions import FORGET_S, LINGER_S, LOAD_AGAIN_S, LOAD_WAIT_S
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError
 from broker.wire.protocol import Availability, ModelKey, ModelState
@@ -381,6 +381,19 @@ def test_unloaded_model_is_loaded_for_a_request(core: Core) -> None:
     core.announce(info())
     core.answer(*core.batches())
     assert sorted(core.answers()) == [(1, 0), (2, 0)]
+
+
+def test_load_without_an_effect_is_sent_again() -> None:
+    core = Core(Limits(liveness_s=2 * LOAD_AGAIN_S, worker_grace_s=2 * LOAD_AGAIN_S))
+    core.frontend()
+    core.worker()
+    unload(core)
+    core.submit(1, ["a"], budget_ms=10**6)
+    assert len(core.take(wire.Load)) == 1
+    core.tick(LOAD_AGAIN_S - 1)
+    assert core.take(wire.Load) == []
+    core.tick(1)
+    assert core.take(wire.Load) == [(b"W1", wire.Load("m", "r"), [])]
 
 
 def test_request_before_the_release_needs_no_load(core: Core) -> None:

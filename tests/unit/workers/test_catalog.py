@@ -160,3 +160,31 @@ def test_reasons_can_be_sent(reason: str, expected: str) -> None:
     catalog.begin_load()
     catalog.fail_load(reason)
     assert [state.text for state in catalog.list_states()] == [expected, expected]
+
+
+def test_model_with_a_failed_new_version_stays_loaded(catalog: Catalog) -> None:
+    catalog.configure({"m": 2}, {})
+    catalog.begin_load()
+    catalog.fail_load("broken")
+    catalog.unload_idle(100, 10, set())
+    assert catalog.list_models() == [info()]
+    assert catalog.next_idle_at(10) is None
+
+
+def test_model_that_cannot_be_loaded_is_withdrawn_on_demand(catalog: Catalog) -> None:
+    catalog.unload_idle(100, 10, set())
+    catalog.configure({"m": 2}, {})
+    catalog.begin_load()
+    catalog.fail_load("broken")
+    assert catalog.release(info().key)
+    catalog.demand(info().key, 101)
+    assert catalog.begin_load() is None
+    assert catalog.list_models() == []
+
+
+def test_idle_time_starts_when_the_last_batch_ends(catalog: Catalog) -> None:
+    catalog.unload_idle(20, 10, {info().key})
+    catalog.unload_idle(21, 10, set())
+    assert catalog.list_models() == [info()]
+    catalog.unload_idle(30, 10, set())
+    assert catalog.list_models() == [info(unloaded=True)]

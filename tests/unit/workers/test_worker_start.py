@@ -1,18 +1,22 @@
 """The first model of a worker process, from its configuration to the service."""
 
 import gc
+import logging
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 import workers.loading
+import workers.models.sources
 from tests.harness.fake_worker import FakeBackend, model
 from tests.unit.workers.test_model_folder import write_folder
 from workers.__main__ import load_first, serve
 from workers.config import Config
 from workers.engine.engine import Engine
+from workers.loading import scan_models
 from workers.session.catalog import Catalog, Version
 from workers.session.loader import Loaded, LoadError, Scan
 from workers.session.service import Service
@@ -55,3 +59,25 @@ def test_unexpected_error_leaves_the_other_models(caplog: pytest.LogCaptureFixtu
     assert catalog.list_failures() == [f"odd: {reason}"]
     with pytest.raises(LoadError, match="could not load odd"):
         load_first(Catalog(), Scan({"odd": 1}), load, lambda _: None)
+
+
+def test_other_aliases_do_not_reload_a_model(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model")
+    plain = Config(model=str(folder), model_name="m", cache=str(tmp_path / "cache"))
+    scan = scan_models(plain)
+    assert scan_models(msgspec.structs.replace(plain, aliases="ada=m")) == scan
+
+
+def test_download_is_no_remark_about_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_folder(tmp_path / "model")
+
+    def find_folder(text: str, cache: Path, report: Callable[[str], None]) -> Path:
+        report(f"fetching {text}")
+        return folder
+
+    monkeypatch.setattr(workers.models.sources, "find_folder", find_folder)
+    caplog.set_level(logging.INFO)
+    assert scan_models(Config(model="acme/tiny", cache=str(tmp_path / "cache"))).remarks == ()
+    assert ("INFO", "fetching acme/tiny") in [(record.levelname, record.message) for record in caplog.records]
