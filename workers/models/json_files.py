@@ -30,12 +30,12 @@ def summarize_error(error: BaseException) -> str:
     return textwrap.shorten(explain(error), 200, placeholder="…")
 
 
-def read_json(path: Path) -> Any:
-    """Return a file's JSON value. Raise `ModelError` if the file cannot be read."""
+def read_json(path: Path, remedy: str = REMEDY) -> Any:
+    """Return a file's JSON value. Raise `ModelError` with the remedy if the file cannot be read."""
     try:
         return parse_json(read_small_file(path, MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"could not read {path}: {summarize_error(error)}; {REMEDY}") from None
+        raise ModelError(f"could not read {path}: {summarize_error(error)}; {remedy}") from None
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -46,11 +46,14 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object. Raise `ModelError` if the file cannot be read or holds something else."""
-    value = read_json(path)
+def read_object(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
+    """Return a file's JSON object.
+
+    Raise `ModelError` with the remedy if the file cannot be read or holds something else.
+    """
+    value = read_json(path, remedy)
     if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object; {REMEDY}")
+        raise ModelError(f"{path} is not a JSON object; {remedy}")
     return value
 
 

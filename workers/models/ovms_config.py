@@ -20,6 +20,8 @@ from workers.models.ovms_graph import Graph, Servable, parse_properties, read_gr
 from workers.models.source import MAX_NAME_LENGTH, Found, Overrides, Refused, Source
 
 MODELS, GRAPHS = "model_config_list", "mediapipe_config_list"
+#: What to do about a configuration that cannot be read.
+_REMEDY = "correct the file"
 #: Other keys of config.json, which have no effect.
 _OTHER_KEYS = {
     "custom_loader_config_list",
@@ -61,7 +63,9 @@ def read_ovms_config(path: Path, report: Report) -> Found:
     `report` gets a line about each setting that has no effect. A model that cannot be served does not affect the
     others. Entries that are parts of a graph are not models of their own.
     """
-    values = read_object(path)
+    values = read_object(path, _REMEDY)
+    if "model_type" in values and MODELS not in values:
+        raise ModelError(f"{path} is the configuration of one model; set --model to its folder {path.parent}")
     if unknown := sorted(set(values) - _OTHER_KEYS - {MODELS, GRAPHS}):
         raise ModelError(f"{path} has the unknown key {reprlib.repr(unknown[0])}; correct its name, or remove it")
     if MODELS not in values:
@@ -255,7 +259,7 @@ def _read_subconfig(paths: list[Path], root: Path, report: Report) -> dict[str, 
         if not is_present(path):
             continue
         check_file(path, root, path.parent)
-        values = read_object(path)
+        values = read_object(path, _REMEDY)
         if MODELS in values:
             entries = _read_entries(path, {MODELS: values[MODELS]}, root)
             for entry in entries:

@@ -187,8 +187,9 @@ def test_pooling_by_name_or_number(tmp_path: Path, value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[]", "is not a JSON object"),
+        ("[]", "is not a JSON object; correct the file"),
         ("{", "could not read"),
+        ('{"model_type": "bert", "vocab_size": 9}', "is the configuration of one model; set --model to its folder"),
         ("{}", 'has no model_config_list, which OVMS requires; add "model_config_list": []'),
         ('{"model_config_list": {}}', "model_config_list must be a list of objects"),
         ('{"model_config_list": [1]}', "model_config_list must be a list of objects"),
@@ -203,6 +204,7 @@ def test_invalid_config_is_refused(tmp_path: Path, text: str, reason: str) -> No
     with pytest.raises(ModelError, match=r"config\.json") as error:
         read(tmp_path / "config.json")
     assert reason in str(error.value)
+    assert "download" not in str(error.value)
 
 
 @pytest.mark.parametrize(
