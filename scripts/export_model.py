@@ -79,9 +79,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    """Run the command. Exit with status 1 and one sentence if the model cannot be exported."""
+    """Run the command. Exit with status 2 and one sentence if the model cannot be exported."""
     options = parse_arguments(sys.argv[1:])
 
+    from broker.shared.exit import INTERRUPTED_STATUS, exit_refused
     from workers.models.export import ExportOptions, export_model
     from workers.models.json_files import ModelError
     from workers.models.prepare import print_progress
@@ -110,9 +111,11 @@ def main() -> None:
             print_progress,
         )
     except ModelError as error:
-        sys.exit(f"vecmill: {error}")
+        # Errors about a model's folder name the option of a worker.
+        exit_refused("", str(error).replace("set --model ", "set --source_model "))
     except KeyboardInterrupt:
-        sys.exit("vecmill: stopped before the export was complete")
+        print("vecmill: stopped before the export was complete", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
     print(folder)
 
 

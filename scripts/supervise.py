@@ -77,8 +77,11 @@ def choose_devices(device: str) -> list[str]:
     return others or devices
 
 
-def prepare_models(options: argparse.Namespace, device: str) -> list[str]:
-    """Fetch and convert the models for a device if needed; return their names. Exit if none can be served."""
+def prepare_first_model(options: argparse.Namespace, device: str) -> str:
+    """Fetch and convert the first model that can be served on a device, and return its name. Exit if there is none.
+
+    The workers prepare the others while they serve.
+    """
     from broker.shared.settings import SettingsError
     from workers.config import load, make_options
     from workers.models.json_files import ModelError
@@ -91,19 +94,18 @@ def prepare_models(options: argparse.Namespace, device: str) -> list[str]:
         found = find_sources(wanted, cache, print_status)
     except (ModelError, SettingsError) as error:
         exit_refused("", error)
-    names = []
     reasons = {refused.name: refused.reason for refused in found.refused}
     for source in found.sources:
         try:
             prepare_model(source.folder, cache, print_status, source.overrides)
-            names.append(source.name)
+            break
         except ModelError as error:
             reasons[source.name] = str(error)
-    if not names:
+    else:
         exit_refused("", "; ".join(reasons.values()) or f"{wanted.config} lists no models")
     for name, reason in reasons.items():
         print_status(f"cannot serve {name}: {reason}")
-    return names
+    return source.name
 
 
 def check_address(host: str, port: int) -> None:
@@ -261,7 +263,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         devices = [device for device in choose_devices(options.device) for _ in range(options.workers)]
-        names = prepare_models(options, devices[0])
+        name = prepare_first_model(options, devices[0])
     except KeyboardInterrupt:
         print_status("stopped before the model was ready")
         sys.exit(INTERRUPTED_STATUS)
@@ -273,7 +275,7 @@ def main() -> None:
     groups = create_children(options, sockets, devices, health_files)
     url = format_url(options.host, options.port, tls=bool(options.tls_cert))
     needs_key = bool(options.api_keys or os.environ.get("API_KEY"))
-    served = Served(names[0], url, needs_key, health_files)
+    served = Served(name, url, needs_key, health_files)
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     # Block SIGCHLD, so that the loop can wait for it.

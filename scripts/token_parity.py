@@ -133,7 +133,14 @@ def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     warnings.simplefilter("ignore")
-    texts = [json.loads(line)["text"] for path in options.texts for line in path.read_text().splitlines()]
+    try:
+        texts = [json.loads(line)["text"] for path in options.texts for line in path.read_text().splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.stderr.write(f"token_parity: could not read --texts: {error}; set files of JSON lines with a field text\n")
+        sys.exit(2)
+    if missing := [folder for folder in options.folders if not folder.is_dir()]:
+        sys.stderr.write(f"token_parity: the model folder {missing[0]} does not exist\n")
+        sys.exit(2)
     print("| folder | tokenizer | texts with other ids | texts per CPU second, one a call | 32 a call | load s |")
     print("|---|---|---|---|---|---|")
     for folder in options.folders:

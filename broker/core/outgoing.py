@@ -32,7 +32,8 @@ def build_models(state: State) -> wire.Models:
     states = {model.name: _describe_state(state, model) for model in models}
     for loading in [*state.loading.list_states(), *state.pool.list_states()]:
         known = states.get(loading.name)
-        if known is None or loading.state < known.state:
+        # A model that was removed and added again waits to be loaded.
+        if known is None or known.state == wire.Availability.END or loading.state < known.state:
             states[loading.name] = loading
         elif known.state == wire.Availability.AVAILABLE:
             # The old revision is served although a new one could not be loaded.

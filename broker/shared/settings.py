@@ -97,7 +97,7 @@ def _convert(kind: Any, schema: Mapping[str, Any], source: str, text: str) -> An
 def describe_values(schema: Mapping[str, Any]) -> str:
     """Return in words which values the JSON schema of a setting allows."""
     if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
+        return f"one of {', '.join(value or 'nothing' for value in schema['enum'])}"
     bounds = " and ".join(words.format(schema[key]) for key, words in _BOUNDS.items() if key in schema)
     return f"{_TYPES[schema['type']]} {bounds}".strip()
 

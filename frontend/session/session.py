@@ -31,6 +31,8 @@ from frontend.session.pending import Pending, PendingRequests, RefusalCache
 HEARTBEAT_S, LIVENESS_S = 0.25, 3.5
 #: Maximum number of submissions in one message, so that the broker's other peers wait briefly while it reads one.
 MAX_SUBMISSIONS = 64
+#: States of a removed model that no worker is configured to serve again.
+_GONE = (Availability.AVAILABLE, Availability.UNLOADING, Availability.END)
 
 
 class Outgoing(NamedTuple):
@@ -231,20 +233,25 @@ class Session:
         live = {other: model for other, model in self.models.items() if other not in self.removed}
         if resolved := resolve_name(name, live):
             return live[resolved.model]
-        if name in self.removed:
+        state = self._find_state(name)
+        if name in self.removed and (state is None or state.state in _GONE):
             raise unknown_model(name, served=live)
-        if name in self.states and self.states[name].state == Availability.FAILED and name not in self._seen_models:
+        if state and state.state == Availability.FAILED and name not in self._seen_models:
             raise self._explain_missing(name)
         until = (self._welcomed_at if self.connected else asked_at) + self._grace_s
         if now >= until:
             raise self._explain_missing(name)
         return until
 
+    def _find_state(self, name: str) -> ModelState | None:
+        """Return the state of a model, given by its own name or by NAME:PROMPT, or None."""
+        return self.states.get(name) or self.states.get(name.rpartition(":")[0])
+
     def _explain_missing(self, name: str) -> ApiError:
         if not self.connected:
             return broker_away()
-        state = self.states.get(name)
-        if state and state.state == Availability.LOADING:
+        state = self._find_state(name)
+        if state and state.state in (Availability.START, Availability.LOADING):
             return from_failure(ErrorCode.NO_WORKER, f"the model {quote(name)} is still being loaded", 5000)
         if state and state.state == Availability.FAILED:
             text = f"the model {quote(name)} could not be loaded by any worker: {state.text[:MAX_REASON]}"

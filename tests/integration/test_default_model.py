@@ -455,7 +455,7 @@ def test_missing_index_is_reported_in_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "workers.models.default", "--cache", str(tmp_path / "cache")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = done.stderr.splitlines()[-1]
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert last.startswith("vecmill: ")
     assert all(word in last for word in (*WHEELS, "--model"))
     assert "Traceback" not in done.stderr

@@ -137,6 +137,12 @@ def test_unknown_model_gets_similar_names(hub: FakeHub, tmp_path: Path) -> None:
         fetch("other/thing", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a--b/c", "a/b..c", "owner/" + "x" * 200])
+def test_name_that_the_hub_cannot_have_is_refused(hub: FakeHub, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=r"is no name of a model on the hub: "):
+        fetch(name, tmp_path)
+
+
 def test_unknown_revision_is_named(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="acme/tiny has no revision v2 on http"):
         fetch("acme/tiny@v2", tmp_path)

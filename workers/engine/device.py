@@ -20,6 +20,10 @@ _REFUSED_MODES = {
     "MULTI": "OpenVINO has replaced it by AUTO and PERFORMANCE_HINT CUMULATIVE_THROUGHPUT",
 }
 
+#: Activations that are rounded together where weights are int8 or int4, as OpenVINO 2026.4 and OVMS do on CPUs that
+#: gain from it; float weights are not affected. Fixed, because vectors depend on it; docs/export.md has what it costs.
+ROUNDED_GROUP = "32"
+
 
 class DeviceError(Exception):
     """The device cannot run the model. The text is one sentence for the operator."""
@@ -62,6 +66,8 @@ def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> di
     precision = "f16" if is_npu(device) else "f32"
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
     mode, _, members = device.partition(":")
+    if device.partition(".")[0] in ("CPU", "GPU"):
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = ROUNDED_GROUP
     if streams or (device == "CPU" and "PERFORMANCE_HINT" not in given):
         # One stream a core gave the most texts/s on the CPU plugin, which itself chooses one for several cores.
         properties["NUM_STREAMS"] = streams or count_cpus()

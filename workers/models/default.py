@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from broker.shared.exit import exit_refused
 from broker.shared.files import move_into_place
 from workers.models.cache import hash_file, lock_folder
 from workers.models.hub import fetch_model, is_hub_name
@@ -153,7 +154,7 @@ def _extract_file(archive: zipfile.ZipFile, name: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Run the command. Exit with status 1 and one sentence if the model cannot be fetched or converted."""
+    """Run the command. Exit with status 2 and one sentence if the model cannot be fetched or converted."""
     parser = argparse.ArgumentParser(prog="python -m workers.models.default", description="Fetch the default model.")
     parser.add_argument("--cache", type=Path, required=True, help="folder for models")
     options = parser.parse_args()
@@ -161,7 +162,7 @@ def main() -> None:
         folder = fetch_default_model(options.cache, print_progress)
         prepare_model(folder, options.cache, print_progress)
     except ModelError as error:
-        sys.exit(f"vecmill: {error}")
+        exit_refused("", error)
     print(folder)
 
 

@@ -9,7 +9,7 @@ import msgspec
 from broker.shared.files import make_scratch_folder, move_into_place
 from workers.models import ovms_files
 from workers.models.default import find_folder
-from workers.models.export_files import copy_settings, write_graph, write_tokenizer
+from workers.models.export_files import copy_settings, hash_source, read_export_info, write_graph, write_tokenizer
 from workers.models.folder import ModelFolder, read_folder
 from workers.models.hub import fetch_model, is_hub_name
 from workers.models.json_files import ModelError, summarize_error
@@ -64,8 +64,10 @@ def export_model(options: ExportOptions, cache: Path, report: Report) -> Path:
         )
     target = options.repository / name
     graph = _choose_graph(options, folder, report) if folder else None
+    ovms_files.read_config(options.config_path)
     try:
         if target.exists() and not options.overwrite:
+            _check_existing(target, folder, options.weight_format)
             report(f"{target} exists, so the model is not exported again; add --overwrite_models to replace it")
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,26 @@ def export_model(options: ExportOptions, cache: Path, report: Report) -> Path:
         raise ModelError(f"could not write {target}: {summarize_error(error)}") from None
     report(f"{options.config_path} has {name} in {target}")
     return target
+
+
+def _check_existing(target: Path, folder: ModelFolder | None, weight_format: str) -> None:
+    """Raise `ModelError` if an export was made from another source, or with another format of weights."""
+    info = read_export_info(target)
+    if folder is not None:
+        is_same = hash_source(folder) == info["source"] if "source" in info else _is_alike(folder, read_folder(target))
+        if not is_same:
+            raise ModelError(
+                f"{target} was not made from {folder.path}; add --overwrite_models to replace it, or set --model_name"
+            )
+    if (found := info.get("weight_format", weight_format)) != weight_format:
+        raise ModelError(
+            f"{target} has {found} weights, but --weight_format is {weight_format}; "
+            "add --overwrite_models to replace the folder"
+        )
+
+
+def _is_alike(source: ModelFolder, made: ModelFolder) -> bool:
+    return source.config == made.config and source.modules.pooling == made.modules.pooling
 
 
 def _read_source(options: ExportOptions, cache: Path, report: Report) -> ModelFolder | None:

@@ -4,17 +4,20 @@
 Vecmill reads the modules of sentence-transformers besides.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 from broker.shared.version import VERSION
+from workers.models.cache import hash_file
 from workers.models.folder import ModelFolder
 from workers.models.hub import SETTINGS
-from workers.models.json_files import MAX_COUNT, ModelError, read_count, read_json, read_object
+from workers.models.json_files import MAX_COUNT, ModelError, read_count, read_json, read_object, summarize_error
 from workers.models.library import Job, convert_tokenizer
 from workers.models.modules import read_modules
 from workers.models.prepare import FAMILIES, build_states
@@ -50,7 +53,32 @@ def write_graph(folder: ModelFolder, into: Path, wanted: "WeightFormat") -> None
     compress_weights(model, wanted)
     model.set_rt_info(VERSION, ["vecmill", "version"])
     model.set_rt_info(wanted.name, ["vecmill", "weight_format"])
+    model.set_rt_info(hash_source(folder), ["vecmill", "source"])
     ov.save_model(model, into / MODEL, compress_to_fp16=False)
+
+
+def hash_source(folder: ModelFolder) -> str:
+    """Return a hash of a folder's weights and pooling, which shows whether an export was made from the folder."""
+    parts = [*map(hash_file, folder.weights), *folder.modules.pooling]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def read_export_info(folder: Path) -> dict[str, str]:
+    """Return what `write_graph` noted in an export: `source`, `weight_format` and `version`; {} for other folders.
+
+    Raise `ModelError` if the file of the model is damaged.
+    """
+    info: dict[str, str] = {}
+    path = folder / MODEL
+    try:
+        for _, element in ElementTree.iterparse(path) if path.is_file() else ():
+            if element.tag == "vecmill":
+                info = {child.tag: child.get("value", "") for child in element}
+            elif element.tag in ("layer", "edge"):
+                element.clear()
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {summarize_error(error)}; add --overwrite_models to replace it") from None
+    return info
 
 
 def write_tokenizer(folder: ModelFolder, into: Path) -> None:

@@ -63,6 +63,10 @@ class _UnreachableError(Exception):
     """The hub cannot be used now. The text is the first part of a sentence."""
 
 
+class _OfflineError(_UnreachableError):
+    """The environment forbids the use of the hub."""
+
+
 def is_hub_name(text: str) -> bool:
     """Return whether a model is given by its name on the hub. What exists as a folder is not."""
     return _NAME.fullmatch(text) is not None and not Path(text).exists()
@@ -105,7 +109,8 @@ def fetch_model(text: str, cache: Path, report: Report, *, weights: bool = True)
         return store / commit
     except _UnreachableError as error:
         if fetched is None:
-            raise ModelError(f"{error}; check the network and HF_ENDPOINT, or set --model to a folder") from None
+            remedy = "unset it" if isinstance(error, _OfflineError) else "check the network and HF_ENDPOINT"
+            raise ModelError(f"{error}; {remedy}, or set --model to a folder") from None
         report(f"{error}; using commit {fetched.name}, which was fetched before")
         return fetched
     except OSError as error:
@@ -149,7 +154,11 @@ def _fetch_weights(name: str, commit: str, files: list[str], folder: Path) -> No
 
 def _is_setting(file: str) -> bool:
     folder, _, name = file.rpartition("/")
-    return "/" not in folder and any(fnmatch.fnmatchcase(name, pattern) for pattern in (*SETTINGS, *_WEIGHT_SETTINGS))
+    return (
+        "/" not in folder
+        and folder != ".."
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in (*SETTINGS, *_WEIGHT_SETTINGS))
+    )
 
 
 def _read_module_folders(path: Path) -> list[str]:
@@ -206,12 +215,14 @@ def _call_hub(call: Callable[..., T], name: str, *arguments: Any) -> T:
         raise ModelError(
             f"{name} is gated; accept its conditions at {endpoint}/{name}, and set HF_TOKEN to a token of that account"
         ) from None
+    except errors.HFValidationError as error:
+        raise ModelError(f"{name} is no name of a model on the hub: {summarize_error(error)}") from None
     except errors.RevisionNotFoundError:
         raise ModelError(f"{name} has no revision {arguments[0]} on {endpoint}; correct what follows @") from None
     except errors.RepositoryNotFoundError:
         raise ModelError(_describe_unknown(name, endpoint)) from None
     except errors.OfflineModeIsEnabled:
-        raise _UnreachableError(f"could not fetch {name} because HF_HUB_OFFLINE is set") from None
+        raise _OfflineError(f"could not fetch {name} because HF_HUB_OFFLINE is set") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):

@@ -36,6 +36,8 @@ from workers.models.tokenizer_settings import (
 MAX_WORD_CHARACTERS = 99_999
 #: Limits of the process: address space in bytes, and CPU time in seconds.
 _MAX_MEMORY_BYTES, _MAX_CPU_S = 4 << 30, 60
+#: Longest conversion in seconds, also of a process that sleeps, or that waits for a CPU that others use.
+_MAX_S = 600
 #: Texts that the process encodes, because a bad regular expression takes time that grows with the length.
 _PROBES = [piece * 4096 + end for piece in ("a", " ", "\n", "!", "1", "中", "\u0301", "a ", "a1") for end in ("", "-")]
 #: Character that is in no vocabulary.
@@ -66,14 +68,18 @@ def convert_tokenizer(job: Job) -> None:
     """
     # The process runs in another folder.
     job = msgspec.structs.replace(job, folder=os.path.abspath(job.folder), output=os.path.abspath(job.output))
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, msgspec.json.encode(job).decode()],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, msgspec.json.encode(job).decode()],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=_MAX_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"could not convert the tokenizer of {job.folder} within {_MAX_S} s; {REMEDY}") from None
     if done.returncode == _REFUSED:
         raise ModelError(done.stdout.decode())
     if done.returncode:

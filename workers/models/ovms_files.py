@@ -6,6 +6,7 @@ They are those of OVMS 2026's exporter (model_server, demos/common/export_models
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -58,16 +59,27 @@ def _format_flag(flag: bool) -> str:
     return "true" if flag else "false"
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the content of config.json with a list of models, which is empty if there is none.
+
+    Raise `ModelError` if the file is invalid.
+    """
+    config = read_object(path) if is_present(path) else {}
+    config.setdefault(MODELS, [])
+    for key in (MODELS, GRAPHS):
+        entries = config.get(key, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ModelError(f"{path}: {key} is not a list of objects; correct the file, or set --config_file_path")
+    return config
+
+
 def add_entry(path: Path, name: str, folder: Path) -> None:
     """Add a model to config.json, or set the folder of the model's entry. Everything else in the file stays.
 
     Raise `ModelError` if the file is invalid, and `OSError` if the file cannot be written.
     """
-    config = read_object(path) if is_present(path) else {}
-    models, graphs = config.setdefault(MODELS, []), config.get(GRAPHS, [])
-    for key, entries in ((MODELS, models), (GRAPHS, graphs)):
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ModelError(f"{path}: {key} is not a list of objects; correct the file, or set --config_file_path")
+    config = read_config(path)
+    models, graphs = config[MODELS], config.get(GRAPHS, [])
     known = [entry.get("config") for entry in models] + graphs
     entry = next((entry for entry in known if isinstance(entry, dict) and entry.get("name") == name), None)
     if entry is None:

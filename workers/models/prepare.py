@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from broker.shared.exit import exit_refused
 from workers.models import cache as entries
 from workers.models.folder import ModelFolder, read_folder
 from workers.models.graph_files import find_graph_file
@@ -221,7 +222,7 @@ def print_progress(text: str) -> None:
 
 
 def main() -> None:
-    """Run the command. Exit with status 1 and one sentence if the model cannot be converted."""
+    """Run the command. Exit with status 2 and one sentence if the model cannot be converted."""
     parser = argparse.ArgumentParser(prog="python -m workers.models.prepare", description="Convert a model folder.")
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--cache", type=Path, required=True, help="folder for converted models")
@@ -229,7 +230,7 @@ def main() -> None:
     try:
         prepared = prepare_model(options.model, options.cache, print_progress)
     except ModelError as error:
-        sys.exit(f"vecmill: {error}")
+        exit_refused("", error)
     print(prepared.model_path.parent)
 
 

@@ -307,6 +307,16 @@ def test_model_of_another_worker_is_not_removed(core: Core) -> None:
     assert [peer for peer, _, _ in core.batches()] == [b"W2"]
 
 
+def test_removed_model_that_is_added_again_waits(core: Core) -> None:
+    core.announce()
+    core.tick(LINGER_S)
+    assert read_states(core) == {"m": (Availability.END, "")}
+    core.announce(states=[ModelState("m", Availability.START)])
+    assert read_states(core) == {"m": (Availability.START, "")}
+    core.announce(states=[ModelState("m", Availability.LOADING)])
+    assert read_states(core) == {"m": (Availability.LOADING, "")}
+
+
 @pytest.mark.parametrize("revision", ["r", "s"])
 def test_removed_model_can_be_added_again(core: Core, revision: str) -> None:
     core.announce()

@@ -144,3 +144,7 @@ def test_version_and_help_are_printed(prefix: str, load: Load, capsys: pytest.Ca
     printed = capsys.readouterr()
     assert prefix + "LOG_LEVEL" in printed.out
     assert printed.err == ""
+
+
+def test_empty_value_is_named_in_words() -> None:
+    assert describe_values({"enum": ["", "CLS"]}) == "one of nothing, CLS"

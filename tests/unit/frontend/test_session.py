@@ -237,6 +237,24 @@ def test_missing_model_is_explained(frontend: Frontend) -> None:
     assert explain_missing(frontend, "m") == "the broker cannot be reached"
 
 
+@pytest.mark.parametrize("state", [Availability.START, Availability.LOADING])
+@pytest.mark.parametrize("removed", [False, True])
+def test_configured_model_is_still_being_loaded(frontend: Frontend, state: Availability, removed: bool) -> None:
+    frontend.now += GRACE_S
+    frontend.receive(wire.Models([M], [ModelState("n", state)], ["n"] if removed else []))
+    for name in ("n", "n:query"):
+        with pytest.raises(ApiError, match="is still being loaded") as raised:
+            frontend.session.find_model(name, frontend.now, frontend.now)
+        assert (raised.value.status, raised.value.retry_after_s) == (503, 5)
+
+
+def test_removed_model_that_fails_is_explained(frontend: Frontend) -> None:
+    frontend.receive(wire.Models([M], [ModelState("m", Availability.FAILED, "broken")], ["m"]))
+    with pytest.raises(ApiError, match="the model 'm' could not be loaded by any worker: broken") as raised:
+        frontend.session.find_model("m", frontend.now, frontend.now)
+    assert raised.value.status == 503
+
+
 def test_message_for_worker_is_ignored(frontend: Frontend) -> None:
     assert frontend.receive(wire.Heartbeat()) == Step()
     assert frontend.session.connected

@@ -1,6 +1,7 @@
 """Exported folders: files, graph.pbtxt, config.json, and vectors equal to the source's."""
 
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from broker.shared.exit import REFUSED_STATUS
 from tests.unit.workers.test_model_folder import CONFIG as MODEL_CONFIG
 from tests.unit.workers.test_model_folder import write_folder, write_json
 from workers.models.export import ExportOptions, export_model
@@ -123,6 +125,44 @@ def test_existing_export_is_kept(folder: Path) -> None:
     assert 'target_device: "GPU"' in (target / "graph.pbtxt").read_text()
     run_export(folder, overwrite=True)
     assert (target / "openvino_model.bin").stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_export_of_another_source_is_kept(folder: Path, noted: bool) -> None:
+    target, _ = run_export(folder)
+    graph = (target / "graph.pbtxt").read_text()
+    if not noted:
+        model = target / "openvino_model.xml"
+        model.write_text(model.read_text().replace("<vecmill>", "<x>").replace("</vecmill>", "</x>"))
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "cls"})
+    with pytest.raises(ModelError, match=r"was not made from .*; add --overwrite_models to replace it"):
+        run_export(folder)
+    assert (target / "graph.pbtxt").read_text() == graph
+
+
+def test_other_weight_format_is_refused(folder: Path) -> None:
+    run_export(folder, weight_format="fp32")
+    with pytest.raises(ModelError, match="has fp32 weights, but --weight_format is fp16; add --overwrite"):
+        run_export(folder, weight_format="fp16")
+
+
+def test_damaged_configuration_is_found_before_export(folder: Path) -> None:
+    config = folder.parent / "damaged.json"
+    config.write_text("{")
+    with pytest.raises(ModelError, match=r"damaged\.json"):
+        run_export(folder, config_path=config)
+    assert not (folder.parent / "models").exists()
+
+
+def test_command_names_its_own_option(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export_model", "embeddings_ov", "--source_model", str(tmp_path / "none"), "--cache", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "export_model.py"), run_name="__main__")
+    assert ended.value.code == REFUSED_STATUS
+    assert "set --source_model to a folder" in capsys.readouterr().err
 
 
 def test_failed_export_leaves_no_folder(folder: Path) -> None:

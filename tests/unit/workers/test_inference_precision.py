@@ -33,6 +33,12 @@ def test_only_npu_computes_in_float16(device: str, expected: str) -> None:
     assert choose_properties(device, 0, {})["INFERENCE_PRECISION_HINT"] == expected
 
 
+def test_rounding_of_activations_does_not_depend_on_openvino(prepared: PreparedModel, tmp_path: Path) -> None:
+    for given, expected in (({}, 32), ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, 0)):
+        compiled = compile_model(prepared, "CPU", 1, tmp_path / "compiled", given)
+        assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == expected
+
+
 def test_vectors_of_an_npu_have_a_revision(prepared: PreparedModel, tmp_path: Path) -> None:
     def find_revision(**settings: Any) -> str:
         return prepare_model(tmp_path / "tiny", tmp_path / "cache", print, Overrides(**settings)).revision

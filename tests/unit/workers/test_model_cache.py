@@ -254,6 +254,6 @@ def test_prepare_command_prints_the_entry_or_one_error(folder: Path, cache_folde
     assert done.returncode == 0, done.stderr
     assert os.listdir(done.stdout.strip())
     done = run_command(folder / "none")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("vecmill: the model folder")
     assert done.stderr.count("\n") == 1
