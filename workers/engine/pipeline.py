@@ -4,7 +4,9 @@ Interactive batches overtake bulk batches between any two micro-batches, up to a
 thread of the service owns the sockets: finished batches wait in `Pipeline.finished`, and `wake` wakes the service.
 """
 
+import bisect
 import collections
+import contextlib
 import itertools
 import math
 import queue
@@ -89,22 +91,47 @@ class Work:
 class LanePriorityQueue(Generic[T]):
     """Queue in which interactive items overtake bulk items, at most `MAX_OVERTAKES` each. A lane keeps its order."""
 
-    def __init__(self) -> None:
-        self._queue: queue.PriorityQueue[tuple[float, int, T | None]] = queue.PriorityQueue()
+    def __init__(self, claim: Callable[[T], bool] = lambda _: True) -> None:
+        """Take a function that returns whether an item can be taken now, and if so reserves what the item needs."""
+        self._claim = claim
+        self._items: list[tuple[float, int, T | None]] = []
         self._numbers = itertools.count()
+        self._changed = threading.Condition()
 
     def put(self, lane: wire.Lane, item: T) -> None:
         """Append an item to a lane."""
-        number = next(self._numbers)
-        self._queue.put((number - (MAX_OVERTAKES if lane == wire.Lane.INTERACTIVE else 0), number, item))
+        with self._changed:
+            number = next(self._numbers)
+            # Numbers differ, so that items are not compared.
+            bisect.insort(self._items, (number - (MAX_OVERTAKES if lane == wire.Lane.INTERACTIVE else 0), number, item))
+            self._changed.notify()
 
     def put_end(self) -> None:
         """Make one `get` return None after all items."""
-        self._queue.put((math.inf, next(self._numbers), None))
+        with self._changed:
+            self._items.append((math.inf, next(self._numbers), None))
+            self._changed.notify()
+
+    def retry(self) -> None:
+        """Let a waiting `get` look again, because what an item needs was freed."""
+        with self._changed:
+            self._changed.notify()
 
     def get(self) -> T | None:
-        """Wait for the next item and return it, or None at the end."""
-        return self._queue.get()[2]
+        """Wait for the first item that can be taken, and return it, or None at the end."""
+        with self._changed:
+            while (position := self._find()) is None:
+                self._changed.wait()
+            return self._items.pop(position)[2]
+
+    def _find(self) -> int | None:
+        """Return the position of the item to take; None if there is none."""
+        for position, (_, _, item) in enumerate(self._items):
+            if item is None:
+                return None if position else 0
+            if self._claim(item):
+                return position
+        return None
 
 
 @dataclass(slots=True, eq=False)
@@ -117,6 +144,14 @@ class MicroBatch:
     ids: list[Ids] = field(repr=False)
     #: Tokens at the start of each input that the pooling leaves out.
     prompt_tokens: list[int]
+    #: Number of the infer request; set by `claim_request`.
+    request: int = -1
+
+    def claim_request(self) -> bool:
+        """Reserve a free infer request of the model. Return whether there is one."""
+        with contextlib.suppress(queue.Empty):
+            self.request = self.work.served.free.get_nowait()
+        return self.request >= 0
 
 
 class Pipeline:
@@ -127,7 +162,7 @@ class Pipeline:
         self._wake = wake
         self._models: dict[ModelKey, Served] = {}
         self._batches: LanePriorityQueue[Work] = LanePriorityQueue()
-        self._micro_batches: LanePriorityQueue[MicroBatch] = LanePriorityQueue()
+        self._micro_batches: LanePriorityQueue[MicroBatch] = LanePriorityQueue(MicroBatch.claim_request)
         self.finished: collections.deque[Work] = collections.deque()
         self._tokenizing = threading.Thread(target=self._prepare_batches, name="tokenize", daemon=True)
         self._inferring: list[threading.Thread] = []
@@ -223,7 +258,7 @@ class Pipeline:
         ]
 
     def _run_micro_batches(self) -> None:
-        """Run micro-batches, until the end of the queue."""
+        """Run micro-batches of which the model has a free infer request, until the end of the queue."""
         while (item := self._micro_batches.get()) is not None:
             self._run_micro_batch(item)
             # As above.
@@ -231,7 +266,7 @@ class Pipeline:
 
     def _run_micro_batch(self, item: MicroBatch) -> None:
         backend, free = item.work.served
-        request = free.get()
+        request = item.request
         started = time.monotonic()
         try:
             error = self._fill_rows(item, backend, request)
@@ -240,6 +275,7 @@ class Pipeline:
             # If the device also fails on an input that worked before, this thread dies, and the worker with it.
             backend.verify_device(request)
         free.put(request)
+        self._micro_batches.retry()
         if item.work.finish_micro_batch(started, time.monotonic(), error):
             self._finish_batch(item.work)
 

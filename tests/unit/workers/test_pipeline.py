@@ -201,6 +201,25 @@ def test_interactive_batch_overtakes_another_models_batches() -> None:
     assert [bytes(work.frame).decode() for work in pipeline.finished].index("urgent") <= 1
 
 
+def test_busy_model_does_not_hold_up_another() -> None:
+    finished = threading.Semaphore(0)
+    blocked, wide = BlockedBackend(), FakeBackend(Fakery(requests=4))
+    pipeline = make_pipeline(blocked, finished.release)
+    pipeline.add_model(ModelKey("other", ""), wide)
+    for number in range(6):
+        pipeline.submit(make_batch(str(number)))
+    for number in range(3):
+        pipeline.submit(make_batch(f"other {number}", model="other"))
+    for _ in range(3):
+        assert finished.acquire(timeout=10)
+    assert [work.batch.model for work in pipeline.finished] == ["other"] * 3
+    pipeline.submit(make_batch("last"))
+    for _ in range(7):
+        assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert not any(work.error for work in pipeline.finished)
+
+
 def test_removed_model_finishes_its_batches() -> None:
     finished = threading.Semaphore(0)
     backend = BlockedBackend()
