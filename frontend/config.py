@@ -28,7 +28,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = 60.0
     send_timeout_s: Annotated[
         float,
-        Meta(gt=0, le=86400, description="disconnect a client that reads nothing for this many seconds"),
+        Meta(gt=0, le=86400, description="disconnect a client that does not read for this many seconds"),
     ] = 60.0
     min_read_rate: Annotated[
         float,
@@ -84,7 +84,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Literal["", "none", "start", "end"],
         Meta(
             description="where to truncate inputs that are too long if the request has no truncate; none: reject them; "
-            "empty: as the model's configuration says"
+            "empty: as the model's configuration specifies"
         ),
     ] = ""
     no_token_ids: Annotated[bool, Meta(description="reject inputs that are token ids")] = False

@@ -11,7 +11,7 @@ from pathlib import Path
 from broker.shared.exit import exit_refused
 from broker.shared.files import explain, make_scratch_folder, move_into_place
 
-#: A line that rejects all keys, beside which TOML allows no entry.
+#: A line that rejects all keys, next to which TOML allows no entry.
 _NO_KEYS = re.compile(r"^[ \t]*key[ \t]*=[ \t]*\[\s*\][ \t]*(#.*)?$\n?", re.MULTILINE)
 
 

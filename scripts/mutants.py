@@ -79,7 +79,7 @@ BUGS = [
     Bug("a worker that serves still loads", "scheduler.py", "        state.loading.finish_loading(hello.uuid, [info.name for info in hello.models])\n", ""),
     Bug("jobs of frontends interleave in a batch", "dispatch.py", "jobs.sort(key=lambda job: job.key)", "jobs.sort(key=lambda job: job.position)"),
     Bug("a worker with other weights joins", "scheduler.py", "if strays and len(strays) == len(hello.models):", "if False:"),
-    Bug("a begun request goes on with other weights", "admission.py", "model = state.models[asked if late else current]", "model = state.models[current]"),
+    Bug("a begun request goes on with other weights", "admission.py", "model = state.models[wanted if late else current]", "model = state.models[current]"),
     Bug("an idle worker is passed over", "pool.py", "        if free:\n            return max", "        if len(free) > 1:\n            return max"),
     Bug("a job above the budget waits forever", "client_queue.py", "empty = self._jobs == MAX_BATCH_JOBS", "empty = False"),
     Bug("clients do not take turns", "queues.py", "            elif client.deficit <= 0:\n                self._clients.move_to_end(name)\n", "            client.deficit = max(1, client.deficit)\n"),

@@ -150,14 +150,14 @@ def parse_arguments() -> argparse.Namespace:
     text = "name of the model in the API; default: that on the hub, or the folder's"
     add("--model-name", "", text, variable="VECMILL_MODEL_NAME")
     add("--plugin-config", "", "JSON object of OpenVINO properties")
-    add("--pooling", "", "CLS, MEAN or LAST, for every model; default: as the model's files say")
-    add("--normalize", "", "true or false: scale vectors to length 1; default: as the model's files say")
-    add("--max-length", "", "longest input in tokens; default: as the model's files say")
+    add("--pooling", "", "CLS, MEAN or LAST, for every model; default: as the model's files specify")
+    add("--normalize", "", "true or false: scale vectors to length 1; default: as the model's files specify")
+    add("--max-length", "", "longest input in tokens; default: as the model's files specify")
     add("--aliases", "", "other names of models: ALIAS=MODEL,ALIAS=MODEL")
     add("--config-poll-s", "", "seconds between two looks for changed models and configurations; 0: never; default: 1")
     add("--unload-idle-s", "", "unload a model after this many seconds without a request; default: never")
     text = "where to truncate inputs that are too long, unless the request decides; none: reject them; default: as the "
-    text += "model's configuration says"
+    text += "model's configuration specifies"
     choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
     add("--truncate", "", text, variable="VECMILL_FRONTEND_TRUNCATE", **choices)
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"

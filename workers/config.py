@@ -44,13 +44,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(description='JSON object of OpenVINO properties, such as {"PERFORMANCE_HINT": "LATENCY"}')
     ] = ""
     pooling: Annotated[
-        Literal["", "CLS", "MEAN", "LAST"], Meta(description="pooling of every model; empty: as the model's files say")
+        Literal["", "CLS", "MEAN", "LAST"],
+        Meta(description="pooling of every model; empty: as the model's files specify"),
     ] = ""
     normalize: Annotated[
         Literal["", "true", "false"],
-        Meta(description="whether vectors are scaled to length 1; empty: as the model's files say"),
+        Meta(description="whether vectors are scaled to length 1; empty: as the model's files specify"),
     ] = ""
-    max_length: Annotated[int, Meta(ge=0, description="longest input in tokens; 0: as the model's files say")] = 0
+    max_length: Annotated[int, Meta(ge=0, description="longest input in tokens; 0: as the model's files specify")] = 0
     aliases: Annotated[
         str, Meta(description="other names of models, such as text-embedding-3-small=MODEL,other=MODEL; empty: none")
     ] = ""

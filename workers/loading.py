@@ -109,5 +109,5 @@ def _list_files(folder: Path) -> Iterator[tuple[str, int, int]]:
                 status = path.stat()
                 yield str(path.relative_to(folder)), status.st_size, status.st_mtime_ns
     except OSError as error:
-        # The folder is being changed, or the model cannot be loaded, which says why.
+        # The folder is being changed, or the model cannot be loaded, and the error gives the reason.
         yield str(error), 0, 0

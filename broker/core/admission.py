@@ -74,13 +74,13 @@ def _find_model(state: State, submission: wire.Submission, now: float) -> Model 
     """Return the revision of a model that a request is bound to, or a rejection if the request cannot be served."""
     current = state.current.get(submission.model)
     # A request that was prepared for an older revision, or before the model was removed, gets what it was prepared for.
-    asked = ModelKey(submission.model, submission.revision)
-    late = bool(state.pool.list_ready(asked))
+    wanted = ModelKey(submission.model, submission.revision)
+    late = bool(state.pool.list_ready(wanted))
     if current is None or (submission.model in state.removed and not late):
         return Rejection(ErrorCode.UNKNOWN_MODEL, f"no worker serves a model named {quote(submission.model)}", 0)
-    if submission.revision and asked != current and not late:
+    if submission.revision and wanted != current and not late:
         return Rejection(ErrorCode.REPLACED, ErrorCode.REPLACED.text, 1)
-    model = state.models[asked if late else current]
+    model = state.models[wanted if late else current]
     if model.is_unserved(now, state.find_grace_s(model.info.key)):
         text = describe_no_worker(submission.model, state.find_failure(model.info.key))
         return Rejection(ErrorCode.NO_WORKER, text, 5)

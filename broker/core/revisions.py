@@ -4,7 +4,7 @@
    two revisions must not mix in one answer.
 2. Another revision becomes current when a worker announces it in place of the current one, when the name was removed or
    no connected worker has the current one, or when the current one has had no worker for the grace and a worker has the
-   other. Any other revision is a stray: it gets no requests, and a worker that has nothing else is refused.
+   other. Any other revision is a stray: it gets no requests, and a worker without other models is refused.
 3. A worker keeps a model that it no longer announces, or announces as unloaded, until the broker releases the model:
    at once if another worker keeps it in memory, else when no request for it is open any more.
 4. If no worker has an old revision any more, its requests fail as `REPLACED`, and frontends submit them again.
@@ -22,7 +22,7 @@ from broker.wire.protocol import ModelInfo, ModelKey
 
 #: Seconds for which a worker keeps an old model at least, so that requests on their way to the broker find the model.
 LINGER_S = 1.0
-#: Another worker is asked to load a model if its waiting jobs take longer than this, in seconds.
+#: Another worker gets a request to load a model if its waiting jobs take longer than this, in seconds.
 LOAD_WAIT_S = 2.0
 #: Seconds after which a `Load` is sent again, or to another worker, if the model is not loaded.
 LOAD_AGAIN_S = 60.0

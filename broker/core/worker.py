@@ -170,7 +170,7 @@ class Worker:
     def record_batch_time(self, lease: Lease, tokens: int, now: float) -> None:
         """Learn from an answered batch after its lease is released; `tokens` were run through the model.
 
-        A batch that ran together with another lane's batch says little about the throughput. A bulk batch is therefore
+        A batch that ran together with another lane's batch hides the throughput. A bulk batch is therefore
         counted together with the interactive tokens of its model answered meanwhile, and not counted if there were
         tokens of another model. An interactive batch that ran together with a bulk batch is not counted.
         """

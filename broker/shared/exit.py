@@ -1,4 +1,4 @@
-"""Exit statuses of all programs, and the exit of a program that cannot start. Needs nothing but Python.
+"""Exit statuses of all programs, and the exit of a program that cannot start. Needs only Python.
 
 | status | when |
 |---|---|

@@ -1,4 +1,4 @@
-"""OVMS's flags, as far as they mean something in Vecmill. Needs nothing but Python.
+"""OVMS's flags, as far as they mean something in Vecmill. Needs only Python.
 
 OVMS writes `--rest_port 8000`. Underscores and dashes are the same here.
 """

@@ -1,4 +1,4 @@
-"""Environment variables that begin like Vecmill's but are not. Needs nothing but Python."""
+"""Environment variables that begin like Vecmill's but are not. Needs only Python."""
 
 import re
 from collections.abc import Mapping

@@ -30,7 +30,7 @@ _EXAMPLE = {"model": "sentence-transformers/all-MiniLM-L6-v2", "input": ["hello 
 _STATUSES = {
     200: "OK",
     201: "Reloaded; the API keys changed",
-    400: "The request is invalid; the message says why",
+    400: "The request is invalid; the message gives the reason",
     401: "The API key is missing or unknown",
     403: "The API key is not an operator's",
     404: "The model or path does not exist",

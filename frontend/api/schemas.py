@@ -156,7 +156,7 @@ def _read_dimensions(value: Any) -> int | None:
 
 
 def _read_truncate(fields: dict[str, Any]) -> Truncate | None:
-    """Return the word for what a request chooses under the names of all servers, or None if it chooses nothing."""
+    """Return the word for what a request chooses under the names of all servers, or None if it makes no choice."""
     if _TRUNCATION_FIELDS.isdisjoint(fields):
         return None
     value, tokens = fields.get("truncate"), fields.get("truncate_prompt_tokens")

@@ -181,7 +181,7 @@ class Keys:
 def _strip_secret(text: str) -> str:
     """Return a key without the blanks and line ends around it, which no client can send.
 
-    Raise `KeysError`, which does not contain the key, if one is inside or if the key is nothing else.
+    Raise `KeysError`, which does not contain the key, if one is inside or if the key is only that.
     """
     secret = text.strip()
     if not secret:

@@ -61,7 +61,7 @@ def choose_device(device: str, available: Sequence[str]) -> str:
 
 
 def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the properties for throughput in float32, unless the given ones say otherwise."""
+    """Return the properties for throughput in float32, unless the given ones replace them."""
     # The NPU computes in float16 and accepts no other hint.
     precision = "f16" if is_npu(device) else "f32"
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}

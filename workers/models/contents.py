@@ -61,7 +61,7 @@ def check_pointer(path: Path) -> None:
 
 
 def find_weights(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a folder's weights, or nothing if there are none.
+    """Return the files of a folder's weights, empty if there are none.
 
     Raise `ModelError` if some of several files are missing or not in the folder.
     """

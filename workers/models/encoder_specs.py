@@ -1,4 +1,4 @@
-"""What config.json says about an encoder, for each family, in old and new spellings. Does not import OpenVINO.
+"""Settings of an encoder in config.json, for each family, in old and new spellings. Does not import OpenVINO.
 
 The tensor names are those of the files on the Hugging Face hub, which transformers 5 still writes.
 """
@@ -29,7 +29,7 @@ from workers.models.json_files import (
 _NOMIC_GATES = {"swiglu": "silu", "geglu": "gelu"}
 #: Families whose first token has the position after `pad_token_id`.
 _ROBERTAS = ("roberta", "xlm-roberta", "camembert")
-#: transformers' code for MPNet has the padding token 1, whatever config.json says.
+#: transformers' code for MPNet has the padding token 1, whatever config.json contains.
 _MPNET_START = 2
 _MAX_EXPERTS = 256
 _NO_KEYS: Mapping[str, str] = {}
@@ -94,7 +94,7 @@ class Spec:
 
 
 def read_spec(path: Path, config: dict[str, Any]) -> Spec:
-    """Return what a config.json says. Raise `ModelError` if a value is missing, invalid or not supported."""
+    """Return the settings of a config.json. Raise `ModelError` if a value is missing, invalid or not supported."""
     return _READERS[config["model_type"]](path, config)
 
 
@@ -154,7 +154,7 @@ def _read_distilbert(path: Path, config: dict[str, Any]) -> Spec:
     keys = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
     keys |= {"intermediate_size": "hidden_dim", "hidden_act": "activation"}
     return Spec(
-        # transformers' code has this epsilon, whatever config.json says.
+        # transformers' code has this epsilon, whatever config.json contains.
         **_read_sizes(path, config, keys) | {"epsilon": 1e-12},
         positions=read_count(path, config, "max_position_embeddings"),
         layer="transformer.layer",

@@ -1,6 +1,6 @@
 """Files of an exported model, in the layout of OVMS 2025.2 and later, which is that of optimum-cli.
 
-`openvino_model.xml` returns the last hidden states, because OVMS pools and normalizes itself, as graph.pbtxt says.
+`openvino_model.xml` returns the last hidden states, because OVMS pools and normalizes itself, as graph.pbtxt specifies.
 Vecmill reads the modules of sentence-transformers besides.
 """
 

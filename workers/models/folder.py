@@ -195,7 +195,7 @@ def _read_base(
 
 
 def _read_graph_config(base: Path, graph: Path) -> dict[str, Any]:
-    """Return config.json, or what an IR has of it, or nothing."""
+    """Return config.json, or what an IR has of it, or an empty object."""
     if is_present(base / contents.CONFIG):
         return read_object(base / contents.CONFIG)
     return dict(read_model_info(graph)) if graph.suffix == ".xml" else {}

@@ -63,7 +63,7 @@ def list_graph_files(path: Path) -> tuple[Path, ...]:
 
 
 def find_tokenizer_file(folder: Path, *, alone: bool) -> Path | None:
-    """Return the tokenizer of a folder in OpenVINO IR, or None. `alone`: the folder holds nothing but a tokenizer."""
+    """Return the tokenizer of a folder in OpenVINO IR, or None. `alone`: the folder holds only a tokenizer."""
     names = [_TOKENIZER, *([_LONE_TOKENIZER] if alone else [])]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 

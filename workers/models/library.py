@@ -186,7 +186,7 @@ def add_tokens(library: Any, settings: dict[str, Any]) -> None:
 
 
 def change_ends(library: Any, settings: dict[str, Any]) -> None:
-    """Put the tokens before and after each text that settings ask for.
+    """Put the tokens before and after each text that settings require.
 
     Raise `ModelError` if the vocabulary lacks one.
     """

@@ -1,4 +1,4 @@
-"""Names of the files beside an ONNX file that hold its weights, without the onnx package. Does not import OpenVINO.
+"""Names of the files next to an ONNX file that hold its weights, without the onnx package. Does not import OpenVINO.
 
 The file is a protobuf message, ModelProto of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto. Only the fields
 that lead to `external_data` are read: the rest, which is nearly all, is skipped.

@@ -51,7 +51,7 @@ _OTHER_ENTRY_KEYS = {
     "shape",
     "stateful",
 }
-#: Files in a model folder that say how it pools.
+#: Files in a model folder that specify the pooling.
 _POOLING_FILES = ("modules.json", "1_Pooling/config.json")
 
 Report = Callable[[str], None]
@@ -171,7 +171,7 @@ class _Entry(msgspec.Struct, frozen=True):
         return Overrides(device=self.get_text("target_device"), properties=properties)
 
     def choose_version(self, folder: Path) -> Path:
-        """Return the folder of the version that model_version_policy asks for; one version is served."""
+        """Return the folder of the version that model_version_policy selects; one version is served."""
         policy = self.values.get("model_version_policy", {})
         specific = policy.get("specific") if isinstance(policy, dict) else None
         if not isinstance(policy, dict) or (set(policy) - {"latest", "all", "specific"}):

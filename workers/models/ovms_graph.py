@@ -28,14 +28,14 @@ class Servable(msgspec.Struct, frozen=True):
 
 
 class Graph(msgspec.Struct, frozen=True, kw_only=True):
-    """What a graph says about its model."""
+    """Settings of a model in its graph.pbtxt."""
 
     #: Folder of the model, relative to that of the graph; "" if `embeddings` has it.
     models_path: str = ""
     #: Entries of subconfig.json; None if `models_path` has the folder.
     embeddings: Servable | None = None
     tokenizer: Servable | None = None
-    #: CLS, MEAN or LAST; "" if the graph does not say.
+    #: CLS, MEAN or LAST; "" if the graph does not specify it.
     pooling: str = ""
     normalize: bool = True
     truncate: bool = False
@@ -46,7 +46,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_graph(path: Path) -> Graph:
-    """Return what a graph.pbtxt says. Raise `ModelError` if it is damaged or has no model for embeddings."""
+    """Return the settings of a graph.pbtxt. Raise `ModelError` if it is damaged or has no model for embeddings."""
     try:
         message = parse_pbtxt(read_small_file(path, MAX_CHARACTERS).decode())
     except (OSError, ValueError) as error:

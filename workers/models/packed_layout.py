@@ -1,4 +1,4 @@
-"""Tokens of all texts of a batch in one row, so that padding costs nothing but in attention."""
+"""Tokens of all texts of a batch in one row, so that padding has a cost only in attention."""
 
 from typing import Any
 

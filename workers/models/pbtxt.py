@@ -26,7 +26,7 @@ _CLOSING = {"{": "}", "<": ">"}
 
 
 class PbtxtError(ValueError):
-    """The text is not protobuf text. The message says on which line."""
+    """The text is not protobuf text. The message names the line."""
 
 
 def parse_pbtxt(text: str) -> Message:

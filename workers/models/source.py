@@ -36,7 +36,7 @@ def is_npu(device: str) -> bool:
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings that replace those of a model folder. None, "" and {}: as the folder says."""
+    """Settings that replace those of a model folder. None, "" and {}: as the folder specifies."""
 
     #: CLS, MEAN or LAST.
     pooling: str = ""

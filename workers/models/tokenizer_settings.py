@@ -1,8 +1,8 @@
 """Tokenizer files of a model folder, and the settings that replace fields of tokenizer.json. Imports no library.
 
 The settings are applied as transformers does. Where its versions 4 and 5 differ, this module follows version 4, with
-which most models were trained: version 5 ignores `add_eos_token` beside tokenizer.json, and pools the last word of
-e5-mistral instead of its end token.
+which most models were trained: version 5 ignores `add_eos_token` if there is a tokenizer.json, and pools the last word
+of e5-mistral instead of its end token.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ _REMOVING = ("Llama", "CodeLlama", "Gemma", "Cohere")
 
 
 def find_vocabulary(folder: Path) -> tuple[str, ...]:
-    """Return the names of the files that hold a folder's vocabulary, or nothing if Vecmill reads none of them."""
+    """Return the names of the files that hold a folder's vocabulary, empty if Vecmill reads none of them."""
     choices = ((TOKENIZER,), *_VOCABULARIES)
     return next((names for names in choices if all(is_present(folder / name) for name in names)), ())
 

@@ -1,7 +1,7 @@
 """Models that a worker is configured to serve, and the state of each: which one to load or to unload next. Pure.
 
     configured → loading → served → removed     loading → failed (until its configuration or its files change)
-    served → unloaded → loading (when the broker asks) → served
+    served → unloaded → loading (when the broker requests it) → served
 
 The old version of a model is served until its new version is loaded.
 """
@@ -50,7 +50,7 @@ class _Entry:
     #: Version that could not be loaded, and why the model fails.
     failed: Version | None = None
     failure: str = ""
-    #: Whether the broker asks for an unloaded model.
+    #: Whether the broker requests an unloaded model.
     demanded: bool = False
     used_at: float = 0.0
 
@@ -139,7 +139,7 @@ class Catalog:
             entry.info = msgspec.structs.replace(entry.info, unloaded=not entry.in_memory)
 
     def demand(self, key: ModelKey, now: float) -> None:
-        """Record that the broker asks for an unloaded model. If it cannot be loaded, it is no longer announced."""
+        """Record that the broker requests an unloaded model. If it cannot be loaded, it is no longer announced."""
         entry = self._find(key)
         if entry and entry.in_memory:
             self.use(key, now)

@@ -19,7 +19,7 @@ class LoadError(Exception):
 
 
 class Scan(NamedTuple):
-    """What the configuration says."""
+    """Content of the configuration."""
 
     wanted: Mapping[str, Version]
     #: Why other models cannot be served.
