@@ -135,16 +135,17 @@ def test_failed_start_is_retried_with_backoff() -> None:
 
 
 def test_serve_survives_refused_restart(tmp_path: Path, supervise: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even before the first answer, when the broker and the frontend serve and the worker still loads."""
+    """Even before the first answer: the worker has served."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     first, second = Serving(tmp_path / "first"), Serving(tmp_path / "second")
     monkeypatch.setattr(supervise, "is_ready", lambda url: False)
     stopping: list[int] = []
     status: list[int] = []
-    served = supervise.Served("model", "http://127.0.0.1:1")
+    (tmp_path / "health").touch()
+    served = supervise.Served("model", "http://127.0.0.1:1", False, [tmp_path / "health"])
 
     def run() -> None:
-        status.append(supervise.supervise(served, [[first.child], [second.child]], stopping))
+        status.append(supervise.supervise(served, [[second.child], [first.child], []], stopping))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -172,8 +173,8 @@ def test_serve_ends_when_first_start_is_refused(
     first = Serving(tmp_path / "first")
     (first.folder / "good").unlink()
     monkeypatch.setattr(supervise, "is_ready", lambda url: False)
-    served = supervise.Served("model", "http://127.0.0.1:1")
-    assert supervise.supervise(served, [[first.child]], []) == REFUSED_STATUS
+    served = supervise.Served("model", "http://127.0.0.1:1", False, [tmp_path / "health"])
+    assert supervise.supervise(served, [[], [first.child], []], []) == REFUSED_STATUS
     assert first.starts == 1
 
 
@@ -199,5 +200,9 @@ def test_serve_reports_how_many_workers_are_ready(
     monkeypatch.setattr(supervise, "is_ready", lambda url: True)
     monkeypatch.setattr(supervise, "print_ready", print_and_stop)
     monkeypatch.setattr(supervise, "ALL_WORKERS_S", 0.2 if connected == 1 else 1000.0)
-    assert supervise.supervise(supervise.Served("m", "http://a:1", False, files), [], stopping) == 0
+    served = supervise.Served("m", "http://a:1", False, files)
+    first, second = Serving(tmp_path / "first"), Serving(tmp_path / "second")
+    assert supervise.supervise(served, [[], [first.child, second.child], []], stopping) == 0
+    first.end()
+    second.end()
     assert f"m at http://a:1 {shown}\n" in capsys.readouterr().err
