@@ -9,7 +9,7 @@ import openvino as ov
 import pytest
 
 from tests.unit.workers.test_model_folder import CONFIG, make_tensors, save_tensors, write_folder, write_json
-from workers.engine.feeds import pack_ids
+from workers.engine.feeds import pack_ids, pad_ids
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 
@@ -61,7 +61,9 @@ def prepare_tiny(folder: Path) -> PreparedModel:
 def embed_ids(prepared: PreparedModel, ids: list[list[int]]) -> Any:
     """Return the vectors of one batch, float32 `[inputs, dimension]`."""
     compiled = ov.Core().compile_model(prepared.model_path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return compiled(pack_ids([np.array(row, np.int64) for row in ids]))[0]
+    rows = [np.array(row, np.int64) for row in ids]
+    is_packed = any(port.get_any_name() == "places" for port in compiled.inputs)
+    return compiled(pack_ids(rows) if is_packed else pad_ids(rows, prepared.pad_id))[0]
 
 
 @pytest.fixture
