@@ -1,4 +1,4 @@
-"""Flags of scripts/serve. Needs nothing but Python, so that `scripts/serve --help` installs no packages."""
+"""Flags of scripts/serve. Needs only Python, so that `scripts/serve --help` installs no packages."""
 
 import argparse
 import difflib

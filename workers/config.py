@@ -10,8 +10,9 @@ from msgspec import Meta
 from broker.shared import settings
 from broker.shared.ovms_flags import translate_flags
 from broker.shared.settings import LogFormat, LogLevel, SettingsError
+from broker.wire.columns import MAX_NAME_LENGTH
 from workers.models.json_files import parse_json
-from workers.models.source import MAX_NAME_LENGTH, Overrides
+from workers.models.source import Overrides
 from workers.models.sources import Options
 
 
@@ -23,7 +24,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(description="model folder, or OWNER/NAME on the Hugging Face hub; empty: all-MiniLM-L6-v2")
     ] = ""
     model_name: Annotated[
-        str, Meta(max_length=512, description="name to serve the model under; empty: that on the hub, or of its folder")
+        str,
+        Meta(
+            max_length=MAX_NAME_LENGTH,
+            description="name to serve the model under; empty: that on the hub, or of its folder",
+        ),
     ] = ""
     config_path: Annotated[str, Meta(description="config.json of OVMS with the models to serve; empty: none")] = ""
     model_repository_path: Annotated[

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from broker.wire.columns import MAX_TEXT_LENGTH
 from broker.wire.protocol import ModelsReloaded, Reloaded
 
-#: Longest text of failures that the wire allows, in characters.
-MAX_TEXT = 4096
 #: Open reloads at most. A worker that loads for minutes answers none of them.
 MAX_OPEN = 64
 
@@ -58,5 +57,6 @@ class Reloads:
         ended = [number for number, reload in self._open.items() if not reload.waiting & connected]
         reloads = [self._open.pop(number) for number in ended]
         return [
-            (one.owner, ModelsReloaded(one.number, one.changed, "; ".join(one.failures)[:MAX_TEXT])) for one in reloads
+            (one.owner, ModelsReloaded(one.number, one.changed, "; ".join(one.failures)[:MAX_TEXT_LENGTH]))
+            for one in reloads
         ]

@@ -19,8 +19,10 @@ if sys.byteorder != "little":  # pragma: no cover
 U8 = Annotated[int, msgspec.Meta(ge=0, lt=2**8)]
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 U63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Name = Annotated[str, msgspec.Meta(max_length=512)]
-Text = Annotated[str, msgspec.Meta(max_length=4096)]
+#: Longest name, and longest text such as a reason or a prompt, in characters.
+MAX_NAME_LENGTH, MAX_TEXT_LENGTH = 512, 4096
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_LENGTH)]
 Uuid = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 #: Packed columns of up to 65,536 unsigned numbers, little-endian.
 U8Column = Annotated[bytes, msgspec.Meta(max_length=65536)]

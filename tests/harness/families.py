@@ -118,7 +118,7 @@ def summarize_states(states: Any) -> States:
 def measure_difference(golden: Golden, infer: Callable[[Ids, Ids], States]) -> float:
     """Return the largest difference between golden states and those of a graph, alone and in a crowd.
 
-    The crowd are all texts of the model in one batch, and once more beside a row that is masked entirely.
+    The crowd are all texts of the model in one batch, and once more with a row that is masked entirely.
     """
     worst = 0.0
     for text, expected in zip(golden.texts, golden.states, strict=True):

@@ -61,7 +61,7 @@ def save_graph(graph: ov.Model, path: Path) -> Path:
 
 
 def encode_onnx(table: np.ndarray[Any, Any], location: str = "", output: str = "last_hidden_state") -> bytes:
-    """Return an ONNX file that looks ids up in a table, which is in the file or at a location beside it."""
+    """Return an ONNX file that looks ids up in a table, which is in the file or at a location next to it."""
     dims = b"".join(_encode(1, size) for size in table.shape)
     tensor = dims + _encode(2, 1) + _encode(8, b"table")
     if location:

@@ -10,6 +10,7 @@ import openvino as ov
 from workers.engine.compiled_cache import open_compiled_cache
 from workers.engine.cpus import count_cpus
 from workers.engine.fixed_shapes import FixedModel, list_lengths
+from workers.models.json_files import get_last_line
 from workers.models.prepare import PreparedModel
 from workers.models.source import is_npu
 
@@ -116,8 +117,7 @@ def compile_model(
             return core.compile_model(prepared.model_path, chosen, properties)
         return FixedModel(core, prepared.model_path, chosen, properties, lengths, prepared.pad_id)
     except RuntimeError as error:
-        # OpenVINO's text begins with its own source lines; the reason is the last line.
-        reason = str(error).strip().rpartition("\n")[2].rstrip(".")
+        reason = str(get_last_line(error)).rstrip(".")
         remedy = f"; the longest input has {lengths[-1]} tokens, lower it with --max-length" if len(lengths) > 1 else ""
         raise DeviceError(f"device {device} could not compile the model: {reason}{remedy}") from error
 

@@ -44,8 +44,9 @@ class FixedModel:
         """Compile the model. Raise `RuntimeError` if the device cannot run it in one of the shapes."""
         self.pad_id = pad_id
         self.compiled: dict[int, ov.CompiledModel] = {}
+        graph = core.read_model(path)
         for length in lengths:
-            model = core.read_model(path)
+            model = graph.clone()
             model.reshape({port.get_any_name(): _find_shape(port, length) for port in model.inputs})
             self.compiled[length] = core.compile_model(model, device, dict(properties))
         first = self.compiled[lengths[0]]

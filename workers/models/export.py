@@ -9,7 +9,13 @@ import msgspec
 from broker.shared.files import make_scratch_folder, move_into_place
 from workers.models import ovms_files
 from workers.models.default import find_folder
-from workers.models.export_files import copy_settings, hash_source, read_export_info, write_graph, write_tokenizer
+from workers.models.export_files import (
+    copy_settings,
+    hash_source,
+    read_export_info,
+    write_graph,
+    write_padded_tokenizer,
+)
 from workers.models.folder import ModelFolder, read_folder
 from workers.models.hub import fetch_model, is_hub_name
 from workers.models.json_files import ModelError, summarize_error
@@ -172,7 +178,7 @@ def _write_folder(options: ExportOptions, folder: ModelFolder | None, made: Path
     if folder is None:
         _run_optimum(options, made, cache, report)
     report("converting the tokenizer")
-    write_tokenizer(read_folder(made), made)
+    write_padded_tokenizer(read_folder(made), made)
 
 
 def _run_optimum(options: ExportOptions, made: Path, cache: Path, report: Report) -> None:

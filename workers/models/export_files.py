@@ -81,7 +81,7 @@ def read_export_info(folder: Path) -> dict[str, str]:
     return info
 
 
-def write_tokenizer(folder: ModelFolder, into: Path) -> None:
+def write_padded_tokenizer(folder: ModelFolder, into: Path) -> None:
     """Write the IR of a folder's tokenizer: texts to padded `input_ids` and `attention_mask`. Raise `ModelError`.
 
     Only OVMS reads the IR: Vecmill reads tokenizer.json, which gives the model's own ids for every text.

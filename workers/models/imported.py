@@ -14,7 +14,7 @@ import openvino as ov
 import openvino.opset15 as op
 
 from workers.models.head import make_model
-from workers.models.json_files import REMEDY, ModelError, summarize_error
+from workers.models.json_files import REMEDY, ModelError, get_last_line, summarize_error
 from workers.models.layout import PaddedLayout, make_integer, make_integers
 from workers.models.modules import Modules, Normalize
 
@@ -59,17 +59,12 @@ def find_vocabulary_size(model: ov.Model) -> int | None:
     return None
 
 
-def describe_failure(error: RuntimeError) -> str:
-    """Return why OpenVINO failed: the last line of its text, which begins with its own source lines."""
-    return summarize_error(RuntimeError(str(error).strip().rpartition("\n")[2]))
-
-
 def _read_graph(path: Path) -> ov.Model:
     """Return the graph of a file. Raise `ModelError` if it is damaged, or holds the state of a text generator."""
     try:
         graph = ov.Core().read_model(path)
     except RuntimeError as error:
-        raise ModelError(f"OpenVINO could not read {path}: {describe_failure(error)}; {REMEDY}") from None
+        raise ModelError(f"OpenVINO could not read {path}: {summarize_error(get_last_line(error))}; {REMEDY}") from None
     names = {name for port in graph.inputs for name in port.names}
     if graph.get_sinks() or any(name == "beam_idx" or name.startswith("past_key") for name in names):
         raise ModelError(f"{path} generates text and keeps a state between calls (beam_idx, past keys); {_EXPORT}")

@@ -30,6 +30,11 @@ def summarize_error(error: BaseException) -> str:
     return textwrap.shorten(explain(error), 200, placeholder="…")
 
 
+def get_last_line(error: RuntimeError) -> RuntimeError:
+    """Return why OpenVINO failed: the last line of its text, which begins with its own source lines."""
+    return RuntimeError(str(error).strip().rpartition("\n")[2])
+
+
 def read_json(path: Path, remedy: str = REMEDY) -> Any:
     """Return a file's JSON value. Raise `ModelError` with the remedy if the file cannot be read."""
     try:

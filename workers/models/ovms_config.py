@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 
+from broker.wire.columns import MAX_NAME_LENGTH
 from workers.models.contents import check_file
 from workers.models.graph_files import split_graph_path
 from workers.models.json_files import ModelError, is_present, read_object, summarize_error
 from workers.models.ovms_graph import Graph, Servable, parse_properties, read_graph
-from workers.models.source import MAX_NAME_LENGTH, Found, Overrides, Refused, Source
+from workers.models.source import Found, Overrides, Refused, Source
 
 MODELS, GRAPHS = "model_config_list", "mediapipe_config_list"
 #: What to do about a configuration that cannot be read.

@@ -12,8 +12,7 @@ import msgspec
 
 from broker.shared.files import make_scratch_folder, move_into_place
 from workers.models.json_files import ModelError, is_present, read_object
-
-MODELS, GRAPHS = "model_config_list", "mediapipe_config_list"
+from workers.models.ovms_config import GRAPHS, MODELS
 
 
 class GraphOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -196,11 +196,11 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
         )
     else:
         report("  building the OpenVINO model")
-        weights = Weights(folder.base)
-        layout = PaddedLayout() if folder.kind == "static" else PackedLayout()
+        weights, layout = Weights(folder.base), PaddedLayout()
         if folder.kind == "static":
             values, vocabulary_size = static.build_vectors(folder, weights, layout)
         else:
+            layout = PackedLayout()
             vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
             values = build_states(folder, weights, layout)
         model = head.make_model(values, layout, folder.modules, folder.family)

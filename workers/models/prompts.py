@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
+from broker.wire.columns import MAX_NAME_LENGTH, MAX_TEXT_LENGTH
 from workers.models.folder import ModelFolder
 from workers.models.json_files import ModelError
 
-#: Limits of the wire messages: characters of a name and of a prompt, and the number of prompts.
-_MAX_NAME, _MAX_TEXT, _MAX_PROMPTS = 512, 4096, 1000
+#: Most prompts of a model.
+_MAX_PROMPTS = 1000
 
 
 class Prompts(msgspec.Struct, frozen=True):
@@ -31,10 +32,12 @@ def read_prompts(folder: ModelFolder) -> Prompts:
     texts = {name: text or "" for name, text in texts.items()}
     if default is not None and (not isinstance(default, str) or default not in texts):
         raise ModelError(f"{path}: default_prompt_name is {default!r}, but there is no such prompt")
-    if len(texts) > _MAX_PROMPTS or any(len(name) > _MAX_NAME or len(text) > _MAX_TEXT for name, text in texts.items()):
+    if len(texts) > _MAX_PROMPTS or any(
+        len(name) > MAX_NAME_LENGTH or len(text) > MAX_TEXT_LENGTH for name, text in texts.items()
+    ):
         raise ModelError(
-            f"{path} has more than {_MAX_PROMPTS} prompts, a name of more than {_MAX_NAME} characters, or a prompt of "
-            f"more than {_MAX_TEXT} characters"
+            f"{path} has more than {_MAX_PROMPTS} prompts, a name of more than {MAX_NAME_LENGTH} characters, or a "
+            f"prompt of more than {MAX_TEXT_LENGTH} characters"
         )
     return Prompts(texts, default or "")
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import msgspec
 
-#: Longest name of a model on the wire, in characters.
-MAX_NAME_LENGTH = 512
 #: OpenVINO properties that do not change vectors.
 _PERFORMANCE_PROPERTIES = frozenset(
     {

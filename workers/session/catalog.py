@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from broker.wire.columns import MAX_TEXT_LENGTH
 from broker.wire.protocol import Availability, ModelInfo, ModelKey, ModelState
 
-#: Longest text of a failure that the wire allows, in characters.
-MAX_FAILURE_LENGTH = 4096
 #: Configuration of a model. Versions that are equal give the same vectors.
 Version = object
 
@@ -33,7 +32,7 @@ def repair_text(text: str) -> str:
 
 def repair_failure(text: str) -> str:
     """Return the reason of a failure as the wire allows it."""
-    return repair_text(text)[:MAX_FAILURE_LENGTH]
+    return repair_text(text)[:MAX_TEXT_LENGTH]
 
 
 @dataclass(eq=False)

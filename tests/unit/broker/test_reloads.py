@@ -1,7 +1,8 @@
 """Reloads of the workers' configurations."""
 
-from broker.core.reloads import MAX_OPEN, MAX_TEXT, Reloads
+from broker.core.reloads import MAX_OPEN, Reloads
 from broker.wire import protocol as wire
+from broker.wire.columns import MAX_TEXT_LENGTH
 from tests.harness.core import Core
 
 
@@ -31,11 +32,11 @@ def test_failures_of_workers_are_joined(core: Core) -> None:
     core.handle(b"F1", wire.ReloadModels(1))
     answer(core, b"W1", failure="a: broken", changed=True)
     answer(core, b"W2", failure="a: broken")
-    answer(core, b"W3", failure="b" * MAX_TEXT)
+    answer(core, b"W3", failure="b" * MAX_TEXT_LENGTH)
     (result,) = results(core)
     assert result.changed
     assert result.failure.startswith("a: broken; b")
-    assert len(result.failure) == MAX_TEXT
+    assert len(result.failure) == MAX_TEXT_LENGTH
 
 
 def test_reload_does_not_wait_for_lost_workers(core: Core) -> None:

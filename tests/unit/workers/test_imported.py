@@ -241,7 +241,7 @@ def test_onnx_of_torch_equals_transformers(tmp_path: Path) -> None:
     np.testing.assert_allclose(vectors, means, atol=1e-5)
 
 
-def test_weights_beside_an_onnx_file_are_read(tmp_path: Path) -> None:
+def test_weights_next_to_an_onnx_file_are_read(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(encode_onnx(TABLE, "model.onnx_data"))
     (tmp_path / "model.onnx_data").write_bytes(TABLE.tobytes())
     (vectors,) = run_modules(tmp_path / "model.onnx", Pooling(("cls",)))
