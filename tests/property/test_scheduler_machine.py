@@ -6,6 +6,7 @@ the frontend that submitted the job, and that the totals agree with the metrics 
 the events of all examples, because examples in which few events occur would show little.
 """
 
+import itertools
 import os
 from collections import Counter
 from typing import Any, ClassVar
@@ -220,7 +221,7 @@ class Machine(RuleBasedStateMachine):
             self.connect_frontend(1)
         pool = self.core.scheduler.state.pool
         if pool.find_live_model(self.core.scheduler.state.current.get(model, ModelKey(model, ""))) is None:
-            free = next(name for name in range(10) if b"W%d" % name not in pool.workers)
+            free = next(name for name in itertools.count() if b"W%d" % name not in pool.workers)
             self.closed_workers.discard(b"W%d" % free)
             current = self.core.scheduler.state.current.get(model, ModelKey(model, "r"))
             revision = current.revision if pool.has_worker(current) else "r"
