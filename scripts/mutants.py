@@ -178,8 +178,8 @@ BUGS = [
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
 
-def run_tests(bug: Bug) -> tuple[int, float]:
-    """Run the tests with the bug planted; return pytest's exit status (1 if a test failed) and the seconds."""
+def run_tests(bug: Bug) -> tuple[int, float, str]:
+    """Run the tests with the bug planted; return pytest's exit status (1 if a test failed), seconds and output."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vecmill-mutant-") as name:
         copy = Path(name)
@@ -196,8 +196,10 @@ def run_tests(bug: Bug) -> tuple[int, float]:
             environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
             command += ["-p", "pytest_timeout"]
         command += bug.tests
-        status = subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
-    return status, time.monotonic() - started
+        done = subprocess.run(
+            command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+    return done.returncode, time.monotonic() - started, done.stdout
 
 
 def main() -> None:
@@ -214,11 +216,12 @@ def main() -> None:
         bugs = bugs[int(texts[1]) % 2 :: 2]
     for path in dict.fromkeys(bug.path.partition("/")[0] for bug in bugs):
         files = {test for bug in bugs for test in bug.tests if test.startswith("tests/") and bug.path.startswith(path)}
-        if (status := run_tests(Bug("none", f"{path}/__init__.py", "", "", tuple(sorted(files))))[0]) != 0:
-            sys.exit(f"pytest ends with status {status} without a planted bug in {path}")
+        status, _, output = run_tests(Bug("none", f"{path}/__init__.py", "", "", tuple(sorted(files))))
+        if status != 0:
+            sys.exit(f"{output}\npytest ends with status {status} without a planted bug in {path}")
     missed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for bug, (status, seconds) in zip(bugs, pool.map(run_tests, bugs), strict=True):
+        for bug, (status, seconds, _) in zip(bugs, pool.map(run_tests, bugs), strict=True):
             found = status == 1
             missed += not found
             print(f"{'found ' if found else 'MISSED'} {seconds:5.1f} s  {bug.name}", flush=True)
