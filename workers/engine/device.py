@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import openvino as ov
 
@@ -24,6 +24,22 @@ _REFUSED_MODES = {
 #: Activations that are rounded together where weights are int8 or int4, as OpenVINO 2026.4 and OVMS do on CPUs that
 #: gain from it; float weights are not affected. Fixed, because vectors depend on it; docs/export.md has what it costs.
 ROUNDED_GROUP = "32"
+
+
+#: OpenVINO's names of float types in OPTIMIZATION_CAPABILITIES.
+_CAPABILITIES = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}
+#: Other names of values of INFERENCE_PRECISION_HINT; `dynamic` and `undefined` are the types in the model's files.
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "dynamic": "f32", "undefined": "f32"}
+
+
+class DeviceFloats(NamedTuple):
+    """Float types of a device."""
+
+    #: Name of the hardware.
+    name: str
+    #: The type that OpenVINO itself would choose.
+    native: str
+    supported: frozenset[str] = frozenset({"f32"})
 
 
 class DeviceError(Exception):
@@ -61,6 +77,37 @@ def choose_device(device: str, available: Sequence[str]) -> str:
     return f"{mode}:{kept}" if kept else mode
 
 
+def read_floats(device: str) -> list[DeviceFloats]:
+    """Return the float types of all devices that may run a model. Raise `DeviceError` if the device does not exist."""
+    core = ov.Core()
+    chosen = choose_device(device, core.available_devices)
+    if is_npu(chosen):
+        return [DeviceFloats(chosen, "f16", frozenset({"f16"}))]
+    floats = []
+    for name in list_members(chosen, core.available_devices):
+        capabilities = core.get_property(name, "OPTIMIZATION_CAPABILITIES")
+        supported = frozenset(_CAPABILITIES[name] for name in capabilities if name in _CAPABILITIES)
+        hint = core.get_property(name, "INFERENCE_PRECISION_HINT").to_string()
+        floats.append(DeviceFloats(core.get_property(name, "FULL_DEVICE_NAME"), translate_hint(hint), supported))
+    return floats
+
+
+def list_members(device: str, available: Sequence[str]) -> list[str]:
+    """Return the devices that may run a model on a device, of which AUTO and HETERO have several. Pure."""
+    mode, _, members = device.partition(":")
+    if mode not in ("AUTO", "HETERO"):
+        return [device]
+    names = [name.partition("(")[0] for name in members.split(",") if name]
+    excluded = {name[1:] for name in names if name.startswith("-")}
+    others = [name for name in available if not is_npu(name) and not {name, name.partition(".")[0]} & excluded]
+    return [name for name in names if not name.startswith("-")] or others
+
+
+def translate_hint(hint: str) -> str:
+    """Return Vecmill's name of a value of INFERENCE_PRECISION_HINT. Pure."""
+    return _HINTS.get(hint.casefold(), hint.casefold())
+
+
 def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the properties for throughput in float32, unless the given ones replace them."""
     # The NPU computes in float16 and accepts no other hint.
@@ -93,17 +140,19 @@ def compile_model(
     prepared: PreparedModel,
     device: str,
     streams: int,
-    cache: Path,
+    cache: Path | None,
     given: Mapping[str, Any],
     *,
     fixed_shapes: bool = False,
 ) -> "ov.CompiledModel | FixedModel":
     """Return a model compiled for a device, with `fixed_shapes` or on an NPU for a few lengths.
 
-    Raise `DeviceError` if the device cannot run the model, or rejects a property.
+    Compiled models are kept in the folder `cache`, if it is given. Raise `DeviceError` if the device cannot run the
+    model, or rejects a property.
     """
     core = ov.Core()
-    core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
+    if cache is not None:
+        core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
     chosen = choose_device(device, core.available_devices)
     properties = choose_properties(chosen, streams, given)
     if prepared.needs_float32 and str(properties["INFERENCE_PRECISION_HINT"]).casefold() in ("f16", "float16"):

@@ -35,7 +35,7 @@ class Engine:
         prepared: PreparedModel,
         device: str,
         streams: int,
-        cache: Path,
+        cache: Path | None,
         properties: Mapping[str, Any] | None = None,
         *,
         fixed_shapes: bool = False,
@@ -56,7 +56,7 @@ class Engine:
         self._tokenizer = Tokenizer(prepared.tokenizer_path, lower_case=prepared.lower_case)
         self.before, self.after = self._tokenizer.before, self._tokenizer.after
         self._compiled = compile_model(
-            prepared, device.upper(), streams, cache / "compiled", properties or {}, fixed_shapes=fixed_shapes
+            prepared, device.upper(), streams, cache and cache / "compiled", properties or {}, fixed_shapes=fixed_shapes
         )
         self.streams = count_streams(self._compiled)
         # One more than the device runs at once, so that the next inference is queued when one ends.
