@@ -79,7 +79,8 @@ def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> di
     # micro-batches, and repeated shapes took 6 % more CPU time (all-MiniLM-L6-v2, one stream, AMD EPYC).
     if count_cpus() < len(os.sched_getaffinity(0)):
         # The plugin starts a thread for each core, although the quota of a container allows fewer at a time.
-        threads = {"INFERENCE_NUM_THREADS": max(streams, count_cpus())}
+        # Pinned threads of several containers would all be on the first CPUs of the host.
+        threads = {"INFERENCE_NUM_THREADS": max(streams, count_cpus()), "ENABLE_CPU_PINNING": False}
         if device == "CPU":
             properties |= threads
         elif device == "AUTO" or "CPU" in members.split(","):
