@@ -56,10 +56,10 @@ class Raw:
 
     def run_batched(self, texts: Sequence[str]) -> None:
         """Infer all texts in micro-batches of similar length."""
-        from workers.engine.pipeline import split_micro_batches
+        from workers.engine.micro_batches import cut_micro_batches
 
         ids = self.engine.tokenize_texts(texts)
-        micro_batches = split_micro_batches(list(map(len, ids)), self.engine.micro_batch_tokens, 1)
+        micro_batches = cut_micro_batches(list(map(len, ids)), self.engine.costs, 1)
         self._run_all([[ids[row] for row in rows] for rows in micro_batches])
 
     def run_singly(self, texts: Sequence[str]) -> None:

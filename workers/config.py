@@ -59,6 +59,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=0, description="number of inferences that run in parallel; 0: one for each CPU, or what a GPU prefers"),
     ] = 0
+    host_workers: Annotated[
+        int,
+        Meta(ge=1, description="number of workers on this host, each of which runs on an equal part of its CPUs"),
+    ] = 1
     plugin_config: Annotated[
         str, Meta(description='JSON object of OpenVINO properties, such as {"PERFORMANCE_HINT": "LATENCY"}')
     ] = ""

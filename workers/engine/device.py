@@ -24,6 +24,8 @@ _REFUSED_MODES = {
 #: Activations that are rounded together where weights are int8 or int4, as OpenVINO 2026.4 and OVMS do on CPUs that
 #: gain from it; float weights are not affected. Fixed, because vectors depend on it; docs/export.md has what it costs.
 ROUNDED_GROUP = "32"
+#: Kinds of devices that can round activations.
+ROUNDING_DEVICES = ("CPU", "GPU")
 
 
 #: OpenVINO's names of float types in OPTIMIZATION_CAPABILITIES.
@@ -114,7 +116,7 @@ def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> di
     precision = "f16" if is_npu(device) else "f32"
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
     mode, _, members = device.partition(":")
-    if device.partition(".")[0] in ("CPU", "GPU"):
+    if device.partition(".")[0] in ROUNDING_DEVICES:
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = ROUNDED_GROUP
     if streams or (device == "CPU" and "PERFORMANCE_HINT" not in given):
         # One stream a core gave the most texts/s on the CPU plugin, which itself chooses one for several cores.
@@ -126,13 +128,16 @@ def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> di
     # micro-batches, and repeated shapes took 6 % more CPU time (all-MiniLM-L6-v2, one stream, AMD EPYC).
     if count_cpus() < len(os.sched_getaffinity(0)):
         # The plugin starts a thread for each core, although the quota of a container allows fewer at a time.
-        threads = {"INFERENCE_NUM_THREADS": max(streams, count_cpus())}
+        # Pinned threads of several containers would all be on the first CPUs of the host.
+        threads = {"INFERENCE_NUM_THREADS": max(streams, count_cpus()), "ENABLE_CPU_PINNING": False}
         if device == "CPU":
             properties |= threads
         elif device == "AUTO" or "CPU" in members.split(","):
             properties["DEVICE_PROPERTIES"] = {"CPU": threads}
-    # Compiled models are in Vecmill's cache, and nothing is written to a folder that a model's configuration names.
-    ignored = {"CACHE_DIR", "NUM_STREAMS"} if streams else {"CACHE_DIR"}
+    # Compiled models are in Vecmill's cache, and nothing is written to a folder that a model's configuration names. An
+    # empty name turns the cache off.
+    ignored = {"CACHE_DIR"} if given.get("CACHE_DIR") else set()
+    ignored |= {"NUM_STREAMS"} if streams else set()
     return properties | {name: value for name, value in given.items() if name not in ignored}
 
 
@@ -140,19 +145,17 @@ def compile_model(
     prepared: PreparedModel,
     device: str,
     streams: int,
-    cache: Path | None,
+    cache: Path,
     given: Mapping[str, Any],
     *,
     fixed_shapes: bool = False,
 ) -> "ov.CompiledModel | FixedModel":
     """Return a model compiled for a device, with `fixed_shapes` or on an NPU for a few lengths.
 
-    Compiled models are kept in the folder `cache`, if it is given. Raise `DeviceError` if the device cannot run the
-    model, or rejects a property.
+    Raise `DeviceError` if the device cannot run the model, or rejects a property.
     """
     core = ov.Core()
-    if cache is not None:
-        core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
+    core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
     chosen = choose_device(device, core.available_devices)
     properties = choose_properties(chosen, streams, given)
     if prepared.needs_float32 and str(properties["INFERENCE_PRECISION_HINT"]).casefold() in ("f16", "float16"):

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workers.engine.backend import Vectors
-from workers.engine.device import DeviceError, DeviceFloats, read_floats, translate_hint
+from workers.engine.device import ROUNDING_DEVICES, DeviceError, DeviceFloats, read_floats, translate_hint
 from workers.engine.engine import Engine
 from workers.engine.verdicts import find_verdict, store_verdict
 from workers.models.prepare import PreparedModel
-from workers.models.source import Overrides, Precision, is_npu
+from workers.models.source import INT8_GROUP, Overrides, Precision, is_npu
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ def load_engine(
     Raise `DeviceError` if the device cannot run the model in the wanted precision.
     """
     wanted, given = overrides.precision, overrides.properties
+    if wanted == "int8" and device.partition(".")[0] in ROUNDING_DEVICES:
+        given = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP, **given}
     floats = read_floats(device)
     choice = choose_float(wanted, device, floats, given, needs_float32=prepared.needs_float32)
 
@@ -99,7 +101,7 @@ def load_engine(
         key = f"{prepared.revision} {choice.float_type} {' '.join(device_floats.name for device_floats in floats)}"
         cosine = find_verdict(cache, key)
         if cosine is None:
-            cosine = probe_engine(engine, lambda: _load_reference(prepared, device, given))
+            cosine = probe_engine(engine, lambda: _load_reference(prepared, device, cache, given))
             store_verdict(cache, key, cosine)
         if cosine < LEAST_COSINE:
             log.warning(
@@ -114,9 +116,9 @@ def load_engine(
     return engine, "int8" if wanted == "int8" else choice.float_type
 
 
-def _load_reference(prepared: PreparedModel, device: str, given: Mapping[str, Any]) -> Engine:
+def _load_reference(prepared: PreparedModel, device: str, cache: Path, given: Mapping[str, Any]) -> Engine:
     """Return an engine in float32 with one stream, which leaves no file in the cache."""
-    return Engine(prepared, device, 1, None, {**given, "INFERENCE_PRECISION_HINT": "f32"})
+    return Engine(prepared, device, 1, cache, {**given, "INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": ""})
 
 
 def probe_engine(engine: Engine, load_reference: Callable[[], Engine]) -> float:

@@ -21,7 +21,7 @@ from workers.models.folder import ModelFolder, read_folder
 from workers.models.graph_files import find_graph_file
 from workers.models.json_files import EXPORT, ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
-from workers.models.source import Overrides
+from workers.models.source import INT8_GROUP, Overrides
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
 CONVERTER = 6
@@ -156,7 +156,7 @@ def _compute_revision(folder: ModelFolder, prompts: Prompts, overrides: Override
     settings = [CONVERTER, PRECISION, folder.kind, folder.family, folder.modules, folder.lower_case, folder.max_tokens]
     settings += [config, prompts.texts.get(prompts.default, ""), folder.repool, overrides.vector_properties]
     if overrides.precision == "int8":
-        settings.append(overrides.precision)
+        settings.append((overrides.precision, INT8_GROUP))
     # Without paths, because a model that moves keeps its revision.
     digest = hashlib.sha256(msgspec.json.encode(settings, enc_hook=lambda path: ""))
     for path in folder.list_files():
