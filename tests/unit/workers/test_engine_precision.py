@@ -26,6 +26,7 @@ CPU = DeviceFloats("new", "bf16", frozenset({"f32", "bf16"}))
 SLOW_CPU = DeviceFloats("slow", "f32", frozenset({"f32", "bf16"}))
 GPU = DeviceFloats("gpu", "f16", frozenset({"f32", "f16"}))
 ACCURATE = {"EXECUTION_MODE_HINT": "ACCURACY"}
+HINT = {"INFERENCE_PRECISION_HINT": "bf16"}
 
 
 @pytest.fixture
@@ -198,9 +199,6 @@ def test_passed_probe_is_not_repeated(
     assert len(list(cache.rglob("*.blob"))) == 1
 
 
-HINT = {"INFERENCE_PRECISION_HINT": "bf16"}
-
-
 def test_failed_probe_falls_back_to_float32(
     prepared: PreparedModel, tmp_path: Path, probe: Callable[[float], list[float]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,6 +212,22 @@ def test_failed_probe_falls_back_to_float32(
         "computing in f32, which is slower than bf16, because vectors in bf16 differ too much (least cosine 0.999800); "
         "set --precision bf16 to take them nevertheless, or f32 to end this warning"
     )
+
+
+def test_model_without_room_for_float32_is_served(
+    prepared: PreparedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load_reference(*arguments: Any) -> Engine:
+        raise DeviceError("device CPU could not compile the model: out of memory")
+
+    monkeypatch.setattr(module, "_load_reference", load_reference)
+    monkeypatch.setattr(module, "read_floats", lambda device: [CPU])
+    _, name = load_engine(prepared, "CPU", 1, tmp_path / "cache", Overrides())
+    assert name == "bf16"
+    assert caplog.messages == [
+        "computing in bf16, not compared with f32: device CPU could not compile the model: out of memory"
+    ]
+    assert not list(tmp_path.rglob("probes.json"))
 
 
 def test_probe_is_repeated_for_another_model(
