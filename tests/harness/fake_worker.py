@@ -92,6 +92,7 @@ class FakeBackend:
         self.dimension = fakery.dimension
         self._revision = revision
         self.requests = fakery.requests
+        self.streams = max(1, fakery.requests - 1)
         self._us_per_token = fakery.us_per_token
         self._folder = Path(fakery.folder)
         self._broken = False

@@ -29,6 +29,8 @@ class Backend(Protocol):
     #: Special tokens that the tokenizer puts before and after each text.
     before: Ids
     after: Ids
+    #: How many inferences the device runs at the same time.
+    streams: int
     #: How many calls of `run_inference` may run at the same time.
     requests: int
     #: What an inference costs, by which batches are cut.

@@ -236,7 +236,7 @@ class Pipeline:
             return []
         work.vectors = np.empty((len(inputs.accepted), backend.dimension), np.float32)
         lengths = [len(ids) for ids in inputs.accepted]
-        split = cut_micro_batches(lengths, backend.costs, backend.requests - 1)
+        split = cut_micro_batches(lengths, backend.costs, backend.streams)
         work.expect_micro_batches(split, lengths, pads=backend.costs.pads)
         return [
             MicroBatch(work, rows, [inputs.accepted[row] for row in rows], [inputs.prompt_tokens[row] for row in rows])
