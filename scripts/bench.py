@@ -58,7 +58,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="least length of one (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one short round of two workloads, in about a minute")
-    parser.add_argument("--precision", nargs="+", help="precisions of the server (default: those that differ here)")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        default=["f32", "auto", "int8"],
+        help="precisions of the server (default: f32 auto int8)",
+    )
     parser.add_argument("--peers", action="store_true", help="measure Infinity and sentence-transformers, too")
     parser.add_argument("--client", choices=("wrk", "python"), help="load generator (default: wrk if it is installed)")
     parser.add_argument("--add", action="store_true", help="keep the rounds of earlier runs on this machine")
@@ -91,21 +96,13 @@ def find_texts(folder: Path | None) -> Path:
     return folder or (large if large.is_dir() else ROOT / "tests" / "data")
 
 
-def choose_precisions(wanted: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """Return the rows of Vecmill, and the environment of each: one for each precision that is not another's name."""
-    from workers.config import Config
-
-    if "precision" not in Config.__struct_fields__:
-        return {"Vecmill, f32": {}}
-    return {f"Vecmill, {each}": {"VECMILL_WORKER_PRECISION": each} for each in wanted or ("f32", "auto", "int8")}
-
-
 def start_rows(options: argparse.Namespace, folder: Path, stack: contextlib.ExitStack) -> dict[str, Target]:
     """Start the servers; the stack closes them."""
     targets: dict[str, Target] = {}
-    for row, environ in choose_precisions(options.precision).items():
+    for precision in options.precision:
+        row = f"Vecmill, {precision}"
         print_progress(f"starting {row}")
-        server = Server("--model", str(folder), "--cache", str(options.cache), environ=environ)
+        server = Server("--model", str(folder), "--cache", str(options.cache), "--precision", precision)
         stack.callback(server.close)
         targets[row] = server
     if options.peers:
@@ -143,7 +140,7 @@ def run_floods(options: argparse.Namespace, folder: Path, bench: Bench) -> list[
         servers = {row: target for row, target in bench.targets.items() if isinstance(target, Server)}
         first = next(iter(servers))
         flags = ("--model", str(folder), "--cache", str(options.cache), "--workers", "2")
-        two = Server(*flags, environ=choose_precisions(["f32"])["Vecmill, f32"])
+        two = Server(*flags, "--precision", options.precision[0])
         stack.callback(two.close)
         for each, (row, server) in itertools.product(rounds, [*servers.items(), (f"{first}, 2 workers", two)]):
             flood = measure_flood(

@@ -18,7 +18,7 @@ from bench_texts import Workload, build_requests, generate_texts, take_texts
 HEADROOM = 4.0
 #: A measurement lasts at least as long as raw OpenVINO takes for this many times the texts that are waiting at once,
 #: but at most `MAX_S`.
-CYCLES, MAX_S = 4.0, 15.0
+CYCLES, MAX_S = 3.0, 12.0
 #: Seconds of the warm-up of a row before its first measurement.
 WARM_UP_S = 1.0
 #: Most texts of a measurement, and most requests per second: a model that costs almost nothing is no faster.

@@ -4,8 +4,10 @@ No content of a record, from a request or a library, can forge a line: character
 and the lines of a traceback are indented, unlike the first line of a record.
 """
 
+import functools
 import logging
 import sys
+import time
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
@@ -18,6 +20,9 @@ def set_up(role: str, level: str, kind: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(build_formatter(role, kind))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    # What no format shows is not collected (https://docs.python.org/3/howto/logging.html#optimization).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
 
 
 def build_formatter(role: str, kind: str) -> logging.Formatter:
@@ -46,7 +51,15 @@ def indent_lines(text: str) -> str:
     return "\n".join(INDENT + escape_text(line) for line in text.split("\n"))
 
 
+@functools.lru_cache(1)
+def _format_second(time_s: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s))
+
+
 class _TextFormatter(logging.Formatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        return f"{_format_second(int(record.created))},{int(record.msecs):03d}"
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  its name in logging
         return escape_text(super().formatMessage(record))
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
+import functools
+import gc
 import logging
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from email.utils import formatdate
-from functools import partial
 from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
@@ -100,6 +102,8 @@ async def _start_up(app: Sanic) -> None:  # type: ignore[type-arg]
     for task in (app.ctx.unread.watch_clients(), _end_left_connections(app.ctx.connections)):
         app.ctx.tasks.append(asyncio.create_task(task))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload_keys, app.ctx.keys)
+    # What is loaded until now stays, so the garbage collector need not look at it again.
+    gc.freeze()
     log.info("listening on port %d of %s", app.ctx.config.port, app.ctx.config.host)
 
 
@@ -158,13 +162,18 @@ def _reload_keys(keys: Keys) -> None:
 
 async def _finish_head(request: Request, response: BaseHTTPResponse) -> None:
     request.app.ctx.unread.watch_connection(request)
-    response.headers["Date"] = formatdate(usegmt=True)
+    response.headers["Date"] = _format_date(int(time.time()))
     stream: Any = request.stream
     if request.app.ctx.draining and stream:
         stream.keep_alive = False
     # Clients that know the idle time do not use a connection that is about to be closed.
-    if stream and stream.keep_alive and (idle_s := int(request.app.config.KEEP_ALIVE_TIMEOUT)):
+    if stream and stream.keep_alive and (idle_s := int(request.app.ctx.config.idle_timeout_s)):
         response.headers["Keep-Alive"] = f"timeout={idle_s}"
+
+
+@functools.lru_cache(1)
+def _format_date(time_s: int) -> str:
+    return formatdate(time_s, usegmt=True)
 
 
 def serve_sockets(app: Sanic, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:  # type: ignore[type-arg]
@@ -174,7 +183,9 @@ def serve_sockets(app: Sanic, sockets: Sequence[socket.socket], tls: ssl.SSLCont
     async def start(_: object) -> None:
         loop = asyncio.get_running_loop()
         for listening in sockets:
-            servers.append(await loop.create_server(partial(Connection, loop=loop, app=app), sock=listening, ssl=tls))
+            servers.append(
+                await loop.create_server(functools.partial(Connection, loop=loop, app=app), sock=listening, ssl=tls)
+            )
 
     async def stop(_: object) -> None:
         for server in servers:

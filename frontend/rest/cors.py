@@ -1,5 +1,7 @@
 """Cross-origin resource sharing: which pages in browsers may call the server (https://fetch.spec.whatwg.org/#cors)."""
 
+import functools
+
 from sanic import HTTPResponse, Request
 from sanic.exceptions import MethodNotAllowed
 from sanic.response import BaseHTTPResponse, empty
@@ -38,11 +40,16 @@ def _list_methods(request: Request) -> str:
     return "OPTIONS"
 
 
+@functools.lru_cache(1)
+def _list_origins(text: str) -> frozenset[str]:
+    return frozenset(origin.strip() for origin in text.split(",") if origin.strip())
+
+
 def add_cors_headers(request: Request, response: BaseHTTPResponse) -> None:
     """Let pages of the allowed origins read a response, whatever its status."""
     config: Config = request.app.ctx.config
     origin = request.headers.get("origin")
-    allowed = [text.strip() for text in config.allowed_origins.split(",") if text.strip()]
+    allowed = _list_origins(config.allowed_origins)
     if allowed and "*" not in allowed:
         # Shared caches must not give a response without CORS headers to a page.
         response.headers["Vary"] = "Origin"

@@ -67,12 +67,13 @@ class Connection(HttpProtocol):
     It ends if the client sends the head of a request too slowly, and closes when the client has the answer.
     """
 
-    __slots__ = ("_closing",)
+    __slots__ = ("_closing", "_idle_s")
     HTTP_CLASS = StrictHttp
 
     def connection_made(self, transport: Any) -> None:
         """Register the connection with the application."""
         self._closing: asyncio.TimerHandle | None = None
+        self._idle_s = self.app.config.KEEP_ALIVE_TIMEOUT + IDLE_MARGIN_S
         super().connection_made(transport)  # type: ignore[no-untyped-call]
         # The first request must begin within the request time-out. Sanic would wait for the keep-alive time-out.
         self.keep_alive_timeout = self.request_timeout
@@ -99,8 +100,7 @@ class Connection(HttpProtocol):
         discarding = stage is Stage.IDLE and getattr(http, "request_body", None)
         if discarding or stage is Stage.REQUEST:
             self._time = before
-        idle_s = self.app.config.KEEP_ALIVE_TIMEOUT + IDLE_MARGIN_S
-        self.keep_alive_timeout = self.request_timeout if discarding else idle_s
+        self.keep_alive_timeout = self.request_timeout if discarding else self._idle_s
 
     def check_timeouts(self) -> None:
         """End the connection if a time-out has passed, and otherwise check again when one may have passed.
@@ -222,6 +222,16 @@ class TimedRequest(Request):
         Raise `ApiError` 408, and discard the rest, if the client pauses for too long or the body takes too long.
         """
         stream: Any = self.stream
+        if "content-encoding" not in self.headers and (received := stream.take_received_body()) is not None:
+            self.body = received
+        else:
+            await self._receive_parts(stream)
+        # Sanic stops reading when 64 KiB are buffered, and resumes for the next request only. Without reading, it does
+        # not notice that the client closes the connection.
+        if transport := stream.protocol.transport:
+            transport.resume_reading()
+
+    async def _receive_parts(self, stream: Any) -> None:
         context = self.app.ctx
         limit_s: float = self.app.config.REQUEST_TIMEOUT
         decoder = Decoder(self.headers.getall("content-encoding", []), stream.request_max_size)
@@ -252,7 +262,3 @@ class TimedRequest(Request):
         finally:
             context.incoming.close(body)
         self.body = bytes(body.content)
-        # Sanic stops reading when 64 KiB are buffered, and resumes for the next request only. Without reading, it does
-        # not notice that the client closes the connection.
-        if transport := stream.protocol.transport:
-            transport.resume_reading()

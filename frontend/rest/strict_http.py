@@ -5,10 +5,11 @@ some valid requests. `StrictHttp` checks heads and chunk sizes before Sanic's pa
 """
 
 import re
-from collections import defaultdict
 from typing import Any, NamedTuple
 
-from sanic.exceptions import BadRequest, PayloadTooLarge
+from sanic.compat import Header
+from sanic.exceptions import BadRequest, ExpectationFailed, PayloadTooLarge
+from sanic.helpers import STATUS_CODES
 from sanic.http import Http, Stage
 from sanic.http.http1 import HTTP_CONTINUE
 
@@ -17,68 +18,81 @@ from frontend.api.errors import ApiError
 #: Maximum length of the line of a chunk's size, and of all trailer fields, in bytes.
 MAX_CHUNK_LINE_BYTES, MAX_TRAILER_BYTES = 256, 8192
 
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_REQUEST_LINE = re.compile(rb"%s ([!-~]+) HTTP/(\d\.\d)" % _TOKEN)
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_NAME = re.compile(_TOKEN)
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/(\d\.\d)")
 #: First bytes of a request whose first line is incomplete.
-_BEGIN = re.compile(rb"\r?\Z|%s(?: |\Z)" % _TOKEN)
+_BEGIN = re.compile(rf"\r?\Z|{_TOKEN}(?: |\Z)".encode())
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_FIELD = re.compile(rb"(%s):([\t -~\x80-\xff]*)" % _TOKEN)
-_HOST = re.compile(rb"[!$%&'()*+,.:;=\[\]_~0-9A-Za-z-]*")
+#: Bytes that no head has; line ends are checked by their number.
+_CONTROLS = bytes([*(byte for byte in range(32) if byte not in b"\t\r\n"), 127])
+_FIELD = re.compile(rf"{_TOKEN}:[\t -~\x80-\xff]*".encode())
+_HOST = re.compile(r"[!$%&'()*+,.:;=\[\]_~0-9A-Za-z-]*")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?")
+_STATUS_LINES = {
+    status: b"HTTP/1.1 %d %b\r\n" % (status, phrase)
+    for status, phrase in STATUS_CODES.items()
+    if status >= 200 and status not in (204, 304)
+}
+#: Fields that are checked, or that decide how a request ends.
+_CHECKED = ("host", "content-length", "transfer-encoding", "connection")
 
 
 class Head(NamedTuple):
     """Request line and header fields that have been checked."""
 
-    version: bytes
+    method: str
+    target: str
+    version: str
+    #: Names in lower case and values without blanks around them. A transfer coding is in lower case.
+    fields: list[tuple[str, str]]
     #: Whether the connection stays open after the answer (RFC 9112, section 9.3).
     keeps_connection: bool
-    #: The head for Sanic's parser, without blanks around values, and with the transfer coding in lower case.
-    text: bytes
 
 
 def parse_head(head: bytes) -> Head:
     """Return the checked head of a request, given without the empty line. Raise `ApiError` if it is invalid."""
-    request_line, *lines = head.split(b"\r\n")
+    request_line, *lines = head.decode(errors="surrogateescape").split("\r\n")
     match = _REQUEST_LINE.fullmatch(request_line)
     if match is None:
         raise refuse("the request line is not valid HTTP/1.1; send METHOD, path and HTTP/1.1 with one space between")
-    version = match[2]
-    if version not in (b"1.0", b"1.1"):
-        raise refuse(f"HTTP/{version.decode()} is not supported; use HTTP/1.1", 505)
-    fields: dict[bytes, list[bytes]] = defaultdict(list)
-    checked = [request_line]
+    method, target, version = match.groups()
+    if version not in ("1.0", "1.1"):
+        raise refuse(f"HTTP/{version} is not supported; use HTTP/1.1", 505)
+    fields = []
+    checked: dict[str, list[str]] = {name: [] for name in _CHECKED}
+    valid = head.count(b"\r") == head.count(b"\n") == len(lines) and len(head.translate(None, _CONTROLS)) == len(head)
     for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
+        name, colon, value = line.partition(":")
+        if not (valid and colon and _NAME.fullmatch(name)):
             raise refuse("a header line is not valid HTTP/1.1; send NAME: VALUE without control characters")
-        name, value = field[1].lower(), field[2].strip(b" \t")
-        if name == b"transfer-encoding":
-            value = value.lower()
-        fields[name].append(value)
-        checked.append(name + b": " + value)
-    _check_host(version, fields[b"host"])
-    _check_framing(version, fields[b"content-length"], fields[b"transfer-encoding"])
-    options = {option.strip(b" \t").lower() for option in b",".join(fields[b"connection"]).split(b",")}
-    keeps_connection = b"close" not in options and (version == b"1.1" or b"keep-alive" in options)
-    return Head(version, keeps_connection, b"\r\n".join(checked))
+        name, value = name.lower(), value.strip(" \t")
+        if name in checked:
+            value = value.lower() if name == "transfer-encoding" else value
+            checked[name].append(value)
+        fields.append((name, value))
+    _check_host(version, checked["host"])
+    _check_framing(version, checked["content-length"], checked["transfer-encoding"])
+    options = {option.strip(" \t").lower() for option in ",".join(checked["connection"]).split(",")}
+    keeps_connection = "close" not in options and (version == "1.1" or "keep-alive" in options)
+    return Head(method, target, version, fields, keeps_connection)
 
 
-def _check_host(version: bytes, hosts: list[bytes]) -> None:
-    if len(hosts) > 1 or (not hosts and version == b"1.1") or not all(map(_HOST.fullmatch, hosts)):
+def _check_host(version: str, hosts: list[str]) -> None:
+    if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
         raise refuse("the Host header is missing, repeated or invalid; send one with the server's name")
 
 
-def _check_framing(version: bytes, lengths: list[bytes], codings: list[bytes]) -> None:
+def _check_framing(version: str, lengths: list[str], codings: list[str]) -> None:
     """Raise `ApiError` if the end of the body is not certain (RFC 9112, section 6.3)."""
     if len(lengths) + len(codings) > 1:
         raise refuse("the request has more than one Content-Length or Transfer-Encoding; send one of them")
-    if lengths and not lengths[0].isdigit():
+    if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
         raise refuse("Content-Length is not a number; send the body's length in bytes as decimal digits")
-    if not codings or (codings == [b"chunked"] and version == b"1.1"):
+    if not codings or (codings == ["chunked"] and version == "1.1"):
         return
-    *others, last = (coding.strip(b" \t") for coding in codings[0].split(b","))
-    known = version == b"1.1" and last == b"chunked" and b"chunked" not in others
+    *others, last = (coding.strip(" \t") for coding in codings[0].split(","))
+    known = version == "1.1" and last == "chunked" and "chunked" not in others
     raise refuse("the Transfer-Encoding is not supported; send chunked alone, over HTTP/1.1", 501 if known else 400)
 
 
@@ -95,18 +109,85 @@ class StrictHttp(Http):
     request_body: Any
     request_bytes: Any
     request_bytes_left: Any
+    head_only: Any
+    response_func: Any
+    response_size: Any
+    url: Any
 
     async def http1_request_header(self) -> None:
         """Read, check and parse the head of a request. Raise `ApiError` or a Sanic exception if it is invalid."""
         end = await self._receive_head()
-        head = parse_head(bytes(self.recv_buffer[:end]))
-        self.recv_buffer[:end] = head.text
-        await super().http1_request_header()  # type: ignore[no-untyped-call]
-        self.keep_alive = head.keeps_connection
-        # No route accepts WebSockets, and Sanic has no time-outs for them.
-        self.upgrade_websocket = False
-        if head.version == b"1.0" or self.request_bytes_left > self.request_max_size:
-            self.expecting_continue = False
+        head = bytes(self.recv_buffer[:end])
+        parsed = parse_head(head)
+        self.url, self.keep_alive = parsed.target, parsed.keeps_connection
+        self.head_only = parsed.method == "HEAD"
+        request_class: Any = self.protocol.request_class
+        request = request_class(
+            url_bytes=parsed.target.encode(),
+            headers=parsed.fields,
+            head=head,
+            version=parsed.version,
+            method=parsed.method,
+            transport=self.protocol.transport,
+            app=self.protocol.app,
+        )
+        self._prepare_body(request.headers, parsed.version)
+        # The line of a chunk's size begins with the line end before it.
+        del self.recv_buffer[: end + (2 if self.request_body == "chunked" else 4)]
+        self.request, request.stream = request, self
+        self.protocol.state["requests_count"] += 1
+
+    def _prepare_body(self, headers: Header, version: str) -> None:
+        """Set what `read` needs. Raise a Sanic exception if the body cannot be read."""
+        self.request_bytes_left = self.request_bytes = 0
+        if "transfer-encoding" in headers:
+            self.request_body = "chunked"
+        elif "content-length" in headers:
+            self.request_body = True
+            try:
+                self.request_bytes_left = self.request_bytes = int(headers["content-length"])
+            except ValueError:  # of more than 4,300 digits
+                raise BadRequest("Bad content-length") from None
+        expected = headers.get("expect") if self.request_body else None
+        if expected is not None and expected.lower() != "100-continue":
+            raise ExpectationFailed(f"Unknown Expect: {expected}")
+        too_large = self.request_bytes_left > self.request_max_size
+        self.expecting_continue = expected is not None and version != "1.0" and not too_large
+
+    def take_received_body(self) -> bytes | None:
+        """Return the body if it has a length and all of it has arrived; otherwise `read` returns its parts."""
+        size = self.request_bytes_left
+        if self.request_body is not True or self.expecting_continue or size > self.request_max_size:
+            return None
+        if size > len(self.recv_buffer):
+            return None
+        body = bytes(self.recv_buffer[:size])
+        del self.recv_buffer[:size]
+        self.request_body, self.request_bytes_left = None, 0
+        return body
+
+    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
+        """Send a whole answer at once.
+
+        Sanic's own method, which encodes each field alone, sends all other answers, and removes line ends from fields.
+        """
+        response: Any = self.response
+        body = getattr(response, "body", None)
+        if data or not body or self.head_only or self.expecting_continue or response.status not in _STATUS_LINES:
+            await super().http1_response_header(data, end_stream)
+            return
+        headers = response.headers
+        headers.setdefault("content-type", response.content_type)
+        headers["content-length"] = str(len(body))
+        headers["connection"] = "keep-alive" if self.keep_alive else "close"
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        text = "".join(lines)
+        if not text.count("\n") == text.count("\r") == len(lines) or "\0" in text:
+            await super().http1_response_header(data, end_stream)
+            return
+        self.response_func, self.response_size = None, len(body)
+        await self._send(b"%b%b\r\n%b" % (_STATUS_LINES[response.status], text.encode(errors="surrogateescape"), body))
+        self.stage = Stage.IDLE
 
     async def _receive_head(self) -> int:
         """Wait for the whole head, and return its length without the empty line.

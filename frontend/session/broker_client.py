@@ -112,15 +112,17 @@ class BrokerClient:
         frame = b"".join(inputs)
         pending = self._session.submit(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)
         future = self._futures[pending.number] = self._loop.create_future()
+        expiry = self._loop.call_later(deadline - now + DEADLINE_SLACK_S, _expire, future)
         self._schedule_flush()
         try:
-            await asyncio.wait_for(future, deadline - time.monotonic() + DEADLINE_SLACK_S)
+            await future
         except TimeoutError:
             raise from_failure(ErrorCode.DEADLINE, retry_after_ms=5000) from None
         except asyncio.CancelledError:
             pending.abandoned = True
             raise
         finally:
+            expiry.cancel()
             del self._futures[pending.number]
             self._session.finish(pending)
             if self._session.has_outgoing:
@@ -253,3 +255,8 @@ class BrokerClient:
         else:
             count = self._session.unanswered_count
             log.warning("lost broker %s; %d requests wait for it to return", self._config.broker, count)
+
+
+def _expire(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())

@@ -19,7 +19,7 @@ PYTHON = (sys.executable, "scripts/bench.py")
 def flags(tmp_path: Path) -> list[str]:
     """Return the flags of a run of a few seconds."""
     model = write_model2vec(tmp_path / "tiny", {"embeddings": TABLE})
-    flags = ["--workload", "short", "--model", str(model), "--cache", str(tmp_path / "cache")]
+    flags = ["--workload", "short", "--precision", "f32", "--model", str(model), "--cache", str(tmp_path / "cache")]
     return [*flags, "--texts", str(ROOT / "tests" / "data"), "--results", str(tmp_path / "results.json")]
 
 

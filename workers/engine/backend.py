@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
+from workers.engine.micro_batches import Costs
 
 #: Token ids of one input, int64 `[tokens]`.
 Ids = npt.NDArray[np.int64]
@@ -30,10 +31,8 @@ class Backend(Protocol):
     after: Ids
     #: How many calls of `run_inference` may run at the same time.
     requests: int
-    #: Whether an inference pads all inputs to the longest.
-    pads: bool
-    #: Largest micro-batch in tokens, padding included.
-    micro_batch_tokens: int
+    #: What an inference costs, by which batches are cut.
+    costs: Costs
 
     def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text with the special tokens, not truncated."""

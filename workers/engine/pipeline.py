@@ -1,4 +1,4 @@
-"""Threads that turn batches into vectors: one tokenizes and splits, and one per infer request runs the device.
+"""Threads that turn batches into vectors: one tokenizes and cuts, and one per infer request runs the device.
 
 Interactive batches overtake bulk batches between any two micro-batches, up to a limit, also those of other models. The
 thread of the service owns the sockets: finished batches wait in `Pipeline.finished`, and `wake` wakes the service.
@@ -22,6 +22,7 @@ from broker.wire import protocol as wire
 from broker.wire.protocol import ModelKey
 from workers.engine.backend import Backend, Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, sort_inputs
+from workers.engine.micro_batches import cut_micro_batches
 
 #: How many interactive items may overtake one bulk item. The broker divides the lanes only while both wait there; a
 #: leased bulk batch must run here long before its lease expires.
@@ -235,8 +236,8 @@ class Pipeline:
             return []
         work.vectors = np.empty((len(inputs.accepted), backend.dimension), np.float32)
         lengths = [len(ids) for ids in inputs.accepted]
-        split = split_micro_batches(lengths, backend.micro_batch_tokens, backend.requests - 1)
-        work.expect_micro_batches(split, lengths, pads=backend.pads)
+        split = cut_micro_batches(lengths, backend.costs, backend.requests - 1)
+        work.expect_micro_batches(split, lengths, pads=backend.costs.pads)
         return [
             MicroBatch(work, rows, [inputs.accepted[row] for row in rows], [inputs.prompt_tokens[row] for row in rows])
             for rows in split
@@ -307,23 +308,3 @@ class Pipeline:
     def _finish_batch(self, work: Work) -> None:
         self.finished.append(work)
         self._wake()
-
-
-def split_micro_batches(lengths: Sequence[int], budget: int, streams: int) -> list[list[int]]:
-    """Return micro-batches as lists of row numbers, with similar lengths together and the longest rows first.
-
-    A micro-batch has at most `budget` tokens with padding, or a single row. If there are few rows, each stream still
-    gets some, because two half batches on two streams end sooner than a whole batch on one. The longest rows run first
-    so that the last micro-batches, when streams run out of work, are short.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    share = -(-sum(lengths) // max(1, streams))
-    budget = max(1, min(budget, share))
-    micro_batches: list[list[int]] = []
-    for row in order:
-        longest = lengths[micro_batches[-1][0]] if micro_batches else 0
-        if micro_batches and longest * (len(micro_batches[-1]) + 1) <= budget:
-            micro_batches[-1].append(row)
-        else:
-            micro_batches.append([row])
-    return micro_batches

@@ -90,6 +90,9 @@ class Stream:
         self._parts = parts
         self.protocol = SimpleNamespace(transport=Transport())
 
+    def take_received_body(self) -> None:
+        """Return None, because the body has not arrived."""
+
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._parts
 

@@ -21,7 +21,8 @@ USED = {
     HttpProtocol: {"request_timeout", "response_timeout", "keep_alive_timeout", "request_max_size",
                    "_callback_check_timeouts", "_http"},
     Http: {"stage", "keep_alive", "request_body", "request_max_size", "protocol", "recv_buffer", "expecting_continue",
-           "request_bytes", "request_bytes_left", "upgrade_websocket", "_send", "_receive_more", "exception"},
+           "request_bytes", "request_bytes_left", "upgrade_websocket", "_send", "_receive_more", "exception", "request",
+           "url", "head_only", "response", "response_func", "response_size"},
 }  # fmt: skip
 
 
@@ -40,8 +41,33 @@ def test_sanic_still_has_used_attributes(owner: type) -> None:
         (HttpProtocol.close_if_idle, ["self.http.stage is Stage.IDLE", "self.close()"]),
         (HttpProtocol.data_received, ["self._time = current_time()", "self.transport.pause_reading()"]),
         (Http.http1, ["self.stage = Stage.REQUEST", "await self.http1_request_header()", "except (BadRequest,"]),
-        (Http.http1_request_header, ['"chunked"', "pos -= 2", "self.HEADER_MAX_SIZE", "self.keep_alive = "]),
-        (Http.http1_response_header, ["self.response_func = self.head_response_ignored"]),
+        # `StrictHttp` replaces what sets these.
+        (
+            Http.http1_request_header,
+            [
+                "self.url",
+                "self.keep_alive = ",
+                "self.head_only = ",
+                "self.request_bytes_left = ",
+                "self.request_body = ",
+                "self.expecting_continue = ",
+                "pos -= 2",
+                "del buf[: pos + 4]",
+                'state["requests_count"] += 1',
+                "self.request, request.stream = request, self",
+            ],
+        ),
+        (
+            Http.http1_response_header,
+            [
+                "self.response_func = self.head_response_ignored",
+                "self.response_size = size",
+                "self.response_func = None",
+                'headers["content-length"] = size',
+                'headers["connection"] = ',
+                "self.stage = Stage.IDLE",
+            ],
+        ),
         (Http.read, ["if self.request_bytes_left == 0 and self.request_body == ", "self.request_bytes_left -= size"]),
         (Router.get.__wrapped__, ["self._get(path, method, host)"]),
         (SanicProtocol.abort, ["self.transport.abort()", "self.transport = None"]),

@@ -8,9 +8,10 @@ from frontend.rest.strict_http import parse_head
 LINE = b"POST / HTTP/1.1\r\nHost: a"
 
 
-def test_head_is_normalized_for_sanic() -> None:
-    head = parse_head(LINE + b"\r\nTransfer-Encoding:\t Chunked \r\nX-Lane:INTERACTIVE ")
-    assert head.text == b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nx-lane: INTERACTIVE"
+def test_head_is_split_into_fields() -> None:
+    head = parse_head(LINE + b"\r\nTransfer-Encoding:\t Chunked \r\nX-Lane:INTERACTIVE \xe9:")
+    assert (head.method, head.target, head.version) == ("POST", "/", "1.1")
+    assert head.fields == [("host", "a"), ("transfer-encoding", "chunked"), ("x-lane", "INTERACTIVE \udce9:")]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,12 @@ def test_connection_options_are_a_list(version: bytes, lines: bytes, *, keeps: b
         (b"X: a\nTransfer-Encoding: chunked", 400),
         (b" folded", 400),
         (b"Host: b", 400),
+        ("Content-Length: \u0663".encode(), 400),
+        (b"X: a\rb", 400),
+        (b"X: a\x00", 400),
+        (b"X: a\x7f", 400),
+        (b"no colon", 400),
+        (b": no name", 400),
     ],
 )
 def test_uncertain_framing_is_refused(line: bytes, status: int) -> None:

@@ -1,4 +1,4 @@
-"""Splitting batches into micro-batches, and the threads that run them."""
+"""The threads that prepare batches and run their micro-batches."""
 
 import gc
 import threading
@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
@@ -17,24 +15,7 @@ from tests.harness.fake_worker import FakeBackend, Fakery, vector
 from tests.harness.processes import until
 from workers.engine.backend import Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, truncate_ids
-from workers.engine.pipeline import MAX_OVERTAKES, LanePriorityQueue, Pipeline, Work, split_micro_batches
-
-
-@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000), st.integers(1, 4))
-def test_micro_batches_hold_each_row_within_the_budget(lengths: list[int], budget: int, streams: int) -> None:
-    micro_batches = split_micro_batches(lengths, budget, streams)
-    assert sorted(row for rows in micro_batches for row in rows) == list(range(len(lengths)))
-    for rows in micro_batches:
-        padded = max(lengths[row] for row in rows) * len(rows)
-        assert padded <= budget or len(rows) == 1
-
-
-def test_similar_lengths_share_a_micro_batch() -> None:
-    assert split_micro_batches([3, 50, 4, 49], 100, 1) == [[1, 3], [2, 0]]
-
-
-def test_few_rows_are_divided_among_streams() -> None:
-    assert [len(rows) for rows in split_micro_batches([10] * 8, 1000, 2)] == [4, 4]
+from workers.engine.pipeline import MAX_OVERTAKES, LanePriorityQueue, Pipeline, Work
 
 
 def make_batch(*texts: str, lane: Lane = Lane.BULK, options: bytes = b"", model: str = "fake") -> Work:
