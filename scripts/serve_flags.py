@@ -33,7 +33,7 @@ PASSED = {
 }
 #: Flags that are passed to the workers if they are given, besides those above.
 OPTIONAL_WORKER_FLAGS = (
-    *("config_path", "model_repository_path", "streams", "plugin_config"),
+    *("config_path", "model_repository_path", "precision", "mix_floats", "streams", "plugin_config"),
     *("pooling", "normalize", "max_length"),
     *("aliases", "config_poll_s", "unload_idle_s"),
 )
@@ -144,6 +144,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--port", "8000", "PORT or ADDRESS:PORT to listen on", variable=PORT_VARIABLE, type=parse_address)
     text = "OpenVINO device of the workers, or all; default: target_device of the model's configuration, or CPU"
     add("--device", "", text, variable="VECMILL_DEVICE")
+    text = "auto, f32, bf16, f16 or int8: what models are computed in; default: auto, the device's native float if its "
+    text += "vectors agree with f32"
+    add("--precision", "", text, variable="VECMILL_PRECISION", choices=("auto", "f32", "bf16", "f16", "int8"))
+    text = "true or false: whether workers with different floats may serve a model together; default: true"
+    add("--mix-floats", "", text)
     add(
         "--workers",
         "1",

@@ -1,5 +1,6 @@
 """Reading a worker's configuration and loading its models, for `workers.session.loader.Loader`."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from broker.wire import protocol as wire
 from workers.config import Config, make_options, parse_aliases
 from workers.engine.device import DeviceError
 from workers.engine.engine import TYPICAL_LENGTH, Engine
+from workers.engine.precision import load_engine
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 from workers.models.sources import Source, find_sources
@@ -50,17 +52,18 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
     device = source.overrides.device.upper() or "CPU"
     try:
         prepared = prepare_model(source.folder, cache, log.info, source.overrides)
-        engine = Engine(prepared, device, config.streams, cache, source.overrides.properties)
+        engine, precision = load_engine(prepared, device, config.streams, cache, source.overrides)
         engine.warm_up()
     except (ModelError, DeviceError) as error:
         raise LoadError(str(error)) from None
-    info = describe_model(config, name, source, prepared, engine)
+    info = describe_model(config, name, source, prepared, engine, precision)
     log.info(
-        "loaded %s revision %s on %s: %d streams, %.0f tokens/s, batches of %d tokens; an inference takes %.2f ms and "
-        "%.4f ms a token",
+        "loaded %s revision %s on %s in %s: %d streams, %.0f tokens/s, batches of %d tokens; an inference takes %.2f "
+        "ms and %.4f ms a token",
         name,
-        prepared.revision,
+        info.revision,
         device,
+        precision,
         engine.streams,
         engine.tokens_per_second,
         info.batch_tokens,
@@ -71,7 +74,7 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
 
 
 def describe_model(
-    config: Config, name: str, source: Source, prepared: PreparedModel, engine: Engine
+    config: Config, name: str, source: Source, prepared: PreparedModel, engine: Engine, precision: str
 ) -> wire.ModelInfo:
     """Return the model as the worker announces it. A batch of its size takes `config.batch_ms` on the device."""
     # On a slow device, a batch has at least one input for each infer request.
@@ -79,7 +82,7 @@ def describe_model(
     batch_tokens = max(least_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))
     return wire.ModelInfo(
         name=name,
-        revision=prepared.revision,
+        revision=prepared.revision if config.mix_floats else separate_revision(prepared.revision, precision),
         dimension=prepared.dimension,
         max_tokens=prepared.max_tokens,
         vocabulary=prepared.vocabulary_size,
@@ -96,7 +99,13 @@ def describe_model(
         aliases=[alias for alias, of in parse_aliases(config).items() if of == name],
         truncates=prepared.truncates,
         parts=list(source.parts),
+        precision=precision,
     )
+
+
+def separate_revision(revision: str, precision: str) -> str:
+    """Return a revision of one precision alone, 32 hexadecimal digits."""
+    return hashlib.sha256(f"{revision} {precision}".encode()).hexdigest()[:32]
 
 
 def get_cache(config: Config) -> Path:

@@ -127,6 +127,9 @@ class FakeBackend:
             output[commands.index(["nan"]), -1] = np.nan
         return output[:-1] if ["short"] in commands else output
 
+    def open_spare_request(self) -> int | None:
+        return None
+
     def verify_device(self, request: int) -> None:
         if self._broken:
             raise RuntimeError("the device is broken")

@@ -58,5 +58,11 @@ class Backend(Protocol):
         Return None if the model does not normalize.
         """
 
+    def open_spare_request(self) -> int | None:
+        """Open one more infer request that does not wait while all others run. Return its number, or None without one.
+
+        Called once, while other threads run inferences.
+        """
+
     def verify_device(self, request: int) -> None:
         """Repeat an inference that has succeeded before. Raise its exception, because then the device is broken."""
