@@ -1,195 +1,246 @@
-"""`scripts/bench`: compare texts per second of the server and of raw OpenVINO on the same texts.
+"""`scripts/bench`: compare the server with raw OpenVINO and with other servers, on the same texts in one run.
 
-Raw OpenVINO is the best result without a server: all texts are known, sorted by length, and split into micro-batches,
-with one thread for each infer request. The kinds take turns, because shared machines are noisy: compare the ratios of
-one run, not the seconds of two runs.
+All rows of a workload take turns, because shared machines are noisy: compare the ratios of one run, not the seconds of
+two runs. Each run adds its rounds to a file of results, which `--report` renders without measuring again.
 """
 
 import argparse
-import asyncio
-import json
-import queue
+import contextlib
+import itertools
+import os
 import signal
-import socket
-import statistics
-import subprocess
 import sys
-import threading
-import time
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-CACHE = ROOT / ".cache" / "vecmill"
+from bench_flood import measure_flood  # noqa: E402  after the path is set
+from bench_load import LoadError, find_generator  # noqa: E402
+from bench_measure import PACKED, Bench, Target, WorkloadBench, print_progress  # noqa: E402
+from bench_results import (  # noqa: E402
+    BASE,
+    Results,
+    Round,
+    Summary,
+    format_costs,
+    format_floods,
+    format_speeds,
+    merge_results,
+    summarize,
+)
+from bench_servers import Server, find_cpu_name  # noqa: E402
+from bench_texts import WORKLOADS, make_texts, read_collection  # noqa: E402
+
+from broker.shared.exit import exit_refused  # noqa: E402
+
+#: Default file of results.
+RESULTS = ROOT / ".cache" / "bench" / "results.json"
+FLOOD = "flood"
+#: Seed of the random order of texts.
+SEED = 12
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the flags of scripts/bench."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Compare the server with raw OpenVINO.")
-    default = ROOT / "tests" / "data" / "queries.jsonl"
-    parser.add_argument(
-        "--texts", type=Path, default=default, help="file of JSON lines with a field text (default: %(default)s)"
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Compare the server with raw OpenVINO and with other servers.",
+        epilog="With the options of OVMS's benchmark client (--api_url, …), measure a running server as that client "
+        "does; `scripts/bench --api_url URL --help` lists them.",
     )
+    every = (*WORKLOADS, FLOOD)
     parser.add_argument(
-        "--number", type=int, default=2000, help="number of texts in each measurement (default: %(default)s)"
+        "--workload", nargs="+", choices=every, default=list(every), help="what to measure (default: all)"
     )
+    parser.add_argument("--clients", nargs="+", type=int, help="numbers of clients (default: 1 8 64; for bulk 1 8)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="least length of one (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one short round of two workloads, in about a minute")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="number of measurements of each kind (default: %(default)s)"
+        "--precision",
+        nargs="+",
+        default=["f32", "auto", "int8"],
+        help="precisions of the server (default: f32 auto int8)",
     )
-    return parser.parse_args()
+    parser.add_argument("--peers", action="store_true", help="measure Infinity and sentence-transformers, too")
+    parser.add_argument("--client", choices=("wrk", "python"), help="load generator (default: wrk if it is installed)")
+    parser.add_argument("--add", action="store_true", help="keep the rounds of earlier runs on this machine")
+    parser.add_argument("--model", type=Path, help="model folder (default: all-MiniLM-L6-v2)")
+    cache = ROOT / ".cache" / "vecmill"
+    parser.add_argument("--cache", type=Path, default=cache, help="folder for models (default: %(default)s)")
+    parser.add_argument("--texts", type=Path, help="folder with queries.jsonl and mixed.jsonl")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of results (default: %(default)s)")
+    parser.add_argument(
+        "--report", action="store_true", help="write docs/benchmarks.md of the results, measure nothing"
+    )
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.seconds = 1, 1.0
+        options.workload = [name for name in options.workload if name in ("short", "bulk")] or options.workload
+        options.clients = options.clients or [1, 64]
+    return options
 
 
-class Raw:
-    """The worker's engine, driven without a server."""
-
-    def __init__(self) -> None:
-        from workers.engine.engine import Engine
-        from workers.models.default import fetch_default_model
-        from workers.models.prepare import prepare_model
-
-        folder = fetch_default_model(CACHE, print)
-        self.engine = Engine(prepare_model(folder, CACHE, print), "CPU", 0, CACHE)
-        self.engine.warm_up()
-
-    def run_batched(self, texts: Sequence[str]) -> None:
-        """Infer all texts in micro-batches of similar length."""
-        from workers.engine.pipeline import split_micro_batches
-
-        ids = self.engine.tokenize_texts(texts)
-        micro_batches = split_micro_batches(list(map(len, ids)), self.engine.micro_batch_tokens, 1)
-        self._run_all([[ids[row] for row in rows] for rows in micro_batches])
-
-    def run_singly(self, texts: Sequence[str]) -> None:
-        """Infer each text alone, like a server that does not batch across requests."""
-        self._run_all([[ids] for ids in self.engine.tokenize_texts(texts)])
-
-    def _run_all(self, micro_batches: Sequence[Sequence[object]]) -> None:
-        waiting: queue.SimpleQueue[Sequence[object]] = queue.SimpleQueue()
-        for micro_batch in micro_batches:
-            waiting.put(micro_batch)
-
-        def run_thread(number: int) -> None:
-            while True:
-                try:
-                    micro_batch = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                self.engine.run_inference(number, micro_batch)  # type: ignore[arg-type]
-
-        threads = [threading.Thread(target=run_thread, args=(number,)) for number in range(self.engine.requests)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+def choose_clients(options: argparse.Namespace, workload: str) -> list[int]:
+    """Return the numbers of clients. 8 bulk clients have more texts in flight than 64 others."""
+    if options.clients:
+        return [min(number, 8) if workload == "bulk" else number for number in options.clients]
+    return [1, 8] if workload == "bulk" else [1, 8, 64]
 
 
-class Server:
-    """A running scripts/serve."""
+def find_texts(folder: Path | None) -> Path:
+    """Return the folder of texts: the large collections where this project has them, else those of the tests."""
+    large = ROOT.parent / "shared" / "data" / "load"
+    return folder or (large if large.is_dir() else ROOT / "tests" / "data")
 
-    def __init__(self, *flags: str, key: str = "") -> None:
-        """Start the server with these flags; `key` is an API key for `read_counters`, if the server has keys."""
-        self._key = key
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [str(ROOT / "scripts" / "serve"), "--port", str(self.port), *flags]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout
-        self.model = json.loads(self._process.stdout.readline().split("-d '")[1].rstrip()[:-1])["model"]
 
-    @property
-    def pid(self) -> int:
-        """Process id of scripts/serve."""
-        return self._process.pid
+def start_rows(options: argparse.Namespace, folder: Path, stack: contextlib.ExitStack) -> dict[str, Target]:
+    """Start the servers; the stack closes them."""
+    targets: dict[str, Target] = {}
+    for precision in options.precision:
+        row = f"Vecmill, {precision}"
+        print_progress(f"starting {row}")
+        server = Server("--model", str(folder), "--cache", str(options.cache), "--precision", precision)
+        stack.callback(server.close)
+        targets[row] = server
+    if options.peers:
+        from bench_peers import NAMES, Peer
 
-    def read_counters(self) -> dict[str, int]:
-        """Return the broker's counters."""
-        url, headers = f"http://127.0.0.1:{self.port}/health", {"Authorization": f"Bearer {self._key}"}
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as answer:
-            return dict(json.load(answer)["counters"])
+        for name in NAMES:
+            print_progress(f"starting {name}")
+            peer = Peer(name, folder)
+            stack.callback(peer.close)
+            targets[name] = peer
+    return targets
 
-    def count_batches(self) -> tuple[int, float]:
-        """Return the number of answered batches, and the milliseconds that all of them took."""
-        counters = self.read_counters()
-        return counters["batches_answered"], counters["batch_us"] / 1000
 
-    def close(self) -> None:
-        """Drain the server and wait for its end."""
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait()
+def load_bench(options: argparse.Namespace, folder: Path, targets: Mapping[str, Target]) -> Bench:
+    """Return the bench with the raw rows."""
+    from bench_raw import Raw, build_padded
 
-    def send_texts(self, texts: Sequence[str], *, clients: int, per_request: int) -> list[float]:
-        """Send all texts from closed-loop clients and return the seconds of each request."""
-        return asyncio.run(self._run_clients(texts, clients, per_request))
+    from workers.models.prepare import prepare_model
 
-    async def _run_clients(self, texts: Sequence[str], clients: int, per_request: int) -> list[float]:
-        requests = [self.build_request(texts[at : at + per_request]) for at in range(0, len(texts), per_request)]
-        requests.reverse()
-        seconds: list[float] = []
+    prepared = prepare_model(folder, options.cache, print_progress)
+    padded = build_padded(folder)
+    raws = {BASE: Raw(prepared, *(padded or [prepared.model_path]))}
+    if padded:
+        raws[PACKED] = Raw(prepared, prepared.model_path)
+    return Bench(raws, targets, prepared.max_tokens, options.seconds, find_generator(options.client))
 
-        async def run_client() -> None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            while requests:
-                writer.write(requests.pop())
-                started = time.monotonic()
-                head = await reader.readuntil(b"\r\n\r\n")
-                assert head.startswith(b"HTTP/1.1 200"), head
-                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                await reader.readexactly(length)
-                seconds.append(time.monotonic() - started)
-            writer.close()
 
-        await asyncio.gather(*(run_client() for _ in range(clients)))
-        return seconds
+def run_floods(options: argparse.Namespace, folder: Path, bench: Bench) -> list[Round]:
+    """Return one round of floods for each row of Vecmill, and for two workers on this host."""
+    texts_folder = find_texts(options.texts)
+    queries = WorkloadBench(bench, WORKLOADS["short"], load_texts(bench, "short", texts_folder), SEED)
+    bulk = WorkloadBench(bench, WORKLOADS["bulk"], load_texts(bench, "bulk", texts_folder), SEED)
+    rounds = [Round(FLOOD) for _ in range(options.rounds)]
+    with contextlib.ExitStack() as stack:
+        servers = {row: target for row, target in bench.targets.items() if isinstance(target, Server)}
+        first = next(iter(servers))
+        flags = ("--model", str(folder), "--cache", str(options.cache), "--workers", "2")
+        two = Server(*flags, "--precision", options.precision[0])
+        stack.callback(two.close)
+        for each, (row, server) in itertools.product(rounds, [*servers.items(), (f"{first}, 2 workers", two)]):
+            flood = measure_flood(
+                server, row, bulk.iterate(), queries.iterate(), options.seconds, bulk.rate * 4, bench.generator
+            )
+            each.floods.append(flood)
+            print_progress(f"flood: {row}: p99 {flood.alone_ms[8]:.1f} ms alone, {flood.beside_ms[8]:.1f} ms beside")
+    return rounds
 
-    def build_request(self, texts: Sequence[str], client: str = "bench") -> bytes:
-        """Return the bytes of a POST of these texts, with the client's name as its API key."""
-        body = json.dumps({"model": self.model, "input": list(texts), "encoding_format": "base64"}).encode()
-        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {client}\r\n"
-        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+def load_texts(bench: Bench, name: str, folder: Path) -> list[str]:
+    """Return the texts of a workload."""
+    workload = WORKLOADS[name]
+    collection = read_collection((folder / f"{workload.collection}.jsonl").read_text())
+    return make_texts(workload, collection, bench.max_tokens, bench.count_tokens)
+
+
+def measure(options: argparse.Namespace) -> Results:
+    """Run all measurements, and write the results after each workload."""
+    from workers.models.default import find_folder
+
+    folder = find_folder(str(options.model or ""), options.cache, print_progress)
+    texts_folder = find_texts(options.texts)
+    facts = {
+        "cpu": find_cpu_name(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "model": folder.name,
+        "texts": "shared/data/load" if texts_folder.name == "load" else "tests/data",
+        "generator": Path(find_generator(options.client)).name or "bench_client.py",
+    }
+    results = read_results(options.results) if options.add else None
+    with contextlib.ExitStack() as stack:
+        targets = start_rows(options, folder, stack)
+        bench = load_bench(options, folder, targets)
+        for name in options.workload:
+            if name == FLOOD:
+                rounds = run_floods(options, folder, bench)
+            else:
+                # Other texts in each run, so that the rounds of several runs are not of the same texts.
+                seed = SEED + len(results.rounds if results else ())
+                workload = WorkloadBench(bench, WORKLOADS[name], load_texts(bench, name, texts_folder), seed)
+                rounds = [workload.run_round(choose_clients(options, name)) for _ in range(options.rounds)]
+            results = merge_results(results, Results(facts=facts, rounds=rounds))
+            write_results(options.results, results)
+    assert results
+    if bench.failures:
+        print_tables(summarize(results))
+        raise LoadError(f"{len(bench.failures)} measurements failed; the first: {bench.failures[0]}")
+    return results
+
+
+def read_results(path: Path) -> Results | None:
+    """Return the content of a file of results; None if there is none."""
+    import msgspec
+
+    with contextlib.suppress(FileNotFoundError):
+        return msgspec.json.decode(path.read_bytes(), type=Results)
+    return None
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write a file of results."""
+    import msgspec
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(results))
+
+
+def print_tables(summary: Summary) -> None:
+    """Print all tables."""
+    print(", ".join(f"{name}: {value}" for name, value in summary.facts.items()))
+    for workload in summary.rounds:
+        cells = [cell for cell in summary.cells if cell.workload == workload]
+        if cells:
+            print("", f"{workload}: {WORKLOADS[workload].meaning}", "", *format_speeds(cells), sep="\n")
+            print("", *format_costs(cells), sep="\n")
+    if summary.floods:
+        print("", *format_floods(summary.floods), sep="\n")
 
 
 def main() -> None:
-    """Measure all kinds in turns and print a table."""
+    """Measure and print tables, or write the report."""
+    if any(word.partition("=")[0] == "--api_url" for word in sys.argv[1:]):
+        import bench_ovms
+
+        return bench_ovms.main()
     options = parse_arguments()
-    raw, server = Raw(), Server()
-    texts = [json.loads(line)["text"] for line in options.texts.read_text().splitlines()]
-    fitting = [raw.engine.validate_ids(ids) is None for ids in raw.engine.tokenize_texts(texts)]
-    texts = [text for text, fits in zip(texts, fitting, strict=True) if fits][: options.number]
-    kinds: list[tuple[str, Callable[[], object]]] = [
-        ("raw OpenVINO, batched", lambda: raw.run_batched(texts)),
-        ("raw OpenVINO, 1 text per inference", lambda: raw.run_singly(texts)),
-        ("Vecmill, 8 clients, 64 texts per request", lambda: server.send_texts(texts, clients=8, per_request=64)),
-        ("Vecmill, 64 clients, 1 text per request", lambda: server.send_texts(texts, clients=64, per_request=1)),
-        ("Vecmill, 1 client, 1 text per request", lambda: server.send_texts(texts[:200], clients=1, per_request=1)),
-    ]
-    rates: dict[str, list[float]] = {name: [] for name, _ in kinds}
-    latencies: dict[str, list[float]] = {name: [] for name, _ in kinds}
+    # A stopped run also ends its servers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for _ in range(options.rounds):
-            for name, run in kinds:
-                started = time.monotonic()
-                seconds = run()
-                number = 200 if "1 client," in name else len(texts)
-                rates[name].append(number / (time.monotonic() - started))
-                latencies[name] += seconds if isinstance(seconds, list) else []
-    finally:
-        server.close()
-    print_table(rates, latencies)
+        if options.report:
+            import bench_report
 
-
-def print_table(rates: dict[str, list[float]], latencies: dict[str, list[float]]) -> None:
-    """Print the medians over all rounds; ratios compare with the first row of the same round."""
-    base = next(iter(rates.values()))
-    print("| | texts/s | of raw | request: median, p99 |\n|---|---:|---:|---:|")
-    for name, values in rates.items():
-        ratio = statistics.median(value / best for value, best in zip(values, base, strict=True))
-        times = sorted(latencies[name])
-        tail = f"{times[len(times) // 2] * 1e3:.0f}, {times[int(len(times) * 0.99)] * 1e3:.0f} ms" if times else ""
-        print(f"| {name} | {statistics.median(values):.0f} | {ratio:.0%} | {tail} |")
+            return bench_report.start(options.results)
+        print_tables(summarize(measure(options)))
+    except (LoadError, OSError, ValueError) as error:
+        exit_refused("", error)
+    except KeyboardInterrupt:
+        print_progress("stopped; the servers have ended")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

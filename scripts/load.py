@@ -1,6 +1,6 @@
 """`scripts/load`: three heavy loads on a server with the default model, each with a reference in the same run.
 
-Flood: bulk clients send requests of 64 texts without pause, first alone, then together with one client of single short
+Flood: bulk clients send requests of 32 texts without pause, first alone, then together with one client of single short
 texts. Overload: an open loop sends ten times the requests that the server can answer, with a limit on the wait.
 Abandonment: one client sends requests of 2,048 inputs and disconnects 50 to 100 ms later, while four others send
 single texts.
@@ -14,19 +14,29 @@ import json
 import math
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import ROOT, Server
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-from tests.harness.clients import abandon
-from tests.harness.processes import descendants
+from bench_client import Client  # noqa: E402  after the path is set
+from bench_flood import measure_flood  # noqa: E402
+from bench_load import find_generator  # noqa: E402
+from bench_results import P50, P99, Flood  # noqa: E402
+from bench_servers import Server  # noqa: E402
+from bench_texts import generate_texts  # noqa: E402
+
+from tests.harness.clients import abandon  # noqa: E402
 
 #: The broker's `--max-wait-s` during the overload.
 MAX_WAIT_S = 2.0
+#: Most texts per second that the flood sends.
+MAX_RATE = 4000.0
 #: Closed-loop clients that find the server's peak rate.
 SATURATING = 16
 #: Seconds from the start of the overload until the queue is full.
@@ -67,68 +77,9 @@ def parse_arguments() -> argparse.Namespace:
 LOADS = ("flood", "overload", "abandonment")
 
 
-class Client:
-    """Closed-loop client on one connection."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-
-    async def open(self) -> "Client":
-        """Connect and return the client."""
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        return self
-
-    async def send_request(self, request: bytes) -> tuple[int, float]:
-        """Send a request and return its status and its seconds."""
-        started = time.monotonic()
-        self._writer.write(request)
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        await self._reader.readexactly(length)
-        return int(head.split()[1]), time.monotonic() - started
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._writer.close()
-
-
 def find_percentile(seconds: list[float], part: float) -> float:
     """Return a percentile in milliseconds; `part` is between 0 and 1."""
     return sorted(seconds)[min(len(seconds) - 1, math.ceil(part * len(seconds)) - 1)] * 1000
-
-
-async def flood(server: Server, texts: list[str], length_s: float, *, interactive: bool) -> tuple[float, list[float]]:
-    """Return the bulk clients' texts per second, and the seconds of each request of the interactive client."""
-    until = time.monotonic() + length_s
-    done = 0
-    waits: list[float] = []
-
-    async def run_bulk(number: int) -> None:
-        nonlocal done
-        client = await Client(server.port).open()
-        at = number * 64
-        while time.monotonic() < until:
-            status, _ = await client.send_request(
-                server.build_request([texts[(at + offset) % len(texts)] for offset in range(64)])
-            )
-            assert status == 200, status
-            done, at = done + 64, at + 8 * 64
-        client.close()
-
-    async def run_interactive() -> None:
-        client = await Client(server.port).open()
-        await asyncio.sleep(1)
-        for number in range(10**6):
-            if time.monotonic() >= until - 1:
-                break
-            status, seconds = await client.send_request(server.build_request([f"a short query {number}"]))
-            assert status == 200, status
-            waits.append(seconds)
-        client.close()
-
-    started = time.monotonic()
-    await asyncio.gather(*(run_bulk(number) for number in range(8)), *([run_interactive()] if interactive else []))
-    return done / (time.monotonic() - started), waits
 
 
 class Overload(NamedTuple):
@@ -208,27 +159,6 @@ async def send_during_abandonment(
     return statuses, waits, time.monotonic() - until
 
 
-def read_processor_seconds(server: Server) -> dict[str, float]:
-    """Return the processor seconds of each kind of process, by the module on its command line."""
-    used: dict[str, float] = {}
-    for pid in descendants(server.pid):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        if "-m" in command:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            name = command[command.index("-m") + 1]
-            used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return used
-
-
-def measure_memory_mb(pid: int) -> int:
-    """Return the resident memory of a process and its descendants."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        children = [int(child) for child in (task / "children").read_text().split()]
-        total += sum(measure_memory_mb(child) for child in children)
-    return total + int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
-
-
 async def saturate(server: Server, requests: list[bytes], length_s: float) -> float:
     """Return the peak rate in requests per second, with enough closed-loop clients to keep the server busy."""
     started = time.monotonic()
@@ -246,24 +176,23 @@ async def saturate(server: Server, requests: list[bytes], length_s: float) -> fl
     return done / (time.monotonic() - started)
 
 
-def print_flood(alone: float, together: float, waits: list[float], batch_ms: float) -> None:
+def print_flood(flood: Flood, batch_ms: float) -> None:
     """Print what the bulk clients and the interactive client received."""
-    p99 = find_percentile(waits, 0.99)
-    print(f"flood: {alone:.0f} bulk texts/s alone, {together:.0f} ({together / alone:.0%}) with an interactive client")
-    print(f"  interactive: {len(waits)} requests, median {find_percentile(waits, 0.5):.0f} ms, p99 {p99:.0f} ms,")
-    print(f"  p99 is {p99 / batch_ms:.1f} times the mean batch of {batch_ms:.0f} ms")
+    alone, beside = flood.bulk_alone, flood.bulk_beside
+    print(f"flood: {alone:.0f} bulk texts/s alone, {beside:.0f} ({beside / alone:.0%}) with an interactive client")
+    print(f"  interactive: median {flood.beside_ms[P50]:.0f} ms, p99 {flood.beside_ms[P99]:.0f} ms,")
+    print(f"  p99 is {flood.beside_ms[P99] / batch_ms:.1f} times the mean batch of {batch_ms:.0f} ms")
 
 
 def run_flood(texts: list[str], seconds: float) -> None:
     """Run the flood on a new server."""
     server = Server()
     try:
-        asyncio.run(flood(server, texts, seconds / 4, interactive=False))
+        bulk, queries = generate_texts(texts, 1), generate_texts([text + "?" for text in texts], 1)
         before = server.count_batches()
-        alone, _ = asyncio.run(flood(server, texts, seconds, interactive=False))
+        flood = measure_flood(server, "", bulk, queries, seconds, MAX_RATE, find_generator())
         after = server.count_batches()
-        together, waits = asyncio.run(flood(server, texts, seconds, interactive=True))
-        print_flood(alone, together, waits, (after[1] - before[1]) / (after[0] - before[0]))
+        print_flood(flood, (after[1] - before[1]) / (after[0] - before[0]))
     finally:
         server.close()
 
@@ -275,7 +204,7 @@ def run_overload(texts: list[str], per_request: int, rounds: int, seconds: float
     try:
         requests = [server.build_request(texts[at : at + per_request]) for at in range(0, 1024, per_request)]
         asyncio.run(saturate(server, requests, seconds / 4))
-        peaks, ratios, before = [asyncio.run(saturate(server, requests, seconds))], [], measure_memory_mb(server.pid)
+        peaks, ratios, before = [asyncio.run(saturate(server, requests, seconds))], [], measure_memory_mb(server)
         for _ in range(rounds):
             result = asyncio.run(overload(server, requests, 10 * peaks[-1], seconds))
             peaks.append(asyncio.run(saturate(server, requests, seconds)))
@@ -285,9 +214,14 @@ def run_overload(texts: list[str], per_request: int, rounds: int, seconds: float
             print(f"  accepted requests: median {find_percentile(result.waits, 0.5):.0f} ms, ", end="")
             print(f"p99 {find_percentile(result.waits, 0.99):.0f} ms, with a wait of at most {MAX_WAIT_S:.0f} s")
         print(f"  median goodput of {rounds} overloads: {statistics.median(ratios):.0%} of the peak; ", end="")
-        print(f"memory {before} MB before and {measure_memory_mb(server.pid)} MB after")
+        print(f"memory {before} MB before and {measure_memory_mb(server)} MB after")
     finally:
         server.close()
+
+
+def measure_memory_mb(server: Server) -> int:
+    """Return the memory of all processes of a server."""
+    return round(sum(server.measure_memory_mb().values()))
 
 
 def write_keys(path: Path) -> None:
@@ -304,9 +238,9 @@ def run_abandonment(seconds: float, *flags: str) -> None:
     try:
         asyncio.run(send_during_abandonment(server, 1, seconds / 4))
         for per_second in ABANDONED_PER_S:
-            before = read_processor_seconds(server)
+            before = server.read_cpu_seconds()
             statuses, waits, recovered_s = asyncio.run(send_during_abandonment(server, per_second, seconds))
-            used = {name: used - before[name] for name, used in read_processor_seconds(server).items()}
+            used = {name: used - before[name] for name, used in server.read_cpu_seconds().items()}
             shares = ", ".join(f"{name} {each / seconds:.0%}" for name, each in sorted(used.items()))
             counters = server.read_counters()
             print(
@@ -318,7 +252,7 @@ def run_abandonment(seconds: float, *flags: str) -> None:
                 end=" ",
             )
             print(f"{counters.get('workers_evicted', 0)} workers evicted, {counters.get('workers_left', 0)} left")
-            print(f"  processor: {shares}; memory {measure_memory_mb(server.pid)} MB")
+            print(f"  processor: {shares}; memory {measure_memory_mb(server)} MB")
     finally:
         server.close()
 

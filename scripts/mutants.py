@@ -2,7 +2,7 @@
 """`scripts/mutants`: plant a bug in a copy of the tree, run the tests that should find the bug, and repeat for each bug.
 
 The bugs are here and in `model_bugs.py`. With an argument, only bugs with this text in their name or file are planted;
-`--shard NUMBER` plants every other bug.
+`--shard NUMBER` plants every fifth bug.
 The exit status is 1 if the tests miss a bug. A row with a text that does not occur exactly once in the code is an error, so
 that the list follows the code.
 """
@@ -20,6 +20,8 @@ from typing import NamedTuple
 from model_bugs import MODEL_BUGS
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Parts of the list for `--shard`. A part takes about 5 minutes on 2 cores.
+SHARDS = 5
 #: Unit tests of the broker's core, without `test_` and `.py`.
 UNIT = ["abandonment", "events", "eviction", "holdings", "job_history", "metrics", "queues", "quota", "revisions"]
 UNIT += ["throughput"]
@@ -172,6 +174,9 @@ BUGS = [
     Bug("a damaged version ends the old one", "workers/session/catalog.py", "            if not entry.in_memory:\n", "            if True:\n"),
     Bug("a stale version is served", "workers/session/catalog.py", "(entry.wanted is not None and entry.wanted != version)", "False"),
     Bug("a busy model is unloaded", "workers/session/catalog.py", "            if entry.info.key in busy:\n                entry.used_at = now\n            elif", "            if"),
+    Bug("bulk inputs take the spare stream", "workers/engine/pipeline.py", "(served.free, served.spare)[: 1 + interactive]", "(served.free, served.spare)", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("workers claim the same part", "workers/engine/cpus.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", ("tests/unit/workers/test_cpus.py",)),
+    Bug("parts leave out CPUs", "workers/engine/cpus.py", "number * size + min(number, larger)", "number * size", ("tests/unit/workers/test_cpus.py",)),
     Bug("a reload waits for lost workers", "reloads.py", "if not reload.waiting & connected]", "if not reload.waiting]"),
     Bug("rows of an old revision are kept", "frontend/session/pending.py", "            self.model_info = model\n            self.clear_rows()\n", "            self.model_info = model\n"),
     Bug("late rows of an old revision count", "frontend/session/pending.py", "            if pending.submission.revision not in (\"\", answers.revision):\n", "            if False:\n"),
@@ -215,7 +220,7 @@ def main() -> None:
     if not bugs:
         sys.exit(f"no planted bug has {texts} in its name or file")
     if is_shard:
-        bugs = bugs[int(texts[1]) % 2 :: 2]
+        bugs = bugs[int(texts[1]) % SHARDS :: SHARDS]
     for path in dict.fromkeys(bug.path.partition("/")[0] for bug in bugs):
         files = {test for bug in bugs for test in bug.tests if test.startswith("tests/") and bug.path.startswith(path)}
         status, _, output = run_tests(Bug("none", f"{path}/__init__.py", "", "", tuple(sorted(files))))

@@ -26,18 +26,21 @@ PREFIXES = ("VECMILL_BROKER_", "VECMILL_FRONTEND_", "VECMILL_WORKER_")
 PASSED = {
     "VECMILL_BROKER_": ("FRONTEND_BIND", "WORKER_BIND", "METRICS_BIND", "LOG_LEVEL", "LOG_FORMAT"),
     "VECMILL_FRONTEND_": ("BROKER", "HOST", "PORT", "PROCESSES", "LOG_LEVEL", "LOG_FORMAT"),
-    "VECMILL_WORKER_": ("BROKER", "MODEL", "MODEL_NAME", "DEVICE", "CACHE", "HEALTH_FILE", "LOG_LEVEL", "LOG_FORMAT"),
+    "VECMILL_WORKER_": (
+        *("BROKER", "MODEL", "MODEL_NAME", "DEVICE", "CACHE", "HEALTH_FILE", "HOST_WORKERS"),
+        *("LOG_LEVEL", "LOG_FORMAT"),
+    ),
 }
 #: Flags that are passed to the workers if they are given, besides those above.
 OPTIONAL_WORKER_FLAGS = (
-    *("config_path", "model_repository_path", "streams", "plugin_config"),
+    *("config_path", "model_repository_path", "precision", "mix_floats", "streams", "plugin_config"),
     *("pooling", "normalize", "max_length"),
     *("aliases", "config_poll_s", "unload_idle_s"),
 )
 #: OVMS's words for where to truncate.
 OVMS_TRUNCATE = {"true": "end", "false": "none"}
 #: Variables of compose.yaml alone.
-COMPOSE_ONLY = ("VECMILL_IMAGE", "VECMILL_BROKER", "VECMILL_WORKER_MEMORY", "VECMILL_WORKER_CPUS")
+COMPOSE_ONLY = ("VECMILL_IMAGE", "VECMILL_BROKER", "VECMILL_WORKERS", "VECMILL_WORKER_MEMORY", "VECMILL_WORKER_CPUS")
 
 
 def parse_count(text: str) -> int:
@@ -141,7 +144,17 @@ def parse_arguments() -> argparse.Namespace:
     add("--port", "8000", "PORT or ADDRESS:PORT to listen on", variable=PORT_VARIABLE, type=parse_address)
     text = "OpenVINO device of the workers, or all; default: target_device of the model's configuration, or CPU"
     add("--device", "", text, variable="VECMILL_DEVICE")
-    add("--workers", "1", "number of worker processes, with --device all for each device", type=parse_count)
+    text = "auto, f32, bf16, f16 or int8: what models are computed in; default: auto, the device's native float if its "
+    text += "vectors agree with f32"
+    add("--precision", "", text, variable="VECMILL_PRECISION", choices=("auto", "f32", "bf16", "f16", "int8"))
+    text = "true or false: whether workers with different floats may serve a model together; default: true"
+    add("--mix-floats", "", text)
+    add(
+        "--workers",
+        "1",
+        "number of worker processes, which divide the CPUs; with --device all for each device",
+        type=parse_count,
+    )
     add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
     add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")

@@ -23,6 +23,7 @@ from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
+from workers.engine.cpus import claim_part
 from workers.models.default import NAME
 from workers.models.sources import choose_model_name
 from workers.session.catalog import Catalog, Version, repair_text
@@ -60,6 +61,8 @@ def serve(config: Config) -> None:
 
 def create_service(config: Config) -> "Service":
     """Return the service of a worker with its first model. Exit if there is none."""
+    # OpenVINO runs on the CPUs that this process has when it is imported.
+    claim_cpus(config)
     # These import OpenVINO, which takes a second; a wrong flag is reported before.
     from workers.engine.pipeline import Pipeline
     from workers.loading import load_model, scan_models
@@ -89,6 +92,24 @@ def create_service(config: Config) -> "Service":
     keeper = ModelKeeper(catalog, loader, session, pipeline, config.unload_idle_s)
     keeper.start(first, loaded)
     return Service(config, session, pipeline, keeper, wakeup)
+
+
+def claim_cpus(config: Config) -> None:
+    """Run on this worker's part of the host's CPUs, and log which ones."""
+    if config.device.partition(".")[0].upper() in ("GPU", "NPU"):
+        return
+    folder = Path(config.cache).expanduser() / "cpus"
+    try:
+        part = claim_part(folder, config.broker, config.host_workers)
+    except OSError as error:
+        log.warning("could not divide the CPUs among the workers of this host: %s; check --cache", error)
+        return
+    if part.number is None:
+        text = "other workers run on the same %d CPUs; set --host-workers to the number of workers on this host"
+        log.warning(text, len(part.cpus))
+    elif config.host_workers > 1:
+        numbers = ", ".join(map(str, part.cpus))
+        log.info("running on CPUs %s, part %d of %d", numbers, part.number + 1, config.host_workers)
 
 
 def choose_name(config: Config) -> str:
@@ -141,7 +162,7 @@ def make_hello(config: Config, loading: wire.WorkerLoading, loaded: Loaded) -> w
         batch_tokens=loaded.info.batch_tokens,
         tokens_per_s=loaded.info.tokens_per_s,
         credit=0,
-        streams=loaded.backend.requests - 1,
+        streams=loaded.backend.streams,
     )
 
 

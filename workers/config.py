@@ -12,7 +12,7 @@ from broker.shared.ovms_flags import translate_flags
 from broker.shared.settings import LogFormat, LogLevel, SettingsError
 from broker.wire.columns import MAX_NAME_LENGTH
 from workers.models.json_files import parse_json
-from workers.models.source import Overrides
+from workers.models.source import Overrides, Precision
 from workers.models.sources import Options
 
 
@@ -41,10 +41,28 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             "configuration, or CPU"
         ),
     ] = ""
+    precision: Annotated[
+        Precision,
+        Meta(
+            description="what models are computed in; auto: bf16 or f16 if it is native to the device and its vectors "
+            "agree with f32, else f32"
+        ),
+    ] = "auto"
+    mix_floats: Annotated[
+        bool,
+        Meta(
+            description="whether workers with different floats may serve one model together; false: the precision is "
+            "part of the revision"
+        ),
+    ] = True
     streams: Annotated[
         int,
         Meta(ge=0, description="number of inferences that run in parallel; 0: one for each CPU, or what a GPU prefers"),
     ] = 0
+    host_workers: Annotated[
+        int,
+        Meta(ge=1, description="number of workers on this host, each of which runs on an equal part of its CPUs"),
+    ] = 1
     plugin_config: Annotated[
         str, Meta(description='JSON object of OpenVINO properties, such as {"PERFORMANCE_HINT": "LATENCY"}')
     ] = ""
@@ -121,6 +139,7 @@ def make_options(config: Config) -> Options:
         normalize=flags[config.normalize],
         max_tokens=config.max_length or None,
         device=config.device,
+        precision=config.precision,
         properties=properties,
     )
     return Options(

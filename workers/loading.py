@@ -1,5 +1,6 @@
 """Reading a worker's configuration and loading its models, for `workers.session.loader.Loader`."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import NamedTuple
 from broker.wire import protocol as wire
 from workers.config import Config, make_options, parse_aliases
 from workers.engine.device import DeviceError
-from workers.engine.engine import Engine
+from workers.engine.engine import TYPICAL_LENGTH, Engine
+from workers.engine.precision import load_engine
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 from workers.models.sources import Source, find_sources
@@ -50,32 +52,37 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
     device = source.overrides.device.upper() or "CPU"
     try:
         prepared = prepare_model(source.folder, cache, log.info, source.overrides)
-        engine = Engine(prepared, device, config.streams, cache, source.overrides.properties)
+        engine, precision = load_engine(prepared, device, config.streams, cache, source.overrides)
         engine.warm_up()
     except (ModelError, DeviceError) as error:
         raise LoadError(str(error)) from None
-    info = describe_model(config, name, source, prepared, engine)
+    info = describe_model(config, name, source, prepared, engine, precision)
     log.info(
-        "loaded %s revision %s on %s: %d streams, %.0f tokens/s, micro-batches of %d and batches of %d tokens",
+        "loaded %s revision %s on %s in %s: %d streams, %.0f tokens/s, batches of %d tokens; an inference takes %.2f "
+        "ms and %.4f ms a token",
         name,
-        prepared.revision,
+        info.revision,
         device,
+        precision,
         engine.streams,
         engine.tokens_per_second,
-        engine.micro_batch_tokens,
         info.batch_tokens,
+        engine.costs.inference_ms,
+        engine.costs.token_ms,
     )
     return Loaded(info, engine, device)
 
 
 def describe_model(
-    config: Config, name: str, source: Source, prepared: PreparedModel, engine: Engine
+    config: Config, name: str, source: Source, prepared: PreparedModel, engine: Engine, precision: str
 ) -> wire.ModelInfo:
     """Return the model as the worker announces it. A batch of its size takes `config.batch_ms` on the device."""
-    batch_tokens = int(engine.tokens_per_second * config.batch_ms / 1000)
+    # On a slow device, a batch has at least one input for each infer request.
+    least_tokens = engine.requests * min(TYPICAL_LENGTH, engine.max_tokens)
+    batch_tokens = max(least_tokens, int(engine.tokens_per_second * config.batch_ms / 1000))
     return wire.ModelInfo(
         name=name,
-        revision=prepared.revision,
+        revision=prepared.revision if config.mix_floats else separate_revision(prepared.revision, precision),
         dimension=prepared.dimension,
         max_tokens=prepared.max_tokens,
         vocabulary=prepared.vocabulary_size,
@@ -87,12 +94,18 @@ def describe_model(
         default_prompt=prepared.prompts.default,
         matryoshka=prepared.matryoshka.declared,
         matryoshka_dimensions=prepared.matryoshka.dimensions,
-        batch_tokens=min(2**32 - 1, max(engine.micro_batch_tokens, batch_tokens)),
+        batch_tokens=min(2**32 - 1, batch_tokens),
         tokens_per_s=max(1, int(engine.tokens_per_second)),
         aliases=[alias for alias, of in parse_aliases(config).items() if of == name],
         truncates=prepared.truncates,
         parts=list(source.parts),
+        precision=precision,
     )
+
+
+def separate_revision(revision: str, precision: str) -> str:
+    """Return a revision of one precision alone, 32 hexadecimal digits."""
+    return hashlib.sha256(f"{revision} {precision}".encode()).hexdigest()[:32]
 
 
 def get_cache(config: Config) -> Path:

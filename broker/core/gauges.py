@@ -55,6 +55,8 @@ def _list_worker_gauges(state: State) -> list[Family]:
                ((of, int(model.loaded)) for of, (_, model) in served.items())),
         _gauge("worker_tokens_per_second", "Throughput learned from the worker's results", labels,
                ((of, model.tokens_per_s) for of, (_, model) in served.items())),
+        _gauge("worker_precision", "1 for each model, with the precision that the worker computes it in",
+               (*labels, "precision"), (((*of, model.info.precision), 1) for of, (_, model) in served.items())),
         _gauge("worker_streams", "Inferences that run in parallel on the worker", labels,
                ((of, worker.streams) for of, (worker, _) in served.items())),
     ]  # fmt: skip

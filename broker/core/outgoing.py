@@ -58,6 +58,7 @@ def build_stats(state: State) -> wire.Stats:
             len(worker.leases),
             worker.answered_batches,
             worker.answered_jobs,
+            {key.name: model.info.precision for key, model in worker.models.items()},
         )
         for worker in state.pool.workers.values()
     ]

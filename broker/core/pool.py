@@ -135,12 +135,16 @@ class Pool:
         return any(model in worker.models for worker in self.workers.values())
 
     def find_live_model(self, model: ModelKey) -> ModelInfo | None:
-        """Return a model as its ready workers announce it, with their number and all aliases; None without one."""
+        """Return a model as its ready workers announce it, with their number and all of their aliases and precisions.
+
+        Return None without a worker.
+        """
         infos = [worker.models[model].info for worker in self.list_ready(model) if worker.models[model].listed]
         if not infos:
             return None
         aliases = sorted({alias for info in infos for alias in info.aliases})
-        return msgspec.structs.replace(infos[0], workers=len(infos), aliases=aliases)
+        precision = "+".join(sorted({info.precision for info in infos if info.precision}))
+        return msgspec.structs.replace(infos[0], workers=len(infos), aliases=aliases, precision=precision)
 
     def list_states(self) -> list[ModelState]:
         """Return the states of models that connected workers do not serve."""

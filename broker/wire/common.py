@@ -68,7 +68,7 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """A model as workers announce it."""
 
     name: Name
-    #: Hash of weights, tokenizer, pooling, normalization and precision.
+    #: Hash of weights, tokenizer, pooling and normalization, and of the precision as far as precisions must not mix.
     revision: Name
     dimension: U32
     max_tokens: U32
@@ -101,6 +101,8 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     #: Names of the models that the configuration combines into this one: in OVMS's first layouts the model itself and
     #: its tokenizer. They have a state, but clients cannot request them.
     parts: list[Name] = []
+    #: What the model is computed in: f32, bf16, f16 or int8; of several workers, all of theirs, such as bf16+f32.
+    precision: Name = ""
 
     @property
     def key(self) -> ModelKey:

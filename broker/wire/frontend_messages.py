@@ -169,6 +169,8 @@ class WorkerStats(msgspec.Struct, array_like=True, gc=False, frozen=True):
     leased_batches: int
     answered_batches: int
     answered_jobs: int
+    #: Precision of each model; see `ModelInfo`.
+    precisions: dict[Name, Name] = {}
 
 
 class Stats(Message, tag=23):

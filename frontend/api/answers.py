@@ -81,6 +81,7 @@ class ModelObject(Struct):
     dimension: Annotated[int, Meta(description="Values in a vector")]
     max_tokens: Annotated[int, Meta(description="Longest input in tokens, special tokens included")]
     revision: Annotated[str, Meta(description="Changes whenever the vectors do; do not mix revisions in an index")]
+    precision: Annotated[str, Meta(description="f32, bf16, f16 or int8; of several workers, such as bf16+f32")]
     prompts: Annotated[dict[str, str], Meta(description="Prompts by name")]
     default_prompt: Annotated[str | None, Meta(description="Name of the prompt for inputs that choose none")]
     matryoshka_dimensions: Annotated[

@@ -139,6 +139,7 @@ def build_model_object(name: str, model: ModelInfo, created: int) -> answers.Mod
         dimension=model.dimension,
         max_tokens=model.max_tokens,
         revision=model.revision,
+        precision=model.precision,
         prompts=model.prompts,
         default_prompt=model.default_prompt or None,
         matryoshka_dimensions=model.matryoshka_dimensions if model.matryoshka else None,

@@ -29,6 +29,7 @@ from broker.wire.errors import ErrorCode, describe_too_long
 from workers.__main__ import end_process, load_first
 from workers.config import Config, load
 from workers.engine.backend import Ids, Vectors
+from workers.engine.micro_batches import Costs
 from workers.engine.pipeline import Pipeline
 from workers.session.catalog import Catalog, Version
 from workers.session.loader import Loaded, Loader, LoadError, Scan
@@ -83,8 +84,7 @@ class Fakery(NamedTuple):
 class FakeBackend:
     """A `Backend` whose token ids are the characters of a text."""
 
-    micro_batch_tokens = 256
-    pads = True
+    costs = Costs(inference_ms=0.15, token_ms=0.125, pair_ms=0, pads=True)
     max_tokens = MAX_TOKENS
     before = after = np.empty(0, np.int64)
 
@@ -92,6 +92,7 @@ class FakeBackend:
         self.dimension = fakery.dimension
         self._revision = revision
         self.requests = fakery.requests
+        self.streams = max(1, fakery.requests - 1)
         self._us_per_token = fakery.us_per_token
         self._folder = Path(fakery.folder)
         self._broken = False
@@ -125,6 +126,9 @@ class FakeBackend:
         if ["nan"] in commands:
             output[commands.index(["nan"]), -1] = np.nan
         return output[:-1] if ["short"] in commands else output
+
+    def open_spare_request(self) -> int | None:
+        return None
 
     def verify_device(self, request: int) -> None:
         if self._broken:

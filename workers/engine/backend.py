@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
+from workers.engine.micro_batches import Costs
 
 #: Token ids of one input, int64 `[tokens]`.
 Ids = npt.NDArray[np.int64]
@@ -28,12 +29,12 @@ class Backend(Protocol):
     #: Special tokens that the tokenizer puts before and after each text.
     before: Ids
     after: Ids
+    #: How many inferences the device runs at the same time.
+    streams: int
     #: How many calls of `run_inference` may run at the same time.
     requests: int
-    #: Whether an inference pads all inputs to the longest.
-    pads: bool
-    #: Largest micro-batch in tokens, padding included.
-    micro_batch_tokens: int
+    #: What an inference costs, by which batches are cut.
+    costs: Costs
 
     def tokenize_texts(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text with the special tokens, not truncated."""
@@ -55,6 +56,12 @@ class Backend(Protocol):
         """Return the lengths by which the last inference divided its vectors, float32 `[inputs, 1]`.
 
         Return None if the model does not normalize.
+        """
+
+    def open_spare_request(self) -> int | None:
+        """Open one more infer request that does not wait while all others run. Return its number, or None without one.
+
+        Called once, while other threads run inferences.
         """
 
     def verify_device(self, request: int) -> None:

@@ -1,15 +1,89 @@
-"""Number of CPUs that a process may use."""
+"""CPUs that a process may use: their number, and the part that is left to one of several workers of a host."""
 
+import fcntl
+import hashlib
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 
 def count_cpus(root: Path = Path("/")) -> int:
     """Return the number of CPUs in the affinity mask, or fewer if a cgroup grants less CPU time."""
     quotas = (math.ceil(quota) for quota in _read_quotas(root))
     return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+
+
+class Part(NamedTuple):
+    """CPUs of one worker, if several workers divide those of their host."""
+
+    cpus: Sequence[int]
+    #: Number of the part, from 0; None if other workers have all parts, and this one shares all CPUs with them.
+    number: int | None
+
+
+def claim_part(folder: Path, group: str, parts: int, root: Path = Path("/")) -> Part:
+    """Claim one of so many equal parts of the CPUs until this process ends, and run this thread there.
+
+    Threads that start later, such as OpenVINO's, run there too. Workers of one `group` and host that have the same
+    folder claim different parts. Raise `OSError` if the folder cannot be written.
+    """
+    cpus = list_cpus(root)
+    # Under a quota, a worker that runs alone keeps all CPUs: another container may be bound to the same ones.
+    usable = cpus[: count_cpus(root)] if parts > 1 else cpus
+    number = _lock_part(_find_lock_folder(folder, group, root), parts)
+    if number is None:
+        return Part(cpus, None)
+    part = Part(divide_cpus(usable, parts)[number], number)
+    if parts > 1:
+        os.sched_setaffinity(0, part.cpus)
+    return part
+
+
+def divide_cpus(cpus: Sequence[int], parts: int) -> list[Sequence[int]]:
+    """Return parts of adjacent CPUs whose sizes differ by at most 1. Of too few CPUs, several parts get the same one.
+
+    The first parts are the larger ones.
+    """
+    if parts > len(cpus):
+        return [cpus[number % len(cpus) :][:1] for number in range(parts)]
+    size, larger = divmod(len(cpus), parts)
+    starts = [number * size + min(number, larger) for number in range(parts + 1)]
+    return [cpus[start:end] for start, end in itertools.pairwise(starts)]
+
+
+def list_cpus(root: Path = Path("/")) -> list[int]:
+    """Return the CPUs of the affinity mask, those of one socket and the threads of one core side by side."""
+
+    def locate(cpu: int) -> tuple[int, int, int]:
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        socket, core = (_read_text(topology / name).strip() for name in ("physical_package_id", "core_id"))
+        return int(socket) if socket.isdecimal() else 0, int(core) if core.isdecimal() else cpu, cpu
+
+    return sorted(os.sched_getaffinity(0), key=locate)
+
+
+def _find_lock_folder(folder: Path, group: str, root: Path) -> Path:
+    """Return the folder of a group's locks. Hosts that share a file system have different folders."""
+    boot = _read_text(root / "proc/sys/kernel/random/boot_id").strip()
+    return folder / hashlib.sha256(f"{boot} {group}".encode()).hexdigest()[:16]
+
+
+def _lock_part(folder: Path, parts: int) -> int | None:
+    """Lock and return the first free part. The kernel frees it when the process ends, however that happens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(parts):
+        # The number of parts is in the name, so that workers with another number have other locks.
+        file = os.open(folder / f"{number + 1}-of-{parts}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+        else:
+            return number
+    return None
 
 
 def _read_quotas(root: Path) -> Iterator[float]:

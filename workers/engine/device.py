@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import openvino as ov
 
@@ -24,6 +24,24 @@ _REFUSED_MODES = {
 #: Activations that are rounded together where weights are int8 or int4, as OpenVINO 2026.4 and OVMS do on CPUs that
 #: gain from it; float weights are not affected. Fixed, because vectors depend on it; docs/export.md has what it costs.
 ROUNDED_GROUP = "32"
+#: Kinds of devices that can round activations.
+ROUNDING_DEVICES = ("CPU", "GPU")
+
+
+#: OpenVINO's names of float types in OPTIMIZATION_CAPABILITIES.
+_CAPABILITIES = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}
+#: Other names of values of INFERENCE_PRECISION_HINT; `dynamic` and `undefined` are the types in the model's files.
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "dynamic": "f32", "undefined": "f32"}
+
+
+class DeviceFloats(NamedTuple):
+    """Float types of a device."""
+
+    #: Name of the hardware.
+    name: str
+    #: The type that OpenVINO itself would choose.
+    native: str
+    supported: frozenset[str] = frozenset({"f32"})
 
 
 class DeviceError(Exception):
@@ -61,13 +79,44 @@ def choose_device(device: str, available: Sequence[str]) -> str:
     return f"{mode}:{kept}" if kept else mode
 
 
+def read_floats(device: str) -> list[DeviceFloats]:
+    """Return the float types of all devices that may run a model. Raise `DeviceError` if the device does not exist."""
+    core = ov.Core()
+    chosen = choose_device(device, core.available_devices)
+    if is_npu(chosen):
+        return [DeviceFloats(chosen, "f16", frozenset({"f16"}))]
+    floats = []
+    for name in list_members(chosen, core.available_devices):
+        capabilities = core.get_property(name, "OPTIMIZATION_CAPABILITIES")
+        supported = frozenset(_CAPABILITIES[name] for name in capabilities if name in _CAPABILITIES)
+        hint = core.get_property(name, "INFERENCE_PRECISION_HINT").to_string()
+        floats.append(DeviceFloats(core.get_property(name, "FULL_DEVICE_NAME"), translate_hint(hint), supported))
+    return floats
+
+
+def list_members(device: str, available: Sequence[str]) -> list[str]:
+    """Return the devices that may run a model on a device, of which AUTO and HETERO have several. Pure."""
+    mode, _, members = device.partition(":")
+    if mode not in ("AUTO", "HETERO"):
+        return [device]
+    names = [name.partition("(")[0] for name in members.split(",") if name]
+    excluded = {name[1:] for name in names if name.startswith("-")}
+    others = [name for name in available if not is_npu(name) and not {name, name.partition(".")[0]} & excluded]
+    return [name for name in names if not name.startswith("-")] or others
+
+
+def translate_hint(hint: str) -> str:
+    """Return Vecmill's name of a value of INFERENCE_PRECISION_HINT. Pure."""
+    return _HINTS.get(hint.casefold(), hint.casefold())
+
+
 def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the properties for throughput in float32, unless the given ones replace them."""
     # The NPU computes in float16 and accepts no other hint.
     precision = "f16" if is_npu(device) else "f32"
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
     mode, _, members = device.partition(":")
-    if device.partition(".")[0] in ("CPU", "GPU"):
+    if device.partition(".")[0] in ROUNDING_DEVICES:
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = ROUNDED_GROUP
     if streams or (device == "CPU" and "PERFORMANCE_HINT" not in given):
         # One stream a core gave the most texts/s on the CPU plugin, which itself chooses one for several cores.
@@ -79,13 +128,16 @@ def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> di
     # micro-batches, and repeated shapes took 6 % more CPU time (all-MiniLM-L6-v2, one stream, AMD EPYC).
     if count_cpus() < len(os.sched_getaffinity(0)):
         # The plugin starts a thread for each core, although the quota of a container allows fewer at a time.
-        threads = {"INFERENCE_NUM_THREADS": max(streams, count_cpus())}
+        # Pinned threads of several containers would all be on the first CPUs of the host.
+        threads = {"INFERENCE_NUM_THREADS": max(streams, count_cpus()), "ENABLE_CPU_PINNING": False}
         if device == "CPU":
             properties |= threads
         elif device == "AUTO" or "CPU" in members.split(","):
             properties["DEVICE_PROPERTIES"] = {"CPU": threads}
-    # Compiled models are in Vecmill's cache, and nothing is written to a folder that a model's configuration names.
-    ignored = {"CACHE_DIR", "NUM_STREAMS"} if streams else {"CACHE_DIR"}
+    # Compiled models are in Vecmill's cache, and nothing is written to a folder that a model's configuration names. An
+    # empty name turns the cache off.
+    ignored = {"CACHE_DIR"} if given.get("CACHE_DIR") else set()
+    ignored |= {"NUM_STREAMS"} if streams else set()
     return properties | {name: value for name, value in given.items() if name not in ignored}
 
 
@@ -108,8 +160,8 @@ def compile_model(
     properties = choose_properties(chosen, streams, given)
     if prepared.needs_float32 and str(properties["INFERENCE_PRECISION_HINT"]).casefold() in ("f16", "float16"):
         raise DeviceError(
-            f"device {device} would compute in float16, which overflows in this model's family; choose CPU or GPU, "
-            "and set no INFERENCE_PRECISION_HINT"
+            f"device {device} would compute in float16, which overflows in this model's family; choose CPU or GPU "
+            "with --precision auto, and set no INFERENCE_PRECISION_HINT"
         )
     lengths = list_lengths(prepared.max_tokens) if fixed_shapes or is_npu(chosen) else []
     try:

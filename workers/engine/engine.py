@@ -1,30 +1,37 @@
 """OpenVINO backend: measures a model on its device, and runs inferences."""
 
+import functools
 import logging
-import time
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
+from workers.engine.calibration import Calibration
+from workers.engine.compiled_cache import VERSION
 from workers.engine.device import DeviceError, compile_model, count_streams
 from workers.engine.feeds import pack_ids, pad_ids
+from workers.engine.micro_batches import Costs
+from workers.engine.stored_costs import find_costs_path, load_costs, store_costs
 from workers.engine.tokenizer import Tokenizer
 from workers.models.modules import PROMPT_TOKENS
 from workers.models.prepare import PreparedModel
 
 log = logging.getLogger(__name__)
 
-#: Sizes of micro-batches that the warm-up measures, in tokens with padding.
-CALIBRATION_TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)
-#: Length of the rows in these micro-batches, in tokens.
-CALIBRATION_LENGTH = 32
-#: A larger micro-batch is used only if it raises the throughput by this factor, because it takes longer.
-WORTHWHILE_GAIN = 1.03
+#: How much lower the priority of the threads is that run most inferences, in steps of nice(2). A thread of the spare
+#: stream, like the sockets, then gets 4.8 times their share of a CPU, about that of the interactive lane in the broker.
+NICE = 7
+#: Length of inputs, in tokens, for which the throughput is stated.
+TYPICAL_LENGTH = 32
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -48,22 +55,27 @@ class Engine:
         """
         self.dimension = prepared.dimension
         self.max_tokens = prepared.max_tokens
-        self.micro_batch_tokens = CALIBRATION_TOKENS[1]
-        #: Throughput of all streams, measured by `warm_up`.
-        self.tokens_per_second = 0.0
         self._vocabulary = prepared.vocabulary_size
         self._pad = prepared.pad_id
         self._tokenizer = Tokenizer(prepared.tokenizer_path, lower_case=prepared.lower_case)
         self.before, self.after = self._tokenizer.before, self._tokenizer.after
-        self._compiled = compile_model(
-            prepared, device.upper(), streams, cache / "compiled", properties or {}, fixed_shapes=fixed_shapes
+        self._compiled = run_niced(
+            lambda: compile_model(
+                prepared, device.upper(), streams, cache / "compiled", properties or {}, fixed_shapes=fixed_shapes
+            )
         )
+        #: Compiles the model again, for `open_spare_request`.
+        self._compile_spare = functools.partial(compile_model, prepared, "CPU", 1, cache / "compiled")
+        self._may_spare = device.upper() == "CPU" and not fixed_shapes
         self.streams = count_streams(self._compiled)
-        # One more than the device runs at once, so that the next inference is queued when one ends.
-        self.requests = self.streams + 1
+        # None waits in the plugin for a stream, where an interactive input could not overtake. Between two inferences a
+        # stream of the CPU waits for 0.1 ms. The inferences of other devices are shorter, and the next is queued there.
+        self.requests = self.streams + (device.upper() != "CPU")
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]
-        self.pads = "places" not in self._input_names
+        #: A guess until `warm_up` measures the costs.
+        self.costs = Costs(1, 0.1, 0, pads="places" not in self._input_names)
+        self._costs_path = find_costs_path(cache / "compiled" / VERSION, prepared.revision, self._compiled)
         #: Prompts in UTF-8 that the pooling leaves out, with their tokens, the longest first.
         self._prompts: list[tuple[bytes, int]] = []
         if PROMPT_TOKENS in self._input_names:
@@ -96,13 +108,18 @@ class Engine:
 
     def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         """See `Backend`."""
-        values = pad_ids(ids, self._pad) if self.pads else pack_ids(ids)
+        values = pad_ids(ids, self._pad) if self.costs.pads else pack_ids(ids)
         if PROMPT_TOKENS in self._input_names:
             values[PROMPT_TOKENS] = np.array(prompt_tokens or [0] * len(ids), np.int64)
         infer_request = self._requests[request]
         infer_request.infer(values, share_inputs=True)
         vectors: Vectors = infer_request.get_output_tensor(0).data
         return vectors
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput of all streams in micro-batches of inputs of `TYPICAL_LENGTH`."""
+        return self.streams * self.costs.compute_speed(min(TYPICAL_LENGTH, self.max_tokens))
 
     def get_divisors(self, request: int) -> Vectors | None:
         """See `Backend`."""
@@ -111,12 +128,30 @@ class Engine:
         divisors: Vectors = self._requests[request].get_output_tensor(1).data
         return divisors
 
+    def open_spare_request(self) -> int | None:
+        """See `Backend`: a stream of its own, which takes the memory of another compiled model."""
+        if not self._may_spare:
+            return None
+        # The same precision, because a vector must not depend on the stream. A thread that is not pinned to a CPU runs
+        # where the others are interrupted first.
+        same = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+        properties = {name: self._compiled.get_property(name) for name in same}
+        try:
+            compiled = self._compile_spare(properties | {"INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False})
+        except (DeviceError, RuntimeError) as error:
+            log.warning("no stream for interactive inputs beside bulk ones: %s", error)
+            return None
+        self._requests.append(compiled.create_infer_request())
+        self.verify_device(self.requests)
+        log.info("opened a stream for interactive inputs beside bulk ones")
+        return self.requests
+
     def verify_device(self, request: int) -> None:
         """See `Backend`."""
         self.run_inference(request, self._warm_up_ids)
 
     def warm_up(self) -> None:
-        """Run an inference, then find the micro-batch size beyond which the device is no faster.
+        """Run an inference, then measure the costs, unless an earlier process has stored them.
 
         Raise `DeviceError` if the inference returns a vector that is not finite.
         """
@@ -125,22 +160,16 @@ class Engine:
                 "the model returned a vector that is not finite, so its weights are damaged or too large for float32; "
                 "download the model again"
             )
-        best = 0.0
-        for tokens in CALIBRATION_TOKENS:
-            speed = self._measure_speed(tokens)
-            log.debug("micro-batches of %d tokens: %.0f tokens/s", tokens, speed)
-            if speed < best * WORTHWHILE_GAIN:
-                break
-            best, self.micro_batch_tokens = speed, tokens
-        self.tokens_per_second = best * self.streams
+        calibration = Calibration(self.run_inference, self.streams, self.max_tokens, self._pad, pads=self.costs.pads)
+        stored = load_costs(self._costs_path)
+        if stored and stored.pads == self.costs.pads and calibration.confirm_costs(stored):
+            self.costs = stored
+            return
+        self.costs = calibration.measure_costs()
+        store_costs(self._costs_path, self.costs)
 
-    def _measure_speed(self, tokens: int) -> float:
-        """Return the tokens per second of one stream with micro-batches of this size: the best of three runs."""
-        length = min(CALIBRATION_LENGTH, self.max_tokens)
-        rows = [np.full(length, self._pad, np.int64)] * max(1, tokens // length)
-        times = []
-        for _ in range(3):
-            started = time.monotonic()
-            self.run_inference(0, rows)
-            times.append(time.monotonic() - started)
-        return len(rows) * length / min(times)
+
+def run_niced(function: Callable[[], T]) -> T:
+    """Return what the function returns. The threads that the function starts, OpenVINO's, keep a lower priority."""
+    with ThreadPoolExecutor(1, initializer=os.nice, initargs=(NICE,)) as thread:
+        return thread.submit(function).result()

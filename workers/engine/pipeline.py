@@ -1,4 +1,4 @@
-"""Threads that turn batches into vectors: one tokenizes and splits, and one per infer request runs the device.
+"""Threads that turn batches into vectors: one tokenizes and cuts, and one per infer request runs the device.
 
 Interactive batches overtake bulk batches between any two micro-batches, up to a limit, also those of other models. The
 thread of the service owns the sockets: finished batches wait in `Pipeline.finished`, and `wake` wakes the service.
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from broker.wire import protocol as wire
 from broker.wire.protocol import ModelKey
 from workers.engine.backend import Backend, Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, sort_inputs
+from workers.engine.micro_batches import cut_micro_batches
 
 #: How many interactive items may overtake one bulk item. The broker divides the lanes only while both wait there; a
 #: leased bulk batch must run here long before its lease expires.
@@ -30,12 +31,16 @@ MAX_OVERTAKES = 16
 T = TypeVar("T")
 
 
-class Served(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Served:
     """A model in the pipeline. A batch keeps its model until the batch has finished."""
 
     backend: Backend
     #: Numbers of the backend's infer requests that no thread uses.
-    free: "queue.SimpleQueue[int]"
+    free: "queue.SimpleQueue[int]" = field(default_factory=queue.SimpleQueue)
+    #: The same for the request that only interactive batches use, after it was opened for the first bulk batch.
+    spare: "queue.SimpleQueue[int]" = field(default_factory=queue.SimpleQueue)
+    has_spare: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -149,9 +154,18 @@ class MicroBatch:
 
     def claim_request(self) -> bool:
         """Reserve a free infer request of the model. Return whether there is one."""
-        with contextlib.suppress(queue.Empty):
-            self.request = self.work.served.free.get_nowait()
-        return self.request >= 0
+        served = self.work.served
+        interactive = self.work.batch.lane == wire.Lane.INTERACTIVE
+        for numbers in (served.free, served.spare)[: 1 + interactive]:
+            with contextlib.suppress(queue.Empty):
+                self.request = numbers.get_nowait()
+                return True
+        return False
+
+    def release_request(self) -> None:
+        """Make the infer request free again."""
+        served = self.work.served
+        (served.free if self.request < served.backend.requests else served.spare).put(self.request)
 
 
 class Pipeline:
@@ -172,12 +186,11 @@ class Pipeline:
         self._tokenizing.start()
 
     def add_model(self, key: ModelKey, backend: Backend) -> None:
-        """Accept batches of a model. There are as many threads as the model with the most infer requests has."""
-        free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        """Accept batches of a model. There is a thread for each infer request of the model with the most of them."""
+        served = self._models[key] = Served(backend)
         for request in range(backend.requests):
-            free.put(request)
-        self._models[key] = Served(backend, free)
-        for number in range(len(self._inferring), backend.requests):
+            served.free.put(request)
+        for number in range(len(self._inferring), backend.requests + 1):
             thread = threading.Thread(target=self._run_micro_batches, name=f"infer-{number}", daemon=True)
             self._inferring.append(thread)
             thread.start()
@@ -194,7 +207,17 @@ class Pipeline:
             self._finish_batch(work)
             return
         work.served = served
+        if work.batch.lane == wire.Lane.BULK and not served.has_spare:
+            served.has_spare = True
+            threading.Thread(target=self._open_spare, args=(served,), name="open-spare", daemon=True).start()
         self._batches.put(work.batch.lane, work)
+
+    def _open_spare(self, served: Served) -> None:
+        """Open the infer request for interactive batches, so that these do not wait for an inference of bulk inputs."""
+        request = served.backend.open_spare_request()
+        if request is not None:
+            served.spare.put(request)
+            self._micro_batches.retry()
 
     def stop(self) -> None:
         """End the threads. All submitted batches must have finished."""
@@ -235,8 +258,8 @@ class Pipeline:
             return []
         work.vectors = np.empty((len(inputs.accepted), backend.dimension), np.float32)
         lengths = [len(ids) for ids in inputs.accepted]
-        split = split_micro_batches(lengths, backend.micro_batch_tokens, backend.requests - 1)
-        work.expect_micro_batches(split, lengths, pads=backend.pads)
+        split = cut_micro_batches(lengths, backend.costs, backend.streams)
+        work.expect_micro_batches(split, lengths, pads=backend.costs.pads)
         return [
             MicroBatch(work, rows, [inputs.accepted[row] for row in rows], [inputs.prompt_tokens[row] for row in rows])
             for rows in split
@@ -265,8 +288,7 @@ class Pipeline:
             del item
 
     def _run_micro_batch(self, item: MicroBatch) -> None:
-        backend, free = item.work.served
-        request = item.request
+        backend, request = item.work.served.backend, item.request
         started = time.monotonic()
         try:
             error = self._fill_rows(item, backend, request)
@@ -274,7 +296,7 @@ class Pipeline:
             error = f"device: {type(caught).__name__}: {caught}"
             # If the device also fails on an input that worked before, this thread dies, and the worker with it.
             backend.verify_device(request)
-        free.put(request)
+        item.release_request()
         self._micro_batches.retry()
         if item.work.finish_micro_batch(started, time.monotonic(), error):
             self._finish_batch(item.work)
@@ -307,23 +329,3 @@ class Pipeline:
     def _finish_batch(self, work: Work) -> None:
         self.finished.append(work)
         self._wake()
-
-
-def split_micro_batches(lengths: Sequence[int], budget: int, streams: int) -> list[list[int]]:
-    """Return micro-batches as lists of row numbers, with similar lengths together and the longest rows first.
-
-    A micro-batch has at most `budget` tokens with padding, or a single row. If there are few rows, each stream still
-    gets some, because two half batches on two streams end sooner than a whole batch on one. The longest rows run first
-    so that the last micro-batches, when streams run out of work, are short.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    share = -(-sum(lengths) // max(1, streams))
-    budget = max(1, min(budget, share))
-    micro_batches: list[list[int]] = []
-    for row in order:
-        longest = lengths[micro_batches[-1][0]] if micro_batches else 0
-        if micro_batches and longest * (len(micro_batches[-1]) + 1) <= budget:
-            micro_batches[-1].append(row)
-        else:
-            micro_batches.append([row])
-    return micro_batches

@@ -67,8 +67,11 @@ def _read_group_size(text: str) -> int:
     return int(text)
 
 
-def compress_weights(model: ov.Model, wanted: WeightFormat) -> None:
-    """Store a model's weights in a format. Raise `ModelError` if the group size does not divide a weight's rows."""
+def compress_weights(model: ov.Model, wanted: WeightFormat) -> int:
+    """Store a model's weights in a format. Return the number of weights.
+
+    Raise `ModelError` if the group size does not divide a weight's rows.
+    """
     weights = _find_weights(model)
     last = max((number for number, weight in enumerate(weights) if weight.is_product), default=0)
     for number, weight in enumerate(weights):
@@ -83,6 +86,7 @@ def compress_weights(model: ov.Model, wanted: WeightFormat) -> None:
         else:
             weight.replace(_build_restored(values, weight.axis, 8, wanted.symmetric))
     _widen_constants(model)
+    return len(weights)
 
 
 class _Weight(msgspec.Struct, frozen=True):
@@ -109,9 +113,15 @@ def _find_weights(model: ov.Model) -> list[_Weight]:
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul":
             weights.append(_Weight(node.input(1), True, -1 if node.get_attributes()["transpose_b"] else -2))
-        elif node.get_type_name() == "Gather" and _skip_converts(node.input_value(1)).get_type_name() == "Parameter":
+        elif node.get_type_name() == "Gather" and _selects_tokens(_skip_converts(node.input_value(1))):
             weights.append(_Weight(node.input(0), False, -1))
     return [weight for weight in weights if _is_float_constant(_skip_converts(weight.place.get_source_output()))]
+
+
+def _selects_tokens(node: Any) -> bool:
+    """Return whether a node is the input with the ids, and not that with the positions of `PackedLayout`."""
+    is_input = node.get_type_name() == "Parameter"
+    return bool(is_input and node.get_friendly_name() != "positions")
 
 
 def _skip_converts(output: Any) -> Any:

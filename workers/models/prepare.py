@@ -21,11 +21,11 @@ from workers.models.folder import ModelFolder, read_folder
 from workers.models.graph_files import find_graph_file
 from workers.models.json_files import EXPORT, ModelError, read_count, summarize_error
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
-from workers.models.source import Overrides
+from workers.models.source import INT8_GROUP, Overrides
 
 #: Version of the conversion, part of every revision. Increase it with each change that changes vectors.
 CONVERTER = 6
-#: Precision of weights and activations on every device but NPU, so that all of them give the same vectors.
+#: Precision to which those of all floats belong, because their vectors differ less than an index can show.
 PRECISION = "f32"
 #: Module that builds the graph of each `model_type`.
 FAMILIES = {
@@ -107,7 +107,12 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
     if facts is None:
         report(f"converting {path}; the result stays in {cache}")
         try:
-            facts = entries.store_entry(cache, revision, made_by, lambda into: _convert_model(folder, into, report))
+            facts = entries.store_entry(
+                cache,
+                revision,
+                made_by,
+                lambda into: _convert_model(folder, into, report, overrides.precision == "int8"),
+            )
         except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError for a full disk, too
             raise ModelError(f"could not write the converted model to {cache}: {summarize_error(error)}") from None
     entry = entries.get_entry_folder(cache, revision)
@@ -150,6 +155,8 @@ def _compute_revision(folder: ModelFolder, prompts: Prompts, overrides: Override
     config = {key: value for key, value in sorted(folder.config.items()) if key not in _IRRELEVANT_FIELDS}
     settings = [CONVERTER, PRECISION, folder.kind, folder.family, folder.modules, folder.lower_case, folder.max_tokens]
     settings += [config, prompts.texts.get(prompts.default, ""), folder.repool, overrides.vector_properties]
+    if overrides.precision == "int8":
+        settings.append((overrides.precision, INT8_GROUP))
     # Without paths, because a model that moves keeps its revision.
     digest = hashlib.sha256(msgspec.json.encode(settings, enc_hook=lambda path: ""))
     for path in folder.list_files():
@@ -176,13 +183,17 @@ def build_states(folder: ModelFolder, weights: "Weights", layout: "PaddedLayout"
     return states
 
 
-def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.Facts:
-    """Write the IR of the model and the tokenizer. Raise `ModelError` if the folder's files do not fit."""
+def _convert_model(folder: ModelFolder, into: Path, report: Report, to_int8: bool) -> entries.Facts:
+    """Write the IR of the model, with weights in int8 or as they are, and the tokenizer.
+
+    Raise `ModelError` if the folder's files do not fit.
+    """
     import openvino as ov
 
     from workers.models import head, static
     from workers.models.layout import PaddedLayout
     from workers.models.packed_layout import PackedLayout
+    from workers.models.precision import WeightFormat, compress_weights
     from workers.models.tokenizer_files import write_tokenizer
     from workers.models.weights import Weights
 
@@ -204,6 +215,10 @@ def _convert_model(folder: ModelFolder, into: Path, report: Report) -> entries.F
             vocabulary_size = read_count(folder.config_path, folder.config, "vocab_size")
             values = build_states(folder, weights, layout)
         model = head.make_model(values, layout, folder.modules, folder.family)
+    if to_int8:
+        report("  rounding the weights to int8")
+        if not compress_weights(model, WeightFormat(name="int8")):
+            report("warning: the model has no float weights to round: it may be quantized already")
     ov.save_model(model, into / entries.MODEL, compress_to_fp16=False)
     report("  converting the tokenizer")
     tokenizer = write_tokenizer(folder, vocabulary_size, into)

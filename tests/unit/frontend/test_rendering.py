@@ -160,10 +160,10 @@ def test_token_ids_are_truncated_and_padded(fields: dict[str, Any], tokens: list
 
 
 def test_model_object_has_openais_fields_and_ours() -> None:
-    model = ModelInfo("m", "r", 384, 256, workers=2)
+    model = ModelInfo("m", "r", 384, 256, workers=2, precision="bf16+f32")
     expected = (
         b'{"id":"m","object":"model","created":1700000000,"owned_by":"vecmill","dimension":384,"max_tokens":256,'
-        b'"revision":"r","prompts":{},"default_prompt":null,"matryoshka_dimensions":null}'
+        b'"revision":"r","precision":"bf16+f32","prompts":{},"default_prompt":null,"matryoshka_dimensions":null}'
     )
     assert msgspec.json.encode(build_model_object(model.name, model, 1_700_000_000)) == expected
     assert render_models({model.name: model}, 1_700_000_000) == b'{"object":"list","data":[' + expected + b"]}"

@@ -1,20 +1,29 @@
-"""How many CPUs a worker uses, under quotas of cgroups of both versions."""
+"""Which CPUs a worker uses: quotas of cgroups of both versions, and parts of several workers."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.harness.processes import ROOT
 from tests.unit.workers.test_model_folder import write_folder
 from workers.engine import device
-from workers.engine.cpus import count_cpus
+from workers.engine.cpus import claim_part, count_cpus, divide_cpus, list_cpus
 from workers.engine.engine import Engine
 from workers.models.prepare import prepare_model
 
 
 @pytest.fixture(autouse=True)
-def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+def affinity(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Eight CPUs; the set changes when a worker limits itself to some of them."""
+    cpus = set(range(8))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cpus)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, kept: cpus.intersection_update(kept))
+    return cpus
 
 
 @pytest.mark.parametrize(
@@ -64,3 +73,54 @@ def test_streams_and_threads_obey_the_quota(tmp_path: Path, monkeypatch: pytest.
     assert limited._compiled.get_property("INFERENCE_NUM_THREADS") == 1
     # A number that the operator chose counts more than the quota.
     assert Engine(prepared, "CPU", 2, tmp_path / "cache").streams == 2
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_parts_are_equal_and_use_all_cpus(number: int, parts: int) -> None:
+    cpus = range(number)
+    divided = divide_cpus(cpus, parts)
+    sizes = [len(part) for part in divided]
+    assert {cpu for part in divided for cpu in part} == set(cpus)
+    assert (len(sizes), min(sizes) >= 1, max(sizes) - min(sizes) <= 1) == (parts, True, True)
+    assert sum(sizes) == max(number, parts)
+
+
+def test_workers_of_a_host_claim_different_parts(tmp_path: Path, affinity: set[int]) -> None:
+    claimed = []
+    for _ in range(3):
+        affinity.update(range(8))
+        claimed.append(claim_part(tmp_path, "broker", 3))
+        assert affinity == set(claimed[-1].cpus)
+    assert [list(part.cpus) for part in claimed] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    affinity.update(range(8))
+    assert claim_part(tmp_path, "broker", 3) == (list(range(8)), None)
+    assert claim_part(tmp_path, "other broker", 3).number == 0
+
+
+def test_killed_workers_part_is_free(tmp_path: Path) -> None:
+    claim = f"from pathlib import Path; from workers.engine.cpus import *; claim_part(Path({str(tmp_path)!r}), 'b', 1)"
+    command = [sys.executable, "-c", f"{claim}; print('claimed', flush=True); input()"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout
+        assert worker.stdout.readline() == b"claimed\n"
+        assert claim_part(tmp_path, "b", 1).number is None
+        worker.kill()
+    assert claim_part(tmp_path, "b", 1).number == 0
+
+
+def test_workers_under_one_quota_divide_it(tmp_path: Path, affinity: set[int]) -> None:
+    for name, text in {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert claim_part(tmp_path, "alone", 1, tmp_path).number == 0
+    assert affinity == set(range(8))
+    assert list(claim_part(tmp_path, "b", 2, tmp_path).cpus) == [0, 1]
+
+
+def test_threads_of_a_core_are_adjacent(tmp_path: Path) -> None:
+    for cpu in range(8):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text(f"{cpu % 4 // 2}\n")
+        (folder / "core_id").write_text(f"{cpu % 2}\n")
+    assert list_cpus(tmp_path) == [0, 4, 1, 5, 2, 6, 3, 7]

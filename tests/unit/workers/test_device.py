@@ -51,22 +51,31 @@ def test_device_is_refused_with_a_reason(device: str, available: list[str], reas
     assert str(caught.value).startswith(reason)
 
 
+#: What a quota of two CPUs changes.
+LIMITED = {"INFERENCE_NUM_THREADS": 2, "ENABLE_CPU_PINNING": False}
+
+
 @pytest.mark.parametrize(
     ("device", "streams", "given", "expected"),
     [
-        ("CPU", 0, {}, {"NUM_STREAMS": 2, "INFERENCE_NUM_THREADS": 2}),
-        ("CPU", 3, {"NUM_STREAMS": 1}, {"NUM_STREAMS": 3, "INFERENCE_NUM_THREADS": 3}),
-        ("CPU", 0, {"INFERENCE_NUM_THREADS": 1, "CACHE_DIR": "/"}, {"NUM_STREAMS": 2, "INFERENCE_NUM_THREADS": 1}),
+        ("CPU", 0, {}, {"NUM_STREAMS": 2, **LIMITED}),
+        ("CPU", 3, {"NUM_STREAMS": 1}, {"NUM_STREAMS": 3, **LIMITED, "INFERENCE_NUM_THREADS": 3}),
+        (
+            "CPU",
+            0,
+            {"INFERENCE_NUM_THREADS": 1, "CACHE_DIR": "/"},
+            {"NUM_STREAMS": 2, **LIMITED, "INFERENCE_NUM_THREADS": 1},
+        ),
         ("GPU.1", 0, {}, {}),
         ("GPU.1", 2, {}, {"NUM_STREAMS": 2}),
         ("NPU", 0, {}, {"INFERENCE_PRECISION_HINT": "f16"}),
-        ("HETERO:GPU,CPU", 0, {}, {"DEVICE_PROPERTIES": {"CPU": {"INFERENCE_NUM_THREADS": 2}}}),
+        ("HETERO:GPU,CPU", 0, {}, {"DEVICE_PROPERTIES": {"CPU": LIMITED}}),
         ("HETERO:GPU.0,GPU.1", 0, {}, {}),
         (
             "AUTO",
             0,
             {},
-            {"ENABLE_STARTUP_FALLBACK": False, "DEVICE_PROPERTIES": {"CPU": {"INFERENCE_NUM_THREADS": 2}}},
+            {"ENABLE_STARTUP_FALLBACK": False, "DEVICE_PROPERTIES": {"CPU": LIMITED}},
         ),
         ("AUTO:GPU", 0, {}, {"ENABLE_STARTUP_FALLBACK": False}),
     ],

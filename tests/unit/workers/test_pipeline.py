@@ -1,14 +1,13 @@
-"""Splitting batches into micro-batches, and the threads that run them."""
+"""The threads that prepare batches and run their micro-batches."""
 
 import gc
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
@@ -17,24 +16,7 @@ from tests.harness.fake_worker import FakeBackend, Fakery, vector
 from tests.harness.processes import until
 from workers.engine.backend import Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, truncate_ids
-from workers.engine.pipeline import MAX_OVERTAKES, LanePriorityQueue, Pipeline, Work, split_micro_batches
-
-
-@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000), st.integers(1, 4))
-def test_micro_batches_hold_each_row_within_the_budget(lengths: list[int], budget: int, streams: int) -> None:
-    micro_batches = split_micro_batches(lengths, budget, streams)
-    assert sorted(row for rows in micro_batches for row in rows) == list(range(len(lengths)))
-    for rows in micro_batches:
-        padded = max(lengths[row] for row in rows) * len(rows)
-        assert padded <= budget or len(rows) == 1
-
-
-def test_similar_lengths_share_a_micro_batch() -> None:
-    assert split_micro_batches([3, 50, 4, 49], 100, 1) == [[1, 3], [2, 0]]
-
-
-def test_few_rows_are_divided_among_streams() -> None:
-    assert [len(rows) for rows in split_micro_batches([10] * 8, 1000, 2)] == [4, 4]
+from workers.engine.pipeline import MAX_OVERTAKES, LanePriorityQueue, Pipeline, Work
 
 
 def make_batch(*texts: str, lane: Lane = Lane.BULK, options: bytes = b"", model: str = "fake") -> Work:
@@ -116,6 +98,38 @@ class BlockedBackend(FakeBackend):
     def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
         assert self._all_there.wait(10)
         return super().run_inference(request, ids, prompt_tokens)
+
+
+class SparingBackend(FakeBackend):
+    """Backend with a spare infer request."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Fakery(requests=1, folder=str(folder)))
+        self._outputs *= 2
+        self.used: list[tuple[int, str]] = []
+
+    def open_spare_request(self) -> int:
+        return self.requests
+
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
+        self.used.append((request, "".join(map(chr, ids[0]))))
+        return super().run_inference(request, ids, prompt_tokens)
+
+
+def test_interactive_batch_runs_beside_bulk_batches(tmp_path: Path) -> None:
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(backend := SparingBackend(tmp_path), finished.release)
+    pipeline.submit(make_batch("wait end"))
+    until(lambda: backend.used)
+    pipeline.submit(make_batch("bulk"))
+    for _ in range(2):
+        pipeline.submit(make_batch("urgent", lane=Lane.INTERACTIVE))
+        assert finished.acquire(timeout=10)
+    (tmp_path / "end").touch()
+    for _ in range(2):
+        assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert backend.used == [(0, "wait end"), (1, "urgent"), (1, "urgent"), (0, "bulk")]
 
 
 def test_interactive_batch_overtakes_waiting_bulk_batches() -> None:
