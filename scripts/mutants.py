@@ -174,7 +174,7 @@ BUGS = [
     Bug("a damaged version ends the old one", "workers/session/catalog.py", "            if not entry.in_memory:\n", "            if True:\n"),
     Bug("a stale version is served", "workers/session/catalog.py", "(entry.wanted is not None and entry.wanted != version)", "False"),
     Bug("a busy model is unloaded", "workers/session/catalog.py", "            if entry.info.key in busy:\n                entry.used_at = now\n            elif", "            if"),
-    Bug("bulk inputs take the spare stream", "workers/engine/pipeline.py", "(served.free, served.spare)[: 1 + interactive]", "(served.free, served.spare)", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("bulk inputs take the spare stream", "workers/engine/pipeline.py", "return self.is_interactive and self._take_number(self.work.served.spare)", "return self._take_number(self.work.served.spare)", ("tests/unit/workers/test_pipeline.py",)),
     Bug("workers claim the same part", "workers/engine/cpus.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", ("tests/unit/workers/test_cpus.py",)),
     Bug("parts leave out CPUs", "workers/engine/cpus.py", "number * size + min(number, larger)", "number * size", ("tests/unit/workers/test_cpus.py",)),
     Bug("a reload waits for lost workers", "reloads.py", "if not reload.waiting & connected]", "if not reload.waiting]"),
