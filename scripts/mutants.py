@@ -179,7 +179,7 @@ BUGS = [
     Bug("parts leave out CPUs", "workers/engine/cpus.py", "number * size + min(number, larger)", "number * size", ("tests/unit/workers/test_cpus.py",)),
     Bug("a reload waits for lost workers", "reloads.py", "if not reload.waiting & connected]", "if not reload.waiting]"),
     Bug("rows of an old revision are kept", "frontend/session/pending.py", "            self.model_info = model\n            self.clear_rows()\n", "            self.model_info = model\n"),
-    Bug("late rows of an old revision count", "frontend/session/pending.py", "            if pending.submission.revision not in (\"\", answers.revision):\n", "            if False:\n"),
+    Bug("late rows of an old revision count", "frontend/session/pending.py", "if pending is None or pending.submission.revision not in (\"\", answers.revision):", "if pending is None:"),
     Bug("a replaced request fails", "frontend/session/session.py", "if failure.code != ErrorCode.REPLACED or not self._resubmit(self._requests.find(failure.request))", "if True"),
     Bug("padding is free", "workers/engine/micro_batches.py", "        tokens = count * longest if pads else sums[end] - sums[first]", "        tokens = sums[end] - sums[first]", ("tests/unit/workers/test_micro_batches.py",)),
     Bug("attention is free", "workers/engine/micro_batches.py", " + pair_ms * count * longest * longest\n", "\n", ("tests/unit/workers/test_micro_batches.py",)),
