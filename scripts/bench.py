@@ -100,19 +100,25 @@ def start_rows(options: argparse.Namespace, folder: Path, stack: contextlib.Exit
     """Start the servers; the stack closes them."""
     targets: dict[str, Target] = {}
     for precision in options.precision:
-        row = f"Vecmill, {precision}"
-        print_progress(f"starting {row}")
+        print_progress(f"starting Vecmill, {precision}")
         server = Server("--model", str(folder), "--cache", str(options.cache), "--precision", precision)
         stack.callback(server.close)
-        targets[row] = server
+        resolved = server.read_precision()
+        if f"Vecmill, {resolved}" in targets:
+            print_progress(f"{precision} is {resolved} on this machine, which has its row")
+            server.close()
+        else:
+            targets[f"Vecmill, {precision}{f' ({resolved})' * (resolved != precision)}"] = server
     if options.peers:
         from bench_peers import NAMES, Peer
 
+        print_progress(f"starting {', '.join(NAMES)}")
         for name in NAMES:
-            print_progress(f"starting {name}")
-            peer = Peer(name, folder)
+            targets[name] = peer = Peer(name, folder)
             stack.callback(peer.close)
-            targets[name] = peer
+        for target in targets.values():
+            if isinstance(target, Peer):
+                target.wait()
     return targets
 
 
@@ -227,6 +233,9 @@ def main() -> None:
         import bench_ovms
 
         return bench_ovms.main()
+    if "--scale" in sys.argv[1:]:
+        arguments = [word for word in sys.argv[1:] if word != "--scale"]
+        os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "bench_scale.py"), *arguments])
     options = parse_arguments()
     # A stopped run also ends its servers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -16,8 +16,8 @@ from bench_texts import Workload, build_requests, generate_texts, take_texts
 
 #: Texts per second that a server may reach, relative to the fastest raw row: the texts of a run must not run out.
 HEADROOM = 4.0
-#: A measurement lasts at least as long as raw OpenVINO takes for this many times the texts that are waiting at once,
-#: but at most `MAX_S`.
+#: A measurement lasts at least as long as the row takes for this many times the texts that are sent at once, but at most
+#: `MAX_S`.
 CYCLES, MAX_S = 3.0, 12.0
 #: Seconds of the warm-up of a row before its first measurement.
 WARM_UP_S = 1.0
@@ -61,8 +61,10 @@ class Bench:
     max_tokens: int
     seconds: float
     generator: str
-    #: Rows of which the first requests have been sent, by workload.
-    warm: set[tuple[str, str]] = field(default_factory=set)
+    #: Last texts per second of a row, by workload.
+    rates: dict[tuple[str, str], float] = field(default_factory=dict)
+    #: Rows that had a warm-up, by workload and number of clients.
+    warm: set[tuple[str, str, int]] = field(default_factory=set)
     #: Measurements without a result.
     failures: list[str] = field(default_factory=list)
 
@@ -96,12 +98,10 @@ class WorkloadBench:
         """Measure every row once."""
         bench, cells = self._bench, list(self._run_raw_rows())
         for number in clients:
-            seconds = max(bench.seconds, CYCLES * number * self._workload.per_request / self.rate)
-            seconds = min(MAX_S, seconds)
-            texts = self.take_texts(self._count_texts(number, seconds))
+            texts = self.take_texts(self._count_texts(number, MAX_S / 2))
             for row, target in bench.targets.items():
                 try:
-                    cells.append(self._run_server(row, target, texts, number, seconds))
+                    cells.append(self._run_server(row, target, texts, number))
                 except LoadError as error:
                     bench.failures.append(f"{self._workload.name}: {row}, {number} clients: {error}")
                     print_progress(bench.failures[-1])
@@ -146,17 +146,20 @@ class WorkloadBench:
             micro_batch=run.micro_batch,
         )
 
-    def _run_server(self, row: str, target: Target, texts: Sequence[str], clients: int, seconds: float) -> Cell:
+    def _run_server(self, row: str, target: Target, texts: Sequence[str], clients: int) -> Cell:
         per_request, bench = self._workload.per_request, self._bench
         requests = build_requests(texts, per_request, target.path, target.fields)
         key = (row, self._workload.name)
-        if key not in bench.warm:
-            bench.warm.add(key)
+        rate = bench.rates.get(key, self.rate)
+        seconds = min(MAX_S, max(bench.seconds, CYCLES * clients * per_request / rate))
+        if (*key, clients) not in bench.warm:
+            bench.warm.add((*key, clients))
             warm_up = build_requests(self.take_texts(len(texts)), per_request, target.path, target.fields)
             send_requests(target.port, warm_up, clients, WARM_UP_S, bench.generator)
         before, counters = target.read_cpu_seconds(), read_counters(target)
         load = send_requests(target.port, requests, clients, seconds, bench.generator)
         used = {name: value - before.get(name, 0.0) for name, value in target.read_cpu_seconds().items()}
+        bench.rates[key] = load.rate * per_request
         sent = texts[: (load.answered + clients) * per_request]
         tokens = sum(bench.count_tokens(sent)) / len(sent)
         return Cell(

@@ -176,6 +176,13 @@ BUGS = [
     Bug("rows of an old revision are kept", "frontend/session/pending.py", "            self.model_info = model\n            self.clear_rows()\n", "            self.model_info = model\n"),
     Bug("late rows of an old revision count", "frontend/session/pending.py", "            if pending.submission.revision not in (\"\", answers.revision):\n", "            if False:\n"),
     Bug("a replaced request fails", "frontend/session/session.py", "if failure.code != ErrorCode.REPLACED or not self._resubmit(self._requests.find(failure.request))", "if True"),
+    Bug("texts of the bench repeat", "scripts/bench_texts.py", "if text not in seen]", "]", ("tests/unit/test_bench.py",)),
+    Bug("texts of the bench that are too long are sent", "scripts/bench_texts.py", "candidates, lengths, strict=True) if tokens <= max_tokens]", "candidates, lengths, strict=True)]", ("tests/unit/test_bench.py",)),
+    Bug("the ramp counts for the rate", "scripts/bench_load.py", "cut = start + RAMP * (times[-1] - start)", "cut = start", ("tests/unit/test_bench.py",)),
+    Bug("percentiles ignore how often a value occurred", "scripts/bench_load.py", "sums.append(counts[value] + ", "sums.append(1 + ", ("tests/unit/test_bench.py",)),
+    Bug("wrk's corrections stay", "scripts/bench_load.py", "counts[value + interval] if value > interval else 0", "0", ("tests/unit/test_bench.py",)),
+    Bug("ratios compare with no row", "scripts/bench_results.py", "if cell.row == BASE), 0.0)", "if cell.row != BASE), 0.0)", ("tests/unit/test_bench.py",)),
+    Bug("rounds of another machine are merged", "scripts/bench_results.py", "old is None or old.facts != new.facts", "old is None", ("tests/unit/test_bench.py",)),
 ]  # fmt: skip
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
@@ -218,7 +225,8 @@ def main() -> None:
         bugs = bugs[int(texts[1]) % SHARDS :: SHARDS]
     for path in dict.fromkeys(bug.path.partition("/")[0] for bug in bugs):
         files = {test for bug in bugs for test in bug.tests if test.startswith("tests/") and bug.path.startswith(path)}
-        status, _, output = run_tests(Bug("none", f"{path}/__init__.py", "", "", tuple(sorted(files))))
+        file = next(bug.path for bug in bugs if bug.path.startswith(path))
+        status, _, output = run_tests(Bug("none", file, "", "", tuple(sorted(files))))
         if status != 0:
             sys.exit(f"{output}\npytest ends with status {status} without a planted bug in {path}")
     missed = 0
