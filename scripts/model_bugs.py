@@ -110,6 +110,16 @@ MODEL_BUGS = [
     ModelBug("Gemma3 runs in float16", "engine/device.py", "if prepared.needs_float32 and", "if False and", "inference_precision overflowing"),
     ModelBug("vectors of an NPU have the revision of a CPU", "source.py", 'precision = {"INFERENCE_PRECISION_HINT": "f16"} if is_npu(self.device) else {}', "precision: dict[str, Any] = {}", "inference_precision revision"),
     ModelBug("fixed shapes attend to padding", "engine/fixed_shapes.py", 'self._pad_id if name == "input_ids" else 0', "self._pad_id if name == 'input_ids' else 1", "fixed_shapes same_vectors"),
+    # Precision.
+    ModelBug("the native float is not probed", "engine/precision.py", 'must_probe=native != "f32" and wanted == "auto"', "must_probe=False", "engine_precision fits_the_device"),
+    ModelBug("a failed probe is ignored", "engine/precision.py", "if cosine < LEAST_COSINE:", "if False:", "engine_precision failed_probe"),
+    ModelBug("vectors that are not finite pass the probe", "engine/precision.py", "np.nan_to_num(cosines, nan=-1, posinf=-1, neginf=-1)", "np.nan_to_num(cosines, nan=1, posinf=1, neginf=1)", "engine_precision least_cosine"),
+    ModelBug("all models share the result of a probe", "engine/precision.py", 'f"{prepared.revision} {choice.float_type}', 'f"{choice.float_type}', "engine_precision another_model"),
+    ModelBug("auto takes float16 where it overflows", "engine/precision.py", ' or (needs_float32 and "f16" in natives)', "", "engine_precision overflowing"),
+    ModelBug("a device emulates floats that it lacks", "engine/precision.py", "if any(wanted not in device_floats.supported for device_floats in floats):", "if False:", "engine_precision refused"),
+    ModelBug("results of probes are never removed", "engine/verdicts.py", "list(results.items())[-MAX_RESULTS:]", "list(results.items())", "engine_precision bounded"),
+    ModelBug("int8 has the revision of floats", "prepare.py", "        settings.append((overrides.precision, INT8_GROUP))\n", "        pass\n", "engine_precision own_revision"),
+    ModelBug("precisions share a revision although mixes are forbidden", "./loading.py", "prepared.revision if config.mix_floats else", "prepared.revision if True else", "worker_start forbidden"),
     # Pooling and modules.
     ModelBug("CLS is the first position, not the first token", "head.py", "return _pick(hidden, _find_first(mask))", "return _pick(hidden, op.multiply(_find_first(mask), make_integer(0)))", "head pooling_uses"),
     ModelBug("LAST is the last position, not the last token", "head.py", "places = op.multiply(op.convert(mask, \"i64\"), op.unsqueeze(_get_positions(mask), make_integers(0)))", "places = op.add(op.multiply(op.convert(mask, \"i64\"), make_integer(0)), op.unsqueeze(_get_positions(mask), make_integers(0)))", "head pooling_uses"),

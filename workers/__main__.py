@@ -162,7 +162,7 @@ def make_hello(config: Config, loading: wire.WorkerLoading, loaded: Loaded) -> w
         batch_tokens=loaded.info.batch_tokens,
         tokens_per_s=loaded.info.tokens_per_s,
         credit=0,
-        streams=loaded.backend.requests - 1,
+        streams=loaded.backend.streams,
     )
 
 

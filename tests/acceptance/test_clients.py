@@ -24,7 +24,7 @@ TEXTS = ["hello world", "null\0inside", "für jeden", ""]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Start one server for all tests."""
-    server = Server(tmp_path_factory.mktemp("clients"))
+    server = Server(tmp_path_factory.mktemp("clients"), "--precision", "f32")
     yield server
     server.program.close()
 

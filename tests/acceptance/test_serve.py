@@ -19,7 +19,7 @@ from tests.harness.servers import MODEL, Server, rows
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Start one server for all tests of this module; check afterwards that its processes have ended."""
-    server = Server(tmp_path_factory.mktemp("serve"))
+    server = Server(tmp_path_factory.mktemp("serve"), "--precision", "f32")
     yield server
     children = server.children()
     server.program.signal(signal.SIGINT)

@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     keys = folder / "keys.toml"
     keys.write_text(make_entry("clients", KEY))
-    server = Server(folder, "--api-keys", str(keys))
+    server = Server(folder, "--precision", "f32", "--api-keys", str(keys))
     yield server
     server.program.close()
 

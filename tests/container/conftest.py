@@ -18,7 +18,8 @@ def run_command(*command: str | Path, text: str | None = None, limit_s: float = 
     """Return a command's output. Raise `AssertionError` with the output if the command fails."""
     # Settings of this machine's user must not change the test.
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("VECMILL_", "COMPOSE_"))}
-    environ |= {"VECMILL_PORT": "127.0.0.1:0"}
+    # Golden vectors are those in float32.
+    environ |= {"VECMILL_PORT": "127.0.0.1:0", "VECMILL_PRECISION": "f32"}
     done = subprocess.run(
         command, input=text, capture_output=True, text=True, timeout=limit_s, cwd=ROOT, env=environ, check=False
     )

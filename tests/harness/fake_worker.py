@@ -92,6 +92,7 @@ class FakeBackend:
         self.dimension = fakery.dimension
         self._revision = revision
         self.requests = fakery.requests
+        self.streams = max(1, fakery.requests - 1)
         self._us_per_token = fakery.us_per_token
         self._folder = Path(fakery.folder)
         self._broken = False
@@ -125,6 +126,9 @@ class FakeBackend:
         if ["nan"] in commands:
             output[commands.index(["nan"]), -1] = np.nan
         return output[:-1] if ["short"] in commands else output
+
+    def open_spare_request(self) -> int | None:
+        return None
 
     def verify_device(self, request: int) -> None:
         if self._broken:

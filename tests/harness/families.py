@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -17,7 +17,9 @@ from workers.engine.feeds import Feed, pack_ids
 from workers.models.folder import ModelFolder
 from workers.models.layout import PaddedLayout
 from workers.models.packed_layout import PackedLayout
+from workers.models.precision import WeightFormat, compress_weights
 from workers.models.prepare import build_states
+from workers.models.source import INT8_GROUP
 from workers.models.weights import Weights
 
 FAMILIES = DATA / "families"
@@ -54,7 +56,7 @@ class Graph:
 
     layout: type[PaddedLayout] = PaddedLayout
 
-    def __init__(self, golden: Golden, **changes: Any) -> None:
+    def __init__(self, golden: Golden, precision: str = "f32", **changes: Any) -> None:
         """Build the model; `changes` are made in its config.json, where None stands for null."""
         config = golden.config | changes
         # All that the builders use of a folder; most golden models have no tokenizer.
@@ -71,7 +73,10 @@ class Graph:
         # The compiled model refers to the mapped weights.
         self._weights, layout = Weights(golden.path), self.layout()
         states = build_states(folder, self._weights, layout)
-        model, settings = ov.Model([states], layout.inputs), {"INFERENCE_PRECISION_HINT": "f32"}
+        model, settings = ov.Model([states], layout.inputs), {"INFERENCE_PRECISION_HINT": precision}
+        if precision == "int8":
+            compress_weights(model, WeightFormat(name="int8"))
+            settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP}
         self._compiled = ov.Core().compile_model(model, "CPU", settings)
 
     def __call__(self, ids: Ids, mask: Ids) -> States:
@@ -121,13 +126,34 @@ def measure_difference(golden: Golden, infer: Callable[[Ids, Ids], States]) -> f
     The crowd are all texts of the model in one batch, and once more with a row that is masked entirely.
     """
     worst = 0.0
+    for found, expected in compare_states(golden, infer):
+        worst = max(worst, float(np.abs(found - expected).max()))
+    return worst
+
+
+def measure_least_cosine(golden: Golden, infer: Callable[[Ids, Ids], States]) -> float:
+    """Return the lowest cosine of golden states, such as those of the first token, to those of a graph; see above."""
+    return min(
+        float((found * expected).sum(1).min())
+        for found, expected in (
+            (one / np.linalg.norm(one, axis=1, keepdims=True), two / np.linalg.norm(two, axis=1, keepdims=True))
+            for one, two in compare_states(golden, infer)
+        )
+    )
+
+
+def compare_states(golden: Golden, infer: Callable[[Ids, Ids], States]) -> Iterator[tuple[States, States]]:
+    """Yield the summary of a graph's states and the golden ones, of each text alone and in a crowd.
+
+    All states must be finite, also those of padding.
+    """
     for text, expected in zip(golden.texts, golden.states, strict=True):
-        states = infer(*pad_texts([text]))[0]
-        worst = max(worst, float(np.abs(summarize_states(states) - expected).max()))
+        states = infer(*pad_texts([text]))
+        assert np.isfinite(states).all()
+        yield summarize_states(states[0]), expected
     for texts in (golden.texts, [*golden.texts[:-1], golden.texts[0][:0]]):
         states = infer(*pad_texts(texts))
         assert np.isfinite(states).all()
         for row, text, expected in zip(states, texts, golden.states, strict=True):
             if len(text):
-                worst = max(worst, float(np.abs(summarize_states(row[: len(text)]) - expected).max()))
-    return worst
+                yield summarize_states(row[: len(text)]), expected

@@ -69,7 +69,7 @@ def test_stsb_correlation_is_the_published_one(
     tmp_path: Path, fetch: Callable[[], Path], fields: dict[str, object], expected: dict[str, float]
 ) -> None:
     folder = fetch()
-    server = Server(tmp_path, "--model", str(folder), "--model-name", "real")
+    server = Server(tmp_path, "--precision", "f32", "--model", str(folder), "--model-name", "real")
     try:
         measured = {name: measure_correlation(server, "real", name, **fields) for name in expected}
     finally:

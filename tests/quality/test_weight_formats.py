@@ -21,7 +21,7 @@ def test_stsb_correlation_of_weight_formats(tmp_path: Path, name: str, expected:
         weight_format=name,
     )
     folder = export_model(options, tmp_path / "cache", print)
-    server = Server(tmp_path, "--model", str(folder), "--cache", str(tmp_path / "cache"))
+    server = Server(tmp_path, "--precision", "f32", "--model", str(folder), "--cache", str(tmp_path / "cache"))
     try:
         assert measure_correlation(server, name, "stsb-en-test") == pytest.approx(expected, abs=0.1)
     finally:

@@ -29,6 +29,8 @@ class Backend(Protocol):
     #: Special tokens that the tokenizer puts before and after each text.
     before: Ids
     after: Ids
+    #: How many inferences the device runs at the same time.
+    streams: int
     #: How many calls of `run_inference` may run at the same time.
     requests: int
     #: What an inference costs, by which batches are cut.
@@ -54,6 +56,12 @@ class Backend(Protocol):
         """Return the lengths by which the last inference divided its vectors, float32 `[inputs, 1]`.
 
         Return None if the model does not normalize.
+        """
+
+    def open_spare_request(self) -> int | None:
+        """Open one more infer request that does not wait while all others run. Return its number, or None without one.
+
+        Called once, while other threads run inferences.
         """
 
     def verify_device(self, request: int) -> None:

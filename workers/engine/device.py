@@ -160,8 +160,8 @@ def compile_model(
     properties = choose_properties(chosen, streams, given)
     if prepared.needs_float32 and str(properties["INFERENCE_PRECISION_HINT"]).casefold() in ("f16", "float16"):
         raise DeviceError(
-            f"device {device} would compute in float16, which overflows in this model's family; choose CPU or GPU, "
-            "and set no INFERENCE_PRECISION_HINT"
+            f"device {device} would compute in float16, which overflows in this model's family; choose CPU or GPU "
+            "with --precision auto, and set no INFERENCE_PRECISION_HINT"
         )
     lengths = list_lengths(prepared.max_tokens) if fixed_shapes or is_npu(chosen) else []
     try:

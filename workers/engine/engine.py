@@ -1,8 +1,12 @@
 """OpenVINO backend: measures a model on its device, and runs inferences."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,8 +23,15 @@ from workers.engine.tokenizer import Tokenizer
 from workers.models.modules import PROMPT_TOKENS
 from workers.models.prepare import PreparedModel
 
+log = logging.getLogger(__name__)
+
+#: How much lower the priority of the threads is that run most inferences, in steps of nice(2). A thread of the spare
+#: stream, like the sockets, then gets 4.8 times their share of a CPU, about that of the interactive lane in the broker.
+NICE = 7
 #: Length of inputs, in tokens, for which the throughput is stated.
 TYPICAL_LENGTH = 32
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -48,12 +59,18 @@ class Engine:
         self._pad = prepared.pad_id
         self._tokenizer = Tokenizer(prepared.tokenizer_path, lower_case=prepared.lower_case)
         self.before, self.after = self._tokenizer.before, self._tokenizer.after
-        self._compiled = compile_model(
-            prepared, device.upper(), streams, cache / "compiled", properties or {}, fixed_shapes=fixed_shapes
+        self._compiled = run_niced(
+            lambda: compile_model(
+                prepared, device.upper(), streams, cache / "compiled", properties or {}, fixed_shapes=fixed_shapes
+            )
         )
+        #: Compiles the model again, for `open_spare_request`.
+        self._compile_spare = functools.partial(compile_model, prepared, "CPU", 1, cache / "compiled")
+        self._may_spare = device.upper() == "CPU" and not fixed_shapes
         self.streams = count_streams(self._compiled)
-        # One more than the device runs at once, so that the next inference is queued when one ends.
-        self.requests = self.streams + 1
+        # None waits in the plugin for a stream, where an interactive input could not overtake. Between two inferences a
+        # stream of the CPU waits for 0.1 ms. The inferences of other devices are shorter, and the next is queued there.
+        self.requests = self.streams + (device.upper() != "CPU")
         self._requests = [self._compiled.create_infer_request() for _ in range(self.requests)]
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]
         #: A guess until `warm_up` measures the costs.
@@ -111,6 +128,24 @@ class Engine:
         divisors: Vectors = self._requests[request].get_output_tensor(1).data
         return divisors
 
+    def open_spare_request(self) -> int | None:
+        """See `Backend`: a stream of its own, which takes the memory of another compiled model."""
+        if not self._may_spare:
+            return None
+        # The same precision, because a vector must not depend on the stream. A thread that is not pinned to a CPU runs
+        # where the others are interrupted first.
+        same = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+        properties = {name: self._compiled.get_property(name) for name in same}
+        try:
+            compiled = self._compile_spare(properties | {"INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False})
+        except (DeviceError, RuntimeError) as error:
+            log.warning("no stream for interactive inputs beside bulk ones: %s", error)
+            return None
+        self._requests.append(compiled.create_infer_request())
+        self.verify_device(self.requests)
+        log.info("opened a stream for interactive inputs beside bulk ones")
+        return self.requests
+
     def verify_device(self, request: int) -> None:
         """See `Backend`."""
         self.run_inference(request, self._warm_up_ids)
@@ -132,3 +167,9 @@ class Engine:
             return
         self.costs = calibration.measure_costs()
         store_costs(self._costs_path, self.costs)
+
+
+def run_niced(function: Callable[[], T]) -> T:
+    """Return what the function returns. The threads that the function starts, OpenVINO's, keep a lower priority."""
+    with ThreadPoolExecutor(1, initializer=os.nice, initargs=(NICE,)) as thread:
+        return thread.submit(function).result()

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -31,12 +31,16 @@ MAX_OVERTAKES = 16
 T = TypeVar("T")
 
 
-class Served(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Served:
     """A model in the pipeline. A batch keeps its model until the batch has finished."""
 
     backend: Backend
     #: Numbers of the backend's infer requests that no thread uses.
-    free: "queue.SimpleQueue[int]"
+    free: "queue.SimpleQueue[int]" = field(default_factory=queue.SimpleQueue)
+    #: The same for the request that only interactive batches use, after it was opened for the first bulk batch.
+    spare: "queue.SimpleQueue[int]" = field(default_factory=queue.SimpleQueue)
+    has_spare: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -150,9 +154,18 @@ class MicroBatch:
 
     def claim_request(self) -> bool:
         """Reserve a free infer request of the model. Return whether there is one."""
-        with contextlib.suppress(queue.Empty):
-            self.request = self.work.served.free.get_nowait()
-        return self.request >= 0
+        served = self.work.served
+        interactive = self.work.batch.lane == wire.Lane.INTERACTIVE
+        for numbers in (served.free, served.spare)[: 1 + interactive]:
+            with contextlib.suppress(queue.Empty):
+                self.request = numbers.get_nowait()
+                return True
+        return False
+
+    def release_request(self) -> None:
+        """Make the infer request free again."""
+        served = self.work.served
+        (served.free if self.request < served.backend.requests else served.spare).put(self.request)
 
 
 class Pipeline:
@@ -173,12 +186,11 @@ class Pipeline:
         self._tokenizing.start()
 
     def add_model(self, key: ModelKey, backend: Backend) -> None:
-        """Accept batches of a model. There are as many threads as the model with the most infer requests has."""
-        free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        """Accept batches of a model. There is a thread for each infer request of the model with the most of them."""
+        served = self._models[key] = Served(backend)
         for request in range(backend.requests):
-            free.put(request)
-        self._models[key] = Served(backend, free)
-        for number in range(len(self._inferring), backend.requests):
+            served.free.put(request)
+        for number in range(len(self._inferring), backend.requests + 1):
             thread = threading.Thread(target=self._run_micro_batches, name=f"infer-{number}", daemon=True)
             self._inferring.append(thread)
             thread.start()
@@ -195,7 +207,17 @@ class Pipeline:
             self._finish_batch(work)
             return
         work.served = served
+        if work.batch.lane == wire.Lane.BULK and not served.has_spare:
+            served.has_spare = True
+            threading.Thread(target=self._open_spare, args=(served,), name="open-spare", daemon=True).start()
         self._batches.put(work.batch.lane, work)
+
+    def _open_spare(self, served: Served) -> None:
+        """Open the infer request for interactive batches, so that these do not wait for an inference of bulk inputs."""
+        request = served.backend.open_spare_request()
+        if request is not None:
+            served.spare.put(request)
+            self._micro_batches.retry()
 
     def stop(self) -> None:
         """End the threads. All submitted batches must have finished."""
@@ -236,7 +258,7 @@ class Pipeline:
             return []
         work.vectors = np.empty((len(inputs.accepted), backend.dimension), np.float32)
         lengths = [len(ids) for ids in inputs.accepted]
-        split = cut_micro_batches(lengths, backend.costs, backend.requests - 1)
+        split = cut_micro_batches(lengths, backend.costs, backend.streams)
         work.expect_micro_batches(split, lengths, pads=backend.costs.pads)
         return [
             MicroBatch(work, rows, [inputs.accepted[row] for row in rows], [inputs.prompt_tokens[row] for row in rows])
@@ -266,8 +288,7 @@ class Pipeline:
             del item
 
     def _run_micro_batch(self, item: MicroBatch) -> None:
-        backend, free = item.work.served
-        request = item.request
+        backend, request = item.work.served.backend, item.request
         started = time.monotonic()
         try:
             error = self._fill_rows(item, backend, request)
@@ -275,7 +296,7 @@ class Pipeline:
             error = f"device: {type(caught).__name__}: {caught}"
             # If the device also fails on an input that worked before, this thread dies, and the worker with it.
             backend.verify_device(request)
-        free.put(request)
+        item.release_request()
         self._micro_batches.retry()
         if item.work.finish_micro_batch(started, time.monotonic(), error):
             self._finish_batch(item.work)

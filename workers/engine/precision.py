@@ -101,7 +101,11 @@ def load_engine(
         key = f"{prepared.revision} {choice.float_type} {' '.join(device_floats.name for device_floats in floats)}"
         cosine = find_verdict(cache, key)
         if cosine is None:
-            cosine = probe_engine(engine, lambda: _load_reference(prepared, device, cache, given))
+            try:
+                cosine = probe_engine(engine, lambda: _load_reference(prepared, device, cache, given))
+            except (DeviceError, RuntimeError) as error:
+                log.warning("computing in %s, not compared with f32: %s", choice.float_type, error)
+                return engine, choice.float_type
             store_verdict(cache, key, cosine)
         if cosine < LEAST_COSINE:
             log.warning(

@@ -25,7 +25,7 @@ def start_servers(folder: Path) -> Iterator[dict[str, str]]:
     for name in ("real", *names):
         (folder / name).mkdir()
     with contextlib.ExitStack() as stack:
-        real = Server(folder / "real")
+        real = Server(folder / "real", "--precision", "f32")
         stack.callback(real.program.close)
         clusters = {name: Cluster(folder / name) for name in names}
         for cluster in clusters.values():

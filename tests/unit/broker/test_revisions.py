@@ -501,6 +501,23 @@ def test_aliases_of_all_workers_are_announced(core: Core) -> None:
     assert model.aliases == ["a", "b"]
 
 
+def test_floats_of_one_model_serve_together(core: Core) -> None:
+    core.announce(info(precision="f32"))
+    for peer, precision in ((b"W2", "bf16"), (b"W3", "f32")):
+        core.worker(peer)
+        core.announce(info(precision=precision), peer=peer)
+    (model,) = core.take(wire.Models, b"F1")[-1][1].models
+    assert (model.workers, model.precision) == (3, "bf16+f32")
+    # int8 has another revision.
+    core.worker(b"W4", revision="int8")
+    ((_, goodbye, _),) = core.take(wire.Goodbye, b"W4")
+    assert goodbye.code == ErrorCode.REVISION_CONFLICT
+    core.lost(b"W2")
+    core.tick()
+    (model,) = core.take(wire.Models, b"F1")[-1][1].models
+    assert (model.workers, model.precision) == (2, "f32")
+
+
 def test_two_revisions_of_a_worker_are_one_series(core: Core) -> None:
     core.submit(1, ["a"])
     core.announce(info(revision="s"))

@@ -26,6 +26,7 @@ from workers.engine.engine import Engine
 from workers.engine.tokenizer import Tokenizer
 from workers.models.folder import read_folder
 from workers.models.json_files import ModelError
+from workers.models.precision import WeightFormat, compress_weights
 from workers.models.prepare import PreparedModel, prepare_model
 from workers.models.source import Overrides, Source
 from workers.models.sources import Options, find_sources
@@ -288,3 +289,23 @@ def test_unusable_property_is_an_error(folder: Path, properties: Any) -> None:
     with pytest.raises(DeviceError, match="device CPU could not compile the model: ") as error:
         Engine(prepare(folder)[0], "CPU", 0, folder.parent / "cache", properties)
     assert "\n" not in str(error.value)
+
+
+def test_quantized_graph_keeps_its_weights(folder: Path, tmp_path: Path) -> None:
+    graph = build_graph(folder)
+    compress_weights(graph, WeightFormat(name="int8"))
+    export = write_export(folder, tmp_path / "export", graph=graph)
+    plain, _ = prepare(export)
+    rounded, lines = prepare(export, Overrides(precision="int8"))
+    assert "warning: the model has no float weights to round: it may be quantized already" in lines
+    assert rounded.model_path.with_suffix(".bin").read_bytes() == plain.model_path.with_suffix(".bin").read_bytes()
+    assert rounded.revision != plain.revision
+
+
+def test_float_graph_is_rounded_to_int8(folder: Path, tmp_path: Path) -> None:
+    export = write_export(folder, tmp_path / "export")
+    (plain, _), (rounded, _) = prepare(export), prepare(export, Overrides(precision="int8"))
+    sizes = [prepared.model_path.with_suffix(".bin").stat().st_size for prepared in (plain, rounded)]
+    assert sizes[1] < 0.6 * sizes[0]
+    one, two = embed(export), embed(export, Overrides(precision="int8"))
+    assert ((one * two).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(two, axis=1)).min() > 0.99

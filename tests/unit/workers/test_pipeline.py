@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,38 @@ class BlockedBackend(FakeBackend):
     def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
         assert self._all_there.wait(10)
         return super().run_inference(request, ids, prompt_tokens)
+
+
+class SparingBackend(FakeBackend):
+    """Backend with a spare infer request."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Fakery(requests=1, folder=str(folder)))
+        self._outputs *= 2
+        self.used: list[tuple[int, str]] = []
+
+    def open_spare_request(self) -> int:
+        return self.requests
+
+    def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int]) -> Vectors:
+        self.used.append((request, "".join(map(chr, ids[0]))))
+        return super().run_inference(request, ids, prompt_tokens)
+
+
+def test_interactive_batch_runs_beside_bulk_batches(tmp_path: Path) -> None:
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(backend := SparingBackend(tmp_path), finished.release)
+    pipeline.submit(make_batch("wait end"))
+    until(lambda: backend.used)
+    pipeline.submit(make_batch("bulk"))
+    for _ in range(2):
+        pipeline.submit(make_batch("urgent", lane=Lane.INTERACTIVE))
+        assert finished.acquire(timeout=10)
+    (tmp_path / "end").touch()
+    for _ in range(2):
+        assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert backend.used == [(0, "wait end"), (1, "urgent"), (1, "urgent"), (0, "bulk")]
 
 
 def test_interactive_batch_overtakes_waiting_bulk_batches() -> None:

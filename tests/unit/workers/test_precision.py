@@ -1,6 +1,7 @@
 """Weight formats: sizes, errors of the weights, and which constants change."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,12 @@ import openvino as ov
 import openvino.opset15 as op
 import pytest
 
+from tests.harness.families import read_golden
 from workers.models.json_files import ModelError
+from workers.models.packed_layout import PackedLayout
 from workers.models.precision import compress_weights, read_format
+from workers.models.prepare import build_states
+from workers.models.weights import Weights
 
 ROWS, WIDTH = 40, 256
 IDS = np.array([[3, 7, 39, 0]], np.int64)
@@ -90,6 +95,18 @@ def test_only_weights_are_compressed(name: str, extra: str, types: dict[str, int
     compress_weights(model, read_format(name, extra))
     found = list_types(model)
     assert {kind: found.count(kind) for kind in set(found)} == types
+
+
+def test_packed_positions_stay_float32() -> None:
+    golden = read_golden("bert")
+    folder: Any = SimpleNamespace(base=golden.path, config_path=golden.path, config=golden.config, family="bert")
+    layout = PackedLayout()
+    weights = Weights(golden.path)
+    model = ov.Model([build_states(folder, weights, layout)], layout.inputs, "bert")
+    assert compress_weights(model, read_format("int8", "")) == 1 + 6 * golden.config["num_hidden_layers"]
+    tables = [node.get_output_shape(0) for node in model.get_ops() if node.get_type_name() == "Constant"
+              and node.get_element_type() == ov.Type.f32]  # fmt: skip
+    assert [golden.config["max_position_embeddings"], golden.config["hidden_size"]] in [list(shape) for shape in tables]
 
 
 def test_bfloat16_is_stored_as_float32() -> None:

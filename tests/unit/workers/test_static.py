@@ -10,8 +10,10 @@ import pytest
 
 from tests.unit.workers.test_model_folder import get_error, make_tokenizer, write_json
 from workers.engine.engine import Engine
+from workers.engine.precision import load_engine
 from workers.models.folder import read_folder
 from workers.models.prepare import prepare_model
+from workers.models.source import Overrides
 
 Array = npt.NDArray[Any]
 
@@ -145,3 +147,17 @@ def test_longest_input_depends_on_the_library(tmp_path: Path) -> None:
 )
 def test_damaged_table_is_named(tmp_path: Path, arrays: dict[str, Array], expected: str) -> None:
     assert expected in get_error(write_model2vec(tmp_path / "tiny", arrays))
+
+
+def test_static_model_is_served_in_int8(tmp_path: Path) -> None:
+    folder = write_model2vec(tmp_path / "m", {"embeddings": TABLE})
+    overrides = Overrides(precision="int8")
+    lines: list[str] = []
+    prepared = prepare_model(folder, tmp_path / "cache", lines.append, overrides)
+    engine, name = load_engine(prepared, "CPU", 1, tmp_path / "cache", overrides)
+    vectors = engine.run_inference(0, engine.tokenize_texts(["hello world", "a"]))
+    assert name == "int8"
+    assert lines[-2:] == ["  rounding the weights to int8", "  converting the tokenizer"]
+    np.testing.assert_allclose(
+        vectors, [compute_mean(list_ids(text), TABLE) for text in ("hello world", "a")], atol=0.02
+    )

@@ -5,18 +5,20 @@ import logging
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 import workers.engine.precision
 import workers.models.sources
+from broker.wire.protocol import ModelInfo
 from tests.harness.fake_worker import FakeBackend, model
 from tests.unit.workers.test_model_folder import write_folder
 from workers.__main__ import load_first, serve
 from workers.config import Config
 from workers.engine.engine import Engine
-from workers.loading import scan_models
+from workers.loading import load_model, scan_models
 from workers.session.catalog import Catalog, Version
 from workers.session.loader import Loaded, LoadError, Scan
 from workers.session.service import Service
@@ -46,6 +48,21 @@ def test_memory_of_first_model_can_be_freed(tmp_path: Path, monkeypatch: pytest.
     serve(Config(broker=f"ipc://{tmp_path}/broker", model=str(folder), cache=str(tmp_path / "cache")))
     # The engine that the probe compares with is gone, too.
     assert alive == [1, 0]
+
+
+def test_revision_has_the_precision_if_mixes_are_forbidden(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model")
+
+    def load(**settings: Any) -> ModelInfo:
+        config = Config(model=str(folder), model_name="m", cache=str(tmp_path / "cache"), **settings)
+        return load_model(config, "m", scan_models(config).wanted["m"]).info
+
+    plain, separate = load(precision="f32"), load(precision="f32", mix_floats=False)
+    rounded = load(precision="int8", mix_floats=False)
+    assert [info.precision for info in (plain, separate, rounded)] == ["f32", "f32", "int8"]
+    assert len({plain.revision, separate.revision, rounded.revision}) == 3
+    assert {len(info.revision) for info in (plain, separate)} == {32}
+    assert load().revision == plain.revision
 
 
 def test_unexpected_error_leaves_the_other_models(caplog: pytest.LogCaptureFixture) -> None:
