@@ -135,6 +135,11 @@ def test_rate_leaves_out_the_ramp() -> None:
     assert load.latency_ms == [5.0] * len(bench_load.PERCENTILES)
 
 
+def test_rate_of_few_bursts_counts_from_the_start() -> None:
+    assert bench_load.find_rate([1.0, 1.001, 2.0, 2.001], 0.0) == pytest.approx(2.0, rel=0.01)
+    assert bench_load.find_rate([1.9, 1.9001, 1.9002], 0.0) == pytest.approx(1.58, rel=0.01)
+
+
 def test_failed_requests_end_the_measurement() -> None:
     with pytest.raises(bench_load.LoadError, match="errors 3 of status"):
         bench_load.read_load(report_load([0.0, 1.0, 2.0], (5, 1), status=3), 1, 0.0)
@@ -285,7 +290,7 @@ def test_each_row_has_its_own_colour() -> None:
 def test_quick_measures_one_short_round() -> None:
     options = bench.parse_arguments(["--quick"])
     assert (options.rounds, options.seconds, options.workload) == (1, 1.0, ["short", "bulk"])
-    assert bench.choose_clients(options, "bulk") == [1, 8]
+    assert bench.choose_clients(options, "bulk") == [1, 4]
     assert bench.parse_arguments(["--quick", "--workload", "chunk"]).workload == ["chunk"]
 
 
