@@ -35,6 +35,12 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "benchmarks"
 #: Curve of `scripts/bench_scale.py`, if that was run: workers, jobs per second, busy share.
 SCALE = ROOT / "docs" / "scaling.json"
+#: What the other servers are; `bench_peers.PACKAGES` installs these versions.
+PEERS = (
+    "The other servers get the same model, requests and client: Infinity 0.0.78 with its defaults, on torch 2.13.0 and "
+    "on ONNX Runtime with optimum's export, and sentence-transformers 6.2.0 behind FastAPI, one `encode` per request "
+    "(`scripts/bench_minimal_server.py`)."
+)
 #: Colours of the rows: Vecmill in greens, raw OpenVINO in greys, the others in reds.
 COLOURS = {
     "Vecmill": ("#1b7837", "#5aae61", "#a6dba0", "#00441b"),
@@ -78,6 +84,8 @@ def render_page(summary: Summary) -> str:
         "    scripts/bench --peers",
         "",
         *wrap(method),
+        "",
+        *wrap(PEERS),
         "",
         "![Texts per second by workload and clients](benchmarks/throughput.svg)",
         "",

@@ -277,6 +277,13 @@ def test_page_has_only_what_was_measured() -> None:
     assert max(map(len, page.splitlines())) <= 120
 
 
+def test_page_names_the_versions_of_peers() -> None:
+    for package in itertools.chain(*bench_peers.PACKAGES.values()):
+        name, _, version = package.partition("==")
+        if name.partition("[")[0] in ("torch", "infinity-emb", "sentence-transformers"):
+            assert version.partition("+")[0] in bench_report.PEERS
+
+
 def test_each_row_has_its_own_colour() -> None:
     rows = [BASE, "Vecmill, f32", "Vecmill, int8", *bench_peers.NAMES]
     colours = bench_report.choose_colours([*rows, *rows])
