@@ -54,7 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--workload", nargs="+", choices=every, default=list(every), help="what to measure (default: all)"
     )
-    parser.add_argument("--clients", nargs="+", type=int, help="numbers of clients (default: 1 8 64; for bulk 1 8)")
+    parser.add_argument("--clients", nargs="+", type=int, help="numbers of clients (default: 1 8 64; for bulk 1 4)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="least length of one (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one short round of two workloads, in about a minute")
@@ -84,10 +84,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def choose_clients(options: argparse.Namespace, workload: str) -> list[int]:
-    """Return the numbers of clients. 8 bulk clients have more texts in flight than 64 others."""
+    """Return the numbers of clients. 4 bulk clients have more texts in flight than 64 others."""
     if options.clients:
-        return [min(number, 8) if workload == "bulk" else number for number in options.clients]
-    return [1, 8] if workload == "bulk" else [1, 8, 64]
+        return [min(number, 4) if workload == "bulk" else number for number in options.clients]
+    return [1, 4] if workload == "bulk" else [1, 8, 64]
 
 
 def find_texts(folder: Path | None) -> Path:
@@ -100,19 +100,25 @@ def start_rows(options: argparse.Namespace, folder: Path, stack: contextlib.Exit
     """Start the servers; the stack closes them."""
     targets: dict[str, Target] = {}
     for precision in options.precision:
-        row = f"Vecmill, {precision}"
-        print_progress(f"starting {row}")
+        print_progress(f"starting Vecmill, {precision}")
         server = Server("--model", str(folder), "--cache", str(options.cache), "--precision", precision)
         stack.callback(server.close)
-        targets[row] = server
+        resolved = server.read_precision()
+        if f"Vecmill, {resolved}" in targets:
+            print_progress(f"{precision} is {resolved} on this machine, which has its row")
+            server.close()
+        else:
+            targets[f"Vecmill, {precision}{f' ({resolved})' * (resolved != precision)}"] = server
     if options.peers:
         from bench_peers import NAMES, Peer
 
+        print_progress(f"starting {', '.join(NAMES)}")
         for name in NAMES:
-            print_progress(f"starting {name}")
-            peer = Peer(name, folder)
+            targets[name] = peer = Peer(name, folder)
             stack.callback(peer.close)
-            targets[name] = peer
+        for target in targets.values():
+            if isinstance(target, Peer):
+                target.wait()
     return targets
 
 
@@ -227,6 +233,9 @@ def main() -> None:
         import bench_ovms
 
         return bench_ovms.main()
+    if "--scale" in sys.argv[1:]:
+        arguments = [word for word in sys.argv[1:] if word != "--scale"]
+        os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "bench_scale.py"), *arguments])
     options = parse_arguments()
     # A stopped run also ends its servers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

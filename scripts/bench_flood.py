@@ -16,6 +16,8 @@ from bench_results import Flood
 BULK_CLIENTS = 8
 #: Texts in a bulk request.
 BULK_TEXTS = 32
+#: Seconds of bulk work before the first measurement.
+WARM_UP_S = 3.0
 #: Seconds of bulk work before and after the interactive client's requests.
 MARGIN_S = 0.5
 
@@ -39,7 +41,7 @@ def measure_flood(
         texts = list(itertools.islice(bulk, number * BULK_TEXTS))
         return [server.build_request(texts[at : at + BULK_TEXTS]) for at in range(0, len(texts), BULK_TEXTS)]
 
-    send_bulk(server.port, make_requests(), 1.0, generator)
+    send_bulk(server.port, make_requests(), WARM_UP_S, generator)
     alone = send_interactive(server, queries, seconds)
     bulk_alone = send_bulk(server.port, make_requests(), seconds, generator)
     results: list[Load | LoadError] = []

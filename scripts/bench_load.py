@@ -137,8 +137,10 @@ def find_rate(times: Sequence[float], start: float) -> float:
     Answers come in bursts, one for each batch. Both ends are ends of bursts, unless the run ended within one.
     """
     cut = start + RAMP * (times[-1] - start)
-    first = min(max(0, bisect.bisect_right(times, cut) - 1), len(times) - 2)
-    return (len(times) - 1 - first) / max(times[-1] - times[first], 1e-6)
+    # The answers until the cut; without any, the server has worked on the first burst since the start.
+    skipped = bisect.bisect_right(times, cut)
+    since = times[skipped - 1] if skipped else start
+    return (len(times) - skipped) / max(times[-1] - since, 1e-6)
 
 
 def find_percentiles(counts: Counter[int]) -> list[float]:

@@ -1,5 +1,6 @@
 """Measurements of `scripts/bench`: rows that take turns on the same texts."""
 
+import contextlib
 import functools
 import sys
 import time
@@ -16,10 +17,10 @@ from bench_texts import Workload, build_requests, generate_texts, take_texts
 
 #: Texts per second that a server may reach, relative to the fastest raw row: the texts of a run must not run out.
 HEADROOM = 4.0
-#: A measurement lasts at least as long as raw OpenVINO takes for this many times the texts that are waiting at once,
-#: but at most `MAX_S`.
-CYCLES, MAX_S = 3.0, 12.0
-#: Seconds of the warm-up of a row before its first measurement.
+#: A measurement lasts at least as long as the row takes for this many times the texts that wait at once, but at most
+#: `MAX_S` seconds.
+CYCLES, MAX_S = 3.0, 10.0
+#: Seconds of the warm-up of a row before its first measurement, beyond the time of the texts that wait at once.
 WARM_UP_S = 1.0
 #: Most texts of a measurement, and most requests per second: a model that costs almost nothing is no faster.
 MAX_TEXTS, MAX_REQUESTS_S = 20_000, 4_000
@@ -61,8 +62,8 @@ class Bench:
     max_tokens: int
     seconds: float
     generator: str
-    #: Rows of which the first requests have been sent, by workload.
-    warm: set[tuple[str, str]] = field(default_factory=set)
+    #: Texts per second of each row, workload and number of clients in the warm-up; 0 if that was too short.
+    rates: dict[tuple[str, str, int], float] = field(default_factory=dict)
     #: Measurements without a result.
     failures: list[str] = field(default_factory=list)
 
@@ -79,9 +80,9 @@ class WorkloadBench:
         self._bench, self._workload = bench, workload
         self._source = generate_texts(texts, seed)
         trial = self.take_texts(192)
-        self._budgets = {row: raw.find_budget(trial) for row, raw in bench.raws.items()}
-        runs = {row: raw.run_batched(trial, self._budgets[row]) for row, raw in bench.raws.items()}
-        self.rate = max(run.texts_s for run in runs.values())
+        found = {row: raw.find_budget(trial) for row, raw in bench.raws.items()}
+        self._budgets = {row: budget for row, (budget, _) in found.items()}
+        self.rate = max(rate for _, rate in found.values())
 
     def take_texts(self, number: int) -> list[str]:
         """Return texts that no measurement has had."""
@@ -96,12 +97,10 @@ class WorkloadBench:
         """Measure every row once."""
         bench, cells = self._bench, list(self._run_raw_rows())
         for number in clients:
-            seconds = max(bench.seconds, CYCLES * number * self._workload.per_request / self.rate)
-            seconds = min(MAX_S, seconds)
-            texts = self.take_texts(self._count_texts(number, seconds))
+            texts = self.take_texts(self._count_texts(number, MAX_S / 2))
             for row, target in bench.targets.items():
                 try:
-                    cells.append(self._run_server(row, target, texts, number, seconds))
+                    cells.append(self._run_server(row, target, texts, number))
                 except LoadError as error:
                     bench.failures.append(f"{self._workload.name}: {row}, {number} clients: {error}")
                     print_progress(bench.failures[-1])
@@ -146,14 +145,15 @@ class WorkloadBench:
             micro_batch=run.micro_batch,
         )
 
-    def _run_server(self, row: str, target: Target, texts: Sequence[str], clients: int, seconds: float) -> Cell:
+    def _run_server(self, row: str, target: Target, texts: Sequence[str], clients: int) -> Cell:
         per_request, bench = self._workload.per_request, self._bench
         requests = build_requests(texts, per_request, target.path, target.fields)
-        key = (row, self._workload.name)
-        if key not in bench.warm:
-            bench.warm.add(key)
-            warm_up = build_requests(self.take_texts(len(texts)), per_request, target.path, target.fields)
-            send_requests(target.port, warm_up, clients, WARM_UP_S, bench.generator)
+        key = (row, self._workload.name, clients)
+        if key not in bench.rates:
+            bench.rates[key] = self._warm_up(target, clients, len(texts))
+        # An unknown rate is 0.
+        seconds = CYCLES * clients * per_request / max(bench.rates[key], 1e-3)
+        seconds = min(MAX_S, max(bench.seconds, seconds))
         before, counters = target.read_cpu_seconds(), read_counters(target)
         load = send_requests(target.port, requests, clients, seconds, bench.generator)
         used = {name: value - before.get(name, 0.0) for name, value in target.read_cpu_seconds().items()}
@@ -170,6 +170,15 @@ class WorkloadBench:
             memory_mb=target.measure_memory_mb(),
             **divide_counters(counters, read_counters(target)),
         )
+
+    def _warm_up(self, target: Target, clients: int, number: int) -> float:
+        """Send other texts for a moment, and return the texts per second."""
+        per_request = self._workload.per_request
+        requests = build_requests(self.take_texts(number), per_request, target.path, target.fields)
+        seconds = WARM_UP_S + clients * per_request / self.rate
+        with contextlib.suppress(LoadError):
+            return send_requests(target.port, requests, clients, seconds, self._bench.generator).rate * per_request
+        return 0.0
 
 
 def divide_cpu(used: Mapping[str, float], load: Load, per_request: int) -> dict[str, float]:

@@ -34,7 +34,7 @@ class Peer(Process):
     """A running server that is not Vecmill."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        """Install the server if it is not there, and start it. Raise `LoadError` if it cannot be used."""
+        """Install the server if it is not there, and start it. Raise `LoadError` if it cannot be installed."""
         self.port = find_free_port()
         environment = find_environment(name)
         install(environment)
@@ -42,11 +42,10 @@ class Peer(Process):
         self.path = "/v1/embeddings" if environment == "sentence-transformers" else "/embeddings"
         self.fields: dict[str, object] = {"model": "bench", "encoding_format": "base64"}
         super().__init__(name, command, cwd, ENVIRON)
-        try:
-            self.wait_ready(f"http://127.0.0.1:{self.port}/health")
-        except BaseException:
-            self.close()
-            raise
+
+    def wait(self) -> None:
+        """Wait until the server answers. Raise `LoadError` if it ends before."""
+        self.wait_ready(f"http://127.0.0.1:{self.port}/health")
 
 
 def find_environment(name: str) -> str:

@@ -6,6 +6,7 @@ without dates and with fixed identifiers, so that equal results give equal files
 
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bench_results import (
     Summary,
     format_costs,
     format_floods,
+    format_overview,
     format_speeds,
     summarize,
 )
@@ -33,6 +35,12 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "benchmarks"
 #: Curve of `scripts/bench_scale.py`, if that was run: workers, jobs per second, busy share.
 SCALE = ROOT / "docs" / "scaling.json"
+#: What the other servers are; `bench_peers.PACKAGES` installs these versions.
+PEERS = (
+    "The other servers get the same model, requests and client: Infinity 0.0.78 with its defaults, on torch 2.13.0 and "
+    "on ONNX Runtime with optimum's export, and sentence-transformers 6.2.0 behind FastAPI, one `encode` per request "
+    "(`scripts/bench_minimal_server.py`)."
+)
 #: Colours of the rows: Vecmill in greens, raw OpenVINO in greys, the others in reds.
 COLOURS = {
     "Vecmill": ("#1b7837", "#5aae61", "#a6dba0", "#00441b"),
@@ -60,21 +68,28 @@ def start(results: Path) -> None:
 def render_page(summary: Summary) -> str:
     """Return docs/benchmarks.md."""
     facts = summary.facts
+    machine = f"{facts['cores']} cores of an {facts['cpu']}, {facts['model']}, texts of `{facts['texts']}`"
+    method = (
+        "The load generator and raw OpenVINO use the same cores as the servers. Figures are medians of rounds "
+        f"({list_rounds(summary)}), in which all rows take turns on the same texts. No text repeats. "
+        f'"Of raw" is relative to the row "{BASE}" of the same round: a process without a server that has all texts '
+        "before it starts, sorts them by length, and uses the fastest size of micro-batches. Vecmill's rows name the "
+        "precision; all others compute in float32. CPU time and memory are those of the kind of process that is named."
+    )
     lines = [
         "# Benchmarks",
         "",
-        f"{facts['cores']} cores of an {facts['cpu']}, {facts['model']}, texts of `{facts['texts']}`, load by "
-        f"`{facts['generator']}`. Written by `scripts/bench --report` of the results of:",
+        *wrap(f"{machine}, load by `{facts['generator']}`. Written by `scripts/bench --report` from the results of:"),
         "",
         "    scripts/bench --peers",
         "",
-        "The load generator and raw OpenVINO use the same cores as the servers. Figures are medians of rounds",
-        f"({list_rounds(summary)}), in which all rows take turns on the same texts. No text repeats.",
-        f'"Of raw" is relative to the row "{BASE}" of the same round: a process without a server that has all texts',
-        "before it starts, sorts them by length, and uses the fastest size of micro-batches. Vecmill's rows name the",
-        "precision; all others compute in float32. CPU time and memory are those of the kind of process that is named.",
+        *wrap(method),
+        "",
+        *wrap(PEERS),
         "",
         "![Texts per second by workload and clients](benchmarks/throughput.svg)",
+        "",
+        *format_overview(summary),
         "",
         "![Latency of short texts](benchmarks/latency.svg)",
     ]
@@ -91,6 +106,11 @@ def render_page(summary: Summary) -> str:
         lines += ["", "## Scale", "", "[scaling.md](scaling.md) has the figures.", ""]
         lines += ["![Jobs per second by workers](benchmarks/scale.svg)"]
     return "\n".join(lines) + "\n"
+
+
+def wrap(text: str) -> list[str]:
+    """Return the lines of a paragraph."""
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def list_rounds(summary: Summary) -> str:

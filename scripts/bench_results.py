@@ -147,6 +147,23 @@ def _take_medians_by_name(mappings: Sequence[Mapping[str, float]], digits: int) 
     }
 
 
+def format_overview(summary: Summary) -> list[str]:
+    """Return a table of texts per second by workload in Markdown, from the most clients of each."""
+    workloads = [name for name in summary.rounds if any(cell.workload == name for cell in summary.cells)]
+    most = {name: max(cell.clients for cell in summary.cells if cell.workload == name) for name in workloads}
+    heads = [f"{name}, {most[name]} clients" for name in workloads]
+    lines = [f"| texts/s | {' | '.join(heads)} |", f"|---|{'---:|' * len(workloads)}"]
+    for row in dict.fromkeys(cell.row for cell in summary.cells):
+        found = {
+            cell.workload: f"{cell.texts_s:.0f}"
+            for cell in summary.cells
+            if cell.row == row and cell.clients in (0, most[cell.workload])
+        }
+        if found:
+            lines.append(f"| {row} | {' | '.join(found.get(name, '') for name in workloads)} |")
+    return lines
+
+
 def format_speeds(cells: Iterable[Cell]) -> list[str]:
     """Return a table of speed and latency in Markdown."""
     lines = [

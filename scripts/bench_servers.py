@@ -120,6 +120,11 @@ class Server(Process):
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as answer:
             return dict(json.load(answer)["counters"])
 
+    def read_precision(self) -> str:
+        """Return what the model is computed in."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=5) as answer:
+            return str(json.load(answer)["data"][0]["precision"])
+
     def count_batches(self) -> tuple[int, float]:
         """Return the number of answered batches, and the milliseconds that all of them took."""
         counters = self.read_counters()

@@ -199,6 +199,13 @@ BUGS = [
     Bug("damaged costs are used", "workers/engine/stored_costs.py", "min(values) >= 0 and costs.token_ms > 0 and math.isfinite(sum(values))", "True", ("tests/unit/workers/test_calibration.py",)),
     Bug("costs of other streams are used", "workers/engine/stored_costs.py", "    \"NUM_STREAMS\",\n", "", ("tests/unit/workers/test_calibration.py",)),
     Bug("sizes are not rounded", "workers/engine/feeds.py", "step = 1 << max(0, number.bit_length() - 6)", "step = 1", ("tests/unit/workers/test_feeds.py",)),
+    Bug("texts of the bench repeat", "scripts/bench_texts.py", "if text not in seen]", "]", ("tests/unit/test_bench.py",)),
+    Bug("texts of the bench that are too long are sent", "scripts/bench_texts.py", "candidates, lengths, strict=True) if tokens <= max_tokens]", "candidates, lengths, strict=True)]", ("tests/unit/test_bench.py",)),
+    Bug("the ramp counts for the rate", "scripts/bench_load.py", "cut = start + RAMP * (times[-1] - start)", "cut = start", ("tests/unit/test_bench.py",)),
+    Bug("percentiles ignore how often a value occurred", "scripts/bench_load.py", "sums.append(counts[value] + ", "sums.append(1 + ", ("tests/unit/test_bench.py",)),
+    Bug("wrk's corrections stay", "scripts/bench_load.py", "counts[value + interval] if value > interval else 0", "0", ("tests/unit/test_bench.py",)),
+    Bug("ratios compare with no row", "scripts/bench_results.py", "if cell.row == BASE), 0.0)", "if cell.row != BASE), 0.0)", ("tests/unit/test_bench.py",)),
+    Bug("rounds of another machine are merged", "scripts/bench_results.py", "old is None or old.facts != new.facts", "old is None", ("tests/unit/test_bench.py",)),
 ]  # fmt: skip
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
@@ -241,7 +248,8 @@ def main() -> None:
         bugs = bugs[int(texts[1]) % SHARDS :: SHARDS]
     for path in dict.fromkeys(bug.path.partition("/")[0] for bug in bugs):
         files = {test for bug in bugs for test in bug.tests if test.startswith("tests/") and bug.path.startswith(path)}
-        status, _, output = run_tests(Bug("none", f"{path}/__init__.py", "", "", tuple(sorted(files))))
+        file = next(bug.path for bug in bugs if bug.path.startswith(path))
+        status, _, output = run_tests(Bug("none", file, "", "", tuple(sorted(files))))
         if status != 0:
             sys.exit(f"{output}\npytest ends with status {status} without a planted bug in {path}")
     missed = 0

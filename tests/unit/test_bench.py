@@ -19,7 +19,7 @@ import bench_peers  # noqa: E402
 import bench_raw  # noqa: E402
 import bench_report  # noqa: E402
 import bench_servers  # noqa: E402
-from bench_results import (  # noqa: E402  # noqa: E402
+from bench_results import (  # noqa: E402
     BASE,
     Cell,
     Flood,
@@ -28,11 +28,12 @@ from bench_results import (  # noqa: E402  # noqa: E402
     add_ratios,
     format_costs,
     format_floods,
+    format_overview,
     format_speeds,
     merge_results,
     summarize,
 )
-from bench_texts import (  # noqa: E402  # noqa: E402
+from bench_texts import (  # noqa: E402
     CHUNK_TOKENS,
     WORKLOADS,
     build_requests,
@@ -132,6 +133,11 @@ def test_rate_leaves_out_the_ramp() -> None:
     assert load.rate == pytest.approx(20.0)
     assert (load.answered, load.seconds, load.cpu_s) == (90, 5.0, 0.5)
     assert load.latency_ms == [5.0] * len(bench_load.PERCENTILES)
+
+
+def test_rate_of_few_bursts_counts_from_the_start() -> None:
+    assert bench_load.find_rate([1.0, 1.001, 2.0, 2.001], 0.0) == pytest.approx(2.0, rel=0.01)
+    assert bench_load.find_rate([1.9, 1.9001, 1.9002], 0.0) == pytest.approx(1.58, rel=0.01)
 
 
 def test_failed_requests_end_the_measurement() -> None:
@@ -250,13 +256,32 @@ def test_tables_have_a_value_for_each_column() -> None:
         assert len({line.count("|") for line in table}) == 1
 
 
+def test_overview_has_the_most_clients_of_each_workload() -> None:
+    cells = [make_cell(BASE, 50.0, clients=0), make_cell(clients=1), make_cell(texts_s=200.0, clients=64)]
+    other = make_cell(texts_s=70.0, workload="bulk")
+    summary = summarize(Results(facts={}, rounds=[Round("short", cells), Round("bulk", [other])]))
+    assert format_overview(summary) == [
+        "| texts/s | short, 64 clients | bulk, 8 clients |",
+        "|---|---:|---:|",
+        f"| {BASE} | 50 |  |",
+        "| Vecmill, f32 | 200 | 70 |",
+    ]
+
+
 def test_page_has_only_what_was_measured() -> None:
     facts = {"cpu": "CPU", "cores": "2", "model": "m", "texts": "t", "generator": "wrk"}
     page = bench_report.render_page(summarize(Results(facts=facts, rounds=[Round("short", [make_cell()])])))
     assert "## Short: one query per request" in page
     assert "## Bulk" not in page
     assert "flood.svg" not in page
-    assert max(map(len, page.splitlines())) <= 140
+    assert max(map(len, page.splitlines())) <= 120
+
+
+def test_page_names_the_versions_of_peers() -> None:
+    for package in itertools.chain(*bench_peers.PACKAGES.values()):
+        name, _, version = package.partition("==")
+        if name.partition("[")[0] in ("torch", "infinity-emb", "sentence-transformers"):
+            assert version.partition("+")[0] in bench_report.PEERS
 
 
 def test_each_row_has_its_own_colour() -> None:
@@ -272,7 +297,7 @@ def test_each_row_has_its_own_colour() -> None:
 def test_quick_measures_one_short_round() -> None:
     options = bench.parse_arguments(["--quick"])
     assert (options.rounds, options.seconds, options.workload) == (1, 1.0, ["short", "bulk"])
-    assert bench.choose_clients(options, "bulk") == [1, 8]
+    assert bench.choose_clients(options, "bulk") == [1, 4]
     assert bench.parse_arguments(["--quick", "--workload", "chunk"]).workload == ["chunk"]
 
 
