@@ -161,10 +161,14 @@ class System:
         self.frontend = self._start(folder, "frontend", "-m", "frontend", "--log-level", "warning", *serve)
         command = [sys.executable, __file__, "--fleet", *fleet]
         self.fleet = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        until(lambda: self._count_workers() == workers, 30, "the fake workers")
+        self._workers = workers
 
     def _start(self, folder: Path, name: str, *arguments: str) -> Program:
         return Program(name, [sys.executable, *arguments], folder / f"{name}.log")
+
+    def wait_ready(self) -> None:
+        """Wait until all workers are connected."""
+        until(lambda: self._count_workers() == self._workers, 30, "the fake workers")
 
     def _count_workers(self) -> int:
         try:
@@ -205,6 +209,7 @@ def open_system(*arguments: int | float) -> Iterator[System]:
     with tempfile.TemporaryDirectory(prefix="vecmill-scale-") as folder:
         system = System(Path(folder), *arguments)  # type: ignore[arg-type]
         try:
+            system.wait_ready()
             yield system
         finally:
             system.close()

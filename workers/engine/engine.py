@@ -64,6 +64,7 @@ class Engine:
         )
         #: Compiles the model again, for `open_spare_request`.
         self._compile_spare = functools.partial(compile_model, prepared, "CPU", 1, cache / "compiled")
+        self._given = dict(properties or {})
         self._may_spare = device.upper() == "CPU" and not fixed_shapes
         self.streams = count_streams(self._compiled)
         # None waits in the plugin for a stream, where an interactive input could not overtake. Between two inferences a
@@ -133,7 +134,7 @@ class Engine:
         # The same precision, because a vector must not depend on the stream. A thread that is not pinned to a CPU runs
         # where the others are interrupted first.
         same = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
-        properties = {name: self._compiled.get_property(name) for name in same}
+        properties = self._given | {name: self._compiled.get_property(name) for name in same}
         try:
             compiled = self._compile_spare(properties | {"INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False})
         except (DeviceError, RuntimeError) as error:
