@@ -101,8 +101,8 @@ MODEL_BUGS = [
     ModelBug("GGUF files are not named", "folder.py", "        contents.refuse_gguf(base)\n", "", "quirks gguf"),
     # Engine.
     ModelBug("tokens equal to the padding are masked", "engine/feeds.py", '"attention_mask": mask.astype(np.int64)}', '"attention_mask": (padded != pad_id).astype(np.int64)}', "feeds"),
-    ModelBug("texts are padded on the left", "engine/feeds.py", "return np.arange(lengths.max()) < lengths[:, None]", "return np.arange(lengths.max())[::-1] < lengths[:, None]", "feeds"),
-    ModelBug("packed tokens have their places in the batch", "engine/feeds.py", "np.broadcast_to(columns, mask.shape)[mask]", "np.arange(int(mask.sum()), dtype=np.int32)", "feeds"),
+    ModelBug("texts are padded on the left", "engine/feeds.py", "_round_up(longest) if round_lengths else longest) < lengths", "_round_up(longest) if round_lengths else longest)[::-1] < lengths", "feeds"),
+    ModelBug("packed tokens have their places in the batch", "engine/feeds.py", "_extend(origins % mask.shape[1], size)", "_extend(np.arange(count), size)", "feeds"),
     ModelBug("packed texts have RoBERTa's positions of the batch", "packed_layout.py", "rectangle = op.cum_sum(op.gather(counted, self._places, make_integer(0)), make_integer(1))", "rectangle = op.cum_sum(op.gather(counted, self._places, make_integer(0)), make_integer(0))", "golden_families roberta"),
     ModelBug("truncation cuts the special tokens", "engine/batch_inputs.py", "tail = after if ids[len(ids) - len(after) :].tolist() == after.tolist() else after[:0]", "tail = after[:0]", "golden_sentences qwen3"),
     ModelBug("devices choose their precision", "engine/device.py", ', "INFERENCE_PRECISION_HINT": precision}', "}", "inference_precision"),

@@ -14,7 +14,7 @@ from broker.core.models import Model
 from broker.core.state import State
 from broker.wire import protocol as wire
 from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
-from broker.wire.protocol import Failure, Frame, ModelKey
+from broker.wire.protocol import Failure, Frame, Lane, ModelKey
 
 #: Retry-After if the throughput is unknown.
 UNKNOWN_WAIT_S = 1.0
@@ -34,21 +34,58 @@ class Rejection(NamedTuple):
     retry_after_s: float | None
 
 
-def consider_request(
-    state: State, frontend: Frontend, submission: wire.Submission, frame: Frame, now: float
-) -> Request | Failure:
-    """Return the submission's request, ready to be admitted, or the failure to answer with."""
-    found = _check_servable(state, frontend, submission) or _find_model(state, submission, now)
-    if isinstance(found, Rejection):
-        return _build_failure(submission, found)
-    pricing = found.choose_pricing(submission.kind, submission.options)
-    request = Request.from_submission(frontend.uuid, submission, frame, found.info.key, pricing, now)
-    rejection = _check_counts(state, request, submission, now) or _check_tokens(state, request, submission, now)
-    if rejection is None:
-        return request
-    if rejection.retry_after_s is None:
-        rejection = rejection._replace(retry_after_s=_predict_wait_s(state, request, 0) or UNKNOWN_WAIT_S)
-    return _build_failure(submission, rejection)
+class Capacity:
+    """What the workers of a model can take. Constant while requests are only admitted and rejected."""
+
+    def __init__(self, state: State, model: ModelKey) -> None:
+        self._pool, self._queue, self._model = state.pool, state.models[model].queue, model
+        self._tokens_per_s = state.pool.sum_tokens_per_s(model)
+        self._leased: dict[Lane, int] = {}
+
+    def predict_wait_s(self, request: Request, tokens: int) -> float | None:
+        """Return the seconds until the last of `tokens` of a request would run; None if no worker serves the model."""
+        lane = request.lane
+        if lane not in self._leased:
+            self._leased[lane] = self._pool.count_leased_tokens(self._model, lane)
+        ahead = self._queue.count_tokens_ahead(lane, request.client, tokens) + self._leased[lane]
+        return compute_wait_s(ahead, self._tokens_per_s)
+
+
+class Admission:
+    """Admission of the requests in one message of a frontend. Each model is looked up once."""
+
+    def __init__(self, state: State, frontend: Frontend, now: float) -> None:
+        self._state, self._frontend, self._now = state, frontend, now
+        #: Answers of `_find_model` by name and revision.
+        self._found: dict[tuple[str, str], Model | Rejection] = {}
+        self._capacities: dict[ModelKey, Capacity] = {}
+
+    def consider_request(self, submission: wire.Submission, frame: Frame) -> Request | Failure:
+        """Return the submission's request, ready to be admitted, or the failure to answer with."""
+        state, now = self._state, self._now
+        found = _check_servable(state, self._frontend, submission) or self._find_model(submission)
+        if isinstance(found, Rejection):
+            return _build_failure(submission, found)
+        model = found.info.key
+        pricing = found.choose_pricing(submission.kind, submission.options)
+        request = Request.from_submission(self._frontend.uuid, submission, frame, model, pricing, now)
+        capacity = self._capacities.get(model)
+        if capacity is None:
+            capacity = self._capacities[model] = Capacity(state, model)
+        rejection = _check_counts(state, request, submission, now)
+        rejection = rejection or _check_tokens(state, request, submission, capacity, now)
+        if rejection is None:
+            return request
+        if rejection.retry_after_s is None:
+            rejection = rejection._replace(retry_after_s=capacity.predict_wait_s(request, 0) or UNKNOWN_WAIT_S)
+        return _build_failure(submission, rejection)
+
+    def _find_model(self, submission: wire.Submission) -> Model | Rejection:
+        wanted = (submission.model, submission.revision)
+        found = self._found.get(wanted)
+        if found is None:
+            found = self._found[wanted] = _find_model(self._state, submission, self._now)
+        return found
 
 
 def _build_failure(submission: wire.Submission, rejection: Rejection) -> Failure:
@@ -128,7 +165,9 @@ def _check_abandonment(state: State, request: Request, holder: str | bytes, limi
     return Rejection(ErrorCode.QUOTA, text + "; wait for answers before you disconnect", wait_s)
 
 
-def _check_tokens(state: State, request: Request, submission: wire.Submission, now: float) -> Rejection | None:
+def _check_tokens(
+    state: State, request: Request, submission: wire.Submission, capacity: Capacity, now: float
+) -> Rejection | None:
     """Return a rejection if the request's tokens exceed its key's quota or the free capacity, or take too long."""
     limits, ledger = state.limits, state.ledger
     if request.tokens > limits.max_tokens:
@@ -139,7 +178,7 @@ def _check_tokens(state: State, request: Request, submission: wire.Submission, n
             f"this key may use {submission.client_tokens} tokens a minute, and the request has about {request.tokens}"
         )
         return Rejection(ErrorCode.QUOTA, text, quota_wait_s)
-    wait_s = _predict_wait_s(state, request, request.tokens)
+    wait_s = capacity.predict_wait_s(request, request.tokens)
     if ledger.tokens + request.tokens > limits.max_tokens:
         return Rejection(ErrorCode.OVERLOADED, "the queue is full; retry later", wait_s or UNKNOWN_WAIT_S)
     if wait_s is not None and wait_s > min(limits.max_wait_s, submission.budget_ms / 1000):
@@ -154,14 +193,6 @@ def _reject_too_large() -> Rejection:
 def count_client_share(limits: Limits) -> int:
     """Return how many jobs one client may have open while other jobs are open; at least 1."""
     return max(1, int(limits.max_jobs * limits.max_client_share))
-
-
-def _predict_wait_s(state: State, request: Request, tokens: int) -> float | None:
-    """Return the seconds until the last of `tokens` of a request would run; None if no worker serves the model."""
-    queue, pool = state.models[request.model].queue, state.pool
-    ahead = queue.count_tokens_ahead(request.lane, request.client, tokens)
-    ahead += pool.count_leased_tokens(request.model, request.lane)
-    return compute_wait_s(ahead, pool.sum_tokens_per_s(request.model))
 
 
 def compute_wait_s(tokens_ahead: int, tokens_per_s: float) -> float | None:

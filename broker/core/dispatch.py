@@ -1,7 +1,8 @@
 """Dispatch: which jobs leave the queues now, in which batch, to which worker. Pure."""
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 
 from broker.core.jobs import Job
 from broker.core.models import Model
@@ -31,26 +32,36 @@ def dispatch_waiting(state: State, now: float) -> None:
 def _lease_batch(state: State, worker: Worker, jobs: list[Job], model: ModelKey, now: float) -> None:
     """Lease jobs of one lane to a worker and send them."""
     # The rows of one frontend must be adjacent; the order within a frontend makes logs readable.
-    jobs.sort(key=lambda job: job.key)
+    jobs.sort(key=operator.attrgetter("key"))
     state.newest_batch += 1
     lease = Lease(state.newest_batch, model, jobs[0].request.lane, jobs, now)
     worker.add_lease(lease)
     for job in jobs:
         job.dispatched_at = now
     state.events.batch_dispatched(worker, lease, now)
-    requests = dict.fromkeys(job.request for job in jobs)
+    requests = dict.fromkeys([job.request for job in jobs])
     batch = wire.Batch(
         epoch=state.epoch,
         batch=lease.batch,
         model=model.name,
-        kinds=bytes(job.request.kind for job in jobs),
-        lengths=wire.pack_u32(job.size for job in jobs),
+        kinds=bytes([job.request.kind for job in jobs]),
+        lengths=wire.pack_u32([job.size for job in jobs]),
         lane=lease.lane,
         options=lease.options if any(lease.options) else b"",
         origins=[request.origin for request in requests if request.origin.request_id],
         revision=model.revision,
     )
-    state.outbox.put(worker.peer, batch, [b"".join(job.payload for job in jobs)])
+    state.outbox.put(worker.peer, batch, [b"".join(_list_payloads(jobs))])
+
+
+def _list_payloads(jobs: Sequence[Job]) -> Iterator[memoryview]:
+    """Yield the inputs of jobs, those with adjacent positions in one piece."""
+    first = 0
+    for at, job in enumerate(jobs, 1):
+        following = jobs[at] if at < len(jobs) else None
+        if not following or following.request is not job.request or following.position != job.position + 1:
+            yield job.request.read_inputs(jobs[first].position, job.position)
+            first = at
 
 
 def next_dispatch_at(models: Models, pool: Pool) -> float | None:

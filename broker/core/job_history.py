@@ -3,8 +3,6 @@
 The history holds names and never inputs, and at most `MAX_BYTES`, so that no client can fill the memory.
 """
 
-import itertools
-from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -13,13 +11,12 @@ from broker.core.jobs import Job, Request
 
 #: Bytes that all entries together may take, by the estimate below.
 MAX_BYTES = 4 * 1024 * 1024
-#: Bytes of an entry, and of each request in it, without positions (sys.getsizeof of the parts, rounded up).
-ENTRY_BYTES, REQUEST_BYTES = 400, 250
-#: Bytes of a position.
-POSITION_BYTES = 4
+#: Bytes of an entry without its keys, and of each key (sys.getsizeof of the parts, rounded up).
+ENTRY_BYTES, KEY_BYTES = 400, 150
 
-#: A frontend's uuid and the number of one of its requests.
-Key = tuple[bytes, int]
+#: A frontend's uuid, the number of one of its requests and a position in it; without a position, all jobs of the
+#: request that were open at the time.
+Key = tuple[bytes, int, int] | tuple[bytes, int]
 
 
 class Entry(NamedTuple):
@@ -28,8 +25,7 @@ class Entry(NamedTuple):
     time: float
     event: str
     detail: str
-    #: Positions of the jobs, by request; None stands for all jobs of the request that were open at the time.
-    positions: dict[Key, "array[int] | None"]
+    keys: Sequence[Key]
     size: int
 
 
@@ -42,21 +38,15 @@ class JobHistory:
 
     def add_request(self, now: float, event: str, detail: str, request: Request) -> None:
         """Record an event of all open jobs of a request."""
-        self._add_entry(now, event, detail, {(request.owner, request.number): None})
+        self._add_entry(now, event, detail, [(request.owner, request.number)])
 
     def add_jobs(self, now: float, event: str, detail: str, jobs: Iterable[Job]) -> None:
-        """Record an event of some jobs; the jobs of one request must be adjacent."""
-        by_request = itertools.groupby(jobs, lambda job: job.request)
-        positions: dict[Key, array[int] | None] = {
-            (request.owner, request.number): array("I", [job.position for job in group])
-            for request, group in by_request
-        }
-        self._add_entry(now, event, detail, positions)
+        """Record an event of some jobs."""
+        self._add_entry(now, event, detail, [job.key for job in jobs])
 
-    def _add_entry(self, now: float, event: str, detail: str, positions: "dict[Key, array[int] | None]") -> None:
-        known = sum(map(len, filter(None, positions.values())))
-        size = ENTRY_BYTES + len(detail) + REQUEST_BYTES * len(positions) + POSITION_BYTES * known
-        self._entries.append(Entry(now, event, detail, positions, size))
+    def _add_entry(self, now: float, event: str, detail: str, keys: Sequence[Key]) -> None:
+        size = ENTRY_BYTES + len(detail) + KEY_BYTES * len(keys)
+        self._entries.append(Entry(now, event, detail, keys, size))
         self._size += size
         while self._size > MAX_BYTES:
             self._size -= self._entries.popleft().size
@@ -66,9 +56,5 @@ class JobHistory:
         return [
             f"{entry.time:.3f} {entry.event} {entry.detail}".rstrip()
             for entry in self._entries
-            if (owner, number) in entry.positions and _covers(entry.positions[owner, number], position)
+            if (owner, number) in entry.keys or (owner, number, position) in entry.keys
         ]
-
-
-def _covers(positions: Sequence[int] | None, position: int) -> bool:
-    return positions is None or position in positions

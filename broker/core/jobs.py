@@ -5,11 +5,10 @@ rejecting and cancelling a request therefore cost the same few steps for any num
 request's single frame, and a `Job` is created from an input when the input leaves the queue.
 """
 
-import functools
+import bisect
 import itertools
-import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -24,8 +23,8 @@ TOKENIZE_DISCOUNT = 64
 #: the text is rejected or truncated. For all-MiniLM-L6-v2, 8 MB took 0.3 to 1.2 s, that is 500 to 2,500 bytes in the
 #: time of a token (2 cores of an Intel Xeon virtual machine, 12,000 tokens/s).
 BYTES_PER_TOKEN_TIME = 1024
-#: Lengths in one bucket differ by less than this factor, so that at most a fifth of a bucket's micro-batch is padding.
-BUCKET_RATIO = 1.25
+#: The option as a plain number, because `&` of an `IntFlag` takes 20 times as long.
+TOKENIZE = int(Option.TOKENIZE)
 
 
 class Pricing(NamedTuple):
@@ -51,16 +50,10 @@ class Pricing(NamedTuple):
 
 def choose_pricing(kind: Kind, options: int, tokens_per_byte: float, max_tokens: int) -> Pricing:
     """Return the pricing of a request for a model that accepts inputs of up to `max_tokens`."""
-    tokenize = bool(options & Option.TOKENIZE)
+    tokenize = bool(options & TOKENIZE)
     if kind == Kind.TOKENS:
         return Pricing(0, 0.25, max_tokens + 1, tokenize)
     return Pricing(SPECIAL_TOKENS, tokens_per_byte, max_tokens + 1, tokenize)
-
-
-@functools.lru_cache(65536)
-def find_bucket(tokens: int) -> int:
-    """Return the number of the bucket for inputs of this length."""
-    return int(math.log(max(1, tokens), BUCKET_RATIO))
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -87,6 +80,8 @@ class Request:
     frame: Frame
     #: Bytes of each input.
     lengths: "memoryview[int]"
+    #: Number of inputs.
+    inputs: int
     pricing: Pricing
     #: Open jobs with their tokens and bytes. Maintained by the ledger.
     open_jobs: int = 0
@@ -94,13 +89,15 @@ class Request:
     open_bytes: int = 0
     #: Open jobs that have been created, by position.
     jobs: "dict[int, Job]" = field(default_factory=dict)
-    #: Waiting inputs without suspects, and the buckets that they wait in. Maintained by the queue.
+    #: Waiting inputs without suspects, and their tokens. Maintained by the queue.
     queued_jobs: int = 0
     queued_tokens: int = 0
-    queued_in: set[int] = field(default_factory=set)
+    #: Position of the first input that has not left the queue, and positions that have returned, in order.
+    _next: int = 0
+    _returned: list[int] = field(default_factory=list)
     _tokens: int | None = None
     _counted: list[int] = field(default_factory=list)
-    _starts: "array[int]" = field(default_factory=lambda: array("I"))
+    _starts: Sequence[int] = ()
 
     @classmethod
     def from_submission(
@@ -114,6 +111,7 @@ class Request:
     ) -> Self:
         """Return the request of a frontend's submission; `owner` is the frontend's uuid."""
         client = submission.client or owner
+        lengths = wire.unpack_u32(submission.lengths)
         return cls(
             owner=owner,
             number=submission.request,
@@ -127,17 +125,13 @@ class Request:
             arrived=arrived,
             deadline=arrived + submission.budget_ms / 1000,
             frame=frame,
-            lengths=wire.unpack_u32(submission.lengths),
+            lengths=lengths,
+            inputs=len(lengths),
             pricing=pricing,
         )
 
     def __repr__(self) -> str:
         return f"<Request {self.number} of {self.owner.hex()[:8]}, {self.open_jobs} of {self.inputs} inputs open>"
-
-    @property
-    def inputs(self) -> int:
-        """Number of inputs."""
-        return len(self.lengths)
 
     @property
     def size(self) -> int:
@@ -148,41 +142,48 @@ class Request:
     def tokens(self) -> int:
         """Tokens of all inputs. Counted on first use, because counting reads the length of each input."""
         if self._tokens is None:
-            self._tokens = sum(self.pricing.count_tokens(self.lengths))
+            self._counted = self.pricing.count_tokens(self.lengths)
+            self._tokens = sum(self._counted)
         return self._tokens
 
-    def sort_inputs(self) -> dict[int, list[int]]:
-        """Return the positions of all inputs by bucket, and prepare `make_job` and `read_input`."""
-        self._counted = self.pricing.count_tokens(self.lengths)
-        self._starts = array("I", itertools.accumulate(self.lengths, initial=0))
-        buckets: dict[int, list[int]] = {}
-        for position, bucket in enumerate(map(find_bucket, self._counted)):
-            buckets.setdefault(bucket, []).append(position)
-        return buckets
-
     def count_tokens(self, position: int) -> int:
-        """Return the tokens of one input, after `sort_inputs`."""
+        """Return the tokens of one input, after `tokens`."""
         return self._counted[position]
 
+    def list_waiting(self) -> Iterable[int]:
+        """Return the positions of the waiting inputs in order, without suspects."""
+        return itertools.chain(self._returned, range(self._next, self.inputs))
+
+    def remove_waiting(self, inputs: int) -> None:
+        """Remove the first of the waiting inputs."""
+        returned = len(self._returned[:inputs])
+        del self._returned[:returned]
+        self._next += inputs - returned
+
+    def return_input(self, position: int) -> None:
+        """Add an input that had left to the waiting ones."""
+        bisect.insort(self._returned, position)
+
     def make_job(self, position: int) -> "Job":
-        """Return the job of an open input. Repeated calls return the same job. Requires `sort_inputs`."""
+        """Return the job of an open input. Repeated calls return the same job. Requires `tokens`."""
         job = self.jobs.get(position)
         if job is None:
-            job = self.jobs[position] = Job(
-                self, position, self.lengths[position], self._counted[position], self.arrived
-            )
+            key = (self.owner, self.number, position)
+            tokens = self._counted[position]
+            job = self.jobs[position] = Job(self, position, key, self.lengths[position], tokens, self.arrived)
         return job
 
-    def read_input(self, position: int) -> memoryview:
-        """Return the bytes of one input of an open request, after `sort_inputs`."""
-        start = self._starts[position]
-        return memoryview(self.frame)[start : start + self.lengths[position]]
+    def read_inputs(self, first: int, last: int) -> memoryview:
+        """Return the bytes of inputs from the first to the last position of an open request."""
+        if not self._starts:
+            self._starts = array("I", itertools.accumulate(self.lengths, initial=0))
+        return memoryview(self.frame)[self._starts[first] : self._starts[last + 1]]
 
     def release_inputs(self) -> None:
         """Free the memory of the inputs, because the request has ended."""
         self.frame = b""
         self.jobs.clear()
-        self._counted, self._starts = [], array("I")
+        self._counted, self._starts = [], ()
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -191,6 +192,8 @@ class Job:
 
     request: Request
     position: int
+    #: Frontend's uuid, request number and position: identifies the job, and orders the jobs of a batch.
+    key: tuple[bytes, int, int]
     #: Bytes of the input, and its tokens by the estimate.
     size: int
     tokens: int
@@ -213,9 +216,4 @@ class Job:
     @property
     def payload(self) -> memoryview:
         """Bytes of the input; valid while the job is open."""
-        return self.request.read_input(self.position)
-
-    @property
-    def key(self) -> tuple[bytes, int, int]:
-        """Frontend's uuid, request number and position: identifies the job, and orders the jobs of a batch."""
-        return self.request.owner, self.request.number, self.position
+        return self.request.read_inputs(self.position, self.position)

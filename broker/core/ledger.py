@@ -1,12 +1,12 @@
 """Connected frontends, their open requests, totals of all open jobs, and deadlines. Pure.
 
-A request enters with all its jobs. Each job leaves exactly once: by `close_job`, or with its request by
+A request enters with all its jobs. Each job leaves exactly once: by `close_jobs`, or with its request by
 `close_request`.
 """
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from broker.core.jobs import Job, Request
 from broker.wire.errors import LocalProtocolError
@@ -81,15 +81,18 @@ class Ledger:
         request.open_jobs, request.open_tokens, request.open_bytes = request.inputs, request.tokens, request.size
         self._add_totals(request.holders, request.open_jobs, request.open_tokens, request.open_bytes)
 
-    def close_job(self, job: Job) -> None:
-        """Close an open job that was answered or failed."""
-        request = job.request
-        job.is_open = False
-        del request.jobs[job.position]
-        request.open_jobs -= 1
-        request.open_tokens -= job.tokens
-        request.open_bytes -= job.size
-        self._add_totals(request.holders, -1, -job.tokens, -job.size)
+    def close_jobs(self, request: Request, jobs: Sequence[Job]) -> None:
+        """Close open jobs of one request that were answered or failed."""
+        tokens = size = 0
+        for job in jobs:
+            job.is_open = False
+            del request.jobs[job.position]
+            tokens += job.tokens
+            size += job.size
+        request.open_jobs -= len(jobs)
+        request.open_tokens -= tokens
+        request.open_bytes -= size
+        self._add_totals(request.holders, -len(jobs), -tokens, -size)
         if not request.open_jobs:
             self._remove_request(request)
 

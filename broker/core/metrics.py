@@ -5,6 +5,7 @@ that a rate never misses its first observation, and end when it leaves.
 """
 
 import bisect
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -103,12 +104,11 @@ class HistogramFamily:
         """Remove the series of a worker."""
         self._series = {labels: series for labels, series in self._series.items() if labels[-1] != worker}
 
-    def observe(self, labels: Labels, values: Iterable[float]) -> None:
-        """Add observations to a series."""
+    def observe(self, labels: Labels, value: float, count: int = 1) -> None:
+        """Add `count` equal observations to a series."""
         buckets, total = self.create_series(labels)
-        for value in values:
-            buckets[bisect.bisect_left(self.bounds, value)] += 1
-            total[0] += value
+        buckets[bisect.bisect_left(self.bounds, value)] += count
+        total[0] += value * count
 
     def snapshot(self) -> Family:
         """Return a copy for exposition."""
@@ -186,17 +186,18 @@ class Metrics:
         """Count a batch that is sent."""
         labels = (lease.model.name, lease.lane.name.lower())
         self.batches.add(("dispatched",))
-        self._waits.observe(labels, (now - job.request.arrived for job in lease.jobs))
+        for request, jobs in Counter([job.request for job in lease.jobs]).items():
+            self._waits.observe(labels, now - request.arrived, jobs)
         self._dispatches.add(labels, len(lease.jobs))
-        self._batch_jobs.observe(_build_labels(worker, lease.model, lease.lane), [len(lease.jobs)])
+        self._batch_jobs.observe(_build_labels(worker, lease.model, lease.lane), len(lease.jobs))
 
     def record_result(self, worker: Worker, lease: Lease, result: BatchResult, tokens: int, now: float) -> None:
         """Count a batch's result; `tokens` were run through the model."""
         labels = _build_labels(worker, lease.model, lease.lane)
         self.batches.add(("answered",))
         self.batch_seconds.add((), now - lease.since)
-        self._batch_tokens.observe(labels, [tokens])
-        self._inferences.observe(labels, [result.inference_us / 1e6])
+        self._batch_tokens.observe(labels, tokens)
+        self._inferences.observe(labels, result.inference_us / 1e6)
         self._tokens.add(labels, tokens)
         self._padding.add(labels, result.padding)
 

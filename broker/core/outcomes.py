@@ -4,8 +4,9 @@ Each job ends exactly once. The frontend is sent an answer or a failure, unless 
 """
 
 import itertools
+from collections.abc import Sequence
 
-from broker.core.jobs import Job, Request
+from broker.core.jobs import TOKENIZE, Job, Request
 from broker.core.ledger import MAX_EXPIRED
 from broker.core.models import Model
 from broker.core.result_split import split_result
@@ -32,7 +33,7 @@ def answer_batch(
     inferred = [
         count
         for position, count in enumerate(tokens)
-        if position not in failed and not lease.options[position] & wire.Option.TOKENIZE
+        if position not in failed and not lease.options[position] & TOKENIZE
     ]
     worker.record_batch_time(lease, sum(inferred), now)
     worker.answered_batches += 1
@@ -43,8 +44,8 @@ def answer_batch(
         frontend = state.ledger.by_uuid[share.owner]
         frontend.sent += len(share.frame)
         state.outbox.put(frontend.peer, share.message, [share.frame])
-        for job in share.jobs:
-            close_job(state, job)
+        for _, jobs in itertools.groupby(share.jobs, lambda job: job.request):
+            close_jobs(state, list(jobs))
     for failure in result.failures:
         if lease.jobs[failure.position].is_open:
             fail_job(state, lease.jobs[failure.position], failure.code, failure.text, now)
@@ -56,8 +57,8 @@ def _record_lengths(state: State, lease: Lease, result: wire.BatchResult, failed
     tokens = wire.unpack_u32(result.tokens)
     truncated = wire.unpack_u32(result.truncated) or [0] * len(lease.jobs)
     served = [(position, job) for position, job in enumerate(lease.jobs) if position not in failed]
-    for position, job in served:
-        if not lease.options[position] & wire.Option.TOKENIZE:
+    for position, job in served if state.quotas else ():
+        if not lease.options[position] & TOKENIZE:
             state.quotas.correct_charge(job.request.client, job.tokens, tokens[position])
     texts = [
         (tokens[position] + truncated[position], job.size)
@@ -107,7 +108,7 @@ def fail_job(state: State, job: Job, code: ErrorCode, text: str, now: float) -> 
     state.events.job_failed(job, code, now)
     failure = Failure(job.request.number, job.position, code, text)
     state.outbox.put(state.ledger.by_uuid[job.request.owner].peer, wire.Failures([failure]))
-    close_job(state, job)
+    close_jobs(state, [job])
 
 
 def fail_request(state: State, request: Request, code: ErrorCode, text: str, now: float) -> None:
@@ -161,9 +162,10 @@ def _close_request(state: State, request: Request) -> None:
     state.ledger.close_request(request)
 
 
-def close_job(state: State, job: Job) -> None:
-    """Close a job that is not in a queue. Raise `LocalProtocolError` with the job's history if it is closed already."""
-    if not job.is_open:
-        history = "; ".join(state.events.history.describe_job(*job.key))
-        raise LocalProtocolError(f"job {job.position} of request {job.request.number} ends twice: {history}")
-    state.ledger.close_job(job)
+def close_jobs(state: State, jobs: Sequence[Job]) -> None:
+    """Close jobs of one request that are in no queue. Raise `LocalProtocolError` if one is closed already."""
+    for job in jobs:
+        if not job.is_open:
+            history = "; ".join(state.events.history.describe_job(*job.key))
+            raise LocalProtocolError(f"job {job.position} of request {job.request.number} ends twice: {history}")
+    state.ledger.close_jobs(jobs[0].request, jobs)

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from broker.core.jobs import Job
+from broker.core.jobs import TOKENIZE, Job
 from broker.core.worker import Lease
 from broker.wire import protocol as wire
 from broker.wire.protocol import Frame
@@ -24,12 +24,11 @@ def matches_lease(lease: Lease, result: wire.BatchResult, dimension: int) -> boo
     tokens = wire.unpack_u32(result.tokens)
     if len(tokens) != len(lease.jobs) or result.dimension != dimension:
         return False
-    tokenizes = any(options & wire.Option.TOKENIZE for options in lease.options)
     if not result.sizes:
-        return not tokenizes
+        return not lease.tokenizes
     failed = {failure.position for failure in result.failures}
     expected = [
-        4 * (tokens[position] if options & wire.Option.TOKENIZE else dimension)
+        4 * (tokens[position] if options & TOKENIZE else dimension)
         for position, options in enumerate(lease.options)
         if position not in failed
     ]
@@ -68,11 +67,11 @@ def _build_answers(rows: Sequence[tuple[Job, int, int]], result: wire.BatchResul
     tokens, truncated = wire.unpack_u32(result.tokens), wire.unpack_u32(result.truncated)
     sizes = wire.unpack_u32(result.sizes)
     return wire.Answers(
-        requests=wire.pack_u64(job.request.number for job, _, _ in rows),
-        positions=wire.pack_u32(job.position for job, _, _ in rows),
-        tokens=wire.pack_u32(tokens[position] for _, position, _ in rows),
+        requests=wire.pack_u64([job.request.number for job, _, _ in rows]),
+        positions=wire.pack_u32([job.position for job, _, _ in rows]),
+        tokens=wire.pack_u32([tokens[position] for _, position, _ in rows]),
         dimension=result.dimension,
-        queue_us=int(max(job.dispatched_at - job.request.arrived for job, _, _ in rows) * 1e6),
+        queue_us=int(max([job.dispatched_at - job.request.arrived for job, _, _ in rows]) * 1e6),
         inference_us=result.inference_us,
         revision=revision,
         truncated=wire.pack_u32(truncated[position] for _, position, _ in rows) if truncated else b"",

@@ -15,7 +15,7 @@ session. `LocalProtocolError` means a bug in the broker.
 from collections.abc import Iterable, Sequence
 
 from broker.core import outgoing
-from broker.core.admission import consider_request
+from broker.core.admission import Admission
 from broker.core.dispatch import dispatch_waiting, next_dispatch_at
 from broker.core.events import EvictionReason
 from broker.core.eviction import evict_worker, mark_unserved
@@ -244,11 +244,12 @@ class Scheduler:
 
     def _submit(self, frontend: Frontend, message: wire.Submit, now: float, frames: Sequence[Frame]) -> None:
         state = self.state
+        admission = Admission(state, frontend, now)
         for submission, frame in zip(message.submissions, frames, strict=True):
             if submission.request in frontend.requests:
                 state.events.request_repeated()
                 continue
-            considered = consider_request(state, frontend, submission, frame, now)
+            considered = admission.consider_request(submission, frame)
             if isinstance(considered, Request):
                 self._admit(frontend, considered, submission.client_tokens, now)
             else:

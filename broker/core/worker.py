@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from broker.core.jobs import Job
+from broker.core.jobs import TOKENIZE, Job
 from broker.core.throughput import Throughput
 from broker.wire.protocol import Lane, ModelInfo, ModelKey, ModelState, WorkerHello
 
@@ -26,8 +26,9 @@ class Lease:
     jobs: list[Job] = field(repr=False)
     #: When the batch became the worker's oldest of its lane, so that it may be running.
     since: float
-    #: `Option` bits of each job.
+    #: `Option` bits of each job, and whether any is only tokenized.
     options: bytes = field(init=False, repr=False)
+    tokenizes: bool = field(init=False, repr=False)
     #: Tokens by the estimate at dispatch.
     tokens: int = field(init=False)
     #: Tokens of the other lane's batches of this model that the worker answered while this batch ran, and the expected
@@ -36,8 +37,9 @@ class Lease:
     overlap_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self.options = bytes(job.request.options for job in self.jobs)
-        self.tokens = sum(job.tokens for job in self.jobs)
+        self.options = bytes([job.request.options for job in self.jobs])
+        self.tokenizes = any(options & TOKENIZE for options in set(self.options))
+        self.tokens = sum([job.tokens for job in self.jobs])
 
 
 class WorkerModel:

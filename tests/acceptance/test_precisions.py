@@ -25,6 +25,11 @@ def list_precisions(cluster: Cluster) -> list[str]:
     return [model["precision"] for model in httpx.get(f"{cluster.url}/v1/models").json()["data"]]
 
 
+def until_workers(cluster: Cluster, number: int) -> None:
+    """Wait until the frontend reports this number of workers, which take a while to load."""
+    until(lambda: cluster.health().get("workers") == number, 60, f"{number} workers")
+
+
 def embed(cluster: Cluster, text: str) -> Any:
     answer = httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "m", "input": text})
     return np.array(answer.json()["data"][0]["embedding"])
@@ -35,11 +40,11 @@ def test_floats_serve_together_but_not_int8(cluster: Cluster, tmp_path: Path) ->
     cluster.broker()
     cluster.frontend()
     exact = cluster.real_worker(*model, "--precision", "f32")
-    cluster.until_workers(1)
+    until_workers(cluster, 1)
     assert list_precisions(cluster) == ["f32"]
     expected = embed(cluster, "abc")
     default = cluster.real_worker(*model)
-    cluster.until_workers(2)
+    until_workers(cluster, 2)
     (floats,) = read_floats("CPU")
     found = {worker["precisions"]["m"] for worker in cluster.workers()}
     # The probe of a model with random weights may fail.
@@ -54,7 +59,7 @@ def test_floats_serve_together_but_not_int8(cluster: Cluster, tmp_path: Path) ->
     alone.close()
     assert {worker["precisions"]["m"] for worker in cluster.workers()} == found
     exact.close()
-    cluster.until_workers(1)
+    until_workers(cluster, 1)
     vector = embed(cluster, "abc")
     assert vector @ expected / np.linalg.norm(vector) / np.linalg.norm(expected) > 0.999
     # The worker that was refused serves when the others are gone.

@@ -117,6 +117,8 @@ class End:
         self.uuid = self.number.to_bytes(16, "big")
         self.alive = True
         self.frozen_until = 0.0
+        #: What the process does when it is awake. The first one may be running.
+        self._actions: deque[Callable[[], None]] = deque()
         self.link: Link | None = None
         self._greeted = False
         sim.run_after(sim.random.uniform(0.0, 0.3), self.connect)
@@ -140,15 +142,23 @@ class End:
     def run_when_awake(self, action: Callable[[], None]) -> None:
         """Run an action now, or when the process is no longer frozen; never when it is dead.
 
-        If the process has a new connection, `connected` runs first.
+        Actions run in order, also if the process freezes again meanwhile. If the process has a new connection,
+        `connected` runs first.
         """
-        if self.alive and self.sim.now < self.frozen_until:
-            self.sim.run_at(self.frozen_until, lambda: self.run_when_awake(action))
-        elif self.alive:
+        self._actions.append(action)
+        if len(self._actions) == 1:
+            self._run_actions()
+
+    def _run_actions(self) -> None:
+        while self._actions and self.alive:
+            if self.sim.now < self.frozen_until:
+                self.sim.run_at(self.frozen_until, self._run_actions)
+                return
             if self.link and not self._greeted:
                 self._greeted = True
                 self.connected()
-            action()
+            self._actions[0]()
+            self._actions.popleft()
 
     def send(self, message: Message, frames: Sequence[Frame] = ()) -> None:
         """Send a message; drop the message if there is no connection, as a DEALER with IMMEDIATE does."""

@@ -26,8 +26,6 @@ _REFUSED_MODES = {
 ROUNDED_GROUP = "32"
 #: Kinds of devices that can round activations.
 ROUNDING_DEVICES = ("CPU", "GPU")
-
-
 #: OpenVINO's names of float types in OPTIMIZATION_CAPABILITIES.
 _CAPABILITIES = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}
 #: Other names of values of INFERENCE_PRECISION_HINT; `dynamic` and `undefined` are the types in the model's files.

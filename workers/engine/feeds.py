@@ -19,21 +19,40 @@ def pad_ids(ids: Sequence[Ids], pad_id: int) -> Feed:
 
 
 def pack_ids(ids: Sequence[Ids]) -> Feed:
-    """Return the inputs of `PackedLayout`."""
-    mask = _make_mask(ids)
-    columns = np.arange(mask.shape[1], dtype=np.int32)
+    """Return the inputs of `PackedLayout`, with a few tokens and columns that belong to no text (see `_round_up`)."""
+    mask = _make_mask(ids, round_lengths=True)
+    origins = np.flatnonzero(mask)
+    count = len(origins)
     places = np.zeros(mask.shape, np.int32)
-    origins = np.flatnonzero(mask).astype(np.int32)
-    places.reshape(-1)[origins] = np.arange(len(origins), dtype=np.int32)
+    places.reshape(-1)[origins] = np.arange(count, dtype=np.int32)
+    size = _round_up(count)
     return {
-        "ids": np.concatenate(ids).astype(np.int32),
-        "positions": np.broadcast_to(columns, mask.shape)[mask],
+        "ids": _extend(np.concatenate(ids), size),
+        "positions": _extend(origins % mask.shape[1], size),
         "places": places,
-        "origins": origins,
+        "origins": _extend(origins, size),
         "mask": mask.astype(np.float32),
     }
 
 
-def _make_mask(ids: Sequence[Ids]) -> Any:
+def _make_mask(ids: Sequence[Ids], *, round_lengths: bool = False) -> Any:
     lengths = np.array([len(input_ids) for input_ids in ids])
-    return np.arange(lengths.max()) < lengths[:, None]
+    longest = int(lengths.max())
+    return np.arange(_round_up(longest) if round_lengths else longest) < lengths[:, None]
+
+
+def _round_up(number: int) -> int:
+    """Return the next number of at most six significant bits, which is up to 3 % larger.
+
+    The CPU plugin keeps 0.2 MB for each number of tokens that it has seen, and 0.05 MB for each rectangle
+    (all-MiniLM-L6-v2).
+    """
+    step = 1 << max(0, number.bit_length() - 6)
+    return -(-number // step) * step
+
+
+def _extend(values: Any, size: int) -> Any:
+    """Return the values, then zeros, int32 `[size]`."""
+    extended = np.zeros(size, np.int32)
+    extended[: len(values)] = values
+    return extended

@@ -34,7 +34,7 @@ def test_series_of_all_evictions_exist_at_zero() -> None:
 
 
 REQUEST = make_request([b"a", b"b", b"c"])
-REQUEST.sort_inputs()
+assert REQUEST.tokens
 REQUEST.open_jobs = 2
 
 

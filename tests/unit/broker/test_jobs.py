@@ -1,6 +1,6 @@
 """Requests, their jobs, and the estimate of how many tokens an input has."""
 
-from broker.core.jobs import BYTES_PER_TOKEN_TIME, SPECIAL_TOKENS, TOKENIZE_DISCOUNT, choose_pricing, find_bucket
+from broker.core.jobs import BYTES_PER_TOKEN_TIME, SPECIAL_TOKENS, TOKENIZE_DISCOUNT, choose_pricing
 from broker.wire.protocol import Kind, Option
 from tests.harness.core import make_request
 
@@ -21,18 +21,16 @@ def test_long_text_costs_its_tokenization() -> None:
     assert tokens == 257 + 8_000_000 // BYTES_PER_TOKEN_TIME
 
 
-def test_lengths_in_bucket_differ_by_a_quarter() -> None:
-    buckets = [find_bucket(tokens) for tokens in range(1, 10_000)]
-    assert buckets == sorted(buckets)
-    for bucket in set(buckets):
-        tokens = [index + 1 for index, other in enumerate(buckets) if other == bucket]
-        assert max(tokens) < 1.26 * min(tokens)
-
-
 def test_job_is_created_once_with_its_input() -> None:
     request = make_request([b"one", b"", b"three"])
-    request.sort_inputs()
+    assert request.tokens
     job = request.make_job(2)
     assert request.make_job(2) is job
     assert [bytes(request.make_job(position).payload) for position in range(3)] == [b"one", b"", b"three"]
     assert repr(job) == "<Job 2 of <Request 1 of 46, 0 of 3 inputs open>, open>"
+
+
+def test_adjacent_inputs_are_read_in_one_piece() -> None:
+    request = make_request([b"one", b"", b"three", b"four"])
+    assert bytes(request.read_inputs(0, 3)) == b"onethreefour"
+    assert bytes(request.read_inputs(1, 2)) == b"three"

@@ -233,6 +233,7 @@ def test_collected_families_do_not_change_later(core: Core) -> None:
 
 def test_value_is_in_its_lowest_bucket() -> None:
     histogram = HistogramFamily("h", "text", ("a",), (1.0, 2.0))
-    histogram.observe(("x",), [0.5, 1.0, 1.5, 2.0, 2.5])
+    for value, count in ((0.5, 1), (1.0, 2), (2.0, 2), (2.5, 1)):
+        histogram.observe(("x",), value, count)
     (sample,) = histogram.snapshot().samples
-    assert (sample.buckets, sample.value) == ((2, 2, 1), 7.5)
+    assert (sample.buckets, sample.value) == ((3, 2, 1), 9.0)

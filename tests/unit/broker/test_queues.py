@@ -1,8 +1,5 @@
 """Order in which inputs leave the queue of a model."""
 
-import pytest
-
-from broker.core.client_queue import MAX_BATCH_JOBS, MAX_SORTED, OVERTAKE_S
 from broker.core.jobs import Job, Request
 from broker.core.queues import AGEING_S, QUANTUM, ModelQueue
 from broker.wire.protocol import Kind, Lane
@@ -43,42 +40,28 @@ def take_lanes(waiting: ModelQueue, tokens: int, now: float, batches: int) -> li
 
 def make_suspects(request: Request) -> list[Job]:
     """Return the jobs of a request as if their batch had crashed a worker."""
-    request.sort_inputs()
+    assert request.tokens
     jobs = [request.make_job(position) for position in range(request.inputs)]
     for job in jobs:
         job.suspect = True
     return jobs
 
 
-def test_oldest_input_leaves_with_similar_lengths() -> None:
-    def build_both() -> tuple[ModelQueue, list[Request], list[Request]]:
-        long = [build_request(100, arrived=0.0), build_request(99, arrived=0.2)]
-        short = [build_request(5, arrived=0.1), build_request(5, arrived=0.3)]
-        return build_queue(long[0], short[0], long[1], short[1]), long, short
-
-    waiting, long, short = build_both()
-    assert take_requests(waiting, 210, 3.0) == [*long, *short]
-    waiting, long, short = build_both()
-    assert take_requests(waiting, 199, 3.0) == long
-    assert take_requests(waiting, 199, 3.0) == short
+def test_requests_leave_in_order_of_arrival() -> None:
+    requests = [build_request(tokens, arrived=tokens / 1000) for tokens in (100, 101, 5, 99, 6)]
+    waiting = build_queue(*requests)
+    assert take_requests(waiting, 210, 3.0) == requests[:3]
+    assert take_requests(waiting, 210, 3.0) == requests[3:]
 
 
-def test_inputs_of_one_request_leave_by_length() -> None:
+def test_inputs_of_one_request_leave_by_position() -> None:
     waiting = build_queue(build_request(100, 5, 99, 5, 101))
-    assert [job.tokens for job in take_batch(waiting, 300)] == [100, 99, 101]
-    assert [job.position for job in take_batch(waiting, 300)] == [1, 3]
-
-
-def test_input_overtakes_only_recent_inputs() -> None:
-    first, odd = build_request(100, arrived=0.0), build_request(5, arrived=0.1)
-    soon, late = build_request(100, arrived=0.1 + OVERTAKE_S), build_request(100, arrived=0.2 + OVERTAKE_S)
-    waiting = build_queue(first, odd, soon, late)
-    assert take_requests(waiting, 300, 1.0) == [first, soon, odd]
-    assert take_requests(waiting, 300, 1.0) == [late]
+    assert [job.position for job in take_batch(waiting, 205)] == [0, 1, 2]
+    assert [job.position for job in take_batch(waiting, 300)] == [3, 4]
 
 
 def test_requeued_inputs_are_not_overtaken() -> None:
-    long, short = build_request(100, arrived=0.0), build_request(30, arrived=0.0)
+    long, short = build_request(100, arrived=0.0), build_request(30, arrived=0.1)
     late = build_request(100, 100, arrived=1.0)
     waiting = build_queue(long, short)
     jobs = take_batch(waiting, 100) + take_batch(waiting, 30)
@@ -169,7 +152,16 @@ def test_requeued_jobs_rejoin_their_request() -> None:
     jobs = take_batch(waiting, 10)
     waiting.push_back(jobs)
     assert [job.position for job in take_batch(waiting, 100)] == [0, 1, 2]
-    assert request.queued_in == set()
+    assert not waiting
+
+
+def test_returned_inputs_come_before_later_ones() -> None:
+    request = build_request(10, 10, 10, 10)
+    waiting = build_queue(request)
+    jobs = take_batch(waiting, 30)
+    waiting.push_back([jobs[2], jobs[0]])
+    assert [job.position for job in take_batch(waiting, 20)] == [0, 2]
+    assert [job.position for job in take_batch(waiting, 20)] == [3]
 
 
 def test_discarded_requests_leave_every_queue() -> None:
@@ -194,19 +186,6 @@ def test_partly_dispatched_request_is_discarded() -> None:
     waiting.discard(request)
     assert (waiting.jobs, waiting.tokens) == (1, 10)
     assert take_requests(waiting, 100) == [other]
-
-
-@pytest.mark.parametrize("discarded", [True, False])
-def test_number_of_sorted_inputs_is_bounded(discarded: bool) -> None:
-    requests = [build_request(*[10] * (MAX_BATCH_JOBS - 1)) for _ in range(20)]
-    waiting = build_queue(*requests)
-    take_batch(waiting, 10)
-    sorted_requests = [request for request in requests if request.queued_in]
-    assert len(sorted_requests) == 1 + MAX_SORTED // MAX_BATCH_JOBS
-    if discarded:
-        waiting.discard(requests[0])
-        take_batch(waiting, 10)
-        assert [request for request in requests if request.queued_in] == requests[1 : 2 + MAX_SORTED // MAX_BATCH_JOBS]
 
 
 def test_tokens_ahead_include_other_lanes_share() -> None:

@@ -8,7 +8,7 @@ import pytest
 from broker.core.blame import BLOCKED_S, MAX_BLOCKED, MAX_REMEMBERED, TRIAL_S, Blame
 from broker.core.dispatch import find_reserved
 from broker.core.limits import Limits
-from broker.core.outcomes import close_job
+from broker.core.outcomes import close_jobs
 from broker.core.pool import MAX_SUSPECTS
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError
@@ -109,7 +109,7 @@ def test_remembered_crashes_are_bounded() -> None:
 def test_blocked_inputs_are_bounded() -> None:
     texts = [str(number).encode() for number in range(MAX_BLOCKED + 5)]
     request = make_request(texts)
-    request.sort_inputs()
+    assert request.tokens
     jobs = [request.make_job(position) for position in range(request.inputs)]
     blame = Blame(Limits())
     for job in jobs:
@@ -122,7 +122,7 @@ def test_closing_job_twice_raises_with_history(core: Core) -> None:
     ((_, lease),) = core.scheduler.state.pool.workers[b"W1"].leases.items()
     core.answer(*core.batches())
     with pytest.raises(LocalProtocolError, match=r"ends twice: .* admitted .* dispatched .* ended"):
-        close_job(core.scheduler.state, lease.jobs[0])
+        close_jobs(core.scheduler.state, [lease.jobs[0]])
 
 
 def test_only_the_running_batch_is_blamed() -> None:

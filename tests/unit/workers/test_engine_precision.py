@@ -280,11 +280,11 @@ def test_vectors_agree_in_every_precision(tmp_path: Path, device: str, wanted: P
     reference = Engine(prepare_model(folder, cache, print), "CPU", 1, cache)
     texts = ["a", "hello world", "hello " * 10]
     ids = engine.tokenize_texts(texts)
-    vectors, expected = engine.run_inference(0, ids), reference.run_inference(0, ids)
+    vectors, expected = engine.run_inference(0, ids).copy(), reference.run_inference(0, ids).copy()
     assert compute_least_cosine(vectors, expected) >= {"f32": 0.999999, "int8": 0.999}.get(name, LEAST_COSINE)
     # Alone and in a crowd.
     for row, text_ids in enumerate(ids):
-        assert compute_least_cosine(reference.run_inference(1, [text_ids]), vectors[row : row + 1]) > 0.999
+        assert compute_least_cosine(engine.run_inference(0, [text_ids]), expected[row : row + 1]) > 0.999
 
 
 def test_int8_has_its_own_revision(tmp_path: Path) -> None:
