@@ -81,7 +81,7 @@ def render_page(summary: Summary) -> str:
         "",
         *wrap(f"{machine}, load by `{facts['generator']}`. Written by `scripts/bench --report` from the results of:"),
         "",
-        "    scripts/bench --peers",
+        f"    scripts/bench --peers {facts['settings']}",
         "",
         *wrap(method),
         "",

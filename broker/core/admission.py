@@ -140,7 +140,7 @@ def _check_counts(state: State, request: Request, submission: wire.Submission, n
     if ledger.jobs and ledger.holder_jobs[request.client] + request.inputs > share:
         text = f"this client may have {share} inputs open at once; wait for answers, then retry"
         return Rejection(ErrorCode.QUOTA, text, None)
-    for holder in request.holders:
+    for holder in request.holders if state.abandonment else ():
         limit = min(share, submission.client_jobs or share)
         if rejection := _check_abandonment(state, request, holder, limit, now):
             return rejection
@@ -169,17 +169,15 @@ def _check_tokens(
     state: State, request: Request, submission: wire.Submission, capacity: Capacity, now: float
 ) -> Rejection | None:
     """Return a rejection if the request's tokens exceed its key's quota or the free capacity, or take too long."""
-    limits, ledger = state.limits, state.ledger
-    if request.tokens > limits.max_tokens:
+    limits, ledger, tokens = state.limits, state.ledger, request.tokens
+    if tokens > limits.max_tokens:
         return _reject_too_large()
-    quota_wait_s = state.quotas.find_wait_s(request.client, request.tokens, submission.client_tokens, now)
+    quota_wait_s = state.quotas.find_wait_s(request.client, tokens, submission.client_tokens, now)
     if quota_wait_s:
-        text = (
-            f"this key may use {submission.client_tokens} tokens a minute, and the request has about {request.tokens}"
-        )
+        text = f"this key may use {submission.client_tokens} tokens a minute, and the request has about {tokens}"
         return Rejection(ErrorCode.QUOTA, text, quota_wait_s)
-    wait_s = capacity.predict_wait_s(request, request.tokens)
-    if ledger.tokens + request.tokens > limits.max_tokens:
+    wait_s = capacity.predict_wait_s(request, tokens)
+    if ledger.tokens + tokens > limits.max_tokens:
         return Rejection(ErrorCode.OVERLOADED, "the queue is full; retry later", wait_s or UNKNOWN_WAIT_S)
     if wait_s is not None and wait_s > min(limits.max_wait_s, submission.budget_ms / 1000):
         return Rejection(ErrorCode.OVERLOADED, describe_queue(wait_s), wait_s)

@@ -28,7 +28,7 @@ def set_up(role: str, level: str, kind: str) -> None:
 def build_formatter(role: str, kind: str) -> logging.Formatter:
     """Return the formatter for a role and a kind of log, text or json."""
     if kind == "text":
-        return _TextFormatter(f"%(asctime)s %(levelname)s {role}: %(message)s")
+        return _TextFormatter(role)
     # The time is RFC 3339 in UTC. The fields of a call's `extra` follow.
     return _ObjectFormatter(
         "%(levelname)s %(message)s",
@@ -57,11 +57,13 @@ def _format_second(time_s: int) -> str:
 
 
 class _TextFormatter(logging.Formatter):
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        return f"{_format_second(int(record.created))},{int(record.msecs):03d}"
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self._role = role
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  its name in logging
-        return escape_text(super().formatMessage(record))
+        time_text = f"{_format_second(int(record.created))},{int(record.msecs):03d}"
+        return escape_text(f"{time_text} {record.levelname} {self._role}: {record.message}")
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         return indent_lines(super().formatException(ei))

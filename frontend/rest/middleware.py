@@ -24,6 +24,8 @@ OPEN_PATHS = ("/", "/v2/health/live", "/v2/health/ready", "/openapi.json")
 OPEN_FOLDERS = ("/docs",)
 #: Paths that probes and Prometheus request every few seconds. The access log has them at level debug.
 _PROBES = re.compile(r"/v2/health/(live|ready)|/v2/models/.*/ready|/health|/metrics")
+#: Fields of the access log that the text has too.
+_SHOWN = ("model", "inputs", "client", "request_id")
 #: A client's request id that is used as it is.
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 #: W3C Trace Context, version 00.
@@ -128,8 +130,8 @@ def _log_request(request: Request, status: int, ms: float) -> None:
         "status": status,
         "ms": ms,
         "client": context.key.name if context.key else "",
-        "trace_id": Origin(traceparent=context.traceparent).trace_id,
-    } | context.log
-    names = ("model", "inputs", "client", "request_id")
-    shown = " ".join(f"{name}={fields[name]}" for name in names if fields.get(name))
+        "trace_id": Origin(traceparent=context.traceparent).trace_id if context.traceparent else "",
+        **context.log,
+    }
+    shown = " ".join([f"{name}={fields[name]}" for name in _SHOWN if fields.get(name)])
     access.log(level, "%s %s %d %.1f ms %s", request.method, request.path, status, ms, shown, extra=fields)

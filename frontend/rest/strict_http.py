@@ -1,7 +1,7 @@
 """HTTP/1.1 requests as RFC 9110 and RFC 9112 define them.
 
 Sanic's parser is lenient where another parser in front of it may disagree, which allows request smuggling, and refuses
-some valid requests. `StrictHttp` checks heads and chunk sizes before Sanic's parser sees them.
+some valid requests. `StrictHttp` parses heads and the sizes of chunks in its place, and writes the heads of answers.
 """
 
 import re

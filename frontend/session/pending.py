@@ -5,6 +5,7 @@ A frontend can rebuild the state of a restarted broker from this record: see `Pe
 
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -208,28 +209,31 @@ class PendingRequests:
         )
         ended: list[Pending] = []
         all_finite = _is_finite(frame)
-        for number, position, tokens, row, truncated in columns:
-            pending = self._pending.get(number)
-            if pending is None or pending.ended or not pending.waits_for(position):
+        # The rows of a request are adjacent.
+        for number, group in itertools.groupby(columns, operator.itemgetter(0)):
+            pending = self.find(number)
+            if pending is None or pending.submission.revision not in ("", answers.revision):
+                # Rows of another revision are of a batch that was sent before the request was submitted again.
                 continue
-            if pending.submission.revision not in ("", answers.revision):
-                # The row is of a batch that was sent before the request was submitted again.
-                continue
-            resized = pending.dimension and not pending.tokenizes and len(row) != pending.dimension * 4
-            if resized or pending.revision not in ("", answers.revision):
-                # Two epochs of the broker can serve two revisions; one answer must not mix them. A model of another
-                # dimension can take over a name while a request waits, whose `dimensions` may then be too many.
-                text = describe_replaced_model(pending.model)
-                pending.failure = wire.Failure(number, -1, ErrorCode.NO_WORKER, text, 1000)
-                ended.append(pending)
-                continue
-            pending.revision = answers.revision
+            row_bytes = 0 if pending.tokenizes else pending.dimension * 4
+            for _, position, tokens, row, truncated in group:
+                if not pending.waits_for(position):
+                    continue
+                if (row_bytes and len(row) != row_bytes) or pending.revision not in ("", answers.revision):
+                    # Two epochs of the broker can serve two revisions; one answer must not mix them. A model of another
+                    # dimension can take over a name while a request waits, whose `dimensions` may then be too many.
+                    text = describe_replaced_model(pending.model)
+                    pending.failure = wire.Failure(number, -1, ErrorCode.NO_WORKER, text, 1000)
+                    break
+                pending.revision = answers.revision
+                if all_finite or pending.tokenizes or _is_finite(row):
+                    pending.add_row(position, row, tokens, truncated)
+                else:
+                    pending.add_failure(wire.Failure(number, position, ErrorCode.DEVICE, NOT_FINITE))
+                if pending.failure:
+                    break
             pending.queue_us = max(pending.queue_us, answers.queue_us)
             pending.inference_us = max(pending.inference_us, answers.inference_us)
-            if all_finite or pending.tokenizes or _is_finite(row):
-                pending.add_row(position, row, tokens, truncated)
-            else:
-                pending.add_failure(wire.Failure(number, position, ErrorCode.DEVICE, NOT_FINITE))
             if pending.ended:
                 ended.append(pending)
         return ended

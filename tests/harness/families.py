@@ -100,7 +100,8 @@ class PackedGraph(Graph):
         rows = mask.any(1)
         packed = self.infer(pack_ids([row[kept == 1] for row, kept in zip(ids[rows], mask[rows], strict=True)]))[0]
         states = np.zeros((*mask.shape, packed.shape[1]), np.float32)
-        states[mask == 1] = packed
+        # The last rows belong to no text.
+        states[mask == 1] = packed[: np.count_nonzero(mask)]
         return states
 
 

@@ -15,6 +15,7 @@ from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_l
 from workers.engine.backend import Ids, Vectors
 from workers.engine.calibration import Calibration
 from workers.engine.compiled_cache import VERSION
+from workers.engine.cpus import NICE
 from workers.engine.device import DeviceError, compile_model, count_streams
 from workers.engine.feeds import pack_ids, pad_ids
 from workers.engine.micro_batches import Costs
@@ -25,9 +26,6 @@ from workers.models.prepare import PreparedModel
 
 log = logging.getLogger(__name__)
 
-#: How much lower the priority of the threads is that run most inferences, in steps of nice(2). A thread of the spare
-#: stream, like the sockets, then gets 4.8 times their share of a CPU, about that of the interactive lane in the broker.
-NICE = 7
 #: Length of inputs, in tokens, for which the throughput is stated.
 TYPICAL_LENGTH = 32
 

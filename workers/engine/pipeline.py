@@ -1,7 +1,7 @@
 """Threads that turn batches into vectors: one tokenizes and cuts, and one per infer request runs the device.
 
-Interactive batches overtake bulk batches between any two micro-batches, up to a limit, also those of other models. The
-thread of the service owns the sockets: finished batches wait in `Pipeline.finished`, and `wake` wakes the service.
+Interactive batches overtake bulk batches between two micro-batches, up to a limit, also those of other models, and have
+an infer request of their own. The thread of the service owns the sockets: finished batches wait in `finished`.
 """
 
 import bisect
@@ -9,6 +9,7 @@ import collections
 import contextlib
 import itertools
 import math
+import os
 import queue
 import threading
 import time
@@ -22,6 +23,7 @@ from broker.wire import protocol as wire
 from broker.wire.protocol import ModelKey
 from workers.engine.backend import Backend, Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, sort_inputs
+from workers.engine.cpus import NICE
 from workers.engine.micro_batches import cut_micro_batches
 
 #: How many interactive items may overtake one bulk item. The broker divides the lanes only while both wait there; a
@@ -96,9 +98,7 @@ class Work:
 class LanePriorityQueue(Generic[T]):
     """Queue in which interactive items overtake bulk items, at most `MAX_OVERTAKES` each. A lane keeps its order."""
 
-    def __init__(self, claim: Callable[[T], bool] = lambda _: True) -> None:
-        """Take a function that returns whether an item can be taken now, and if so reserves what the item needs."""
-        self._claim = claim
+    def __init__(self) -> None:
         self._items: list[tuple[float, int, T | None]] = []
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -109,32 +109,37 @@ class LanePriorityQueue(Generic[T]):
             number = next(self._numbers)
             # Numbers differ, so that items are not compared.
             bisect.insort(self._items, (number - (MAX_OVERTAKES if lane == wire.Lane.INTERACTIVE else 0), number, item))
-            self._changed.notify()
+            self._changed.notify_all()
 
     def put_end(self) -> None:
         """Make one `get` return None after all items."""
         with self._changed:
             self._items.append((math.inf, next(self._numbers), None))
-            self._changed.notify()
+            self._changed.notify_all()
 
     def retry(self) -> None:
-        """Let a waiting `get` look again, because what an item needs was freed."""
+        """Let each waiting `get` look again, because what an item needs was freed."""
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def get(self) -> T | None:
-        """Wait for the first item that can be taken, and return it, or None at the end."""
+    def get(self, claim: Callable[[T], bool] = lambda _: True) -> T | None:
+        """Wait for the first item that can be taken, and return it, or None at the end.
+
+        `claim` returns whether an item can be taken now, and if so reserves what the item needs.
+        """
         with self._changed:
-            while (position := self._find()) is None:
+            while (position := self._find(claim)) is None:
                 self._changed.wait()
+            # An item that was left to this thread may now be for another one.
+            self._changed.notify_all()
             return self._items.pop(position)[2]
 
-    def _find(self) -> int | None:
+    def _find(self, claim: Callable[[T], bool]) -> int | None:
         """Return the position of the item to take; None if there is none."""
         for position, (_, _, item) in enumerate(self._items):
             if item is None:
                 return None if position else 0
-            if self._claim(item):
+            if claim(item):
                 return position
         return None
 
@@ -153,13 +158,23 @@ class MicroBatch:
     request: int = -1
 
     def claim_request(self) -> bool:
-        """Reserve a free infer request of the model. Return whether there is one."""
+        """Reserve a free infer request of the model, if any. Leave an interactive micro-batch to the spare one."""
         served = self.work.served
-        interactive = self.work.batch.lane == wire.Lane.INTERACTIVE
-        for numbers in (served.free, served.spare)[: 1 + interactive]:
-            with contextlib.suppress(queue.Empty):
-                self.request = numbers.get_nowait()
-                return True
+        return not (self.is_interactive and served.spare.qsize()) and self._take_number(served.free)
+
+    def claim_spare(self) -> bool:
+        """Reserve the spare infer request of the model for an interactive micro-batch. Return whether it is free."""
+        return self.is_interactive and self._take_number(self.work.served.spare)
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether the batch is in the interactive lane."""
+        return self.work.batch.lane == wire.Lane.INTERACTIVE
+
+    def _take_number(self, numbers: "queue.SimpleQueue[int]") -> bool:
+        with contextlib.suppress(queue.Empty):
+            self.request = numbers.get_nowait()
+            return True
         return False
 
     def release_request(self) -> None:
@@ -176,7 +191,7 @@ class Pipeline:
         self._wake = wake
         self._models: dict[ModelKey, Served] = {}
         self._batches: LanePriorityQueue[Work] = LanePriorityQueue()
-        self._micro_batches: LanePriorityQueue[MicroBatch] = LanePriorityQueue(MicroBatch.claim_request)
+        self._micro_batches: LanePriorityQueue[MicroBatch] = LanePriorityQueue()
         self.finished: collections.deque[Work] = collections.deque()
         self._tokenizing = threading.Thread(target=self._prepare_batches, name="tokenize", daemon=True)
         self._inferring: list[threading.Thread] = []
@@ -191,7 +206,8 @@ class Pipeline:
         for request in range(backend.requests):
             served.free.put(request)
         for number in range(len(self._inferring), backend.requests + 1):
-            thread = threading.Thread(target=self._run_micro_batches, name=f"infer-{number}", daemon=True)
+            name = f"infer-{number}"
+            thread = threading.Thread(target=self._run_micro_batches, args=(number,), name=name, daemon=True)
             self._inferring.append(thread)
             thread.start()
 
@@ -280,9 +296,12 @@ class Pipeline:
             for job, option in zip(jobs, options, strict=True)
         ]
 
-    def _run_micro_batches(self) -> None:
-        """Run micro-batches of which the model has a free infer request, until the end of the queue."""
-        while (item := self._micro_batches.get()) is not None:
+    def _run_micro_batches(self, number: int) -> None:
+        """Run micro-batches with a free infer request, thread 0 with a free spare one, until the end of the queue."""
+        claim = MicroBatch.claim_request if number else MicroBatch.claim_spare
+        # A device with a single stream runs in this thread.
+        os.nice(NICE if number else 0)
+        while (item := self._micro_batches.get(claim)) is not None:
             self._run_micro_batch(item)
             # As above.
             del item

@@ -170,6 +170,13 @@ def test_exact_tokens_replace_estimate_in_quota(core: Core) -> None:
     assert core.scheduler.state.quotas.find_wait_s("key", 11, 40, core.now) > 0
 
 
+def test_tokenizing_keeps_its_estimate_in_quota(core: Core) -> None:
+    core.submit(1, ["x" * 28], client="key", client_tokens=40, options=Option.TOKENIZE)
+    core.answer(*core.batches())
+    assert core.scheduler.state.quotas.find_wait_s("key", 39, 40, core.now) == 0
+    assert core.scheduler.state.quotas.find_wait_s("key", 40, 40, core.now) > 0
+
+
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 

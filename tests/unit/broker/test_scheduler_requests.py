@@ -18,6 +18,20 @@ def test_unknown_model_is_rejected(core: Core) -> None:
     assert core.failures() == [(1, -1, ErrorCode.UNKNOWN_MODEL)]
 
 
+def test_requests_of_one_message_are_considered_in_order() -> None:
+    core = Core(Limits(max_wait_s=0.01))
+    core.frontend()
+    core.worker(tokens_per_s=1000, batch_tokens=5)
+    names = ["m", "other", "m", "other", "m"]
+    submissions = [
+        wire.Submission(number, name, wire.Lane.BULK, "", 10_000, wire.Kind.TEXT, wire.pack_u32([20]))
+        for number, name in enumerate(names)
+    ]
+    core.scheduler.handle(b"F1", wire.Submit(submissions), core.now, [b"x" * 20] * 5)
+    assert [request.number for request in core.frontend_requests()] == [0]
+    assert core.scheduler.count_totals()["requests_rejected"] == 4
+
+
 def test_request_without_input_is_rejected(core: Core) -> None:
     core.submit(1, [])
     assert core.failures() == [(1, -1, ErrorCode.INVALID_INPUT)]

@@ -98,8 +98,16 @@ def test_workers_of_a_host_claim_different_parts(tmp_path: Path, affinity: set[i
 
 
 def test_killed_workers_part_is_free(tmp_path: Path) -> None:
-    claim = f"from pathlib import Path; from workers.engine.cpus import *; claim_part(Path({str(tmp_path)!r}), 'b', 1)"
-    command = [sys.executable, "-c", f"{claim}; print('claimed', flush=True); input()"]
+    code = f"""
+import os
+from pathlib import Path
+from workers.engine.cpus import claim_part
+os.sched_getaffinity = lambda _: set(range(8))
+claim_part(Path({str(tmp_path)!r}), "b", 1)
+print("claimed", flush=True)
+input()
+"""
+    command = [sys.executable, "-c", code]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         assert worker.stdout
         assert worker.stdout.readline() == b"claimed\n"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests.unit.workers.test_model_folder import write_folder
+from workers.engine.cpus import NICE
 from workers.engine.device import DeviceError
-from workers.engine.engine import NICE, Engine
+from workers.engine.engine import Engine
 from workers.models.prepare import PreparedModel, prepare_model
 
 
