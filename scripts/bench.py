@@ -175,6 +175,7 @@ def measure(options: argparse.Namespace) -> Results:
         "cores": str(len(os.sched_getaffinity(0))),
         "model": folder.name,
         "texts": "shared/data/load" if texts_folder.name == "load" else "tests/data",
+        "settings": describe_settings(options),
         "generator": Path(find_generator(options.client)).name or "bench_client.py",
     }
     results = read_results(options.results) if options.add else None
@@ -196,6 +197,12 @@ def measure(options: argparse.Namespace) -> Results:
         print_tables(summarize(results))
         raise LoadError(f"{len(bench.failures)} measurements failed; the first: {bench.failures[0]}")
     return results
+
+
+def describe_settings(options: argparse.Namespace) -> str:
+    """Return the flags of the measurements, which those of one report have in common."""
+    clients = ["--clients", *map(str, options.clients)] if options.clients else []
+    return " ".join([*clients, "--rounds", str(options.rounds), "--seconds", f"{options.seconds:g}"])
 
 
 def read_results(path: Path) -> Results | None:

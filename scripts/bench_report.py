@@ -45,7 +45,7 @@ PEERS = (
 COLOURS = {
     "Vecmill": ("#1b7837", "#5aae61", "#a6dba0", "#00441b"),
     "raw": ("#252525", "#737373", "#bdbdbd", "#d9d9d9"),
-    "": ("#b2182b", "#ef8a62", "#fddbc7", "#67001f"),
+    "": ("#b2182b", "#ef8a62", "#c994c7", "#67001f"),
 }
 
 
@@ -81,7 +81,7 @@ def render_page(summary: Summary) -> str:
         "",
         *wrap(f"{machine}, load by `{facts['generator']}`. Written by `scripts/bench --report` from the results of:"),
         "",
-        "    scripts/bench --peers",
+        f"    scripts/bench --peers {facts['settings']}",
         "",
         *wrap(method),
         "",
@@ -132,7 +132,7 @@ def choose_colours(rows: Sequence[str]) -> dict[str, str]:
 def draw_throughput(summary: Summary, pyplot: Any) -> Any:
     """Return a figure with a panel for each workload: bars by number of clients."""
     names = [name for name in WORKLOADS if name in summary.rounds]
-    figure, axes = pyplot.subplots(1, len(names), figsize=(3.1 * len(names), 3.4), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(names), figsize=(max(9, 3.1 * len(names)), 3.4), squeeze=False)
     colours = choose_colours([cell.row for cell in summary.cells if cell.clients and cell.memory_mb])
     for axis, name in zip(axes[0], names, strict=True):
         cells = [cell for cell in summary.cells if cell.workload == name]
@@ -164,6 +164,9 @@ def draw_latency(summary: Summary, pyplot: Any) -> Any:
         axis.set(
             title=f"short, {clients} client{'s' * (clients > 1)}", xscale="log", xlabel="ms", ylabel="% of answers"
         )
+    for axis in axes:
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
     add_legend(figure, axes[0])
     return figure
 

@@ -269,7 +269,7 @@ def test_overview_has_the_most_clients_of_each_workload() -> None:
 
 
 def test_page_has_only_what_was_measured() -> None:
-    facts = {"cpu": "CPU", "cores": "2", "model": "m", "texts": "t", "generator": "wrk"}
+    facts = {"cpu": "CPU", "cores": "2", "model": "m", "texts": "t", "generator": "wrk", "settings": "--rounds 3"}
     page = bench_report.render_page(summarize(Results(facts=facts, rounds=[Round("short", [make_cell()])])))
     assert "## Short: one query per request" in page
     assert "## Bulk" not in page
@@ -298,6 +298,7 @@ def test_quick_measures_one_short_round() -> None:
     options = bench.parse_arguments(["--quick"])
     assert (options.rounds, options.seconds, options.workload) == (1, 1.0, ["short", "bulk"])
     assert bench.choose_clients(options, "bulk") == [1, 4]
+    assert bench.describe_settings(options) == "--clients 1 64 --rounds 1 --seconds 1"
     assert bench.parse_arguments(["--quick", "--workload", "chunk"]).workload == ["chunk"]
 
 
