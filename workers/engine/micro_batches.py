@@ -8,6 +8,10 @@ import msgspec
 #: Longest micro-batch of several rows, in milliseconds. An interactive input may have to wait for one to end, and a
 #: longer one has no higher throughput.
 LIMIT_MS = 32.0
+#: The limit is this many times the cost of an inference where that is longer, or a slow device would run few rows a time.
+LIMIT_INFERENCES = 4
+#: Most rows of a micro-batch by which the speed of a device is stated; a batch has no more of them.
+MAX_ROWS = 2048
 #: A batch is cut between any two of this many pieces of equal cost, and between any two rows if there are fewer rows.
 #: One of 4,096 rows then takes as long as one of 64 rows.
 MAX_PIECES = 64
@@ -27,6 +31,11 @@ class Costs(msgspec.Struct, frozen=True):
     #: Whether an inference pads all inputs to the longest.
     pads: bool
 
+    @property
+    def limit_ms(self) -> float:
+        """Longest micro-batch of several rows."""
+        return max(LIMIT_MS, LIMIT_INFERENCES * self.inference_ms)
+
     def predict_ms(self, lengths: Sequence[int]) -> float:
         """Return the duration of one inference of inputs of these lengths in tokens."""
         longest, rows = max(lengths), len(lengths)
@@ -34,18 +43,19 @@ class Costs(msgspec.Struct, frozen=True):
         return self.inference_ms + self.token_ms * tokens + self.pair_ms * rows * longest**2
 
     def compute_speed(self, length: int) -> float:
-        """Return the tokens per second of a stream with micro-batches of inputs of one length, of `LIMIT_MS` each."""
-        rows = max(1, int((LIMIT_MS - self.inference_ms) / (self.predict_ms([length]) - self.inference_ms)))
+        """Return the tokens per second of a stream with micro-batches of inputs of one length, of `limit_ms` each."""
+        row_ms = self.token_ms * length + self.pair_ms * length**2
+        rows = max(1, int(min(MAX_ROWS, (self.limit_ms - self.inference_ms) / row_ms)))
         return 1000 * rows * length / self.predict_ms([length] * rows)
 
 
 def cut_micro_batches(
-    lengths: Sequence[int], costs: Costs, streams: int, limit_ms: float = LIMIT_MS
+    lengths: Sequence[int], costs: Costs, streams: int, limit_ms: float | None = None
 ) -> list[list[int]]:
     """Return micro-batches as lists of row numbers, with similar lengths together and the longest rows first.
 
-    No other cut of the sorted rows takes less time in total while each micro-batch takes at most `limit_ms` or is a
-    single row. If there are few rows, each stream gets some, because two half batches on two streams end sooner than a
+    No other cut of the sorted rows takes less time in total while each micro-batch takes at most `limit_ms`, by default
+    that of the costs, or is a single row. If there are few rows, each stream gets some, because two half batches on two streams end sooner than a
     whole batch on one. The longest rows run first so that the last micro-batches, when streams run out of work, are
     short.
     """
@@ -54,6 +64,7 @@ def cut_micro_batches(
         return [order] if order else []
     rows = [lengths[row] for row in order]
     predict_ms = _make_prediction(rows, costs)
+    limit_ms = costs.limit_ms if limit_ms is None else limit_ms
     if streams > 1 and predict_ms(0, len(rows)) < limit_ms * streams:
         limit_ms = min(limit_ms, _find_share_ms(len(rows), predict_ms, streams))
     ends = _choose_ends(_list_places(rows, costs, limit_ms), predict_ms, limit_ms)
@@ -75,7 +86,10 @@ def _make_prediction(rows: Sequence[int], costs: Costs) -> Callable[[int, int], 
 
 def _find_share_ms(count: int, predict_ms: Callable[[int, int], float], streams: int) -> float:
     """Return the shortest limit, but for 1 %, with which all rows are in one micro-batch a stream."""
-    low, high = 0.0, predict_ms(0, count)
+    # Row 0 is the longest. No limit below its duration makes the batch end sooner.
+    low, high = predict_ms(0, 1), predict_ms(0, count)
+    if count <= streams:
+        return low
     while high - low > high / 100:
         middle = (low + high) / 2
         first = parts = 0

@@ -1,12 +1,14 @@
 """Cutting a batch into micro-batches by cost."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.engine import micro_batches as cutting
 from workers.engine.micro_batches import LIMIT_MS, MAX_PIECES, Costs, cut_micro_batches
 
 COSTS = st.builds(
@@ -99,6 +101,33 @@ def test_cuts(lengths: list[int], costs: Costs, streams: int, expected: list[lis
     assert cut_micro_batches(lengths, costs, streams) == expected
 
 
+def test_slow_inferences_still_run_several_rows() -> None:
+    lengths, costs = [24] * 32, Costs(100, 1, 0, pads=False)
+    micro_batches = cut_micro_batches(lengths, costs, 2)
+    assert len(micro_batches) <= 4
+    assert sum(predict_each(micro_batches, lengths, costs)) < 1300
+
+
+@pytest.mark.parametrize("lengths", [[24] * 64, [500, *[24] * 63], [24] * 200, [500, *[1] * 200]])
+def test_shares_of_streams_are_found_quickly(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    make_prediction = cutting._make_prediction
+
+    def count_calls(rows: Sequence[int], costs: Costs) -> Callable[[int, int], float]:
+        predict_ms = make_prediction(rows, costs)
+
+        def predict(first: int, end: int) -> float:
+            nonlocal calls
+            calls += 1
+            return predict_ms(first, end)
+
+        return predict
+
+    monkeypatch.setattr(cutting, "_make_prediction", count_calls)
+    cut_micro_batches(lengths, Costs(1, 0.1, 0, pads=False), 64)
+    assert calls < 30 * len(lengths)
+
+
 @pytest.mark.parametrize("pads", [False, True])
 def test_many_rows_are_cut_almost_as_well(pads: bool) -> None:
     lengths, costs = [1 + row % 200 for row in range(2000)], Costs(0.5, 0.01, 0.0001, pads=pads)
@@ -111,3 +140,9 @@ def test_many_rows_are_cut_almost_as_well(pads: bool) -> None:
 def test_speed_counts_full_micro_batches() -> None:
     assert Costs(2, 1, 0, pads=False).compute_speed(10) == pytest.approx(30 / 0.032)
     assert Costs(0, 1, 0, pads=False).compute_speed(100) == pytest.approx(1000)
+    assert Costs(100, 1, 0, pads=False).compute_speed(10) == pytest.approx(300 / 0.4)
+
+
+@pytest.mark.parametrize("costs", [Costs(0, 1e-300, 0, pads=False), Costs(1e12, 5e-324, 0, pads=True)])
+def test_absurd_costs_have_a_finite_speed(costs: Costs) -> None:
+    assert math.isfinite(costs.compute_speed(32))
