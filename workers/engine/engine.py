@@ -16,7 +16,7 @@ from workers.engine.backend import Ids, Vectors
 from workers.engine.calibration import Calibration
 from workers.engine.compiled_cache import VERSION
 from workers.engine.cpus import NICE
-from workers.engine.device import DeviceError, compile_model, count_streams
+from workers.engine.device import DeviceError, compile_model, count_streams, translate_hint
 from workers.engine.feeds import pack_ids, pad_ids
 from workers.engine.micro_batches import Costs
 from workers.engine.stored_costs import find_costs_path, load_costs, store_costs
@@ -107,10 +107,12 @@ class Engine:
 
     def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         """See `Backend`."""
+        return self._infer(self._requests[request], ids, prompt_tokens)
+
+    def _infer(self, infer_request: Any, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         values = pad_ids(ids, self._pad) if self.costs.pads else pack_ids(ids)
         if PROMPT_TOKENS in self._input_names:
             values[PROMPT_TOKENS] = np.array(prompt_tokens or [0] * len(ids), np.int64)
-        infer_request = self._requests[request]
         infer_request.infer(values, share_inputs=True)
         vectors: Vectors = infer_request.get_output_tensor(0).data
         return vectors
@@ -134,14 +136,17 @@ class Engine:
         # The same precision, because a vector must not depend on the stream. A thread that is not pinned to a CPU runs
         # where the others are interrupted first.
         same = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
-        properties = self._given | {name: self._compiled.get_property(name) for name in same}
         try:
-            compiled = self._compile_spare(properties | {"INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False})
-        except (DeviceError, RuntimeError) as error:
-            log.warning("no stream for interactive inputs beside bulk ones: %s", error)
+            properties = self._given | {name: self._compiled.get_property(name) for name in same}
+            properties |= {"INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
+            # The compilation runs on all CPUs, and would delay inferences. The stream has no thread of its own: it runs
+            # in the thread that calls.
+            spare = run_niced(lambda: self._compile_spare(properties)).create_infer_request()
+            self._infer(spare, self._warm_up_ids)
+        except Exception as error:  # whatever a device plugin raises: the model runs without this stream
+            log.warning("no stream for interactive inputs beside bulk ones: %s: %s", type(error).__name__, error)
             return None
-        self._requests.append(compiled.create_infer_request())
-        self.verify_device(self.requests)
+        self._requests.append(spare)
         log.info("opened a stream for interactive inputs beside bulk ones")
         return self.requests
 
@@ -155,6 +160,11 @@ class Engine:
         Raise `DeviceError` if the inference returns a vector that is not finite.
         """
         if not np.isfinite(self.run_inference(0, self._warm_up_ids)).all():
+            float_type = translate_hint(str(self._given.get("INFERENCE_PRECISION_HINT", "f32")))
+            if float_type != "f32":
+                raise DeviceError(
+                    f"the model returned a vector that is not finite in {float_type}; set --precision f32"
+                )
             raise DeviceError(
                 "the model returned a vector that is not finite, so its weights are damaged or too large for float32; "
                 "download the model again"

@@ -157,6 +157,8 @@ def test_weights_too_large_for_float32_are_rejected(folder: Path) -> None:
     cache = folder.parent / "cache"
     with pytest.raises(DeviceError, match="the model returned a vector that is not finite, so its weights are damaged"):
         Engine(prepare_model(folder, cache, print), "CPU", 1, cache).warm_up()
+    with pytest.raises(DeviceError, match="not finite in bf16; set --precision f32"):
+        Engine(prepare_model(folder, cache, print), "CPU", 1, cache, {"INFERENCE_PRECISION_HINT": "bf16"}).warm_up()
 
 
 @pytest.mark.parametrize("path", ["/etc", "..", "../../../etc", "1_Pooling/../../etc"])

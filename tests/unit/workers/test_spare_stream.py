@@ -1,6 +1,7 @@
 """The stream that runs interactive inputs beside bulk ones."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,19 +41,47 @@ def test_threads_of_other_streams_yield_to_it(tmp_path: Path, prepared: Prepared
     compiled = list_threads()
     # The tokenizer has threads of its own.
     assert min(19, os.nice(0) + NICE) in {compiled[thread] for thread in compiled.keys() - before.keys()}
-    engine.open_spare_request()
+    spare = engine.open_spare_request()
+    assert spare
     opened = list_threads()
-    assert {opened[thread] for thread in opened.keys() - compiled.keys()} <= {os.nice(0)}
+    # The compilation takes no CPU time from inferences that run, and those of the spare stream run in this thread.
+    assert {opened[thread] for thread in opened.keys() - compiled.keys()} <= {min(19, os.nice(0) + NICE)}
+    ids = engine.tokenize_texts(["hello world"])
+    process, thread = time.process_time(), time.thread_time()
+    for _ in range(200):
+        engine.run_inference(spare, ids)
+    assert time.thread_time() - thread > (time.process_time() - process) / 2
 
 
-def test_device_without_spare_stream_has_none(
-    tmp_path: Path, prepared: PreparedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_without_spare_stream_has_none(tmp_path: Path, prepared: PreparedModel) -> None:
     assert Engine(prepared, "CPU", 1, tmp_path / "cache", fixed_shapes=True).open_spare_request() is None
+
+
+class BrokenModel:
+    """Compiled model whose infer requests fail."""
+
+    def create_infer_request(self) -> "BrokenModel":
+        return self
+
+    def infer(self, *_: object, **__: object) -> None:
+        raise RuntimeError("the inference fails")
+
+
+@pytest.mark.parametrize("failure", [DeviceError("out of memory"), OSError("disk full"), None])
+def test_spare_stream_that_fails_is_not_used(
+    failure: Exception | None,
+    tmp_path: Path,
+    prepared: PreparedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def compile_model(_: object) -> BrokenModel:
+        if failure:
+            raise failure
+        return BrokenModel()
+
     engine = Engine(prepared, "CPU", 1, tmp_path / "cache")
-
-    def fail(_: object) -> None:
-        raise DeviceError("out of memory")
-
-    monkeypatch.setattr(engine, "_compile_spare", fail)
+    monkeypatch.setattr(engine, "_compile_spare", compile_model)
     assert engine.open_spare_request() is None
+    assert str(failure or "the inference fails") in caplog.text
+    assert len(engine._requests) == engine.requests
