@@ -8,7 +8,7 @@ import msgspec
 #: Longest micro-batch of several rows, in milliseconds. An interactive input may have to wait for one to end, and a
 #: longer one has no higher throughput.
 LIMIT_MS = 32.0
-#: The limit is this many times the cost of an inference where that is longer, or a slow device would run few rows a time.
+#: The limit is this many times the cost of an inference if that is longer: a slow device must run several rows too.
 LIMIT_INFERENCES = 4
 #: Most rows of a micro-batch by which the speed of a device is stated; a batch has no more of them.
 MAX_ROWS = 2048
@@ -55,9 +55,9 @@ def cut_micro_batches(
     """Return micro-batches as lists of row numbers, with similar lengths together and the longest rows first.
 
     No other cut of the sorted rows takes less time in total while each micro-batch takes at most `limit_ms`, by default
-    that of the costs, or is a single row. If there are few rows, each stream gets some, because two half batches on two streams end sooner than a
-    whole batch on one. The longest rows run first so that the last micro-batches, when streams run out of work, are
-    short.
+    that of the costs, or is a single row. If there are few rows, each stream gets some, because two half batches on two
+    streams end sooner than a whole batch on one. The longest rows run first so that the last micro-batches, when
+    streams run out of work, are short.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     if len(order) < 2:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ PROPERTIES = (
 MAX_FILES = 100
 #: Longest file that is read.
 MAX_BYTES = 1000
+#: Milliseconds that a token takes at least, and an inference or a token at most. Other costs are not of a real device.
+MIN_TOKEN_MS, MAX_MS = 1e-6, 60_000.0
 
 
 def find_costs_path(folder: Path, revision: str, compiled: Any) -> Path:
@@ -43,13 +44,14 @@ def find_costs_path(folder: Path, revision: str, compiled: Any) -> Path:
 
 
 def load_costs(path: Path) -> Costs | None:
-    """Return stored costs; None if there are none or the file is damaged."""
+    """Return stored costs; None if there are none, they are absurd or the file is damaged."""
     try:
         costs = msgspec.json.decode(read_small_file(path, MAX_BYTES), type=Costs)
     except (OSError, ValueError):
         return None
     values = (costs.inference_ms, costs.token_ms, costs.pair_ms)
-    return costs if min(values) >= 0 and costs.token_ms > 0 and math.isfinite(sum(values)) else None
+    # NaN is not between the limits either.
+    return costs if all(0 <= value <= MAX_MS for value in values) and costs.token_ms >= MIN_TOKEN_MS else None
 
 
 def store_costs(path: Path, costs: Costs) -> None:
