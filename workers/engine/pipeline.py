@@ -1,13 +1,13 @@
-"""Threads that turn batches into vectors: one tokenizes and cuts, and one per infer request runs the device.
+"""Threads that turn batches into vectors: one tokenizes and cuts, and the others run the device.
+
+There is one for each infer request of the model with the most of them, and thread 0 for the spare ones of all models.
 
 Interactive batches overtake bulk batches between two micro-batches, up to a limit, also those of other models, and have
 an infer request of their own. The thread of the service owns the sockets: finished batches wait in `finished`.
 """
 
-import bisect
 import collections
 import contextlib
-import itertools
 import math
 import os
 import queue
@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -24,13 +23,8 @@ from broker.wire.protocol import ModelKey
 from workers.engine.backend import Backend, Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, sort_inputs
 from workers.engine.cpus import NICE
+from workers.engine.lane_queue import LanePriorityQueue
 from workers.engine.micro_batches import cut_micro_batches
-
-#: How many interactive items may overtake one bulk item. The broker divides the lanes only while both wait there; a
-#: leased bulk batch must run here long before its lease expires.
-MAX_OVERTAKES = 16
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -95,55 +89,6 @@ class Work:
         return b"".join(rows), wire.pack_u32(map(len, rows))
 
 
-class LanePriorityQueue(Generic[T]):
-    """Queue in which interactive items overtake bulk items, at most `MAX_OVERTAKES` each. A lane keeps its order."""
-
-    def __init__(self) -> None:
-        self._items: list[tuple[float, int, T | None]] = []
-        self._numbers = itertools.count()
-        self._changed = threading.Condition()
-
-    def put(self, lane: wire.Lane, item: T) -> None:
-        """Append an item to a lane."""
-        with self._changed:
-            number = next(self._numbers)
-            # Numbers differ, so that items are not compared.
-            bisect.insort(self._items, (number - (MAX_OVERTAKES if lane == wire.Lane.INTERACTIVE else 0), number, item))
-            self._changed.notify_all()
-
-    def put_end(self) -> None:
-        """Make one `get` return None after all items."""
-        with self._changed:
-            self._items.append((math.inf, next(self._numbers), None))
-            self._changed.notify_all()
-
-    def retry(self) -> None:
-        """Let each waiting `get` look again, because what an item needs was freed."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def get(self, claim: Callable[[T], bool] = lambda _: True) -> T | None:
-        """Wait for the first item that can be taken, and return it, or None at the end.
-
-        `claim` returns whether an item can be taken now, and if so reserves what the item needs.
-        """
-        with self._changed:
-            while (position := self._find(claim)) is None:
-                self._changed.wait()
-            # An item that was left to this thread may now be for another one.
-            self._changed.notify_all()
-            return self._items.pop(position)[2]
-
-    def _find(self, claim: Callable[[T], bool]) -> int | None:
-        """Return the position of the item to take; None if there is none."""
-        for position, (_, _, item) in enumerate(self._items):
-            if item is None:
-                return None if position else 0
-            if claim(item):
-                return position
-        return None
-
-
 @dataclass(slots=True, eq=False)
 class MicroBatch:
     """Inputs that one inference runs."""
@@ -154,13 +99,16 @@ class MicroBatch:
     ids: list[Ids] = field(repr=False)
     #: Tokens at the start of each input that the pooling leaves out.
     prompt_tokens: list[int]
-    #: Number of the infer request; set by `claim_request`.
+    #: Number of the infer request; set by `claim_free` or `claim_spare`.
     request: int = -1
 
-    def claim_request(self) -> bool:
-        """Reserve a free infer request of the model, if any. Leave an interactive micro-batch to the spare one."""
-        served = self.work.served
-        return not (self.is_interactive and served.spare.qsize()) and self._take_number(served.free)
+    def claim_free(self) -> bool:
+        """Reserve a free infer request of the model. Return whether there is one."""
+        return self._take_number(self.work.served.free)
+
+    def may_use_spare(self) -> bool:
+        """Return whether the spare infer request of the model is free for this micro-batch."""
+        return self.is_interactive and not self.work.served.spare.empty()
 
     def claim_spare(self) -> bool:
         """Reserve the spare infer request of the model for an interactive micro-batch. Return whether it is free."""
@@ -195,6 +143,9 @@ class Pipeline:
         self.finished: collections.deque[Work] = collections.deque()
         self._tokenizing = threading.Thread(target=self._prepare_batches, name="tokenize", daemon=True)
         self._inferring: list[threading.Thread] = []
+        self._opening: list[threading.Thread] = []
+        #: Whether thread 0 waits for a micro-batch, or looks for one.
+        self._spare_waits = False
 
     def start(self) -> None:
         """Start to tokenize."""
@@ -225,7 +176,9 @@ class Pipeline:
         work.served = served
         if work.batch.lane == wire.Lane.BULK and not served.has_spare:
             served.has_spare = True
-            threading.Thread(target=self._open_spare, args=(served,), name="open-spare", daemon=True).start()
+            thread = threading.Thread(target=self._open_spare, args=(served,), name="open-spare", daemon=True)
+            self._opening = [*filter(threading.Thread.is_alive, self._opening), thread]
+            thread.start()
         self._batches.put(work.batch.lane, work)
 
     def _open_spare(self, served: Served) -> None:
@@ -240,7 +193,7 @@ class Pipeline:
         self._batches.put_end()
         for _ in self._inferring:
             self._micro_batches.put_end()
-        for thread in (self._tokenizing, *self._inferring):
+        for thread in (self._tokenizing, *self._inferring, *self._opening):
             thread.join()
 
     def _prepare_batches(self) -> None:
@@ -298,13 +251,29 @@ class Pipeline:
 
     def _run_micro_batches(self, number: int) -> None:
         """Run micro-batches with a free infer request, thread 0 with a free spare one, until the end of the queue."""
-        claim = MicroBatch.claim_request if number else MicroBatch.claim_spare
         # A device with a single stream runs in this thread.
         os.nice(NICE if number else 0)
-        while (item := self._micro_batches.get(claim)) is not None:
+        while (item := self._get_micro_batch(number)) is not None:
             self._run_micro_batch(item)
             # As above.
             del item
+
+    def _get_micro_batch(self, number: int) -> MicroBatch | None:
+        """Wait for a micro-batch that a thread can run, and return it, or None at the end."""
+        if number:
+            return self._micro_batches.get(self._claim_free)
+        self._spare_waits = True
+        return self._micro_batches.get(self._claim_spare)
+
+    def _claim_free(self, item: MicroBatch) -> bool:
+        """Reserve a free infer request. Leave to thread 0 what it can run at once."""
+        return not (self._spare_waits and item.may_use_spare()) and item.claim_free()
+
+    def _claim_spare(self, item: MicroBatch) -> bool:
+        """Reserve a spare infer request. The queue calls claims one after another."""
+        claimed = item.claim_spare()
+        self._spare_waits = not claimed
+        return claimed
 
     def _run_micro_batch(self, item: MicroBatch) -> None:
         backend, request = item.work.served.backend, item.request

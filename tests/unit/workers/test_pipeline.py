@@ -16,7 +16,8 @@ from tests.harness.fake_worker import FakeBackend, Fakery, vector
 from tests.harness.processes import until
 from workers.engine.backend import Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, truncate_ids
-from workers.engine.pipeline import MAX_OVERTAKES, LanePriorityQueue, Pipeline, Work
+from workers.engine.lane_queue import MAX_OVERTAKES, LanePriorityQueue
+from workers.engine.pipeline import Pipeline, Work
 
 
 def make_batch(*texts: str, lane: Lane = Lane.BULK, options: bytes = b"", model: str = "fake") -> Work:
@@ -130,6 +131,64 @@ def test_interactive_batch_runs_beside_bulk_batches(tmp_path: Path) -> None:
         assert finished.acquire(timeout=10)
     pipeline.stop()
     assert backend.used == [(0, "wait end"), (1, "urgent"), (1, "urgent"), (0, "bulk")]
+
+
+def test_spare_stream_of_one_model_holds_up_no_other(tmp_path: Path) -> None:
+    """Its thread is busy with the other model, but the other threads are idle."""
+    finished = threading.Semaphore(0)
+    first, second = SparingBackend(tmp_path), SparingBackend(tmp_path)
+    pipeline = make_pipeline(first, finished.release)
+    pipeline.add_model(ModelKey("other", ""), second)
+    for model in ("fake", "other"):
+        pipeline.submit(make_batch("bulk", model=model))
+        assert finished.acquire(timeout=10)
+    until(lambda: not any(thread.name == "open-spare" for thread in threading.enumerate()))
+    until(lambda: pipeline._spare_waits)
+    pipeline.submit(make_batch("wait end", lane=Lane.INTERACTIVE))
+    until(lambda: (1, "wait end") in first.used)
+    pipeline.submit(make_batch("urgent", lane=Lane.INTERACTIVE, model="other"))
+    assert finished.acquire(timeout=10)
+    (tmp_path / "end").touch()
+    assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert second.used == [(0, "bulk"), (0, "urgent")]
+
+
+def test_free_stream_leaves_interactive_inputs_to_the_spare(tmp_path: Path) -> None:
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(backend := SparingBackend(tmp_path), finished.release)
+    pipeline.submit(make_batch("bulk"))
+    assert finished.acquire(timeout=10)
+    until(lambda: not any(thread.name == "open-spare" for thread in threading.enumerate()))
+    for _ in range(20):
+        until(lambda: pipeline._spare_waits)
+        pipeline.submit(make_batch("urgent", lane=Lane.INTERACTIVE))
+        assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert backend.used == [(0, "bulk"), *[(1, "urgent")] * 20]
+
+
+class SlowlySparingBackend(SparingBackend):
+    """Backend that opens its spare infer request after a signal."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.may_open = threading.Event()
+
+    def open_spare_request(self) -> int:
+        assert self.may_open.wait(10)
+        return super().open_spare_request()
+
+
+def test_pipeline_ends_after_its_spare_stream_opened(tmp_path: Path) -> None:
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(backend := SlowlySparingBackend(tmp_path), finished.release)
+    pipeline.submit(make_batch("bulk"))
+    assert finished.acquire(timeout=10)
+    (opening,) = (thread for thread in threading.enumerate() if thread.name == "open-spare")
+    threading.Timer(0.2, backend.may_open.set).start()
+    pipeline.stop()
+    assert not opening.is_alive()
 
 
 def test_interactive_batch_overtakes_waiting_bulk_batches() -> None:
