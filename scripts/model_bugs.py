@@ -112,7 +112,9 @@ MODEL_BUGS = [
     ModelBug("fixed shapes attend to padding", "engine/fixed_shapes.py", 'self._pad_id if name == "input_ids" else 0', "self._pad_id if name == 'input_ids' else 1", "fixed_shapes same_vectors"),
     # Precision.
     ModelBug("the native float is not probed", "engine/precision.py", 'must_probe=native != "f32" and wanted == "auto"', "must_probe=False", "engine_precision fits_the_device"),
-    ModelBug("a failed probe is ignored", "engine/precision.py", "if cosine < LEAST_COSINE:", "if False:", "engine_precision failed_probe"),
+    ModelBug("a failed probe is ignored", "engine/precision.py", "            if cosine >= LEAST_COSINE:", "            if True:", "engine_precision failed_probe"),
+    ModelBug("a native float that cannot be compared is used", "engine/precision.py", 'exact = load("f32")', "exact = load(native)", "engine_precision probe_that_fails"),
+    ModelBug("modes round activations in other groups", "engine/device.py", '("CPU", "GPU", "AUTO", "HETERO")', '("CPU", "GPU")', "engine_precision only_an_npu"),
     ModelBug("vectors that are not finite pass the probe", "engine/precision.py", "np.nan_to_num(cosines, nan=-1, posinf=-1, neginf=-1)", "np.nan_to_num(cosines, nan=1, posinf=1, neginf=1)", "engine_precision least_cosine"),
     ModelBug("all models share the result of a probe", "engine/precision.py", 'f"{prepared.revision} {choice.float_type}', 'f"{choice.float_type}', "engine_precision another_model"),
     ModelBug("auto takes float16 where it overflows", "engine/precision.py", ' or (needs_float32 and "f16" in natives)', "", "engine_precision overflowing"),

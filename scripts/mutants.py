@@ -179,6 +179,8 @@ BUGS = [
     Bug("interactive inputs leave the spare stream idle", "workers/engine/pipeline.py", "not (self._spare_waits and item.may_use_spare())", "True", ("tests/unit/workers/test_pipeline.py",)),
     Bug("the pipeline ends while a stream opens", "workers/engine/pipeline.py", "*self._inferring, *self._opening)", "*self._inferring)", ("tests/unit/workers/test_pipeline.py",)),
     Bug("workers claim the same part", "workers/engine/cpus.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", ("tests/unit/workers/test_cpus.py",)),
+    Bug("a quota of each worker is divided", "workers/engine/cpus.py", "_sharers = parts if share_quota else 1", "_sharers = parts", ("tests/unit/workers/test_cpus.py",)),
+    Bug("workers under a quota run on the first CPUs", "workers/engine/cpus.py", "if parts == 1 or count_cpus(root) < len(part):", "if parts == 1:", ("tests/unit/workers/test_cpus.py",)),
     Bug("parts leave out CPUs", "workers/engine/cpus.py", "number * size + min(number, larger)", "number * size", ("tests/unit/workers/test_cpus.py",)),
     Bug("a reload waits for lost workers", "reloads.py", "if not reload.waiting & connected]", "if not reload.waiting]"),
     Bug("rows of an old revision are kept", "frontend/session/pending.py", "            self.model_info = model\n            self.clear_rows()\n", "            self.model_info = model\n"),

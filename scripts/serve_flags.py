@@ -27,7 +27,7 @@ PASSED = {
     "VECMILL_BROKER_": ("FRONTEND_BIND", "WORKER_BIND", "METRICS_BIND", "LOG_LEVEL", "LOG_FORMAT"),
     "VECMILL_FRONTEND_": ("BROKER", "HOST", "PORT", "PROCESSES", "LOG_LEVEL", "LOG_FORMAT"),
     "VECMILL_WORKER_": (
-        *("BROKER", "MODEL", "MODEL_NAME", "DEVICE", "CACHE", "HEALTH_FILE", "HOST_WORKERS"),
+        *("BROKER", "MODEL", "MODEL_NAME", "DEVICE", "CACHE", "HEALTH_FILE", "HOST_WORKERS", "SHARE_QUOTA"),
         *("LOG_LEVEL", "LOG_FORMAT"),
     ),
 }
@@ -148,7 +148,7 @@ def parse_arguments() -> argparse.Namespace:
     text += "vectors agree with f32"
     add("--precision", "", text, variable="VECMILL_PRECISION", choices=("auto", "f32", "bf16", "f16", "int8"))
     text = "true or false: whether workers with different floats may serve a model together; default: true"
-    add("--mix-floats", "", text)
+    add("--mix-floats", "", text, variable="VECMILL_MIX_FLOATS")
     add(
         "--workers",
         "1",

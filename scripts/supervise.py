@@ -50,10 +50,10 @@ class Served:
 
 
 def list_worker_flags(options: argparse.Namespace, device: str) -> list[str]:
-    """Return the flags of a worker that say what it serves, and how."""
+    """Return the flags of a worker that select its models and set how they run."""
     names = ["model", "model_name", "cache", *filter(vars(options).get, OPTIONAL_WORKER_FLAGS)]
     flags = [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
-    return [*flags, "--device", device, "--host-workers", str(options.workers)]
+    return [*flags, "--device", device, "--host-workers", str(options.workers), "--share-quota", "true"]
 
 
 def find_devices() -> list[str]:

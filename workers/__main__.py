@@ -23,7 +23,7 @@ from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
 from workers.config import Config, load
-from workers.engine.cpus import claim_part
+from workers.engine.cpus import claim_part, count_cpus
 from workers.models.default import NAME
 from workers.models.sources import choose_model_name
 from workers.session.catalog import Catalog, Version, repair_text
@@ -100,13 +100,15 @@ def claim_cpus(config: Config) -> None:
         return
     folder = Path(config.cache).expanduser() / "cpus"
     try:
-        part = claim_part(folder, config.broker, config.host_workers)
+        part = claim_part(folder, config.broker, config.host_workers, share_quota=config.share_quota)
     except OSError as error:
         log.warning("could not divide the CPUs among the workers of this host: %s; check --cache", error)
         return
     if part.number is None:
         text = "other workers run on the same %d CPUs; set --host-workers to the number of workers on this host"
         log.warning(text, len(part.cpus))
+    elif (count := count_cpus()) < len(part.cpus):
+        log.info("running on %d of %d CPUs at a time, because of a CPU quota", count, len(part.cpus))
     elif config.host_workers > 1:
         numbers = ", ".join(map(str, part.cpus))
         log.info("running on CPUs %s, part %d of %d", numbers, part.number + 1, config.host_workers)

@@ -63,6 +63,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=1, description="number of workers on this host, each of which runs on an equal part of its CPUs"),
     ] = 1
+    share_quota: Annotated[
+        bool,
+        Meta(
+            description="whether the workers of this host divide the CPU quota of their container or service; false: "
+            "each has a quota of its own"
+        ),
+    ] = False
     plugin_config: Annotated[
         str, Meta(description='JSON object of OpenVINO properties, such as {"PERFORMANCE_HINT": "LATENCY"}')
     ] = ""

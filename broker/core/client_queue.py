@@ -1,7 +1,8 @@
 """Waiting inputs of one client in one lane, and which of them a batch takes. Pure.
 
-Inputs leave in the order of their requests, and within a request in the order of their positions. The broker does not
-sort them by length: workers sort the inputs of a batch, and do without padding where they can.
+Inputs leave in the order of their requests, and within a request in the order of their positions; those that return
+from a worker leave first. The broker does not sort them by length: workers sort the inputs of a batch, and do without
+padding where they can.
 """
 
 import math

@@ -68,6 +68,9 @@ def parse_head(head: bytes) -> Head:
             raise refuse("a header line is not valid HTTP/1.1; send NAME: VALUE without control characters")
         name, value = name.lower(), value.strip(" \t")
         if name in checked:
+            # `lower` maps some other characters to ASCII letters, such as the Kelvin sign to k.
+            if not value.isascii():
+                raise refuse(f"the value of {name} has bytes that are not ASCII; send ASCII alone")
             value = value.lower() if name == "transfer-encoding" else value
             checked[name].append(value)
         fields.append((name, value))
@@ -87,7 +90,7 @@ def _check_framing(version: str, lengths: list[str], codings: list[str]) -> None
     """Raise `ApiError` if the end of the body is not certain (RFC 9112, section 6.3)."""
     if len(lengths) + len(codings) > 1:
         raise refuse("the request has more than one Content-Length or Transfer-Encoding; send one of them")
-    if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
+    if lengths and not lengths[0].isdigit():
         raise refuse("Content-Length is not a number; send the body's length in bytes as decimal digits")
     if not codings or (codings == ["chunked"] and version == "1.1"):
         return
@@ -140,17 +143,18 @@ class StrictHttp(Http):
     def _prepare_body(self, headers: Header, version: str) -> None:
         """Set what `read` needs. Raise a Sanic exception if the body cannot be read."""
         self.request_bytes_left = self.request_bytes = 0
+        has_body = "transfer-encoding" in headers or "content-length" in headers
+        expected = headers.get("expect") if has_body else None
+        if expected is not None and expected.lower() != "100-continue":
+            raise ExpectationFailed(f"Unknown Expect: {expected}")
         if "transfer-encoding" in headers:
             self.request_body = "chunked"
-        elif "content-length" in headers:
-            self.request_body = True
+        elif has_body:
             try:
                 self.request_bytes_left = self.request_bytes = int(headers["content-length"])
             except ValueError:  # of more than 4,300 digits
                 raise BadRequest("Bad content-length") from None
-        expected = headers.get("expect") if self.request_body else None
-        if expected is not None and expected.lower() != "100-continue":
-            raise ExpectationFailed(f"Unknown Expect: {expected}")
+            self.request_body = True
         too_large = self.request_bytes_left > self.request_max_size
         self.expecting_continue = expected is not None and version != "1.0" and not too_large
 

@@ -179,6 +179,7 @@ REFUSED = [
     refuse("7.1", "chunk that LF ends", post(CHUNKED, content=CHUNKS.replace(b"}\r\n", b"}\n"))),
     refuse("7.1", "last chunk that LF ends", post(CHUNKED, content=CHUNKS.replace(b"0\r\n\r\n", b"0\n\n"))),
     refuse("9110 10.1.1", "expectation that is unknown", post(SIZE, b"Expect: y", b"Connection: close"), 417),
+    Row("9110 10.1.1", "unknown expectation before its body", post(SIZE, b"Expect: y", content=b""), (417,), False),
     *(refuse("6.2", f"length {value[:9]!r}", post(b"Content-Length: " + value)) for value in LENGTHS),
     *(refuse("6.1", f"coding {value!r}", post(b"Transfer-Encoding:" + value, content=CHUNKS)) for value in CODINGS),
     *(refuse("7.1", f"size {value[:9]!r}", post(CHUNKED, content=CHUNKS.replace(b"1c\r", value + b"\r")))

@@ -126,6 +126,20 @@ def test_truncate_is_passed_if_given(
     assert [after for word, after in itertools.pairwise(command) if word == "--truncate"] == passed
 
 
+def test_mix_of_floats_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import serve_flags
+    import supervise
+
+    monkeypatch.setenv("VECMILL_MIX_FLOATS", "false")
+    monkeypatch.setattr(sys, "argv", ["serve"])
+    command = supervise.list_worker_flags(serve_flags.parse_arguments(), "CPU")
+    assert ("--mix-floats", "false") in itertools.pairwise(command)
+    # The workers run in one container or unit.
+    assert ("--share-quota", "true") in itertools.pairwise(command)
+    assert "VECMILL_WORKER_MIX_FLOATS: ${VECMILL_MIX_FLOATS:-true}" in (ROOT / "compose.yaml").read_text()
+
+
 def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import serve_flags

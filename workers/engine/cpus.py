@@ -12,38 +12,45 @@ from typing import NamedTuple
 #: How much lower the priority of the threads is that run most inferences, in steps of nice(2). A thread of the spare
 #: stream, like the sockets, then gets 4.8 times their share of a CPU, about that of the interactive lane in the broker.
 NICE = 7
+#: Workers that divide the CPU quota of this process's cgroup, as `claim_part` was told.
+_sharers = 1
 
 
 def count_cpus(root: Path = Path("/")) -> int:
-    """Return the number of CPUs in the affinity mask, or fewer if a cgroup grants less CPU time."""
-    quotas = (math.ceil(quota) for quota in _read_quotas(root))
+    """Return the number of CPUs in the affinity mask, or fewer if this process's share of a CPU quota is less."""
+    quotas = (math.ceil(quota / _sharers) for quota in _read_quotas(root))
     return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
 
 
 class Part(NamedTuple):
-    """CPUs of one worker, if several workers divide those of their host."""
+    """Part of one worker, if several workers divide the CPUs of their host."""
 
+    #: CPUs that the worker may run on.
     cpus: Sequence[int]
-    #: Number of the part, from 0; None if other workers have all parts, and this one shares all CPUs with them.
+    #: Number of the part, from 0, also if a quota makes the worker keep all CPUs; None if other workers have all parts.
     number: int | None
 
 
-def claim_part(folder: Path, group: str, parts: int, root: Path = Path("/")) -> Part:
+def claim_part(folder: Path, group: str, parts: int, root: Path = Path("/"), *, share_quota: bool = False) -> Part:
     """Claim one of so many equal parts of the CPUs until this process ends, and run this thread there.
 
     Threads that start later, such as OpenVINO's, run there too. Workers of one `group` that have the same folder and
-    affinity mask claim different parts. Raise `OSError` if the folder cannot be written.
+    affinity mask claim different parts. With `share_quota`, a CPU quota is that of all these workers together, and
+    without it that of each. Under a quota for fewer CPUs than a part has, the thread may run on all CPUs, because the
+    kernel limits it anyway, and finds those that other containers leave free. Raise `OSError` if the folder cannot be
+    written.
     """
+    global _sharers
+    _sharers = parts if share_quota else 1
     cpus = list_cpus(root)
-    # Under a quota, a worker that runs alone keeps all CPUs: another container may be bound to the same ones.
-    usable = cpus[: count_cpus(root)] if parts > 1 else cpus
     number = _lock_part(_find_lock_folder(folder, f"{group} {cpus}", root), parts)
     if number is None:
         return Part(cpus, None)
-    part = Part(divide_cpus(usable, parts)[number], number)
-    if parts > 1:
-        os.sched_setaffinity(0, part.cpus)
-    return part
+    part = divide_cpus(cpus, parts)[number]
+    if parts == 1 or count_cpus(root) < len(part):
+        return Part(cpus, number)
+    os.sched_setaffinity(0, part)
+    return Part(part, number)
 
 
 def divide_cpus(cpus: Sequence[int], parts: int) -> list[Sequence[int]]:

@@ -1,6 +1,7 @@
 """Devices of OpenVINO: their names, and the compilation of a model for one of them."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +25,8 @@ _REFUSED_MODES = {
 #: Activations that are rounded together where weights are int8 or int4, as OpenVINO 2026.4 and OVMS do on CPUs that
 #: gain from it; float weights are not affected. Fixed, because vectors depend on it; docs/export.md has what it costs.
 ROUNDED_GROUP = "32"
-#: Kinds of devices that can round activations.
-ROUNDING_DEVICES = ("CPU", "GPU")
+#: Kinds of devices that can round activations. AUTO and HETERO pass the group on to the devices that they use.
+ROUNDING_DEVICES = ("CPU", "GPU", "AUTO", "HETERO")
 #: OpenVINO's names of float types in OPTIMIZATION_CAPABILITIES.
 _CAPABILITIES = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}
 #: Other names of values of INFERENCE_PRECISION_HINT; `dynamic` and `undefined` are the types in the model's files.
@@ -103,6 +104,11 @@ def list_members(device: str, available: Sequence[str]) -> list[str]:
     return [name for name in names if not name.startswith("-")] or others
 
 
+def can_round(device: str) -> bool:
+    """Return whether a device accepts a group of activations to round together. Pure."""
+    return re.split(r"[.:(]", device.upper())[0] in ROUNDING_DEVICES
+
+
 def translate_hint(hint: str) -> str:
     """Return Vecmill's name of a value of INFERENCE_PRECISION_HINT. Pure."""
     return _HINTS.get(hint.casefold(), hint.casefold())
@@ -114,7 +120,7 @@ def choose_properties(device: str, streams: int, given: Mapping[str, Any]) -> di
     precision = "f16" if is_npu(device) else "f32"
     properties: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
     mode, _, members = device.partition(":")
-    if device.partition(".")[0] in ROUNDING_DEVICES:
+    if can_round(device):
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = ROUNDED_GROUP
     if streams or (device == "CPU" and "PERFORMANCE_HINT" not in given):
         # One stream a core gave the most texts/s on the CPU plugin, which itself chooses one for several cores.

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workers.engine.backend import Vectors
-from workers.engine.device import ROUNDING_DEVICES, DeviceError, DeviceFloats, read_floats, translate_hint
+from workers.engine.device import DeviceError, DeviceFloats, can_round, read_floats, translate_hint
 from workers.engine.engine import Engine
 from workers.engine.verdicts import find_verdict, store_verdict
+from workers.models.json_files import get_last_line
 from workers.models.prepare import PreparedModel
 from workers.models.source import INT8_GROUP, Overrides, Precision, is_npu
 
@@ -88,7 +89,7 @@ def load_engine(
     Raise `DeviceError` if the device cannot run the model in the wanted precision.
     """
     wanted, given = overrides.precision, overrides.properties
-    if wanted == "int8" and device.partition(".")[0] in ROUNDING_DEVICES:
+    if wanted == "int8" and can_round(device):
         given = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP, **given}
     floats = read_floats(device)
     choice = choose_float(wanted, device, floats, given, needs_float32=prepared.needs_float32)
@@ -96,28 +97,52 @@ def load_engine(
     def load(float_type: str) -> Engine:
         return Engine(prepared, device, streams, cache, {**given, "INFERENCE_PRECISION_HINT": float_type})
 
-    engine = load(choice.float_type)
-    if choice.must_probe:
-        key = f"{prepared.revision} {choice.float_type} {' '.join(device_floats.name for device_floats in floats)}"
-        cosine = find_verdict(cache, key)
-        if cosine is None:
-            try:
-                cosine = probe_engine(engine, lambda: _load_reference(prepared, device, cache, given))
-            except (DeviceError, RuntimeError) as error:
-                log.warning("computing in %s, not compared with f32: %s", choice.float_type, error)
-                return engine, choice.float_type
+    if not choice.must_probe:
+        return load(choice.float_type), "int8" if wanted == "int8" else choice.float_type
+    key = f"{prepared.revision} {choice.float_type} {' '.join(device_floats.name for device_floats in floats)}"
+    return _load_probed(load, lambda: _load_reference(prepared, device, cache, given), choice.float_type, cache, key)
+
+
+def _load_probed(
+    load: Callable[[str], Engine], load_reference: Callable[[], Engine], native: str, cache: Path, key: str
+) -> tuple[Engine, str]:
+    """Return an engine in the native float if its vectors agree with those in float32, else in float32.
+
+    Only a device that cannot compile the model in float32 gets the native float without a comparison.
+    """
+    cosine = find_verdict(cache, key)
+    engine: Engine | None = None
+    error = ""
+    if cosine is None:
+        try:
+            engine = load(native)
+            cosine = probe_engine(engine, load_reference)
+        except Exception as caught:  # whatever a device plugin raises: the native float is not known to be accurate
+            error = str(get_last_line(RuntimeError(caught))).rstrip(".") or type(caught).__name__
+        else:
             store_verdict(cache, key, cosine)
-        if cosine < LEAST_COSINE:
-            log.warning(
-                "computing in f32, which is slower than %s, because vectors in %s differ too much (least cosine %.6f); "
-                "set --precision %s to take them nevertheless, or f32 to end this warning",
-                *(choice.float_type, choice.float_type, cosine, choice.float_type),
-            )
-            choice = Choice("f32")
-            del engine
-            engine = load("f32")
+            if cosine >= LEAST_COSINE:
+                _free_memory()
+                return engine, native
+        # Both engines would need more memory than the device may have.
+        engine = None
         _free_memory()
-    return engine, "int8" if wanted == "int8" else choice.float_type
+    elif cosine >= LEAST_COSINE:
+        return load(native), native
+    try:
+        exact = load("f32")
+    except DeviceError as refusal:
+        if not error:
+            raise
+        log.warning("computing in %s, not compared with f32: %s", native, refusal)
+        return load(native), native
+    reason = f"could not be compared: {error}" if error else f"differ too much (least cosine {cosine:.6f})"
+    log.warning(
+        "computing in f32, which is slower than %s, because vectors in %s %s; set --precision %s to take them "
+        "nevertheless, or f32 to end this warning",
+        *(native, native, reason, native),
+    )
+    return exact, "f32"
 
 
 def _load_reference(prepared: PreparedModel, device: str, cache: Path, given: Mapping[str, Any]) -> Engine:

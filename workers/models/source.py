@@ -8,8 +8,8 @@ import msgspec
 #: What a model is computed in. `auto`: the device's native float if its vectors agree with those in float32.
 Precision = Literal["auto", "f32", "bf16", "f16", "int8"]
 
-#: Activations that are rounded together with int8: 1.10 times as fast as OpenVINO's and OVMS's 32, with the same score
-#: on the STS benchmark (docs/models.md). Part of the revision.
+#: Activations that are rounded together with int8: 1.29 times as fast as OpenVINO's and OVMS's 32, with 0.03 points
+#: less on the STS benchmark (the table in docs/models.md has the conditions). Part of the revision.
 INT8_GROUP = "64"
 
 #: OpenVINO properties that do not change vectors.

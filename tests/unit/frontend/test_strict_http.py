@@ -36,6 +36,8 @@ def test_connection_options_are_a_list(version: bytes, lines: bytes, *, keeps: b
         (b"Content-Length: +5", 400),
         (b"Transfer-Encoding:\x0bchunked", 400),
         (b"Transfer-Encoding: gzip", 400),
+        ("Transfer-Encoding: chun\u212aed".encode(), 400),
+        ("Connection: \u212aeep-alive".encode(), 400),
         (b"Transfer-Encoding: gzip, chunked", 501),
         (b"X: a\nTransfer-Encoding: chunked", 400),
         (b" folded", 400),

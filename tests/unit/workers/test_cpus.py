@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.harness.processes import ROOT
 from tests.unit.workers.test_model_folder import write_folder
+from workers.engine import cpus as module
 from workers.engine import device
 from workers.engine.cpus import claim_part, count_cpus, divide_cpus, list_cpus
 from workers.engine.engine import Engine
@@ -21,6 +22,7 @@ from workers.models.prepare import prepare_model
 def affinity(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Eight CPUs; the set changes when a worker limits itself to some of them."""
     cpus = set(range(8))
+    monkeypatch.setattr(module, "_sharers", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: cpus)
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, kept: cpus.intersection_update(kept))
     return cpus
@@ -116,13 +118,38 @@ input()
     assert claim_part(tmp_path, "b", 1).number == 0
 
 
-def test_workers_under_one_quota_divide_it(tmp_path: Path, affinity: set[int]) -> None:
-    for name, text in {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}.items():
+@pytest.mark.parametrize(
+    ("quota", "share_quota", "parts", "kept", "count"),
+    [
+        # One worker keeps all CPUs.
+        (4, False, 1, 8, 4),
+        (4, True, 1, 8, 4),
+        # A quota for fewer CPUs than a part has: of each worker, or of both together.
+        (2, False, 2, 8, 2),
+        (2, True, 2, 8, 1),
+        (7, True, 2, 4, 4),
+        (6, True, 2, 8, 3),
+        # A quota that a part cannot use up.
+        (4, False, 2, 4, 4),
+        (6, False, 2, 4, 4),
+        (8, True, 2, 4, 4),
+        # No quota.
+        (0, False, 2, 4, 4),
+        (0, True, 4, 2, 2),
+    ],
+)
+def test_quota_is_divided_only_if_shared(
+    tmp_path: Path, affinity: set[int], quota: int, share_quota: bool, parts: int, kept: int, count: int
+) -> None:
+    limit = f"{quota * 100000}" if quota else "max"
+    for name, text in {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{limit} 100000\n"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert claim_part(tmp_path, "alone", 1, tmp_path).number == 0
-    assert affinity == set(range(8))
-    assert list(claim_part(tmp_path, "b", 2, tmp_path).cpus) == [0, 1]
+    for number in range(parts):
+        affinity.update(range(8))
+        part = claim_part(tmp_path, "b", parts, tmp_path, share_quota=share_quota)
+        assert (part.number, set(part.cpus)) == (number, affinity)
+        assert (len(affinity), count_cpus(tmp_path)) == (kept, count)
 
 
 def test_threads_of_a_core_are_adjacent(tmp_path: Path) -> None:

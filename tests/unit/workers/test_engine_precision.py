@@ -1,6 +1,7 @@
 """What a model is computed in, on devices that this host has and on others, and the probe of `auto`."""
 
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.unit.workers.test_golden_sentences import SENTENCES
 from tests.unit.workers.test_model_folder import write_folder
 from workers.engine import precision as module
 from workers.engine import verdicts
-from workers.engine.device import DeviceError, DeviceFloats, list_members, read_floats
+from workers.engine.device import DeviceError, DeviceFloats, can_round, list_members, read_floats
 from workers.engine.engine import Engine
 from workers.engine.precision import LEAST_COSINE, Choice, choose_float, compute_least_cosine, find_hint, load_engine
 from workers.engine.verdicts import find_verdict, store_verdict
@@ -214,13 +215,63 @@ def test_failed_probe_falls_back_to_float32(
     )
 
 
+@pytest.mark.parametrize("error", [DeviceError("no room"), RuntimeError("a.cpp:1:\nno room"), MemoryError("no room")])
+def test_probe_that_fails_gives_float32(
+    prepared: PreparedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    alive: list[weakref.ref[Engine]] = []
+
+    def load(*arguments: Any) -> Engine:
+        # The engine in the native float was freed before.
+        assert not [engine for engine in alive if engine() is not None]
+        alive.append(weakref.ref(engine := Engine(*arguments)))
+        return engine
+
+    def fail(*arguments: Any) -> Engine:
+        # One that is kept would keep the engines in its traceback.
+        raise type(error)(*error.args)
+
+    monkeypatch.setattr(module, "_load_reference", fail)
+    monkeypatch.setattr(module, "read_floats", lambda device: [CPU])
+    monkeypatch.setattr(module, "Engine", load)
+    engine, name = load_engine(prepared, "CPU", 1, tmp_path / "cache", Overrides())
+    assert (name, find_float(engine), len(alive)) == ("f32", "f32", 2)
+    assert caplog.messages == [
+        "computing in f32, which is slower than bf16, because vectors in bf16 could not be compared: no room; "
+        "set --precision bf16 to take them nevertheless, or f32 to end this warning"
+    ]
+    assert not list(tmp_path.rglob("probes.json"))
+
+
+def test_stored_failure_compiles_only_float32(
+    prepared: PreparedModel, tmp_path: Path, probe: Callable[[float], list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe(0.5)
+    load_engine(prepared, "CPU", 1, tmp_path / "cache", Overrides())
+    compiled = []
+
+    def load(*arguments: Any) -> Engine:
+        compiled.append(arguments[-1]["INFERENCE_PRECISION_HINT"])
+        return Engine(*arguments)
+
+    monkeypatch.setattr(module, "Engine", load)
+    load_engine(prepared, "CPU", 1, tmp_path / "cache", Overrides())
+    assert compiled == ["f32"]
+
+
 def test_model_without_room_for_float32_is_served(
     prepared: PreparedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def load_reference(*arguments: Any) -> Engine:
-        raise DeviceError("device CPU could not compile the model: out of memory")
+    def load(*arguments: Any) -> Engine:
+        if arguments[-1]["INFERENCE_PRECISION_HINT"] == "f32":
+            raise DeviceError("device CPU could not compile the model: out of memory")
+        return Engine(*arguments)
 
-    monkeypatch.setattr(module, "_load_reference", load_reference)
+    monkeypatch.setattr(module, "Engine", load)
     monkeypatch.setattr(module, "read_floats", lambda device: [CPU])
     _, name = load_engine(prepared, "CPU", 1, tmp_path / "cache", Overrides())
     assert name == "bf16"
@@ -304,6 +355,20 @@ def test_int8_rounds_activations_in_its_group(tmp_path: Path) -> None:
     for properties, expected in (({}, INT8_GROUP), ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}, "0")):
         engine, _ = load_engine(prepared, "CPU", 1, cache, Overrides(precision="int8", properties=properties))
         assert str(engine._compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == expected
+
+
+@pytest.mark.parametrize("device", ["AUTO:CPU", "HETERO:CPU"])
+def test_modes_round_in_the_same_group(tmp_path: Path, device: str) -> None:
+    folder, cache, overrides = write_folder(tmp_path / "tiny"), tmp_path / "cache", Overrides(precision="int8")
+    prepared = prepare_model(folder, cache, print, overrides)
+    engines = [load_engine(prepared, name, 1, cache, overrides)[0] for name in ("CPU", device)]
+    expected, vectors = (engine.run_inference(0, engine.tokenize_texts(["hello world"])).copy() for engine in engines)
+    np.testing.assert_array_equal(vectors, expected)
+
+
+@pytest.mark.parametrize("device", ["CPU", "GPU.1", "GPU(4)", "AUTO", "AUTO:GPU.1,CPU", "HETERO:GPU,CPU", "NPU"])
+def test_only_an_npu_gets_no_group(device: str) -> None:
+    assert can_round(device) == (device != "NPU")
 
 
 def test_overflowing_model_is_served_in_int8(tmp_path: Path) -> None:
