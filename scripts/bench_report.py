@@ -76,17 +76,17 @@ def render_page(summary: Summary) -> str:
         "before it starts, sorts them by length, and uses the fastest size of micro-batches. Vecmill's rows name the "
         "precision; all others compute in float32. CPU time and memory are those of the kind of process that is named."
     )
+    has_peers = any(not cell.row.startswith(("Vecmill", "raw")) for cell in summary.cells)
     lines = [
         "# Benchmarks",
         "",
         *wrap(f"{machine}, load by `{facts['generator']}`. Written by `scripts/bench --report` from the results of:"),
         "",
-        f"    scripts/bench --peers {facts['settings']}",
+        f"    scripts/bench {'--peers ' * has_peers}{facts['settings']}",
         "",
         *wrap(method),
         "",
-        *wrap(PEERS),
-        "",
+        *([*wrap(PEERS), ""] if has_peers else []),
         "![Texts per second by workload and clients](benchmarks/throughput.svg)",
         "",
         *format_overview(summary),

@@ -12,6 +12,7 @@ from workers.engine.compiled_cache import open_compiled_cache
 from workers.engine.cpus import count_cpus
 from workers.engine.fixed_shapes import FixedModel, list_lengths
 from workers.models.json_files import get_last_line
+from workers.models.openvino_lock import OPENVINO_LOCK
 from workers.models.prepare import PreparedModel
 from workers.models.source import is_npu
 
@@ -169,9 +170,10 @@ def compile_model(
         )
     lengths = list_lengths(prepared.max_tokens) if fixed_shapes or is_npu(chosen) else []
     try:
-        if not lengths:
-            return core.compile_model(prepared.model_path, chosen, properties)
-        return FixedModel(core, prepared.model_path, chosen, properties, lengths, prepared.pad_id)
+        with OPENVINO_LOCK:
+            if not lengths:
+                return core.compile_model(prepared.model_path, chosen, properties)
+            return FixedModel(core, prepared.model_path, chosen, properties, lengths, prepared.pad_id)
     except RuntimeError as error:
         reason = str(get_last_line(error)).rstrip(".")
         remedy = f"; the longest input has {lengths[-1]} tokens, lower it with --max-length" if len(lengths) > 1 else ""

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from workers.engine.backend import Ids
+from workers.models.openvino_lock import OPENVINO_LOCK
 
 #: Largest group in characters, counted as the length of its longest text times its number of texts. For the IR, numpy
 #: makes an array of texts as wide as the longest text: 8 MB among 200 short texts took 6.4 GB and 13 s. The library
@@ -34,7 +35,8 @@ class IrEncoder:
         self._make_tensor = ov.Tensor
         # The library of the tokenizer's operations is loaded as long as this object lives.
         self._core = ov.Core()
-        compiled = self._core.compile_model(path, "CPU", {"NUM_STREAMS": 1})
+        with OPENVINO_LOCK:
+            compiled = self._core.compile_model(path, "CPU", {"NUM_STREAMS": 1})
         #: Three arrays (begins, ends and ids), or two that are padded (ids and mask).
         self._outputs = len(compiled.outputs)
         self._request = compiled.create_infer_request()

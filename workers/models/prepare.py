@@ -20,6 +20,7 @@ from workers.models import cache as entries
 from workers.models.folder import ModelFolder, read_folder
 from workers.models.graph_files import find_graph_file
 from workers.models.json_files import EXPORT, ModelError, read_count, summarize_error
+from workers.models.openvino_lock import OPENVINO_LOCK
 from workers.models.prompts import Matryoshka, Prompts, read_matryoshka, read_prompts
 from workers.models.source import INT8_GROUP, Overrides
 
@@ -107,12 +108,13 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
     if facts is None:
         report(f"converting {path}; the result stays in {cache}")
         try:
-            facts = entries.store_entry(
-                cache,
-                revision,
-                made_by,
-                lambda into: _convert_model(folder, into, report, overrides.precision == "int8"),
-            )
+            with OPENVINO_LOCK:
+                facts = entries.store_entry(
+                    cache,
+                    revision,
+                    made_by,
+                    lambda into: _convert_model(folder, into, report, overrides.precision == "int8"),
+                )
         except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError for a full disk, too
             raise ModelError(f"could not write the converted model to {cache}: {summarize_error(error)}") from None
     entry = entries.get_entry_folder(cache, revision)

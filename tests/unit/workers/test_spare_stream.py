@@ -1,7 +1,9 @@
 """The stream that runs interactive inputs beside bulk ones."""
 
+import locale
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,10 @@ def test_spare_stream_that_fails_is_not_used(
     assert engine.open_spare_request() is None
     assert str(failure or "the inference fails") in caplog.text
     assert len(engine._requests) == engine.requests
+
+
+def test_compilations_at_once_keep_the_locale(tmp_path: Path, prepared: PreparedModel) -> None:
+    before = locale.getencoding()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: Engine(prepared, "CPU", 1, tmp_path / f"cache{number % 2}"), range(24)))
+    assert locale.getencoding() == before
