@@ -95,6 +95,8 @@ class Scheduler:
         for frontend in state.ledger.find_silent(now) if frontends_read else []:
             self._remove_frontend(frontend, now)
         restore_revisions(state, now)
+        # Cleared jobs return to their queue, and fail there if their model has no worker.
+        end_trials(state, now)
         for model in state.models.values():
             if model.queue and model.is_unserved(now, compute_grace_s(state, model)):
                 fail_unserved(state, model, now)

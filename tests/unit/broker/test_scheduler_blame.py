@@ -51,6 +51,20 @@ def test_reconnected_worker_clears_job_on_trial() -> None:
     assert core.answers() == {(1, 0): vector("a")}
 
 
+def test_cleared_job_without_a_worker_fails_at_once() -> None:
+    core = Core(Limits(max_crashes=1, worker_grace_s=0.0, liveness_s=2 * TRIAL_S))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["a"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2", uuid=b"W1")
+    core.lost(b"W2")
+    core.tick(TRIAL_S)
+    assert core.failures() == [(1, -1, ErrorCode.NO_WORKER)]
+    assert not core.scheduler.open_jobs
+
+
 def test_job_on_trial_can_be_cancelled() -> None:
     core = Core(Limits(max_crashes=1))
     core.frontend()
