@@ -153,7 +153,9 @@ def run_floods(options: argparse.Namespace, folder: Path, bench: Bench) -> list[
                 server, row, bulk.iterate(), queries.iterate(), options.seconds, bulk.rate * 4, bench.generator
             )
             each.floods.append(flood)
-            print_progress(f"flood: {row}: p99 {flood.alone_ms[8]:.1f} ms alone, {flood.beside_ms[8]:.1f} ms beside")
+            print_progress(
+                f"flood: {row}: p99 {flood.alone_ms[8]:.1f} ms alone, {flood.beside_ms[8]:.1f} ms in the flood"
+            )
     return rounds
 
 

@@ -101,7 +101,7 @@ def render_page(summary: Summary) -> str:
     if summary.floods:
         lines += ["", "## A query next to bulk work", ""]
         lines += ["One client of single queries, alone and next to 8 clients with 32 texts per request.", ""]
-        lines += [*format_floods(summary.floods), "", "![Latency beside a flood](benchmarks/flood.svg)"]
+        lines += [*format_floods(summary.floods), "", "![Latency in a flood](benchmarks/flood.svg)"]
     if SCALE.exists():
         lines += ["", "## Scale", "", "[scaling.md](scaling.md) has the figures.", ""]
         lines += ["![Jobs per second by workers](benchmarks/scale.svg)"]
@@ -175,7 +175,7 @@ def draw_flood(summary: Summary, pyplot: Any) -> Any:
     """Return a figure of the latency of a query alone and next to a flood."""
     figure, axis = pyplot.subplots(figsize=(7, 0.7 + 0.7 * len(summary.floods)))
     rows = [flood.row for flood in summary.floods]
-    kinds = (("alone", "alone_ms", "#a6dba0"), ("beside", "beside_ms", "#1b7837"))
+    kinds = (("alone", "alone_ms", "#a6dba0"), ("in the flood", "beside_ms", "#1b7837"))
     for number, (label, name, colour) in enumerate(kinds):
         values = [getattr(flood, name) for flood in summary.floods]
         places = [at + (number - 0.5) * 0.36 for at in range(len(rows))]

@@ -147,12 +147,17 @@ def _take_medians_by_name(mappings: Sequence[Mapping[str, float]], digits: int) 
     }
 
 
+def format_row(values: Iterable[str]) -> str:
+    """Return a row of a table in Markdown."""
+    return f"| {' | '.join(values)} |"
+
+
 def format_overview(summary: Summary) -> list[str]:
     """Return a table of texts per second by workload in Markdown, from the most clients of each."""
     workloads = [name for name in summary.rounds if any(cell.workload == name for cell in summary.cells)]
     most = {name: max(cell.clients for cell in summary.cells if cell.workload == name) for name in workloads}
     heads = [f"{name}, {most[name]} clients" for name in workloads]
-    lines = [f"| texts/s | {' | '.join(heads)} |", f"|---|{'---:|' * len(workloads)}"]
+    lines = [format_row(["texts/s", *heads]), f"|---|{'---:|' * len(workloads)}"]
     for row in dict.fromkeys(cell.row for cell in summary.cells):
         found = {
             cell.workload: f"{cell.texts_s:.0f}"
@@ -160,7 +165,7 @@ def format_overview(summary: Summary) -> list[str]:
             if cell.row == row and cell.clients in (0, most[cell.workload])
         }
         if found:
-            lines.append(f"| {row} | {' | '.join(found.get(name, '') for name in workloads)} |")
+            lines.append(format_row([row, *(found.get(name, "") for name in workloads)]))
     return lines
 
 
@@ -174,7 +179,7 @@ def format_speeds(cells: Iterable[Cell]) -> list[str]:
         times = [f"{cell.latency_ms[at]:.1f}" for at in (P50, P95, P99)] if cell.latency_ms else ["", "", ""]
         ratio = f"{cell.ratio:.2f}" if cell.ratio else ""
         values = [cell.row, str(cell.clients or ""), f"{cell.texts_s:.0f}", ratio, f"{cell.tokens_s:,.0f}", *times]
-        lines.append(f"| {' | '.join(values)} |")
+        lines.append(format_row(values))
     return lines
 
 
@@ -189,19 +194,19 @@ def format_costs(cells: Iterable[Cell]) -> list[str]:
         memory = ", ".join(f"{name} {value:.0f}" for name, value in cell.memory_mb.items())
         padding = f"{cell.padding:.0%}" if cell.padding >= 0 else ""
         sizes = [f"{value:.1f}" if value >= 0 else "" for value in (cell.batch, cell.micro_batch)]
-        lines.append(f"| {' | '.join([cell.row, str(cell.clients or ''), cpu, memory, padding, *sizes])} |")
+        lines.append(format_row([cell.row, str(cell.clients or ""), cpu, memory, padding, *sizes]))
     return lines
 
 
 def format_floods(floods: Iterable[Flood]) -> list[str]:
     """Return a table of the interactive latency next to a flood in Markdown."""
     lines = [
-        "| | p50 alone | p99 alone | p50 beside | p99 beside ms | p99 ratio | bulk texts/s | beside | bulk keeps |",
+        "| | p50 alone | p99 alone | p50 in flood | p99 in flood, ms | ratio | bulk texts/s | in flood | bulk keeps |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for flood in floods:
         times = [f"{values[at]:.1f}" for values in (flood.alone_ms, flood.beside_ms) for at in (P50, P99)]
         ratio = f"{flood.beside_ms[P99] / flood.alone_ms[P99]:.1f}"
         bulk = [f"{flood.bulk_alone:.0f}", f"{flood.bulk_beside:.0f}", f"{flood.bulk_beside / flood.bulk_alone:.0%}"]
-        lines.append(f"| {' | '.join([flood.row, *times, ratio, *bulk])} |")
+        lines.append(format_row([flood.row, *times, ratio, *bulk]))
     return lines

@@ -10,13 +10,11 @@ import heapq
 import itertools
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,10 +26,13 @@ import zmq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from broker.wire import protocol as wire  # noqa: E402  after the path is set
-from broker.wire.sockets import open_dealer  # noqa: E402  after the path is set
-from tests.harness.processes import Program, descendants, free_port, until  # noqa: E402  after the path is set
-from workers.session.session import SLOTS, Session  # noqa: E402  after the path is set
+from bench_client import Client  # noqa: E402  after the path is set
+from bench_servers import Process, find_free_port, read_cpu_seconds  # noqa: E402
+from bench_texts import build_request  # noqa: E402
+
+from broker.wire import protocol as wire  # noqa: E402
+from broker.wire.sockets import open_dealer  # noqa: E402
+from workers.session.session import SLOTS, Session  # noqa: E402
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 DIMENSION = 8
@@ -152,30 +153,22 @@ class System:
     """Broker, frontends and fleet in a folder."""
 
     def __init__(self, folder: Path, workers: int, frontends: int, jobs: int, ms: float) -> None:
-        self.port = free_port()
+        self.port = find_free_port()
         ends = {role: f"ipc://{folder}/{role}" for role in ("frontends", "workers")}
         binds = ["--frontend-bind", ends["frontends"], "--worker-bind", ends["workers"], "--metrics-bind", ""]
         serve = ["--broker", ends["frontends"], "--port", str(self.port), "--processes", str(frontends)]
         fleet = [ends["workers"], str(workers), str(jobs), str(ms)]
-        self.broker = self._start(folder, "broker", "-m", "broker", "--log-level", "warning", *binds)
-        self.frontend = self._start(folder, "frontend", "-m", "frontend", "--log-level", "warning", *serve)
+        python = [sys.executable, "-m"]
+        self.broker = Process("scale-broker", [*python, "broker", "--log-level", "warning", *binds])
+        self.frontend = Process("scale-frontend", [*python, "frontend", "--log-level", "warning", *serve])
         command = [sys.executable, __file__, "--fleet", *fleet]
         self.fleet = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._workers = workers
 
-    def _start(self, folder: Path, name: str, *arguments: str) -> Program:
-        return Program(name, [sys.executable, *arguments], folder / f"{name}.log")
-
     def wait_ready(self) -> None:
         """Wait until all workers are connected."""
-        until(lambda: self._count_workers() == self._workers, 30, "the fake workers")
-
-    def _count_workers(self) -> int:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1) as answer:
-                return int(json.load(answer)["workers"])
-        except OSError:
-            return 0
+        url = f"http://127.0.0.1:{self.port}/health"
+        self.frontend.wait_ready(url, lambda body: json.loads(body)["workers"] == self._workers)
 
     def read_busy_s(self) -> list[float]:
         """Return the seconds that each device has run."""
@@ -186,8 +179,8 @@ class System:
 
     def read_cpu_s(self) -> list[float]:
         """Return the CPU seconds of broker, frontends, fleet and this process."""
-        roots = (self.broker.process.pid, self.frontend.process.pid, self.fleet.pid)
-        return [*(sum(map(read_process_s, [pid, *descendants(pid)])) for pid in roots), time.process_time()]
+        servers = [sum(process.read_cpu_seconds().values()) for process in (self.broker, self.frontend)]
+        return [*servers, read_cpu_seconds(self.fleet.pid), time.process_time()]
 
     def close(self) -> None:
         """End all processes."""
@@ -195,12 +188,6 @@ class System:
         self.fleet.wait()
         self.frontend.close()
         self.broker.close()
-
-
-def read_process_s(pid: int) -> float:
-    """Return the CPU seconds of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -215,27 +202,18 @@ def open_system(*arguments: int | float) -> Iterator[System]:
             system.close()
 
 
-def build_request(client: str, number: int) -> bytes:
-    """Return a POST of texts, with the client's name as its API key."""
-    texts = [TEXT.format(number * PER_REQUEST + each) for each in range(PER_REQUEST)]
-    body = json.dumps({"model": "fake", "input": texts, "encoding_format": "base64"}).encode()
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {client}\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
 async def load(port: int, connections: int, ended: asyncio.Event, answered: dict[str, int]) -> None:
     """Send requests without pause, and count the answered texts of each client, until the event is set."""
 
-    async def run(client: str, number: int) -> None:
-        request = build_request(client, number)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def run(name: str, number: int) -> None:
+        texts = [TEXT.format(number * PER_REQUEST + each) for each in range(PER_REQUEST)]
+        request = build_request(texts, "/v1/embeddings", {"model": "fake", "encoding_format": "base64"}, name)
+        client = await Client(port).open()
         while not ended.is_set():
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert b" 200 " in head[:20], head
-            await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
-            answered[client] = answered.get(client, 0) + PER_REQUEST
-        writer.close()
+            status, _ = await client.send_request(request)
+            assert status == 200, client.body
+            answered[name] = answered.get(name, 0) + PER_REQUEST
+        client.close()
 
     total = sum(CONNECTIONS.values())
     clients = [client for client, share in CONNECTIONS.items() for _ in range(max(1, connections * share // total))]

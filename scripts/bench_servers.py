@@ -61,12 +61,16 @@ class Process:
                 return line
         raise self._explain_end()
 
-    def wait_ready(self, url: str) -> None:
-        """Wait until a URL answers. Raise `LoadError` if the process ends before, or does not become ready."""
+    def wait_ready(self, url: str, is_ready: Callable[[bytes], bool] = lambda _: True) -> None:
+        """Wait until a URL answers, and `is_ready` accepts the body of the answer.
+
+        Raise `LoadError` if the process ends before, or does not become ready.
+        """
         until = time.monotonic() + START_S
         while time.monotonic() < until:
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
-                return
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
+                if is_ready(answer.read()):
+                    return
             if self._process.poll() is not None:
                 raise self._explain_end()
             time.sleep(0.1)

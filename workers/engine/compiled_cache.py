@@ -17,12 +17,17 @@ MAX_BYTES = 4 << 30
 MIN_FILES = 2
 
 
+def get_version_folder(folder: Path) -> Path:
+    """Return the folder of this version of OpenVINO, which need not exist."""
+    return folder / VERSION
+
+
 def open_compiled_cache(folder: Path) -> Path:
     """Return the folder of this version. Remove what other versions left, and what was not read for longest.
 
     A process that reads a file meanwhile keeps it; one that wants to read it later compiles its model again.
     """
-    own = folder / VERSION
+    own = get_version_folder(folder)
     own.mkdir(parents=True, exist_ok=True)
     for other in folder.iterdir():
         if other.is_dir() and other != own:

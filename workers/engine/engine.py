@@ -14,7 +14,7 @@ from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long
 from workers.engine.backend import Ids, Vectors
 from workers.engine.calibration import Calibration
-from workers.engine.compiled_cache import VERSION
+from workers.engine.compiled_cache import get_version_folder
 from workers.engine.cpus import NICE
 from workers.engine.device import DeviceError, compile_model, count_streams, translate_hint
 from workers.engine.feeds import pack_ids, pad_ids
@@ -74,7 +74,7 @@ class Engine:
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]
         #: A guess until `warm_up` measures the costs.
         self.costs = Costs(1, 0.1, 0, pads="places" not in self._input_names)
-        self._costs_path = find_costs_path(cache / "compiled" / VERSION, prepared.revision, self._compiled)
+        self._costs_path = find_costs_path(get_version_folder(cache / "compiled"), prepared.revision, self._compiled)
         #: Prompts in UTF-8 that the pooling leaves out, with their tokens, the longest first.
         self._prompts: list[tuple[bytes, int]] = []
         if PROMPT_TOKENS in self._input_names:
@@ -144,10 +144,10 @@ class Engine:
             spare = run_niced(lambda: self._compile_spare(properties)).create_infer_request()
             self._infer(spare, self._warm_up_ids)
         except Exception as error:  # whatever a device plugin raises: the model runs without this stream
-            log.warning("no stream for interactive inputs beside bulk ones: %s: %s", type(error).__name__, error)
+            log.warning("no stream for interactive inputs during bulk work: %s: %s", type(error).__name__, error)
             return None
         self._requests.append(spare)
-        log.info("opened a stream for interactive inputs beside bulk ones")
+        log.info("opened a stream for interactive inputs during bulk work")
         return self.requests
 
     def verify_device(self, request: int) -> None:

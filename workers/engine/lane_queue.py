@@ -39,7 +39,7 @@ class LanePriorityQueue(Generic[T]):
             self._changed.notify_all()
 
     def retry(self) -> None:
-        """Let each waiting `get` look again, because what an item needs was freed."""
+        """Let each waiting `get` look again, because its claim may have another result now."""
         with self._changed:
             self._changed.notify_all()
 
@@ -51,8 +51,6 @@ class LanePriorityQueue(Generic[T]):
         with self._changed:
             while (position := self._find(claim)) is None:
                 self._changed.wait()
-            # An item that was left to this thread may now be for another one.
-            self._changed.notify_all()
             return self._items.pop(position)[2]
 
     def _find(self, claim: Callable[[T], bool]) -> int | None:

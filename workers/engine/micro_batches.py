@@ -38,14 +38,15 @@ class Costs(msgspec.Struct, frozen=True):
 
     def predict_ms(self, lengths: Sequence[int]) -> float:
         """Return the duration of one inference of inputs of these lengths in tokens."""
-        longest, rows = max(lengths), len(lengths)
-        tokens = rows * longest if self.pads else sum(lengths)
-        return self.inference_ms + self.token_ms * tokens + self.pair_ms * rows * longest**2
+        return _make_prediction(sorted(lengths, reverse=True), self)(0, len(lengths))
+
+    def compute_row_ms(self, length: int) -> float:
+        """Return what a row of this length in tokens adds to an inference whose longest row it is."""
+        return self.token_ms * length + self.pair_ms * length * length
 
     def compute_speed(self, length: int) -> float:
         """Return the tokens per second of a stream with micro-batches of inputs of one length, of `limit_ms` each."""
-        row_ms = self.token_ms * length + self.pair_ms * length**2
-        rows = max(1, int(min(MAX_ROWS, (self.limit_ms - self.inference_ms) / row_ms)))
+        rows = max(1, int(min(MAX_ROWS, (self.limit_ms - self.inference_ms) / self.compute_row_ms(length))))
         return 1000 * rows * length / self.predict_ms([length] * rows)
 
 
@@ -72,7 +73,10 @@ def cut_micro_batches(
 
 
 def _make_prediction(rows: Sequence[int], costs: Costs) -> Callable[[int, int], float]:
-    """Return a function that returns the duration of rows from the first to, but without, the second number."""
+    """Return a function that returns the duration of rows from the first to, but without, the second number.
+
+    `rows` are lengths in tokens, the longest first.
+    """
     sums = [0, *itertools.accumulate(rows)]
     inference_ms, token_ms, pair_ms, pads = costs.inference_ms, costs.token_ms, costs.pair_ms, costs.pads
 
@@ -104,7 +108,7 @@ def _list_places(rows: Sequence[int], costs: Costs, limit_ms: float) -> list[int
     """Return numbers of rows between which a batch may be cut: 0, others, and the number of all rows."""
     if len(rows) <= MAX_PIECES:
         return list(range(len(rows) + 1))
-    durations = [costs.token_ms * length + costs.pair_ms * length * length for length in rows]
+    durations = [costs.compute_row_ms(length) for length in rows]
     piece_ms = min(sum(durations) / MAX_PIECES, limit_ms / MIN_PIECES)
     places, sum_ms = [0], 0.0
     for row, duration in enumerate(durations):

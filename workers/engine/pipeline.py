@@ -263,7 +263,10 @@ class Pipeline:
         if number:
             return self._micro_batches.get(self._claim_free)
         self._spare_waits = True
-        return self._micro_batches.get(self._claim_spare)
+        item = self._micro_batches.get(self._claim_spare)
+        # This thread is busy now, so the others need not leave items to it.
+        self._micro_batches.retry()
+        return item
 
     def _claim_free(self, item: MicroBatch) -> bool:
         """Reserve a free infer request. Leave to thread 0 what it can run at once."""

@@ -1,4 +1,4 @@
-"""Measured costs on disk, beside the compiled models that they belong to. A file has about 100 bytes."""
+"""Measured costs on disk, in the folder of the compiled models. A file has about 100 bytes."""
 
 import contextlib
 import hashlib

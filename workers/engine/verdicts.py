@@ -1,4 +1,4 @@
-"""Results of probes, kept beside the compiled models of one version of OpenVINO, so that a start needs no probe."""
+"""Results of probes, kept with the compiled models of one version of OpenVINO, so that a start needs no probe."""
 
 import contextlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from broker.shared.files import make_scratch_folder, move_into_place, read_small_file
-from workers.engine.compiled_cache import open_compiled_cache
+from workers.engine.compiled_cache import get_version_folder
 
 #: Results that are kept; the oldest are removed first.
 MAX_RESULTS = 256
@@ -27,13 +27,15 @@ def store_verdict(cache: Path, key: str, cosine: float) -> None:
     results.pop(key, None)
     results[key] = cosine
     kept = dict(list(results.items())[-MAX_RESULTS:])
-    with contextlib.suppress(OSError), make_scratch_folder(folder) as scratch:
-        (scratch / _FILE).write_bytes(msgspec.json.encode(kept))
-        move_into_place(scratch / _FILE, folder / _FILE)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with make_scratch_folder(folder) as scratch:
+            (scratch / _FILE).write_bytes(msgspec.json.encode(kept))
+            move_into_place(scratch / _FILE, folder / _FILE)
 
 
 def _find_folder(cache: Path) -> Path:
-    return open_compiled_cache(cache / "compiled")
+    return get_version_folder(cache / "compiled")
 
 
 def _read_results(folder: Path) -> dict[str, float]:

@@ -36,8 +36,9 @@ def test_suspects_run_alone_and_culprit_is_poison(core: Core) -> None:
     assert core.answers() == {(1, 0): vector("good"), (1, 2): vector("fine")}
 
 
-def test_reconnected_worker_clears_job_on_trial() -> None:
-    core = Core(Limits(max_crashes=1))
+def start_cleared_trial(limits: Limits) -> Core:
+    """Return a core with a job on trial, whose worker has reconnected as W2."""
+    core = Core(limits)
     core.frontend()
     core.worker()
     core.submit(1, ["a"])
@@ -45,6 +46,11 @@ def test_reconnected_worker_clears_job_on_trial() -> None:
     core.lost(b"W1")
     core.worker(b"W2", uuid=b"W1")
     assert core.batches() == []
+    return core
+
+
+def test_reconnected_worker_clears_job_on_trial() -> None:
+    core = start_cleared_trial(Limits(max_crashes=1))
     core.now += TRIAL_S
     core.handle(b"F1", wire.FrontendHeartbeat())
     core.answer(*core.batches())
@@ -52,13 +58,7 @@ def test_reconnected_worker_clears_job_on_trial() -> None:
 
 
 def test_cleared_job_without_a_worker_fails_at_once() -> None:
-    core = Core(Limits(max_crashes=1, worker_grace_s=0.0, liveness_s=2 * TRIAL_S))
-    core.frontend()
-    core.worker()
-    core.submit(1, ["a"])
-    core.batches()
-    core.lost(b"W1")
-    core.worker(b"W2", uuid=b"W1")
+    core = start_cleared_trial(Limits(max_crashes=1, worker_grace_s=0.0, liveness_s=2 * TRIAL_S))
     core.lost(b"W2")
     core.tick(TRIAL_S)
     assert core.failures() == [(1, -1, ErrorCode.NO_WORKER)]

@@ -1,4 +1,4 @@
-"""The stream that runs interactive inputs beside bulk ones."""
+"""The stream that runs interactive inputs during bulk work."""
 
 import locale
 import os
