@@ -4,6 +4,7 @@ The lines of one turn of the event loop are written together, at the end of the 
 """
 
 import asyncio
+import functools
 import logging
 import re
 from typing import Any
@@ -21,6 +22,11 @@ _PROBES = re.compile(r"/v2/health/(live|ready)|/v2/models/.*/ready|/health|/metr
 _SHOWN = ("model", "inputs", "client", "request_id")
 
 
+@functools.lru_cache(1000)
+def _is_probe(path: str) -> bool:
+    return _PROBES.fullmatch(path) is not None
+
+
 class AccessLog:
     """Access log of one process. All methods run on the event loop's thread."""
 
@@ -35,7 +41,7 @@ class AccessLog:
         if not self._handler or not self._logs_requests:
             return
         method, path, context = request.method, request.path, request.ctx
-        is_probe = _PROBES.fullmatch(path)
+        is_probe = _is_probe(path)
         if is_probe and not self._logs_probes:
             return
         fields: dict[str, Any] = {

@@ -190,7 +190,8 @@ class Connection(HttpProtocol):
 
     async def wait_until_writable(self) -> None:
         """Wait until nearly all written bytes are sent. Raise `RequestCancelled` if the connection has ended."""
-        await self._can_write.wait()
+        if not self._can_write.is_set():
+            await self._can_write.wait()
         if self.transport is None or self.transport.is_closing():
             raise RequestCancelled
 
