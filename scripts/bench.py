@@ -54,7 +54,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--workload", nargs="+", choices=every, default=list(every), help="what to measure (default: all)"
     )
-    parser.add_argument("--clients", nargs="+", type=int, help="numbers of clients (default: 1 8 64; for bulk 1 4)")
+    parser.add_argument(
+        "--clients", nargs="+", type=int, help="numbers of clients (default: 1 8 64; for bulk at most 4)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="least length of one (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one short round of two workloads, in about a minute")
@@ -84,10 +86,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def choose_clients(options: argparse.Namespace, workload: str) -> list[int]:
-    """Return the numbers of clients. 4 bulk clients have more texts in flight than 64 others."""
-    if options.clients:
-        return [min(number, 4) if workload == "bulk" else number for number in options.clients]
-    return [1, 4] if workload == "bulk" else [1, 8, 64]
+    """Return the numbers of clients."""
+    most = WORKLOADS[workload].max_clients
+    return sorted({min(number, most) for number in options.clients or [1, 8, 64]})
 
 
 def find_texts(folder: Path | None) -> Path:
