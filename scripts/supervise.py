@@ -10,7 +10,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import ssl
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from serve_flags import METRICS_BIND, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
+from serve_flags import OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
 
 from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused  # noqa: E402
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
@@ -117,27 +116,14 @@ def check_address(host: str, port: int) -> None:
         exit_refused("", describe_refusal(host, port, error))
 
 
-def choose_metrics_bind() -> str:
-    """Return the default address of the broker's metrics, or "" if another process listens there."""
-    host, _, port = METRICS_BIND.partition(":")
-    try:
-        socket.create_server((host, int(port))).close()
-    except OSError as error:
-        print_status(
-            f"no broker metrics: {METRICS_BIND} cannot be used ({error.strerror}); choose another with --metrics-bind"
-        )
-        return ""
-    return METRICS_BIND
-
-
 def create_children(
     options: argparse.Namespace, sockets: Path, devices: Sequence[str], health_files: Sequence[Path]
 ) -> list[list[Child]]:
     """Return all processes in start order: the broker, one worker for each device and health file, the frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
-    metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
-    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers, "--metrics-bind", metrics]
+    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers]
+    broker += ["--metrics-bind", options.metrics_bind]
     worker = [*python, "workers", "--broker", workers]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
