@@ -54,6 +54,8 @@ class BrokerClient:
         # - events that wake the waiting calls. They are set and replaced when the connection or the models change, and
         #   when stats or the result of a reload arrive.
         self._changed, self._stats_came, self._reloaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        # - the text of the last goodbye, which is logged once.
+        self._last_goodbye = ""
 
     @property
     def connected(self) -> bool:
@@ -203,7 +205,9 @@ class BrokerClient:
         self._run_step(lambda: self._session.handle(message, frames, time.monotonic()))
         match message:
             case wire.Goodbye():
-                log.warning("broker closed the session: %s: %s", message.code.name, message.text)
+                if message.text != self._last_goodbye:
+                    log.warning("broker closed the session: %s: %s", message.code.name, message.text)
+                self._last_goodbye = message.text
             case wire.Stats():
                 self._stats_came.set()
                 self._stats_came = asyncio.Event()

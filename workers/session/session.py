@@ -14,6 +14,8 @@ from broker.wire.protocol import Frame, Message, ModelInfo, ModelKey, ModelState
 
 #: Batches that a worker holds at most: in each lane the batch that runs and the next.
 SLOTS = 4
+#: Longest pause, in seconds, before the next hello after the broker has refused some in a row.
+MAX_PAUSE_S = 10.0
 
 
 class Session:
@@ -54,6 +56,8 @@ class Session:
         self._lease_s = 20.0
         self._heartbeat_s = 0.25
         self._liveness_s = 3.5
+        #: Seconds from the next goodbye to a hello. They double with each goodbye that no welcome comes before.
+        self._pause_s = self._heartbeat_s
 
     def __repr__(self) -> str:
         state = "DRAINING" if self.draining else "SERVING" if self.welcomed else "CONNECTING"
@@ -124,10 +128,11 @@ class Session:
                 # The broker sends one for each unexpected message. One hello answers all of them.
                 return None, [] if self._greeting else [self.make_hello(now)]
             case wire.Goodbye():
-                # Rejected or evicted. `due` sends another hello, because the reason may pass.
+                # Refused or evicted. `due` sends another hello, because the reason may pass.
                 self._epoch = None
                 self._greeting = False
-                self._next_heartbeat = now + self._heartbeat_s
+                self._next_heartbeat = now + self._pause_s
+                self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
             case wire.Release() if self.welcomed:
                 self._release_models(message.number, ModelKey(message.model, message.revision))
             case wire.Batch() if message.epoch == self._epoch:
@@ -140,7 +145,7 @@ class Session:
         self._epoch = message.epoch
         self._greeting = False
         self._lease_s = message.lease_ms / 1000
-        self._heartbeat_s = message.heartbeat_ms / 1000
+        self._heartbeat_s = self._pause_s = message.heartbeat_ms / 1000
         self._liveness_s = message.liveness_ms / 1000
         self._next_heartbeat = now + self._heartbeat_s
 

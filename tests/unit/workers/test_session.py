@@ -73,6 +73,22 @@ def test_hello_is_repeated_after_goodbye_or_silence(session: Session, message: w
     assert isinstance(hello, wire.WorkerHello)
 
 
+def test_refused_session_waits_longer_each_time(session: Session) -> None:
+    pauses = []
+    for _ in range(6):
+        now = session.next_deadline()
+        session.due(now)
+        session.handle(wire.Goodbye(ErrorCode.REVISION_CONFLICT, "why"), now)
+        pauses.append(session.next_deadline() - now)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    now = session.next_deadline()
+    (hello,) = session.due(now)
+    assert isinstance(hello, wire.WorkerHello)
+    session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, hello.number), now)
+    session.handle(wire.Goodbye(ErrorCode.INTERNAL, "silent"), now)
+    assert session.next_deadline() == now + 1.0
+
+
 def test_draining_session_answers_only_held_batches(session: Session) -> None:
     session.handle(BATCH, 0.0)
     assert session.drain() == [wire.WorkerDrain(b"")]
