@@ -215,10 +215,13 @@ class BrokerClient:
                 self._wake_reloads()
 
     def _on_timer(self) -> None:
-        self._run_step(lambda: self._session.due(time.monotonic()))
-        self._end_late_calls(time.monotonic())
-        delay_s = max(0.0, self._session.next_deadline() - time.monotonic())
-        self._timer = self._loop.call_later(delay_s, self._on_timer)
+        try:
+            self._run_step(lambda: self._session.due(time.monotonic()))
+            self._end_late_calls(time.monotonic())
+        finally:
+            # Without heartbeats, a fault in one turn would lose the broker for good.
+            delay_s = max(0.0, self._session.next_deadline() - time.monotonic())
+            self._timer = self._loop.call_later(delay_s, self._on_timer)
 
     def _end_late_calls(self, now: float) -> None:
         """End the calls of `run` that the broker has left without an answer. A timer for each would take 5 µs."""
