@@ -39,13 +39,15 @@ ALL_WORKERS_S = 30.0
 
 @dataclass(slots=True)
 class Served:
-    """What a server serves, and the files that tell which workers are connected."""
+    """What a server serves, where workers connect, and the files that show which workers are connected."""
 
     model: str
     url: str
     needs_key: bool = False
-    #: A worker touches its file when the broker has welcomed it.
+    #: A worker touches its file when the broker has welcomed it, and writes what it computes in.
     health_files: Sequence[Path] = ()
+    #: The broker's endpoint for workers.
+    broker: str = ""
 
 
 def list_worker_flags(options: argparse.Namespace, device: str) -> list[str]:
@@ -161,10 +163,13 @@ def is_ready(url: str) -> bool:
 
 
 def print_ready(served: Served, workers: int) -> None:
-    """Print the URL and a curl command to copy."""
+    """Print the URL, where other workers connect, and a curl command to copy."""
     wanted = len(served.health_files)
     count = f"{wanted} worker{'s' * (wanted != 1)}" if workers >= wanted else f"only {workers} of {wanted} workers"
+    computed_in = " and ".join(sorted({file.read_text() for file in served.health_files if file.exists()} - {""}))
+    count += f" in {computed_in}" * bool(computed_in)
     print_status(f"ready after {time.monotonic() - STARTED:.1f} s: {served.model} at {served.url} with {count}")
+    print_status(f"other workers of this host connect with python -m workers --broker {served.broker}")
     print_status(f"{served.url}/docs describes all paths\n")
     print(f"{format_curl(served.url, served.model, needs_key=served.needs_key)}\n", flush=True)
 
@@ -261,7 +266,7 @@ def main() -> None:
     groups = create_children(options, sockets, devices, health_files)
     url = format_url(options.host, options.port, tls=bool(options.tls_cert))
     needs_key = bool(options.api_keys or os.environ.get("API_KEY"))
-    served = Served(name, url, needs_key, health_files)
+    served = Served(name, url, needs_key, health_files, f"ipc://{sockets}/workers")
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     # Block SIGCHLD, so that the loop can wait for it.

@@ -54,7 +54,8 @@ class MessageLog:
                 return
             level = logging.INFO if message.code == ErrorCode.DRAINING else logging.WARNING
             log.log(level, "session closed: %s: %s", message.code.name, message.text)
-        elif isinstance(message, wire.Welcome) and self._refused.pop(peer, None):
+        elif isinstance(message, wire.Welcome) and peer in self._refused:
+            del self._refused[peer]
             log.info("accepted a peer that was refused before")
         elif isinstance(message, wire.Batch) and log.isEnabledFor(logging.DEBUG):
             fields = {

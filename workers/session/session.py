@@ -68,6 +68,11 @@ class Session:
         """Whether the broker has accepted the last hello and sent messages since then."""
         return self._epoch is not None
 
+    @property
+    def precisions(self) -> str:
+        """What the models are computed in, such as f32 or bf16+f32."""
+        return "+".join(sorted({info.precision for info in self._hello.models if info.precision}))
+
     def make_hello(self, now: float) -> Message:
         """Return a hello for a new connection, and start the session again."""
         self._next_heartbeat = now + self._heartbeat_s
