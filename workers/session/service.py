@@ -179,6 +179,8 @@ class Service:
             truncated=wire.pack_u32(inputs.truncated) if any(inputs.truncated) else b"",
             sizes=sizes,
             padding=work.padding,
+            micro_batches=work.micro_batches,
+            micro_batch_inputs=len(work.vectors),
         )
         self._send(result, frames=[frame])
 

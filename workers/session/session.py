@@ -190,6 +190,8 @@ class Session:
         truncated: bytes = b"",
         sizes: bytes = b"",
         padding: int = 0,
+        micro_batches: int = 0,
+        micro_batch_inputs: int = 0,
     ) -> Message:
         """Return the result of a batch, and free the batch's slot. The columns are those of `wire.BatchResult`."""
         self.held.pop((batch.epoch, batch.batch), None)
@@ -205,6 +207,8 @@ class Session:
             truncated=truncated,
             sizes=sizes,
             padding=padding,
+            micro_batches=micro_batches,
+            micro_batch_inputs=micro_batch_inputs,
         )
 
     def make_error(self, batch: wire.Batch, code: ErrorCode, text: str) -> Message:

@@ -42,10 +42,11 @@ def test_result_frees_the_batchs_slot(session: Session) -> None:
 
 
 def test_result_has_truncated_tokens_sizes_and_padding(session: Session) -> None:
+    ran = {"padding": 5, "micro_batches": 2, "micro_batch_inputs": 3}
     session.handle(BATCH, 0.0)
     ones, twos = wire.pack_u32([1]), wire.pack_u32([2])
-    result = session.make_result(BATCH, 4, ones, [], 10, truncated=twos, sizes=ones, padding=5)
-    assert result == wire.BatchResult(7, 1, 4, ones, [], 10, credit=2, seen=1, truncated=twos, sizes=ones, padding=5)
+    result = session.make_result(BATCH, 4, ones, [], 10, truncated=twos, sizes=ones, **ran)
+    assert result == wire.BatchResult(7, 1, 4, ones, [], 10, credit=2, seen=1, truncated=twos, sizes=ones, **ran)
 
 
 def test_error_frees_the_batchs_slot(session: Session) -> None:
