@@ -32,7 +32,7 @@ IN_TURN = "raw OpenVINO, one request after another"
 QUOTIENTS = {
     "padding": ("vecmill_padding_tokens_total", "vecmill_tokens_total"),
     "batch": ("vecmill_batch_jobs_sum", "vecmill_batch_jobs_count"),
-    "micro_batch": ("vecmill_batch_jobs_sum", "vecmill_micro_batches_total"),
+    "micro_batch": ("vecmill_micro_batch_inputs_total", "vecmill_micro_batches_total"),
 }
 
 

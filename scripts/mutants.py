@@ -136,6 +136,7 @@ BUGS = [
     Bug("a silent broker is waited for", "frontend/session/session.py", "if self.connected and now >= self._last_message_at + self._liveness_s:", "if False:"),
     Bug("requests wait forever for a broker", "frontend/session/session.py", "self._fail_unserved() if now >= since + self._grace_s else ()", "()"),
     Bug("a worker evicted for an invalid result counts as left", "events.py", "in (EvictionReason.LEFT, EvictionReason.REPLACED)", "in (EvictionReason.LEFT, EvictionReason.REPLACED, EvictionReason.INVALID_RESULT)"),
+    Bug("micro-batches count as inputs", "metrics.py", "        self._micro_batches.add(labels, result.micro_batches)", "        self._micro_batches.add(labels, result.micro_batch_inputs)"),
     Bug("series of workers that left stay", "metrics.py", "            family.drop_series(worker.label)\n", "            pass\n"),
     Bug("workers that leave are not counted", "events.py", "            self.metrics.workers_left.add(())\n", "            pass\n"),
     Bug("only silent workers count as evicted", "events.py", "            self.metrics.worker_evictions.add((reason.value,))\n", "            self.metrics.worker_evictions.add((reason.value,), reason == EvictionReason.SILENT)\n"),

@@ -18,8 +18,6 @@ from broker.shared.version import VERSION  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, split_address  # noqa: E402
 from workers.models.hub import is_hub_name  # noqa: E402
 
-#: Default address of the broker's metrics.
-METRICS_BIND = "127.0.0.1:7412"
 #: Beginnings of the variables of processes, which check the rest themselves.
 PREFIXES = ("VECMILL_BROKER_", "VECMILL_FRONTEND_", "VECMILL_WORKER_")
 #: Settings of processes that scripts/serve passes as flags, so that their variables have no effect.
@@ -178,8 +176,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--api-key-file", "", "file whose first line is an API key, as for OVMS; replaces the variable API_KEY")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")
     add("--tls-key", "", "PEM file with the certificate's key", variable="VECMILL_FRONTEND_TLS_KEY")
-    text = f"HOST:PORT of the broker's /metrics; empty: none; default: {METRICS_BIND} unless that port is taken"
-    add("--metrics-bind", None, text)
+    text = "HOST:PORT of the broker's /metrics; empty: none; auto: 127.0.0.1:7412, or none if that port is taken"
+    add("--metrics-bind", "auto", text)
     levels, formats = ("debug", "info", "warning", "error"), ("text", "json")
     add("--log-level", "warning", "least severe messages to log", variable="VECMILL_LOG_LEVEL", choices=levels)
     add("--log-format", "text", "format of log lines", variable="VECMILL_LOG_FORMAT", choices=formats)

@@ -75,15 +75,21 @@ class Link:
     def _read_messages(self) -> None:
         if self._socket.closed:
             return
-        for _ in range(MAX_READS):
-            try:
-                header, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            try:
-                message, payload = wire.decode(wire.TO_FRONTEND, [header.bytes, *(frame.buffer for frame in frames)])
-            except RemoteProtocolError as error:
-                log.warning("ignored malformed message: %s", error)
-                continue
-            self._on_message(message, payload)
-        self._loop.call_soon(self._read_messages)
+        drained = False
+        try:
+            for _ in range(MAX_READS):
+                try:
+                    header, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:
+                    drained = True
+                    return
+                try:
+                    message, payload = wire.decode(wire.TO_FRONTEND, [header.bytes, *(part.buffer for part in frames)])
+                except RemoteProtocolError as error:
+                    log.warning("ignored malformed message: %s", error)
+                    continue
+                self._on_message(message, payload)
+        finally:
+            # The other messages are read even if the handling of one has failed.
+            if not drained:
+                self._loop.call_soon(self._read_messages)

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import bench  # noqa: E402  after the path is set
 import bench_load  # noqa: E402
+import bench_measure  # noqa: E402
 import bench_ovms  # noqa: E402
 import bench_peers  # noqa: E402
 import bench_raw  # noqa: E402
@@ -45,12 +46,27 @@ from bench_texts import (  # noqa: E402
     take_texts,
 )
 
+from broker.shell.metrics_server import render  # noqa: E402
+from tests.harness.core import Core  # noqa: E402
+
 QUERIES = ROOT / "tests" / "data" / "queries.jsonl"
 
 
 def count_words(texts: Sequence[str]) -> list[int]:
     """Return the words of each text and two special tokens."""
     return [len(text.split()) + 2 for text in texts]
+
+
+def test_broker_has_the_counters_of_the_columns() -> None:
+    core = Core()
+    core.worker()
+    text = render(core.scheduler.collect_metrics(), "")[0].decode()
+    for names in bench_measure.QUOTIENTS.values():
+        for name in names:
+            assert f"\n{name}{{" in text
+    before, after = ({name: value for names in bench_measure.QUOTIENTS.values() for name in names} for value in (1, 3))
+    after["vecmill_micro_batch_inputs_total"] = 9
+    assert bench_measure.divide_counters(before, after) == {"padding": 1, "batch": 1, "micro_batch": 4}
 
 
 def make_cell(row: str = "Vecmill, f32", texts_s: float = 100.0, **fields: object) -> Cell:

@@ -53,7 +53,8 @@ class Work:
     vectors: Vectors = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
     #: Time from the start of the first micro-batch to the end of the last.
     inference_s: float = 0.0
-    #: Padding tokens in all micro-batches.
+    #: Number of micro-batches, and padding tokens in all of them.
+    micro_batches: int = 0
     padding: int = 0
     #: Why the batch failed, or "".
     error: str = ""
@@ -66,7 +67,7 @@ class Work:
         self, micro_batches: Sequence[Sequence[int]], lengths: Sequence[int], *, pads: bool
     ) -> None:
         """Record the micro-batches, as lists of row numbers, before the first of them runs."""
-        self._open = len(micro_batches)
+        self.micro_batches = self._open = len(micro_batches)
         if pads:
             self.padding = sum(len(rows) * lengths[rows[0]] for rows in micro_batches) - sum(lengths)
 

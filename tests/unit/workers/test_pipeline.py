@@ -396,6 +396,13 @@ def test_padding_counts_tokens_of_no_job() -> None:
     assert run_batch(make_batch("aaaa", "bbbb")).padding == 0
 
 
+def test_micro_batches_are_counted() -> None:
+    work = run_batch(make_batch("aaaa", "bb", "c"))
+    assert (work.micro_batches, len(work.vectors)) == (2, 3)
+    tokenized = run_batch(make_batch("aaaa", options=bytes([Option.TOKENIZE])))
+    assert (tokenized.micro_batches, len(tokenized.vectors)) == (0, 0)
+
+
 def test_inference_time_spans_all_micro_batches() -> None:
     """The time is not a sum, because micro-batches run in parallel."""
     work = make_batch("a", "b", "c")
