@@ -57,7 +57,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--workload", nargs="+", choices=every, default=list(every), help="what to measure (default: all)"
     )
-    text = "numbers of clients (default: 1 8 64; for bulk 1 4)"
+    text = "numbers of clients (default: 1 8 64; for bulk at most 4)"
     parser.add_argument("--clients", nargs="+", type=parse_count, help=text)
     parser.add_argument("--rounds", type=parse_count, default=3, help="measurements of each row (default: %(default)s)")
     parser.add_argument(
@@ -93,10 +93,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def choose_clients(options: argparse.Namespace, workload: str) -> list[int]:
-    """Return the numbers of clients. 4 bulk clients have more texts in flight than 64 others."""
-    if options.clients:
-        return [min(number, 4) if workload == "bulk" else number for number in options.clients]
-    return [1, 4] if workload == "bulk" else [1, 8, 64]
+    """Return the numbers of clients."""
+    most = WORKLOADS[workload].max_clients
+    return sorted({min(number, most) for number in options.clients or [1, 8, 64]})
 
 
 def find_texts(folder: Path | None) -> Path:

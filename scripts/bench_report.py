@@ -78,8 +78,10 @@ def render_page(summary: Summary) -> str:
         "The load generator and raw OpenVINO use the same cores as the servers. Figures are medians of rounds "
         f"({list_rounds(summary)}), in which all rows take turns on the same texts. No text repeats. "
         f'"Of raw" is relative to the row "{BASE}" of the same round: a process without a server that has all texts '
-        "before it starts, sorts them by length, and uses the fastest size of micro-batches. Vecmill's rows name the "
-        "precision; all others compute in float32. CPU time and memory are those of the kind of process that is named."
+        f"before it starts, sorts each {WORKLOADS['short'].window} of them by length ({WORKLOADS['bulk'].window} in "
+        "bulk), which is what the clients have open at once, and uses the fastest size of micro-batches. Vecmill's "
+        "rows name the precision; all others compute in float32. CPU time and memory are those of the kind of process "
+        "that is named."
     )
     has_peers = any(not cell.row.startswith(("Vecmill", "raw")) for cell in summary.cells)
     lines = [

@@ -36,6 +36,16 @@ class Workload:
     #: What the texts are, for the table.
     meaning: str
 
+    @property
+    def max_clients(self) -> int:
+        """Default number of clients of the largest measurement. 4 clients of bulk requests have more texts open."""
+        return 64 if self.per_request == 1 else 4
+
+    @property
+    def window(self) -> int:
+        """Texts that these clients have open at once."""
+        return self.max_clients * self.per_request
+
 
 WORKLOADS = {
     workload.name: workload

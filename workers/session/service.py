@@ -17,7 +17,8 @@ from broker.wire.errors import ErrorCode, RemoteProtocolError
 from broker.wire.protocol import Frame, Message
 from broker.wire.sockets import ConnectionMonitor, open_dealer
 from workers.config import Config
-from workers.engine.pipeline import Pipeline, Work
+from workers.engine.pipeline import Pipeline
+from workers.engine.work import Work
 from workers.session.model_keeper import ModelKeeper
 from workers.session.session import Session
 
