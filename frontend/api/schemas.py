@@ -4,6 +4,7 @@ The API's description is generated from the `Struct` types here (openapi.py); pa
 texts use OVMS's wording.
 """
 
+import functools
 import hashlib
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -261,6 +262,7 @@ def list_credentials(headers: Mapping[str, str]) -> list[str]:
     return [headers.get("authorization", ""), *(f"Bearer {headers[name]}" for name in KEY_HEADERS if name in headers)]
 
 
+@functools.lru_cache(1000)
 def hash_client(text: str) -> str:
     """Return a short hash of what identifies a client, so that neither logs nor the broker get the text itself."""
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()

@@ -8,19 +8,18 @@ import logging
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Sequence
-from email.utils import formatdate
 from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
-from sanic.response import BaseHTTPResponse, raw
+from sanic.response import raw
 from sanic.router import Router
 
 from frontend.api.errors import ApiError, unknown_path
 from frontend.config import Config
 from frontend.rest import metrics, middleware
+from frontend.rest.access_log import AccessLog
 from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.http_protocol import Connection
 from frontend.rest.incoming_bodies import IncomingBodies
@@ -51,9 +50,30 @@ class HeadRouter(Router):
         return super()._get(path, "GET" if method == "HEAD" else method, host)
 
 
-def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
+class Server(Sanic):  # type: ignore[type-arg]
+    """Sanic without its signals and lists of middleware, whose time exceeded that of the handlers."""
+
+    async def handle_request(self, request: Any) -> None:
+        """Find the route of a request, read the body, call the handler, and write the answer or the error."""
+        began = False
+        try:
+            # No route depends on the host.
+            request.route, handler, arguments = self.router.get(request.path, request.method, None)
+            request._match_info = dict(arguments)
+            if request.stream.request_body:
+                await request.receive_body()
+            began = True
+            response = await middleware.begin_request(request) or await handler(request, **arguments)
+            # Without a response, the handler has written the answer.
+            response = await request.respond(response) if response else request.stream.response
+            await response.send(end_stream=True)
+        except Exception as error:
+            await self.handle_exception(request, error, run_middleware=not began)
+
+
+def create_app(config: Config, keys: Keys) -> Server:
     """Return the application of a frontend process."""
-    app = Sanic("vecmill", configure_logging=False, request_class=middleware.AuthenticatedRequest, router=HeadRouter())
+    app = Server("vecmill", configure_logging=False, request_class=middleware.AuthenticatedRequest, router=HeadRouter())
     app.config.update(
         REQUEST_MAX_SIZE=config.max_body_bytes,
         # Comes after the deadline (504) and the time-out of a body (408), and guards against faults of this server.
@@ -76,9 +96,8 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
         app.blueprint(blueprint)
     app.error_handler.add(Exception, _render_error)
     app.error_handler.add(asyncio.CancelledError, _render_cancelled)
-    app.register_middleware(app.ctx.unread.wait_for_previous, "request")
-    app.register_middleware(_finish_head, "response")
-    middleware.install_middleware(app)
+    # Sanic calls this only before it answers an error, such as an unknown path.
+    app.register_middleware(middleware.begin_request, "request")
     app.register_listener(_start_up, "before_server_start")
     app.register_listener(_begin_drain, "before_server_stop")
     app.register_listener(_shut_down, "after_server_stop")
@@ -96,6 +115,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
 
 async def _start_up(app: Sanic) -> None:  # type: ignore[type-arg]
     return_freed_memory()
+    app.ctx.access_log = AccessLog()
     metrics.create_series({metrics.get_route_endpoint(route.name) for route in app.router.routes})
     app.ctx.broker = BrokerClient(app.ctx.config)
     app.ctx.broker.open()
@@ -121,6 +141,8 @@ async def _shut_down(app: Sanic) -> None:  # type: ignore[type-arg]
     for task in app.ctx.tasks:
         task.cancel()
     app.ctx.broker.close()
+    metrics.write_changes()
+    app.ctx.access_log.flush()
 
 
 async def _close_connections(app: Sanic) -> None:  # type: ignore[type-arg]
@@ -158,22 +180,6 @@ def _reload_keys(keys: Keys) -> None:
     # `Keys` logs the error, and the old keys stay valid.
     with contextlib.suppress(KeysError):
         keys.reload()
-
-
-async def _finish_head(request: Request, response: BaseHTTPResponse) -> None:
-    request.app.ctx.unread.watch_connection(request)
-    response.headers["Date"] = _format_date(int(time.time()))
-    stream: Any = request.stream
-    if request.app.ctx.draining and stream:
-        stream.keep_alive = False
-    # Clients that know the idle time do not use a connection that is about to be closed.
-    if stream and stream.keep_alive and (idle_s := int(request.app.ctx.config.idle_timeout_s)):
-        response.headers["Keep-Alive"] = f"timeout={idle_s}"
-
-
-@functools.lru_cache(1)
-def _format_date(time_s: int) -> str:
-    return formatdate(time_s, usegmt=True)
 
 
 def serve_sockets(app: Sanic, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:  # type: ignore[type-arg]

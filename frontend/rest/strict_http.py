@@ -4,6 +4,7 @@ Sanic's parser is lenient where another parser in front of it may disagree, whic
 some valid requests. `StrictHttp` parses heads and the sizes of chunks in its place, and writes the heads of answers.
 """
 
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -81,6 +82,11 @@ def parse_head(head: bytes) -> Head:
     return Head(method, target, version, fields, keeps_connection)
 
 
+#: Clients send nearly the same head with each request. Longer heads are not kept, because any client can send them.
+CACHED_HEADS, CACHED_HEAD_BYTES = 1024, 1024
+_parse_known_head = functools.lru_cache(CACHED_HEADS)(parse_head)
+
+
 def _check_host(version: str, hosts: list[str]) -> None:
     if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
         raise refuse("the Host header is missing, repeated or invalid; send one with the server's name")
@@ -121,7 +127,7 @@ class StrictHttp(Http):
         """Read, check and parse the head of a request. Raise `ApiError` or a Sanic exception if it is invalid."""
         end = await self._receive_head()
         head = bytes(self.recv_buffer[:end])
-        parsed = parse_head(head)
+        parsed = _parse_known_head(head) if end <= CACHED_HEAD_BYTES else parse_head(head)
         self.url, self.keep_alive = parsed.target, parsed.keeps_connection
         self.head_only = parsed.method == "HEAD"
         request_class: Any = self.protocol.request_class

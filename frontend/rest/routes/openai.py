@@ -47,7 +47,7 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
         body = render_embeddings(job.body, {}, 0, truncated={}, errors=prepared.errors)
         async with unread.reserve_room(len(body), deadline, waiting=len(body)) as room:
             return await send_answer(request, room, body, _build_headers(None, warning, started), JSON)
-    with metrics.track_in_flight(request, job.model.name):
+    with metrics.InFlight(request, job.model.name):
         done = await broker.run(
             job.model.name,
             prepared.kind,
