@@ -3,13 +3,14 @@
 All methods raise `StoreError` if the database cannot be used. Times are seconds since 1970.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from frontend.batches.connections import Connection, Execute
-from frontend.batches.rows import Batch, Chunk, File, FilePart, add_chunk, cancel, merge_batch
+from frontend.batches.rows import OPEN, Batch, Chunk, File, FilePart, add_chunk, cancel, merge_batch
 
 R = TypeVar("R", File, Batch)
 
@@ -140,16 +141,23 @@ class Database:
 
     # --- runners -----------------------------------------------------------------------------------------------------
 
-    def claim_batch(self, holder: str, now: float, lease_s: float) -> Batch | None:
-        """Lease the oldest open batch that no runner holds to the runner `holder`.
+    def claim_batch(self, holder: str, now: float, lease_s: float, busy_owners: Collection[str] = ()) -> Batch | None:
+        """Lease the oldest open batch that no runner holds, of another owner than these, to the runner `holder`.
 
         Return None if there is none, or if another runner has claimed the batch at the same moment.
         """
-        statement = """UPDATE batches SET holder = ?, lease_until = ? WHERE lease_until <= ? AND id = (
-            SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? ORDER BY id LIMIT 1) RETURNING body"""
-        return _decode(
-            self._connection.transact(lambda execute: execute(statement, holder, now + lease_s, now, now)), Batch
-        )
+        others = f"AND owner NOT IN ({', '.join('?' * len(busy_owners))})" if busy_owners else ""
+        statement = f"""UPDATE batches SET holder = ?, lease_until = ? WHERE lease_until <= ? AND id = (
+            SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? {others} ORDER BY id LIMIT 1)
+            RETURNING body"""
+        values = holder, now + lease_s, now, now, *busy_owners
+        return _decode(self._connection.transact(lambda execute: execute(statement, *values)), Batch)
+
+    def count_open(self) -> dict[str, int]:
+        """Return the number of batches that have not ended, by status."""
+        rows = self._connection.transact(lambda execute: execute("SELECT body FROM batches WHERE is_open = 1"))
+        statuses = Counter(msgspec.json.decode(body, type=Batch).status for (body,) in rows)
+        return {status: statuses[status] for status in OPEN}
 
     def renew_lease(self, batch_id: str, holder: str, now: float, lease_s: float) -> Batch | None:
         """Renew a lease. Return the current row, which may have been cancelled, or None if the lease is lost."""

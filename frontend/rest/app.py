@@ -18,7 +18,7 @@ from sanic.exceptions import SanicException
 from sanic.response import BaseHTTPResponse, raw
 from sanic.router import Router
 
-from frontend.api.errors import ApiError, unknown_path
+from frontend.api.errors import ApiError, body_too_large, unknown_path
 from frontend.config import Config
 from frontend.rest import metrics, middleware
 from frontend.rest.api_keys import Keys, KeysError
@@ -236,8 +236,7 @@ def _convert_sanic_error(request: Request, error: SanicException) -> ApiError:
         # instead of the answer.
         if stream := request.stream:
             stream.request_max_size = stream.protocol.request_max_size = MAX_DISCARDED_BYTES
-        text = f"the request body is larger than {limit} bytes; split its inputs over several requests"
-        return ApiError(413, text, code="body_too_large")
+        return body_too_large(limit)
     if status < 500:
         return ApiError(status, str(error), code="bad_request")
     return ApiError(status, "the server is unavailable", kind="server_error", code="unavailable", retry_after_s=1)
