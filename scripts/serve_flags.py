@@ -20,6 +20,8 @@ from workers.models.hub import is_hub_name  # noqa: E402
 
 #: Default address of the broker's metrics.
 METRICS_BIND = "127.0.0.1:7412"
+#: Default folder of files and batches.
+DATA = ROOT / ".data"
 #: Beginnings of the variables of processes, which check the rest themselves.
 PREFIXES = ("VECMILL_BROKER_", "VECMILL_FRONTEND_", "VECMILL_WORKER_")
 #: Settings of processes that scripts/serve passes as flags, so that their variables have no effect.
@@ -176,6 +178,8 @@ def parse_arguments() -> argparse.Namespace:
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--api-key-file", "", "file whose first line is an API key, as for OVMS; replaces the variable API_KEY")
+    text = f"folder of files and batches, which several servers may share; none: no /v1/files; default: {DATA}"
+    add("--data", None, text, variable="VECMILL_FRONTEND_DATA")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")
     add("--tls-key", "", "PEM file with the certificate's key", variable="VECMILL_FRONTEND_TLS_KEY")
     text = f"HOST:PORT of the broker's /metrics; empty: none; default: {METRICS_BIND} unless that port is taken"
@@ -193,8 +197,10 @@ def parse_arguments() -> argparse.Namespace:
         os.environ["API_KEY"] = read_api_key(Path(options.api_key_file))
     address, options.port = options.port
     options.host = options.host or address or "127.0.0.1"
+    options.data = "" if options.data == "none" else options.data
     # The processes run in another folder.
-    for name in ("cache", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"):
+    paths = "cache", "data", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"
+    for name in paths:
         value = getattr(options, name)
         if value and not (name == "model" and is_hub_name(value)):
             setattr(options, name, str(Path(value).absolute()))

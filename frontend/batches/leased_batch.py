@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Duration of a lease and interval of its renewals, in seconds.
-LEASE_S, RENEW_S = 10.0, 2.0
+LEASE_S, RENEW_S = 6.0, 1.5
 #: First and longest pause before a failed call is repeated, in seconds.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 10.0
 
