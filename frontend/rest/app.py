@@ -25,7 +25,9 @@ from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.http_protocol import Connection
 from frontend.rest.incoming_bodies import IncomingBodies
 from frontend.rest.memory import return_freed_memory
+from frontend.rest.routes.batches import batches
 from frontend.rest.routes.docs import docs
+from frontend.rest.routes.files import files
 from frontend.rest.routes.openai import openai
 from frontend.rest.routes.operations import operations
 from frontend.rest.routes.ovms import ovms
@@ -72,7 +74,7 @@ def create_app(config: Config, keys: Keys) -> Sanic:  # type: ignore[type-arg]
     #: Background tasks, which live as long as the process.
     app.ctx.tasks = []
     app.ctx.unread = UnreadAnswers(config)
-    for blueprint in (openai, operations, ovms, docs):
+    for blueprint in (openai, operations, ovms, files, batches, docs):
         app.blueprint(blueprint)
     app.error_handler.add(Exception, _render_error)
     app.error_handler.add(asyncio.CancelledError, _render_cancelled)
