@@ -18,6 +18,8 @@ from broker.shared.version import VERSION  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, split_address  # noqa: E402
 from workers.models.hub import is_hub_name  # noqa: E402
 
+#: Default folder of files and batches.
+DATA = ROOT / ".data"
 #: Beginnings of the variables of processes, which check the rest themselves.
 PREFIXES = ("VECMILL_BROKER_", "VECMILL_FRONTEND_", "VECMILL_WORKER_")
 #: Settings of processes that scripts/serve passes as flags, so that their variables have no effect.
@@ -171,6 +173,8 @@ def parse_arguments() -> argparse.Namespace:
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--api-key-file", "", "file whose first line is an API key, as for OVMS; replaces the variable API_KEY")
+    text = f"folder of files and batches, which several servers may share; none: no /v1/files; default: {DATA}"
+    add("--data", None, text, variable="VECMILL_FRONTEND_DATA")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")
     add("--tls-key", "", "PEM file with the certificate's key", variable="VECMILL_FRONTEND_TLS_KEY")
     text = "HOST:PORT of the broker's /metrics; empty: none; auto: 127.0.0.1:7412, or none if that port is taken"
@@ -188,8 +192,10 @@ def parse_arguments() -> argparse.Namespace:
         os.environ["API_KEY"] = read_api_key(Path(options.api_key_file))
     address, options.port = options.port
     options.host = options.host or address or "127.0.0.1"
+    options.data = "" if options.data == "none" else options.data
     # The processes run in another folder.
-    for name in ("cache", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"):
+    paths = "cache", "data", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"
+    for name in paths:
         value = getattr(options, name)
         if value and not (name == "model" and is_hub_name(value)):
             setattr(options, name, str(Path(value).absolute()))

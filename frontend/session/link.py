@@ -25,6 +25,13 @@ MAX_READS = 64
 LINGER_MS = 500
 
 
+def check_endpoint(endpoint: str) -> None:
+    """Raise `zmq.ZMQError` if the endpoint of a broker is invalid."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(endpoint)
+
+
 class Link:
     """Connection to the broker, which libzmq reconnects. All methods run on the event loop's thread."""
 
