@@ -5,11 +5,12 @@ client reads, so that a connection has the text of one answer at most, and a pro
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 
 from sanic import HTTPResponse, Request
