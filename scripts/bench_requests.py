@@ -19,6 +19,8 @@ from bench_scale import System, open_system  # noqa: E402
 from bench_servers import find_cpu_name  # noqa: E402
 from bench_texts import build_request  # noqa: E402
 
+from broker.shared.flags import FlagParser, parse_count, parse_duration  # noqa: E402
+
 #: Text of a request; the number makes each text new.
 TEXT = "how do I configure the retry policy of the ingest service so that it backs off after an error, case {:09}"
 #: Milliseconds and jobs of a batch of the device, and values of a vector.
@@ -65,11 +67,13 @@ def format_row(texts: int, costs: Sequence[Cost]) -> str:
 
 def main() -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(prog="scripts/bench --requests", description="Measure the CPU time of a request.")
-    parser.add_argument("--texts", type=int, nargs="+", default=(1, 32), help="texts in a request (default: 1 32)")
-    parser.add_argument("--clients", type=int, default=64, help="connections (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of each measurement (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts")
+    parser = FlagParser(prog="scripts/bench --requests", description="Measure the CPU time of a request.")
+    parser.add_argument("--texts", type=parse_count, nargs="+", default=(1, 32), help="texts in a request (1 and 32)")
+    parser.add_argument("--clients", type=parse_count, default=64, help="connections (default: %(default)s)")
+    text = "seconds of each measurement (default: %(default)s)"
+    parser.add_argument("--seconds", type=parse_duration, default=4.0, help=text)
+    text = "measurements, of which the median counts (default: %(default)s)"
+    parser.add_argument("--rounds", type=parse_count, default=3, help=text)
     parser.add_argument("--encoding", choices=("base64", "float"), default="base64", help="format of the vectors")
     parser.add_argument("--requests", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -30,6 +30,7 @@ from bench_client import Client  # noqa: E402  after the path is set
 from bench_servers import Process, find_free_port, read_cpu_seconds  # noqa: E402
 from bench_texts import build_request  # noqa: E402
 
+from broker.shared.flags import FlagParser, parse_count, parse_duration  # noqa: E402
 from broker.wire import protocol as wire  # noqa: E402
 from broker.wire.sockets import open_dealer  # noqa: E402
 from workers.session.session import SLOTS, Session  # noqa: E402
@@ -302,13 +303,15 @@ def main() -> None:
     if sys.argv[1:2] == ["--fleet"]:
         broker, number, jobs, ms, dimension = sys.argv[2:]
         return run_fleet(broker, int(number), int(jobs), float(ms), int(dimension))
-    parser = argparse.ArgumentParser(prog="scripts/bench --scale", description="Measure the scale-out of one broker.")
+    parser = FlagParser(prog="scripts/bench --scale", description="Measure the scale-out of one broker.")
     text = "numbers of workers (default: %(default)s)"
-    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help=text)
-    parser.add_argument("--jobs", type=int, default=4, help="jobs in a batch (default: %(default)s)")
-    parser.add_argument("--ms", type=float, default=10.0, help="milliseconds of a batch (default: %(default)s)")
-    parser.add_argument("--frontends", type=int, default=1, help="frontend processes (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--workers", type=parse_count, nargs="+", default=WORKERS, help=text)
+    parser.add_argument("--jobs", type=parse_count, default=4, help="jobs in a batch (default: %(default)s)")
+    text = "milliseconds of a batch (default: %(default)s)"
+    parser.add_argument("--ms", type=parse_duration, default=10.0, help=text)
+    parser.add_argument("--frontends", type=parse_count, default=1, help="frontend processes (default: %(default)s)")
+    text = "seconds of each measurement (default: %(default)s)"
+    parser.add_argument("--seconds", type=parse_duration, default=4.0, help=text)
     text = "write docs/scaling.json, of which scripts/bench --report plots the curve"
     parser.add_argument("--store", action="store_true", help=text)
     parser.add_argument("--scale", action="store_true", help=argparse.SUPPRESS)

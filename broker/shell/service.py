@@ -13,7 +13,7 @@ import zmq
 from broker.core.outbox import Send
 from broker.core.scheduler import Scheduler
 from broker.shared.health import HealthFile
-from broker.shell.config import Config
+from broker.shell.config import METRICS_BIND, Config
 from broker.shell.message_log import MessageLog
 from broker.shell.metrics_server import MetricsServer
 from broker.shell.routers import FRONTEND, WORKER, ConfigError, Routers
@@ -84,12 +84,18 @@ class Service:
         gc.set_threshold(*GC_THRESHOLDS)
         log.info("frontends connect to %s, workers to %s", self.config.frontend_bind, self.config.worker_bind)
 
-    def _open_metrics_server(self, bind: str) -> MetricsServer:
+    def _open_metrics_server(self, bind: str) -> MetricsServer | None:
+        """Return the server of the metrics; None if the default address is taken, such as by another broker."""
+        is_default = bind == "auto"
         try:
-            server = MetricsServer(bind, self._wakeup.wake_loop)
+            server = MetricsServer(METRICS_BIND if is_default else bind, self._wakeup.wake_loop)
         except ValueError as error:
             raise ConfigError(f"--metrics-bind {error}") from None
         except OSError as error:
+            if is_default:
+                text = "no metrics, because %s cannot be used: %s; choose another address with --metrics-bind"
+                log.warning(text, METRICS_BIND, error.strerror)
+                return None
             text = f"cannot serve metrics on {bind}: {error.strerror}; choose another --metrics-bind, or '' for none"
             raise ConfigError(text) from None
         server.start()

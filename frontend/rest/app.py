@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import logging
+import math
 import signal
 import socket
 import ssl
@@ -16,7 +17,7 @@ from sanic.exceptions import SanicException
 from sanic.response import raw
 from sanic.router import Router
 
-from frontend.api.errors import ApiError, unknown_path
+from frontend.api.errors import ApiError, body_too_large, unknown_path
 from frontend.config import Config
 from frontend.rest import metrics, middleware
 from frontend.rest.access_log import AccessLog
@@ -24,7 +25,9 @@ from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.http_protocol import Connection
 from frontend.rest.incoming_bodies import IncomingBodies
 from frontend.rest.memory import return_freed_memory
+from frontend.rest.routes.batches import batches
 from frontend.rest.routes.docs import docs
+from frontend.rest.routes.files import files
 from frontend.rest.routes.openai import openai
 from frontend.rest.routes.operations import operations
 from frontend.rest.routes.ovms import ovms
@@ -62,7 +65,10 @@ class Server(Sanic):  # type: ignore[type-arg]
             # No route depends on the host.
             request.route, handler, arguments = self.router.get(request.path, request.method, None)
             request._match_info = dict(arguments)
-            if request.stream.request_body:
+            if hasattr(handler, "is_stream"):
+                # The handler reads the body, and limits its size.
+                request.stream.request_max_size = math.inf
+            elif request.stream.request_body and not request.route.extra.ignore_body:
                 await request.receive_body()
             began = True
             response = await middleware.begin_request(request) or await handler(request, **arguments)
@@ -94,7 +100,7 @@ def create_app(config: Config, keys: Keys) -> Server:
     #: Background tasks, which live as long as the process.
     app.ctx.tasks = []
     app.ctx.unread = UnreadAnswers(config)
-    for blueprint in (openai, operations, ovms, docs):
+    for blueprint in (openai, operations, ovms, files, batches, docs):
         app.blueprint(blueprint)
     app.error_handler.add(Exception, _render_error)
     app.error_handler.add(asyncio.CancelledError, _render_cancelled)
@@ -246,8 +252,7 @@ def _convert_sanic_error(request: Request, error: SanicException) -> ApiError:
         # instead of the answer.
         if stream := request.stream:
             stream.request_max_size = stream.protocol.request_max_size = MAX_DISCARDED_BYTES
-        text = f"the request body is larger than {limit} bytes; split its inputs over several requests"
-        return ApiError(413, text, code="body_too_large")
+        return body_too_large(limit)
     if status < 500:
         return ApiError(status, str(error), code="bad_request")
     return ApiError(status, "the server is unavailable", kind="server_error", code="unavailable", retry_after_s=1)

@@ -115,6 +115,12 @@ readers_ended = Counter(
     ["reason"],
     registry=_registry,
 )
+file_bytes = Counter(
+    PREFIX + "file_bytes", "Bytes of files that clients have sent or read", ["direction"], registry=_registry
+)
+open_uploads = Gauge(
+    PREFIX + "open_uploads", "Files that are being uploaded", multiprocess_mode="livesum", registry=_registry
+)
 
 
 def get_endpoint(request: Request) -> str:
@@ -133,6 +139,8 @@ def create_series(endpoints: Iterable[str]) -> None:
     for endpoint in [*endpoints, _UNKNOWN]:
         _requests.labels(endpoint, "200" if endpoint != _UNKNOWN else "404", "")
         _request_seconds.labels(endpoint)
+    for direction in ("upload", "download"):
+        file_bytes.labels(direction)
     for reason in Reason:
         readers_ended.labels(reason.value)
 

@@ -5,11 +5,12 @@ client reads, so that a connection has the text of one answer at most, and a pro
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 
 from sanic import HTTPResponse, Request
@@ -168,6 +169,45 @@ class UnreadAnswers:
             connection.response_timeout = limit_s
             if connection in self._watched:
                 self._watched[connection] = None
+
+    async def send_blocks(
+        self,
+        request: Request,
+        blocks: AsyncGenerator[bytes, None],
+        size: int,
+        status: int,
+        headers: dict[str, str],
+        content_type: str,
+    ) -> HTTPResponse | None:
+        """Send an answer of `size` bytes as its client reads, of which one block at a time is in memory.
+
+        An exception of the first block becomes an error's answer. One of a later block ends the connection, so that the
+        client sees that the answer is incomplete.
+        """
+        first = await anext(blocks, b"")
+        metrics.file_bytes.labels("download").inc(len(first))
+        if len(first) == size:
+            return raw(first, status=status, headers=headers, content_type=content_type)
+        connection = _get_connection(request)
+        await connection.wait_until_writable()
+        head = HTTPResponse(headers=headers | {"content-length": str(size)}, status=status, content_type=content_type)
+        response = await request.respond(head)
+        limit_s, connection.response_timeout = connection.response_timeout, math.inf
+        try:
+            await response.send(first)
+            async with contextlib.aclosing(blocks):
+                async for block in blocks:
+                    # The connection is forgotten when the client has read all blocks before this one.
+                    self._watched.setdefault(connection)
+                    metrics.file_bytes.labels("download").inc(len(block))
+                    await response.send(block)
+                    await asyncio.sleep(0)
+        except Exception as error:
+            log.error("ended a download: %s", error)
+            connection.abort()
+        finally:
+            connection.response_timeout = limit_s
+        return None
 
     # --- clients -----------------------------------------------------------------------------------------------------
 

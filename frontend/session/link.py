@@ -25,6 +25,13 @@ MAX_READS = 64
 LINGER_MS = 500
 
 
+def check_endpoint(endpoint: str) -> None:
+    """Raise `zmq.ZMQError` if the endpoint of a broker is invalid."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(endpoint)
+
+
 class Link:
     """Connection to the broker, which libzmq reconnects. All methods run on the event loop's thread."""
 
@@ -75,15 +82,21 @@ class Link:
     def _read_messages(self) -> None:
         if self._socket.closed:
             return
-        for _ in range(MAX_READS):
-            try:
-                header, *frames = receive_frames(self._socket)
-            except zmq.Again:
-                return
-            try:
-                message, payload = wire.decode(wire.TO_FRONTEND, [header.bytes, *(frame.buffer for frame in frames)])
-            except RemoteProtocolError as error:
-                log.warning("ignored malformed message: %s", error)
-                continue
-            self._on_message(message, payload)
-        self._loop.call_soon(self._read_messages)
+        drained = False
+        try:
+            for _ in range(MAX_READS):
+                try:
+                    header, *frames = receive_frames(self._socket)
+                except zmq.Again:
+                    drained = True
+                    return
+                try:
+                    message, payload = wire.decode(wire.TO_FRONTEND, [header.bytes, *(part.buffer for part in frames)])
+                except RemoteProtocolError as error:
+                    log.warning("ignored malformed message: %s", error)
+                    continue
+                self._on_message(message, payload)
+        finally:
+            # The other messages are read even if the handling of one has failed.
+            if not drained:
+                self._loop.call_soon(self._read_messages)

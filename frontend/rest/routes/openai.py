@@ -9,18 +9,19 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
 from broker.wire.protocol import ModelInfo
-from frontend.api.errors import from_failure, unknown_model
+from frontend.api.errors import unknown_model
 from frontend.api.model_names import list_names, resolve_name
 from frontend.api.openapi import PREFIXES
-from frontend.api.rendering import build_model_object, render_embeddings, render_models, shape_vectors
+from frontend.api.rendering import build_model_object, render_embeddings, render_models
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings
-from frontend.api.submission import PreparedSubmission, apply_model_defaults, build_submission
+from frontend.api.submission import apply_model_defaults, build_submission
 from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.routes.job_request import read_job_request
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 from frontend.session.pending import Pending
+from frontend.session.rendering import render_pending
 
 JSON = "application/json"
 
@@ -67,23 +68,11 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
         headers = _build_headers(done, warning, started)
         if wanted.truncate_option:
             headers["x-truncated-tokens"] = str(truncated)
-        body = _render(wanted, job.model, prepared, done)
+        body = render_pending(wanted, job.model, prepared, done)
         # Free the vectors and the inputs before the client reads the answer.
         del done, prepared, job, wanted
         request.body = b""
         return await send_answer(request, room, body, headers, JSON)
-
-
-def _render(wanted: EmbeddingsRequest, model: ModelInfo, prepared: PreparedSubmission, done: Pending) -> bytes:
-    if not (prepared.errors or done.failures):
-        vectors = dict(enumerate(shape_vectors([row for row in done.rows if row is not None], wanted, model)))
-        return render_embeddings(wanted, vectors, done.tokens, truncated=done.truncated, errors={})
-    positions = prepared.positions
-    rows = {positions[index]: row for index, row in enumerate(done.rows) if row is not None}
-    vectors = dict(zip(rows, shape_vectors(list(rows.values()), wanted, model), strict=True))
-    truncated = {positions[index]: tokens for index, tokens in done.truncated.items()}
-    failures = {positions[index]: from_failure(one.code, one.text) for index, one in done.failures.items()}
-    return render_embeddings(wanted, vectors, done.tokens, truncated=truncated, errors=prepared.errors | failures)
 
 
 def _estimate_bytes(row_bytes: int, body: EmbeddingsRequest) -> int:
