@@ -34,6 +34,11 @@ class LineHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._lines: list[str] = []
 
+    @property
+    def shows_fields(self) -> bool:
+        """Whether lines have the fields of their records."""
+        return not isinstance(self.formatter, _TextFormatter)
+
     def add_line(self, level: str, message: str, fields: Mapping[str, object]) -> None:
         """Add a line, as `logging` would write it for a level, a message and an `extra` of these fields.
 

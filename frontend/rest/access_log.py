@@ -45,17 +45,15 @@ class AccessLog:
         if is_probe and not self._logs_probes:
             return
         fields: dict[str, Any] = {
-            "request_id": context.request_id,
-            "method": method,
-            "path": path,
-            "status": status,
-            "ms": round(seconds * 1000, 3),
-            "client": context.key.name if context.key else "",
-            "trace_id": Origin(traceparent=context.traceparent).trace_id if context.traceparent else "",
             **context.log,
+            "client": context.key.name if context.key else "",
+            "request_id": context.request_id,
         }
         shown = " ".join([f"{name}={value}" for name in _SHOWN if (value := fields.get(name))])
         text = f"{method} {path} {status} {seconds * 1000:.1f} ms {shown}"
+        if self._handler.shows_fields:
+            fields |= {"method": method, "path": path, "status": status, "ms": round(seconds * 1000, 3)}
+            fields["trace_id"] = Origin(traceparent=context.traceparent).trace_id if context.traceparent else ""
         self._handler.add_line("DEBUG" if is_probe else "INFO", text, fields)
         if not self._flush_scheduled:
             self._flush_scheduled = True

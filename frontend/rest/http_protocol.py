@@ -208,6 +208,10 @@ class Connection(HttpProtocol):
 class TimedRequest(Request):
     """Sanic's request with a limit on each pause in the body. Sanic counts these pauses as time to answer."""
 
+    #: Path with at most one slash at its end. Sanic's router strips slashes one by one, each in a nested call, so that
+    #: a thousand of them exceed the recursion limit.
+    path: str = ""
+
     def __init__(self, url_bytes: bytes, headers: Any, version: str, method: str, *more: Any, **named: Any) -> None:
         """Accept a bad URL without a method: Sanic builds such a request to answer unparsable input."""
         try:
@@ -216,6 +220,8 @@ class TimedRequest(Request):
             if method != "NONE":
                 raise
             super().__init__(b"*", headers, version, method, *more, **named)
+        path = str(super().path)
+        self.path = path.rstrip("/") + "/" if path.endswith("//") else path
 
     async def receive_body(self) -> None:
         """Read and decode the body.

@@ -31,16 +31,6 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 class AuthenticatedRequest(TimedRequest):
     """Request that checks the API key before it reads the body, so that strangers cannot fill the memory."""
 
-    @functools.cached_property
-    def path(self) -> str:
-        """The path with at most one slash at its end.
-
-        Sanic's router strips slashes one by one, each in a nested call, so that a thousand of them exceed the
-        recursion limit.
-        """
-        path = str(super().path)
-        return path.rstrip("/") + "/" if path.endswith("//") else path
-
     async def receive_body(self) -> None:
         """Read the body. Raise `ApiError` 401 if a key is required and the request has none."""
         _identify_request(self)
