@@ -4,6 +4,7 @@ The lines of one turn of the event loop are written together, at the end of the 
 """
 
 import asyncio
+import functools
 import logging
 import re
 from typing import Any
@@ -21,6 +22,11 @@ _PROBES = re.compile(r"/v2/health/(live|ready)|/v2/models/.*/ready|/health|/metr
 _SHOWN = ("model", "inputs", "client", "request_id")
 
 
+@functools.lru_cache(1000)
+def _is_probe(path: str) -> bool:
+    return _PROBES.fullmatch(path) is not None
+
+
 class AccessLog:
     """Access log of one process. All methods run on the event loop's thread."""
 
@@ -35,21 +41,19 @@ class AccessLog:
         if not self._handler or not self._logs_requests:
             return
         method, path, context = request.method, request.path, request.ctx
-        is_probe = _PROBES.fullmatch(path)
+        is_probe = _is_probe(path)
         if is_probe and not self._logs_probes:
             return
         fields: dict[str, Any] = {
-            "request_id": context.request_id,
-            "method": method,
-            "path": path,
-            "status": status,
-            "ms": round(seconds * 1000, 3),
-            "client": context.key.name if context.key else "",
-            "trace_id": Origin(traceparent=context.traceparent).trace_id if context.traceparent else "",
             **context.log,
+            "client": context.key.name if context.key else "",
+            "request_id": context.request_id,
         }
         shown = " ".join([f"{name}={value}" for name in _SHOWN if (value := fields.get(name))])
         text = f"{method} {path} {status} {seconds * 1000:.1f} ms {shown}"
+        if self._handler.shows_fields:
+            fields |= {"method": method, "path": path, "status": status, "ms": round(seconds * 1000, 3)}
+            fields["trace_id"] = Origin(traceparent=context.traceparent).trace_id if context.traceparent else ""
         self._handler.add_line("DEBUG" if is_probe else "INFO", text, fields)
         if not self._flush_scheduled:
             self._flush_scheduled = True

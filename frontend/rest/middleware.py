@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import os
+import random
 import re
 import time
 from collections.abc import Mapping
@@ -31,16 +31,6 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 class AuthenticatedRequest(TimedRequest):
     """Request that checks the API key before it reads the body, so that strangers cannot fill the memory."""
 
-    @functools.cached_property
-    def path(self) -> str:
-        """The path with at most one slash at its end.
-
-        Sanic's router strips slashes one by one, each in a nested call, so that a thousand of them exceed the
-        recursion limit.
-        """
-        path = str(super().path)
-        return path.rstrip("/") + "/" if path.endswith("//") else path
-
     async def receive_body(self) -> None:
         """Read the body. Raise `ApiError` 401 if a key is required and the request has none."""
         _identify_request(self)
@@ -62,7 +52,7 @@ class AuthenticatedRequest(TimedRequest):
         """
         if response is None:
             response = HTTPResponse(status=status, headers=dict(headers or {}), content_type=content_type)
-        if self.stream:
+        if self.stream is not None:
             response = self.stream.respond(response)
         if not self._response_middleware_started:
             self._response_middleware_started = True
@@ -76,7 +66,7 @@ async def begin_request(request: Request) -> HTTPResponse | None:
 
     Return the answer to a preflight request, and else None. Raise `ApiError` 401 if the key is missing.
     """
-    if request.stream:
+    if request.stream is not None:
         await request.app.ctx.unread.wait_for_previous(request)
     _identify_request(request)
     if not request.head:
@@ -95,9 +85,9 @@ def _identify_request(request: Request) -> None:
         return
     context.started = time.monotonic()
     given = request.headers.get("x-request-id", "")
-    context.request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+    context.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
     trace = request.headers.get("traceparent", "")
-    context.traceparent = trace if _TRACEPARENT.fullmatch(trace) else ""
+    context.traceparent = trace if trace and _TRACEPARENT.fullmatch(trace) else ""
     #: Additional fields of the access log, which handlers set.
     context.log = {}
     context.key = None
@@ -134,7 +124,8 @@ def _finish_response(request: Request, response: BaseHTTPResponse) -> None:
     add_cors_headers(request, response)
     headers["Date"] = _format_date(int(time.time()))
     stream: Any = request.stream
-    if stream:
+    # The truth value of Sanic's streams is whether a request is being handled.
+    if stream is not None:
         application.unread.watch_connection(request)
         if application.draining:
             stream.keep_alive = False

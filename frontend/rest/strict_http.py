@@ -24,7 +24,6 @@ _NAME = re.compile(_TOKEN)
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/(\d\.\d)")
 #: First bytes of a request whose first line is incomplete.
 _BEGIN = re.compile(rf"\r?\Z|{_TOKEN}(?: |\Z)".encode())
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 #: Bytes that no head has; line ends are checked by their number.
 _CONTROLS = bytes([*(byte for byte in range(32) if byte not in b"\t\r\n"), 127])
 _FIELD = re.compile(rf"{_TOKEN}:[\t -~\x80-\xff]*".encode())
@@ -213,7 +212,8 @@ class StrictHttp(Http):
             self.stage = Stage.REQUEST if buffer else Stage.IDLE
             end = buffer.find(b"\r\n\r\n", searched)
             size = end if end >= 0 else len(buffer)
-            if not _BEGIN.match(buffer) or _BARE_LF.search(buffer, searched, size):
+            has_bare_lf = buffer.count(b"\n", 0, size) != buffer.count(b"\r\n", 0, size)
+            if has_bare_lf or not _BEGIN.match(buffer):
                 raise refuse("the request is not HTTP/1.1; use http:// unless the server has a certificate")
             if size >= self.HEADER_MAX_SIZE:
                 raise PayloadTooLarge("Request header exceeds the size limit")

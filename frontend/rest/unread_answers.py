@@ -75,12 +75,12 @@ class UnreadAnswers:
 
     async def wait_for_previous(self, request: Request) -> None:
         """Wait until the client has read the previous answer of the request's connection."""
-        if request.stream:
+        if request.stream is not None:
             await _get_connection(request).wait_until_writable()
 
     def watch_connection(self, request: Request) -> None:
         """Check the request's connection from now on, because an answer is about to be written."""
-        if request.stream:
+        if request.stream is not None:
             self._watched.setdefault(_get_connection(request))
 
     # --- memory ------------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ class Room:
 
 
 def _get_connection(request: Request) -> Connection:
-    connection = request.stream.protocol if request.stream else None
+    connection = request.stream.protocol if request.stream is not None else None
     assert isinstance(connection, Connection)
     return connection
 

@@ -14,7 +14,7 @@ import zmq
 from broker.wire import protocol as wire
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.protocol import Frame, Message
-from broker.wire.sockets import ConnectionMonitor, open_dealer
+from broker.wire.sockets import ConnectionMonitor, open_dealer, receive_frames
 from frontend.config import Config
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Link:
         try:
             for _ in range(MAX_READS):
                 try:
-                    header, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                    header, *frames = receive_frames(self._socket)
                 except zmq.Again:
                     drained = True
                     return
