@@ -19,7 +19,7 @@ from workers.engine.backend import Ids, Vectors
 from workers.engine.calibration import Calibration
 from workers.engine.compiled_cache import get_version_folder
 from workers.engine.cpus import NICE, count_cpus
-from workers.engine.device import DeviceError, compile_model, count_streams, translate_hint
+from workers.engine.device import DeviceError, compile_model, count_streams, read_float, translate_hint
 from workers.engine.feeds import pack_ids, pad_ids
 from workers.engine.micro_batches import Costs
 from workers.engine.stored_costs import find_costs_path, load_costs, store_costs
@@ -76,6 +76,11 @@ class Engine:
         #: Whether the model may have further streams.
         self._may_add = device.upper() == "CPU" and not fixed_shapes
         self.streams = count_streams(self._compiled)
+        if streams > self.streams:
+            text = "running %d streams instead of the %d of --streams, because device %s runs no more at a time"
+            log.warning(text, self.streams, streams, device)
+        #: The float type that the device executes; "" if unknown.
+        self.float_type = read_float(self._compiled)
         # None waits in the plugin for a stream, where an interactive input could not overtake. Between two inferences a
         # stream of the CPU waits for 0.1 ms. The inferences of other devices are shorter, and the next is queued there.
         self.requests = self.streams + (device.upper() != "CPU")
