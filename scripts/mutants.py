@@ -220,6 +220,11 @@ BUGS = [
     Bug("wrk's corrections stay", "scripts/bench_load.py", "counts[value + interval] if value > interval else 0", "0", ("tests/unit/test_bench.py",)),
     Bug("ratios compare with no row", "scripts/bench_results.py", "if cell.row == BASE), 0.0)", "if cell.row != BASE), 0.0)", ("tests/unit/test_bench.py",)),
     Bug("rounds of another machine are merged", "scripts/bench_results.py", "old is None or old.facts != new.facts", "old is None", ("tests/unit/test_bench.py",)),
+    Bug("a torn record of a journal counts", "scripts/embed_plan.py", "if len(payload) < length or zlib.crc32(payload) != checksum:", "if len(payload) < length:", ("tests/unit/test_embed_plan.py",)),
+    Bug("a changed input resumes an output", "scripts/embed_plan.py", "        if source != now[path]:", "        if False:", ("tests/unit/test_embed_plan.py",)),
+    Bug("another revision resumes an output", "scripts/embed_plan.py", "if old.revision != new.revision:", "if False:", ("tests/unit/test_embed_plan.py",)),
+    Bug("dropped rows shift the vectors of others", "scripts/embed_plan.py", "* size] for number in kept)", "* size] for number in range(len(kept)))", ("tests/unit/test_embed_plan.py",)),
+    Bug("a full server is not relieved", "scripts/embed_pace.py", "self.limit = max(1, self.limit // 2)", "self.limit = max(1, self.limit)", ("tests/unit/test_embed_plan.py",)),
 ]  # fmt: skip
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
