@@ -217,6 +217,15 @@ BUGS = [
     Bug("wrk's corrections stay", "scripts/bench_load.py", "counts[value + interval] if value > interval else 0", "0", ("tests/unit/test_bench.py",)),
     Bug("ratios compare with no row", "scripts/bench_results.py", "if cell.row == BASE), 0.0)", "if cell.row != BASE), 0.0)", ("tests/unit/test_bench.py",)),
     Bug("rounds of another machine are merged", "scripts/bench_results.py", "old is None or old.facts != new.facts", "old is None", ("tests/unit/test_bench.py",)),
+    Bug("a custom_id may repeat", "frontend/batches/validation.py", "        if digest in self._seen:", "        if False:", ("tests/unit/frontend/test_batch_validation.py",)),
+    Bug("inputs of a batch are not bounded", "frontend/batches/validation.py", "        self.inputs += _count_inputs(fields.get(\"input\"))", "        self.inputs += 1", ("tests/unit/frontend/test_batch_validation.py",)),
+    Bug("a batch's pace never grows", "frontend/batches/pace.py", "            self._window = min(MAX_INPUTS, self._window + inputs)", "            pass", ("tests/unit/frontend/test_batch_pace.py",)),
+    Bug("a refused batch pushes on", "frontend/batches/pace.py", "return now >= self.paused_until and (", "return (", ("tests/unit/frontend/test_batch_pace.py",)),
+    Bug("a refused line is lost", "frontend/batches/sending.py", "        heapq.heappush(self._waiting, (part.lines[index].number, part, index))\n        if str", "        part.settle(index, None)\n        if str", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("a batch mixes revisions", "frontend/batches/answering.py", "        if revision != self._revision:", "        if False:", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("a chunk is committed without its lease", "frontend/batches/database.py", "            current = _lock_batch(execute, chunk.batch, holder)\n            if current is None:\n                return False\n", "            current = self.find_batch(chunk.batch, \"\")\n", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("a continued batch begins at its first line", "frontend/batches/batch_run.py", "offset, lines, part_lines = last.input_offset_end, last.end_line, FIRST_PART_LINES", "offset, lines, part_lines = 0, 0, FIRST_PART_LINES", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("lines after a gap are committed", "frontend/batches/batch_run.py", "                if not skipped:\n                    break\n", "                if not skipped:\n                    continue\n", ("tests/unit/frontend/test_batch_runs.py",)),
 ]  # fmt: skip
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
