@@ -157,6 +157,13 @@ def main() -> None:
         asyncio.run(send_queries(target, threading.Event(), alone, options.seconds))
         beside: list[float] = []
         memory: dict[str, list[float]] = {}
+        near: list[float] = []
+        over = threading.Event()
+        queries = threading.Thread(target=lambda: asyncio.run(send_queries(target, over, near)))
+        queries.start()
+        asyncio.run(measure_bulk(target, texts, options.seconds))
+        over.set()
+        queries.join()
         over = threading.Event()
         queries = threading.Thread(target=lambda: asyncio.run(send_queries(target, over, beside)))
         queries.start()
@@ -164,10 +171,8 @@ def main() -> None:
         over.set()
         queries.join()
         print(f"batch beside an interactive client: {rate:.0f} lines/s")
-        print(f"p99 of the client: {get_p99_ms(alone):.1f} ms alone, {get_p99_ms(beside):.1f} ms beside the batch")
-        print(
-            f"median of the client: {statistics.median(alone) * 1000:.1f} and {statistics.median(beside) * 1000:.1f} ms"
-        )
+        for name, waits in (("alone", alone), ("beside bulk requests", near), ("beside the batch", beside)):
+            print(f"client {name}: p99 {get_p99_ms(waits):.1f} ms, median {statistics.median(waits) * 1000:.1f} ms")
         for name, values in memory.items():
             print(f"memory of the {name}: {values[0]:.0f} MiB at first, {max(values):.0f} MiB at most")
     sys.exit(0)
