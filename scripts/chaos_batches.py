@@ -179,7 +179,9 @@ def run(options: argparse.Namespace) -> int:
 
 def main() -> None:
     """Run the chaos of batches; exit with status 1 and keep the logs if there is a fault."""
-    parser = argparse.ArgumentParser(prog="scripts/chaos --batches", description="Kill processes while batches run.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/chaos --batches", description="Kill processes while batches run.", allow_abbrev=False
+    )
     parser.add_argument("--batches", type=int, default=100, metavar="N", help="number of kills (default: %(default)s)")
     parser.add_argument("--lines", type=int, default=2000, help="lines of each batch (default: %(default)s)")
     parser.add_argument("--runners", type=int, default=2, help="number of runners (default: %(default)s)")

@@ -10,7 +10,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import ssl
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from serve_flags import DATA, METRICS_BIND, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
+from serve_flags import DATA, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
 
 from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused  # noqa: E402
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
@@ -40,13 +39,15 @@ ALL_WORKERS_S = 30.0
 
 @dataclass(slots=True)
 class Served:
-    """What a server serves, and the files that tell which workers are connected."""
+    """What a server serves, where workers connect, and the files that show which workers are connected."""
 
     model: str
     url: str
     needs_key: bool = False
-    #: A worker touches its file when the broker has welcomed it.
+    #: A worker touches its file when the broker has welcomed it, and writes what it computes in.
     health_files: Sequence[Path] = ()
+    #: The broker's endpoint for workers.
+    broker: str = ""
 
 
 def list_worker_flags(options: argparse.Namespace, device: str) -> list[str]:
@@ -117,19 +118,6 @@ def check_address(host: str, port: int) -> None:
         exit_refused("", describe_refusal(host, port, error))
 
 
-def choose_metrics_bind() -> str:
-    """Return the default address of the broker's metrics, or "" if another process listens there."""
-    host, _, port = METRICS_BIND.partition(":")
-    try:
-        socket.create_server((host, int(port))).close()
-    except OSError as error:
-        print_status(
-            f"no broker metrics: {METRICS_BIND} cannot be used ({error.strerror}); choose another with --metrics-bind"
-        )
-        return ""
-    return METRICS_BIND
-
-
 def choose_data(folder: str | None) -> str:
     """Return the folder of files and batches; "" if the default folder cannot be made."""
     if folder is None:
@@ -147,8 +135,8 @@ def create_children(
     """Return all processes in start order: broker, a worker for each device and health file, runner, frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
-    metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
-    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers, "--metrics-bind", metrics]
+    broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers]
+    broker += ["--metrics-bind", options.metrics_bind]
     worker = [*python, "workers", "--broker", workers]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
@@ -191,10 +179,13 @@ def is_ready(url: str) -> bool:
 
 
 def print_ready(served: Served, workers: int) -> None:
-    """Print the URL and a curl command to copy."""
+    """Print the URL, where other workers connect, and a curl command to copy."""
     wanted = len(served.health_files)
     count = f"{wanted} worker{'s' * (wanted != 1)}" if workers >= wanted else f"only {workers} of {wanted} workers"
+    computed_in = " and ".join(sorted({file.read_text() for file in served.health_files if file.exists()} - {""}))
+    count += f" in {computed_in}" * bool(computed_in)
     print_status(f"ready after {time.monotonic() - STARTED:.1f} s: {served.model} at {served.url} with {count}")
+    print_status(f"other workers of this host connect with python -m workers --broker {served.broker}")
     print_status(f"{served.url}/docs describes all paths\n")
     print(f"{format_curl(served.url, served.model, needs_key=served.needs_key)}\n", flush=True)
 
@@ -292,7 +283,7 @@ def main() -> None:
     groups = create_children(options, sockets, devices, health_files)
     url = format_url(options.host, options.port, tls=bool(options.tls_cert))
     needs_key = bool(options.api_keys or os.environ.get("API_KEY"))
-    served = Served(name, url, needs_key, health_files)
+    served = Served(name, url, needs_key, health_files, f"ipc://{sockets}/workers")
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     # Block SIGCHLD, so that the loop can wait for it.

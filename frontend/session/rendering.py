@@ -10,6 +10,9 @@ from frontend.session.pending import Pending
 
 def render_pending(request: EmbeddingsRequest, model: ModelInfo, prepared: PreparedSubmission, done: Pending) -> bytes:
     """Return the body of the answer to an embeddings request."""
+    if not (prepared.errors or done.failures):
+        vectors = dict(enumerate(shape_vectors([row for row in done.rows if row is not None], request, model)))
+        return render_embeddings(request, vectors, done.tokens, truncated=done.truncated, errors={})
     positions = prepared.positions
     rows = {positions[index]: row for index, row in enumerate(done.rows) if row is not None}
     vectors = dict(zip(rows, shape_vectors(list(rows.values()), request, model), strict=True))

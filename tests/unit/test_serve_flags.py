@@ -26,11 +26,15 @@ def parse(*flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (("--port", "x"), "'x' is not a port"),
         (("--workers", "0"), "--workers: '0' is not a whole number of at least 1"),
         (("--frontends", "x"), "--frontends: 'x' is not a whole number of at least 1"),
-        (("--truncate", "middle"), "choose from 'none', 'start', 'end'"),
-        (("--log-level", "loud"), "choose from 'debug', 'info', 'warning', 'error'"),
+        (("--truncate", "middle"), "--truncate is 'middle', but must be one of 'none', 'start', 'end'; see "),
+        (("--log-level", "loud"), "--log-level is 'loud', but must be one of 'debug', 'info', 'warning', 'error'"),
+        (("--host-workers", "2"), "unrecognized arguments: --host-workers 2; set --workers instead"),
+        (("--processes", "2"), "unrecognized arguments: --processes 2; set --frontends instead"),
+        (("--frontend-bind", "x"), "--frontend-bind x; scripts/serve itself sets --frontend-bind; see"),
+        (("--work", "2"), "unrecognized arguments: --work 2; did you mean --workers?"),
         (("--max-inputs", "7"), "unrecognized arguments: --max-inputs 7; set VECMILL_FRONTEND_MAX_INPUTS instead"),
         (("--batch-ms=7",), "set VECMILL_WORKER_BATCH_MS instead"),
-        (("--unknown_flag", "7"), "unrecognized arguments: --unknown_flag 7\n"),
+        (("--unknown_flag", "7"), "unrecognized arguments: --unknown_flag 7; see"),
         (("--rest_port", "x"), "--port: 'x' is not a port from 1 to 65535"),
     ],
 )
@@ -38,6 +42,7 @@ def test_unusable_flag_is_refused(flags: tuple[str, ...], sentence: str) -> None
     done = parse(*flags)
     assert done.returncode == 2
     assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
