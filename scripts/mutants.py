@@ -225,6 +225,15 @@ BUGS = [
     Bug("another revision resumes an output", "scripts/embed_plan.py", "if old.revision != new.revision:", "if False:", ("tests/unit/test_embed_plan.py",)),
     Bug("dropped rows shift the vectors of others", "scripts/embed_plan.py", "* size] for number in kept)", "* size] for number in range(len(kept)))", ("tests/unit/test_embed_plan.py",)),
     Bug("a full server is not relieved", "scripts/embed_pace.py", "self.limit = max(1, self.limit // 2)", "self.limit = max(1, self.limit)", ("tests/unit/test_embed_plan.py",)),
+    Bug("a custom_id may repeat", "frontend/batches/validation.py", "        if digest in self._seen:", "        if False:", ("tests/unit/frontend/test_batch_validation.py",)),
+    Bug("inputs of a batch are not bounded", "frontend/batches/validation.py", "        self.inputs += _count_inputs(fields.get(\"input\"))", "        self.inputs += 1", ("tests/unit/frontend/test_batch_validation.py",)),
+    Bug("a batch's pace never grows", "frontend/batches/pace.py", "            self._window = min(MAX_INPUTS, self._window + inputs)", "            pass", ("tests/unit/frontend/test_batch_pace.py",)),
+    Bug("a refused batch pushes on", "frontend/batches/pace.py", "return now >= self.paused_until and (", "return (", ("tests/unit/frontend/test_batch_pace.py",)),
+    Bug("a refused line is lost", "frontend/batches/sending.py", "        heapq.heappush(self._waiting, (part.lines[index].number, part, index))\n        if str", "        part.settle(index, None)\n        if str", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("a batch mixes revisions", "frontend/batches/answering.py", "        if revision != self._revision:", "        if False:", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("a chunk is committed without its lease", "frontend/batches/database.py", "            current = _lock_batch(execute, chunk.batch, holder)\n            if current is None:\n                return False\n", "            current = self.find_batch(chunk.batch, \"\")\n", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("a continued batch begins at its first line", "frontend/batches/batch_run.py", "offset, lines, part_lines = last.input_offset_end, last.end_line, FIRST_PART_LINES", "offset, lines, part_lines = 0, 0, FIRST_PART_LINES", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("lines after a gap are committed", "frontend/batches/batch_run.py", "                if not skipped:\n                    break\n", "                if not skipped:\n                    continue\n", ("tests/unit/frontend/test_batch_runs.py",)),
 ]  # fmt: skip
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 

@@ -15,7 +15,7 @@ import pytest
 
 from broker.wire.errors import ErrorCode
 from frontend.api.errors import ApiError, from_failure
-from frontend.batches import batch_run, leased_batch, pace
+from frontend.batches import batch_run, leased_batch, pace, runner
 from frontend.batches.errors import StoreError, StoreFullError
 from frontend.batches.rows import Batch
 from tests.harness import fake_worker
@@ -405,3 +405,24 @@ def test_line_above_the_limit_fails_the_batch(tmp_path: Path) -> None:
         assert [(one.code, one.line) for one in bench.find(batch).errors] == [("line_too_large", 2)]
 
     asyncio.run(check())
+
+
+@asynchronous
+async def test_client_leaves_room_for_others(bench: Bench) -> None:
+    bench.broker.open.clear()
+    for _ in range(runner.MAX_CLIENT_BATCHES + 2):
+        await bench.add(numbered(1), owner="key one")
+    late = await bench.add(numbered(1), owner="key two", client_jobs=7)
+    one = runner.Runner(bench.store, bench.broker, bench.config, "")  # type: ignore[arg-type]
+    running = asyncio.create_task(one.run())
+    await until(lambda: bench.broker.running == runner.MAX_CLIENT_BATCHES + 1)
+    bench.broker.open.set()
+    await until(lambda: bench.store.database.count_open()["in_progress"] == 0)
+    await until(lambda: len(bench.broker.texts) == runner.MAX_CLIENT_BATCHES + 3)
+    assert bench.find(late).status in ("finalizing", "completed")
+    assert {(options.client, options.client_jobs) for options in bench.broker.options} == {
+        ("key one", 0),
+        ("key two", 7),
+    }
+    one.drain()
+    await running
