@@ -15,14 +15,14 @@ import ssl
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from serve_flags import METRICS_BIND, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
+from serve_flags import METRICS_BIND, OPTIONAL_BROKER_FLAGS, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
 
 from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused  # noqa: E402
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
@@ -52,8 +52,19 @@ class Served:
 def list_worker_flags(options: argparse.Namespace, device: str) -> list[str]:
     """Return the flags of a worker that select its models and set how they run."""
     names = ["model", "model_name", "cache", *filter(vars(options).get, OPTIONAL_WORKER_FLAGS)]
-    flags = [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
-    return [*flags, "--device", device, "--host-workers", str(options.workers), "--share-quota", "true"]
+    return [
+        *_list_flags(options, names),
+        "--device",
+        device,
+        "--host-workers",
+        str(options.workers),
+        "--share-quota",
+        "true",
+    ]
+
+
+def _list_flags(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    return [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
 
 
 def find_devices() -> list[str]:
@@ -138,6 +149,7 @@ def create_children(
     python = [sys.executable, "-m"]
     metrics = choose_metrics_bind() if options.metrics_bind is None else options.metrics_bind
     broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers, "--metrics-bind", metrics]
+    broker += _list_flags(options, filter(vars(options).get, OPTIONAL_BROKER_FLAGS))
     worker = [*python, "workers", "--broker", workers]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
