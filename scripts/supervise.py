@@ -14,14 +14,14 @@ import ssl
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from serve_flags import DATA, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
+from serve_flags import DATA, OPTIONAL_BROKER_FLAGS, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
 
 from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused  # noqa: E402
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
@@ -53,8 +53,19 @@ class Served:
 def list_worker_flags(options: argparse.Namespace, device: str) -> list[str]:
     """Return the flags of a worker that select its models and set how they run."""
     names = ["model", "model_name", "cache", *filter(vars(options).get, OPTIONAL_WORKER_FLAGS)]
-    flags = [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
-    return [*flags, "--device", device, "--host-workers", str(options.workers), "--share-quota", "true"]
+    return [
+        *_list_flags(options, names),
+        "--device",
+        device,
+        "--host-workers",
+        str(options.workers),
+        "--share-quota",
+        "true",
+    ]
+
+
+def _list_flags(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    return [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
 
 
 def find_devices() -> list[str]:
@@ -137,6 +148,7 @@ def create_children(
     python = [sys.executable, "-m"]
     broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers]
     broker += ["--metrics-bind", options.metrics_bind]
+    broker += _list_flags(options, filter(vars(options).get, OPTIONAL_BROKER_FLAGS))
     worker = [*python, "workers", "--broker", workers]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
