@@ -243,8 +243,15 @@ BUGS += [
     Bug(
         "results are shared by all keys",
         "admission.py",
-        'scope = "" if shared else submission.client or owner',
+        'scope = "" if shared else submission.client or self._frontend.uuid',
         'scope = ""',
+        CACHE_TESTS,
+    ),
+    Bug(
+        "keys of a message are those of its first request",
+        "admission.py",
+        "wanted = (model, submission.kind, submission.options, scope, looks_up)",
+        "wanted = (model, submission.kind, 0, scope, looks_up)",
         CACHE_TESTS,
     ),
     Bug("options do not change the vector", "input_keys.py", "bytes([kind, options])", "bytes([kind, 0])", CACHE_TESTS),
