@@ -23,6 +23,7 @@ from frontend.processes import share_port
 from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.app import DRAIN_S, create_app, serve_sockets
 from frontend.rest.http_protocol import Connection, limit_unread
+from frontend.session.link import check_endpoint
 from frontend.welcome import list_published_hosts
 
 log = logging.getLogger(__name__)
@@ -74,13 +75,6 @@ def main() -> None:
     serve_sockets(app, others, tls)
     app.prepare(sock=first, single_process=True, motd=False, access_log=False, protocol=Connection, ssl=tls)
     Sanic.serve_single(primary=app)
-
-
-def check_endpoint(endpoint: str) -> None:
-    """Raise `zmq.ZMQError` if the endpoint is invalid. Otherwise Sanic would print a traceback later."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
-        socket.connect(endpoint)
 
 
 def make_tls_context(config: Config) -> ssl.SSLContext | None:

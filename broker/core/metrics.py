@@ -166,6 +166,8 @@ class Metrics:
         self._padding = CounterFamily(
             "padding_tokens", "Padding tokens run through the model, outside attention", _WORKER
         )
+        self._micro_batches = CounterFamily("micro_batches", "Inferences of answered batches", _WORKER)
+        self._micro_batch_inputs = CounterFamily("micro_batch_inputs", "Inputs of these inferences", _WORKER)
 
     def create_series(self, worker: Worker) -> None:
         """Create all series of a worker that joins, or that announces other models."""
@@ -200,6 +202,8 @@ class Metrics:
         self._inferences.observe(labels, result.inference_us / 1e6)
         self._tokens.add(labels, tokens)
         self._padding.add(labels, result.padding)
+        self._micro_batches.add(labels, result.micro_batches)
+        self._micro_batch_inputs.add(labels, result.micro_batch_inputs)
 
     def count_totals(self) -> dict[str, int]:
         """Return the totals since the start, by the names that `/health` shows."""
@@ -235,7 +239,8 @@ class Metrics:
         return [family.snapshot() for family in families]
 
     def _list_worker_families(self) -> list[CounterFamily | HistogramFamily]:
-        return [self._batch_jobs, self._batch_tokens, self._inferences, self._tokens, self._padding]
+        counters = [self._tokens, self._padding, self._micro_batches, self._micro_batch_inputs]
+        return [self._batch_jobs, self._batch_tokens, self._inferences, *counters]
 
 
 def _build_labels(worker: Worker, model: ModelKey, lane: Lane) -> Labels:

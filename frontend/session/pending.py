@@ -65,7 +65,7 @@ class Pending:
 
     def clear_rows(self) -> None:
         """Drop everything that was received, because the request starts again."""
-        self.missing = len(wire.unpack_u32(self.submission.lengths))
+        self.missing = len(self.submission.lengths) // 4
         self.rows = [None] * self.missing
         self.tokens = self.queue_us = self.inference_us = 0
         self.truncated, self.failures, self.revision = {}, {}, ""
@@ -181,9 +181,13 @@ class PendingRequests:
         max_tokens: float,
         model_info: ModelInfo | None = None,
     ) -> Pending:
-        """Return a new request, and keep the request until `remove`. The submission gets its number here."""
+        """Return a new request, and keep the request until `remove`.
+
+        The submission gets its number and the revision of the model here.
+        """
         self._newest += 1
-        numbered = msgspec.structs.replace(submission, request=self._newest)
+        revision = model_info.revision if model_info else submission.revision
+        numbered = msgspec.structs.replace(submission, request=self._newest, revision=revision)
         pending = Pending(numbered, frame, deadline, per_item, max_tokens, model_info)
         self._pending[self._newest] = pending
         return pending

@@ -115,6 +115,11 @@ class Cluster:
         known = ("--broker", self.endpoints["frontend"], "--port", str(self.port))
         return self._start("frontend", *known, *flags, environ=environ)
 
+    def runner(self, *flags: str) -> Program:
+        """Start a runner of the batches in the folder `data`, for which a frontend needs `--data` too."""
+        known = ("--broker", self.endpoints["frontend"], "--data", str(self.folder / "data"))
+        return self._start("frontend.batches", *known, *flags)
+
     def all(self, workers: int = 1, **fakery: int) -> tuple[Program, list[Program], Program]:
         """Start the broker, fake workers and a frontend, and wait until the workers have joined."""
         started = self.broker(), [self.worker(**fakery) for _ in range(workers)], self.frontend()
