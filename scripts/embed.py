@@ -109,11 +109,11 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
             finally:
                 with contextlib.suppress(OSError):
                     store.gather_errors(errors_path)
+                if not options.quiet:
+                    print(progress.summarize(manifest.revision), file=sys.stderr)
             if options.format != "parquet":
                 export_file(store, options.output, options.format, run.rows, with_ids=bool(options.id))
             store.write_manifest(msgspec.structs.replace(manifest, rows=run.rows))
-    if not options.quiet:
-        print(progress.summarize(manifest.revision), file=sys.stderr)
     if progress.errors:
         print(f"{progress.errors:,} rows have errors, which {errors_path} lists", file=sys.stderr)
     return ROW_ERRORS if progress.errors else DONE

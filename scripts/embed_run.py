@@ -23,7 +23,7 @@ from embed_store import OpenPart, Store
 #: Seconds between two commits, which is the work that a crash can lose besides the open requests.
 COMMIT_S = 0.5
 #: Most parts in memory that are not complete.
-MAX_OPEN_PARTS = 3
+MAX_OPEN_PARTS = 2
 #: Seconds that open requests get after a signal.
 FINISH_S = 10.0
 #: Tries of a row or request whose answer blames the server (500), before the row gets the error.
@@ -179,6 +179,8 @@ class Run:
         self._progress.add(len(answer.rows), answer.tokens, answer.truncated, len(answer.errors))
         self._check_errors()
         if part.complete:
+            # No journal needs them any more.
+            part.unsaved.clear()
             self._part_done.set()
 
     def _check_errors(self) -> None:

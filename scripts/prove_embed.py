@@ -98,8 +98,8 @@ def prove_rows(proof: Proof) -> None:
             program.process.send_signal(2)
             break
         time.sleep(0.1)
-    status = program.wait(60)
-    print(program.output.strip().splitlines()[-1])
+    status = program.wait(600)
+    print("\n".join(program.output.strip().splitlines()[-2:]))
     if proof.options.interrupt:
         stopped = time.monotonic()
         print(f"interrupted after {stopped - started:.1f} s with status {status}")
