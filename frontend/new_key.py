@@ -10,6 +10,7 @@ from pathlib import Path
 
 from broker.shared.exit import exit_refused
 from broker.shared.files import explain, make_scratch_folder, move_into_place
+from broker.shared.flags import FlagParser
 
 #: A line that rejects all keys, next to which TOML allows no entry.
 _NO_KEYS = re.compile(r"^[ \t]*key[ \t]*=[ \t]*\[\s*\][ \t]*(#.*)?$\n?", re.MULTILINE)
@@ -17,7 +18,7 @@ _NO_KEYS = re.compile(r"^[ \t]*key[ \t]*=[ \t]*\[\s*\][ \t]*(#.*)?$\n?", re.MULT
 
 def main() -> None:
     """Print a new key. Write its entry to the file, or to standard error."""
-    parser = argparse.ArgumentParser(prog="scripts/api-key", description="Make an API key.")
+    parser = FlagParser(prog="scripts/api-key", description="Make an API key.")
     parser.add_argument("name", type=_parse_name, help="name of the client, for logs and limits")
     parser.add_argument(
         "--tokens-per-minute", type=_parse_positive, default=0, help="maximum tokens per minute (default: no limit)"

@@ -61,6 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="scripts/accuracy",
         description="Measure how good a server's vectors are, on labelled data and MTEB tasks.",
         epilog="docs/accuracy.md describes the data and the measures.",
+        allow_abbrev=False,
     )
     parser.add_argument("--data", type=Path, help="folder of labelled data (default: ../shared/data, if it is there)")
     parser.add_argument(

@@ -31,20 +31,23 @@ from bench_results import (  # noqa: E402
     summarize,
 )
 from bench_servers import Server, find_cpu_name  # noqa: E402
-from bench_texts import WORKLOADS, make_texts, read_collection  # noqa: E402
+from bench_texts import FORMAT, WORKLOADS, make_texts, read_collections  # noqa: E402
 
 from broker.shared.exit import exit_refused  # noqa: E402
+from broker.shared.flags import FlagParser, parse_count, parse_duration  # noqa: E402
 
 #: Default file of results.
 RESULTS = ROOT / ".cache" / "bench" / "results.json"
 FLOOD = "flood"
+#: Texts by the name of their file.
+Collections = Mapping[str, Sequence[str]]
 #: Seed of the random order of texts.
 SEED = 12
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the flags of scripts/bench."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="scripts/bench",
         description="Compare the server with raw OpenVINO and with other servers.",
         epilog="With the options of OVMS's benchmark client (--api_url, …), measure a running server as that client "
@@ -54,13 +57,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--workload", nargs="+", choices=every, default=list(every), help="what to measure (default: all)"
     )
-    parser.add_argument("--clients", nargs="+", type=int, help="numbers of clients (default: 1 8 64; for bulk 1 4)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="least length of one (default: %(default)s)")
+    text = "numbers of clients (default: 1 8 64; for bulk at most 4)"
+    parser.add_argument("--clients", nargs="+", type=parse_count, help=text)
+    parser.add_argument("--rounds", type=parse_count, default=3, help="measurements of each row (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=parse_duration, default=3.0, help="least length of one (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="one short round of two workloads, in about a minute")
     parser.add_argument(
         "--precision",
         nargs="+",
+        type=str.lower,
+        choices=("auto", "f32", "bf16", "f16", "int8"),
         default=["f32", "auto", "int8"],
         help="precisions of the server (default: f32 auto int8)",
     )
@@ -70,11 +78,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--model", type=Path, help="model folder (default: all-MiniLM-L6-v2)")
     cache = ROOT / ".cache" / "vecmill"
     parser.add_argument("--cache", type=Path, default=cache, help="folder for models (default: %(default)s)")
-    parser.add_argument("--texts", type=Path, help="folder with queries.jsonl and mixed.jsonl")
+    text = f"folder of other texts: {FORMAT.partition('; --texts')[0]}, in queries.jsonl and mixed.jsonl"
+    parser.add_argument("--texts", type=Path, help=text)
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of results (default: %(default)s)")
-    parser.add_argument(
-        "--report", action="store_true", help="write docs/benchmarks.md of the results, measure nothing"
-    )
+    text = "write benchmarks.md and its plots of the results to --output, measure nothing"
+    parser.add_argument("--report", action="store_true", help=text)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of --report (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds, options.seconds = 1, 1.0
@@ -84,10 +93,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def choose_clients(options: argparse.Namespace, workload: str) -> list[int]:
-    """Return the numbers of clients. 4 bulk clients have more texts in flight than 64 others."""
-    if options.clients:
-        return [min(number, 4) if workload == "bulk" else number for number in options.clients]
-    return [1, 4] if workload == "bulk" else [1, 8, 64]
+    """Return the numbers of clients."""
+    most = WORKLOADS[workload].max_clients
+    return sorted({min(number, most) for number in options.clients or [1, 8, 64]})
 
 
 def find_texts(folder: Path | None) -> Path:
@@ -136,11 +144,10 @@ def load_bench(options: argparse.Namespace, folder: Path, targets: Mapping[str, 
     return Bench(raws, targets, prepared.max_tokens, options.seconds, find_generator(options.client))
 
 
-def run_floods(options: argparse.Namespace, folder: Path, bench: Bench) -> list[Round]:
+def run_floods(options: argparse.Namespace, folder: Path, bench: Bench, collections: Collections) -> list[Round]:
     """Return one round of floods for each row of Vecmill, and for two workers on this host."""
-    texts_folder = find_texts(options.texts)
-    queries = WorkloadBench(bench, WORKLOADS["short"], load_texts(bench, "short", texts_folder), SEED)
-    bulk = WorkloadBench(bench, WORKLOADS["bulk"], load_texts(bench, "bulk", texts_folder), SEED)
+    queries = WorkloadBench(bench, WORKLOADS["short"], choose_texts(bench, "short", collections), SEED)
+    bulk = WorkloadBench(bench, WORKLOADS["bulk"], choose_texts(bench, "bulk", collections), SEED)
     rounds = [Round(FLOOD) for _ in range(options.rounds)]
     with contextlib.ExitStack() as stack:
         servers = {row: target for row, target in bench.targets.items() if isinstance(target, Server)}
@@ -159,24 +166,25 @@ def run_floods(options: argparse.Namespace, folder: Path, bench: Bench) -> list[
     return rounds
 
 
-def load_texts(bench: Bench, name: str, folder: Path) -> list[str]:
+def choose_texts(bench: Bench, name: str, collections: Collections) -> list[str]:
     """Return the texts of a workload."""
     workload = WORKLOADS[name]
-    collection = read_collection((folder / f"{workload.collection}.jsonl").read_text())
-    return make_texts(workload, collection, bench.max_tokens, bench.count_tokens)
+    return make_texts(workload, collections[workload.collection], bench.max_tokens, bench.count_tokens)
 
 
 def measure(options: argparse.Namespace) -> Results:
     """Run all measurements, and write the results after each workload."""
     from workers.models.default import find_folder
 
-    folder = find_folder(str(options.model or ""), options.cache, print_progress)
     texts_folder = find_texts(options.texts)
+    # Read before the servers start.
+    collections = read_collections(texts_folder, ("queries", "mixed"))
+    folder = find_folder(str(options.model or ""), options.cache, print_progress)
     facts = {
         "cpu": find_cpu_name(),
         "cores": str(len(os.sched_getaffinity(0))),
         "model": folder.name,
-        "texts": "shared/data/load" if texts_folder.name == "load" else "tests/data",
+        "texts": str(options.texts or ("shared/data/load" if texts_folder.name == "load" else "tests/data")),
         "settings": describe_settings(options),
         "generator": Path(find_generator(options.client)).name or "bench_client.py",
     }
@@ -186,11 +194,11 @@ def measure(options: argparse.Namespace) -> Results:
         bench = load_bench(options, folder, targets)
         for name in options.workload:
             if name == FLOOD:
-                rounds = run_floods(options, folder, bench)
+                rounds = run_floods(options, folder, bench, collections)
             else:
                 # Other texts in each run, so that the rounds of several runs are not of the same texts.
                 seed = SEED + len(results.rounds if results else ())
-                workload = WorkloadBench(bench, WORKLOADS[name], load_texts(bench, name, texts_folder), seed)
+                workload = WorkloadBench(bench, WORKLOADS[name], choose_texts(bench, name, collections), seed)
                 rounds = [workload.run_round(choose_clients(options, name)) for _ in range(options.rounds)]
             results = merge_results(results, Results(facts=facts, rounds=rounds))
             write_results(options.results, results)
@@ -252,7 +260,7 @@ def main() -> None:
         if options.report:
             import bench_report
 
-            return bench_report.start(options.results)
+            return bench_report.start(options.results, options.output)
         print_tables(summarize(measure(options)))
     except (LoadError, OSError, ValueError) as error:
         exit_refused("", error)

@@ -32,7 +32,7 @@ IN_TURN = "raw OpenVINO, one request after another"
 QUOTIENTS = {
     "padding": ("vecmill_padding_tokens_total", "vecmill_tokens_total"),
     "batch": ("vecmill_batch_jobs_sum", "vecmill_batch_jobs_count"),
-    "micro_batch": ("vecmill_batch_jobs_sum", "vecmill_micro_batches_total"),
+    "micro_batch": ("vecmill_micro_batch_inputs_total", "vecmill_micro_batches_total"),
 }
 
 
@@ -80,7 +80,7 @@ class WorkloadBench:
         self._bench, self._workload = bench, workload
         self._source = generate_texts(texts, seed)
         trial = self.take_texts(192)
-        found = {row: raw.find_budget(trial) for row, raw in bench.raws.items()}
+        found = {row: raw.find_budget(trial, workload.window) for row, raw in bench.raws.items()}
         self._budgets = {row: budget for row, (budget, _) in found.items()}
         self.rate = max(rate for _, rate in found.values())
 
@@ -117,7 +117,8 @@ class WorkloadBench:
         bench, per_request = self._bench, self._workload.per_request
         texts = self.take_texts(min(MAX_TEXTS, max(per_request, int(self.rate * bench.seconds))))
         runs: list[tuple[str, int, Callable[[], RawRun]]] = [
-            (row, 0, functools.partial(raw.run_batched, texts, self._budgets[row])) for row, raw in bench.raws.items()
+            (row, 0, functools.partial(raw.run_batched, texts, self._budgets[row], self._workload.window))
+            for row, raw in bench.raws.items()
         ]
         raw = bench.raws.get(PACKED) or bench.raws[BASE]
         runs.append((SINGLE, 0, lambda: raw.run_parallel(texts[: len(texts) // 2 or 1])))

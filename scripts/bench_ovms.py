@@ -22,6 +22,7 @@ from bench_client import Client
 from bench_texts import build_request, read_collection
 
 from broker.shared.exit import exit_refused
+from broker.shared.flags import FlagParser, parse_count
 
 #: Requests at a time, as in OVMS's client.
 MAX_OPEN = 100
@@ -43,14 +44,15 @@ class Outcome:
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Return OVMS's options."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure a running server as OVMS does.")
+    parser = FlagParser(prog="scripts/bench", description="Measure a running server as OVMS does.")
     parser.add_argument("--api_url", required=True, help="URL of the embeddings path, such as …:8000/v3/embeddings")
     parser.add_argument("--model", required=True, help="name of the model in the requests")
     parser.add_argument("--dataset", default="synthetic", help="synthetic, or a file of JSON lines with a field text")
-    parser.add_argument("--synthetic_length", type=int, default=510, help="tokens of a synthetic text (default: 510)")
+    text = "tokens of a synthetic text (default: 510)"
+    parser.add_argument("--synthetic_length", type=parse_count, default=510, help=text)
     parser.add_argument("--request_rate", type=float, default=math.inf, help="requests per second (default: inf)")
-    parser.add_argument("--batch_size", type=int, default=16, help="texts in a request (default: 16)")
-    parser.add_argument("--limit", type=int, default=1000, help="texts in all (default: 1000)")
+    parser.add_argument("--batch_size", type=parse_count, default=16, help="texts in a request (default: 16)")
+    parser.add_argument("--limit", type=parse_count, default=1000, help="texts in all (default: 1000)")
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="ignored: all get the same requests")
     parser.add_argument("--tokenizer", help="ignored: the server counts the tokens")
     parser.add_argument("--split", help="ignored: a file has no splits")
@@ -67,7 +69,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def make_documents(options: argparse.Namespace) -> list[str]:
     """Return the texts; synthetic ones differ in their order of words, because a cache would answer equal ones."""
     if options.dataset != "synthetic":
-        return read_collection(Path(options.dataset).read_text())[: options.limit]
+        return read_collection(Path(options.dataset))[: options.limit]
     order = random.Random(1)
     return [" ".join(order.choices(WORDS, k=options.synthetic_length)) for _ in range(options.limit)]
 

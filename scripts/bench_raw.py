@@ -1,7 +1,8 @@
-"""Rows of `scripts/bench` without a server: OpenVINO in one process, with all texts of a measurement known before.
+"""Rows of `scripts/bench` without a server: OpenVINO in one process that has the texts.
 
-This is the best that batching can do with a graph: texts are sorted by length and cut into micro-batches of the size
-that is fastest for them, and each core runs one inference at a time.
+This is the best that batching can do with a graph and as many texts as clients have open at once: the texts of such a
+window are sorted by length and cut into micro-batches of the size that is fastest for them, and each core runs one
+inference at a time, without a pause between windows.
 """
 
 import itertools
@@ -65,20 +66,25 @@ class Raw:
         """Return the tokens of each text."""
         return [len(ids) for ids in self._tokenizer.encode_texts(texts)] if texts else []
 
-    def find_budget(self, texts: Sequence[str]) -> tuple[int, float]:
+    def find_budget(self, texts: Sequence[str], window: int) -> tuple[int, float]:
         """Return the fastest size of micro-batches for such texts, in tokens, and the texts per second."""
         ends = itertools.accumulate(map(len, texts))
         trial = [text for text, end in zip(texts, ends, strict=True) if end <= TRIAL_CHARACTERS] or texts[:1]
-        self.run_batched(trial, BUDGETS[1])
-        rates = {budget: max(self.run_batched(trial, budget).texts_s for _ in range(2)) for budget in BUDGETS}
+        self.run_batched(trial, BUDGETS[1], window)
+        rates = {budget: max(self.run_batched(trial, budget, window).texts_s for _ in range(2)) for budget in BUDGETS}
         budget = max(rates, key=rates.__getitem__)
         return budget, rates[budget]
 
-    def run_batched(self, texts: Sequence[str], budget: int) -> RawRun:
-        """Tokenize all texts, then infer them in micro-batches of similar length."""
+    def run_batched(self, texts: Sequence[str], budget: int, window: int) -> RawRun:
+        """Tokenize all texts, then infer each `window` of them in micro-batches of similar length."""
         started, used = time.monotonic(), read_own_cpu_seconds()
         ids = self._tokenizer.encode_texts(texts)
-        cut = cut_micro_batches([len(each) for each in ids], budget, pads=self.pads)
+        lengths = [len(each) for each in ids]
+        cut = [
+            [first + row for row in rows]
+            for first in range(0, len(ids), window)
+            for rows in cut_micro_batches(lengths[first : first + window], budget, pads=self.pads)
+        ]
         self._run_all([[ids[row] for row in rows] for rows in cut])
         seconds = time.monotonic() - started
         tokens = sum(map(len, ids))

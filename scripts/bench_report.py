@@ -30,9 +30,6 @@ from bench_texts import WORKLOADS
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".cache" / "bench" / "report"
 LOCK = ROOT / "scripts" / "requirements-report.txt"
-SUMMARY = ROOT / "docs" / "benchmarks.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
-PLOTS = ROOT / "docs" / "benchmarks"
 #: Curve of `scripts/bench_scale.py`, if that was run: workers, jobs per second, busy share.
 SCALE = ROOT / "docs" / "scaling.json"
 #: What the other servers are; `bench_peers.PACKAGES` installs these versions.
@@ -49,20 +46,28 @@ COLOURS = {
 }
 
 
-def start(results: Path) -> None:
-    """Summarize results, if there are any, and render the report in its environment."""
+def start(results: Path, output: Path) -> None:
+    """Summarize results, if there are any, and render the report into a folder, in its environment."""
+    output.mkdir(parents=True, exist_ok=True)
+    stored = get_summary(output)
     if results.exists():
         summary = summarize(msgspec.json.decode(results.read_bytes(), type=Results))
-        SUMMARY.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n")
-    elif not SUMMARY.exists():
-        raise OSError(f"there are neither {results} nor {SUMMARY}; run scripts/bench first")
+        stored.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n")
+    elif not stored.exists():
+        raise OSError(f"there are neither {results} nor {stored}; run scripts/bench first")
     if not (ENVIRONMENT / "lock").exists() or (ENVIRONMENT / "lock").read_bytes() != LOCK.read_bytes():
         print(f"installing the packages of {LOCK.relative_to(ROOT)} into {ENVIRONMENT} …", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
         pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "--require-hashes", "--only-binary", ":all:", "-r", str(LOCK)], check=True)
         (ENVIRONMENT / "lock").write_bytes(LOCK.read_bytes())
-    subprocess.run([str(ENVIRONMENT / "bin" / "python"), __file__], check=True)
+    subprocess.run([str(ENVIRONMENT / "bin" / "python"), __file__, str(output.absolute())], check=True)
+    print(f"wrote {output / 'benchmarks.md'}", file=sys.stderr)
+
+
+def get_summary(output: Path) -> Path:
+    """Return the file of the medians, which the page has."""
+    return output / "benchmarks.json"
 
 
 def render_page(summary: Summary) -> str:
@@ -73,8 +78,10 @@ def render_page(summary: Summary) -> str:
         "The load generator and raw OpenVINO use the same cores as the servers. Figures are medians of rounds "
         f"({list_rounds(summary)}), in which all rows take turns on the same texts. No text repeats. "
         f'"Of raw" is relative to the row "{BASE}" of the same round: a process without a server that has all texts '
-        "before it starts, sorts them by length, and uses the fastest size of micro-batches. Vecmill's rows name the "
-        "precision; all others compute in float32. CPU time and memory are those of the kind of process that is named."
+        f"before it starts, sorts each {WORKLOADS['short'].window} of them by length ({WORKLOADS['bulk'].window} in "
+        "bulk), which is what the clients have open at once, and uses the fastest size of micro-batches. Vecmill's "
+        "rows name the precision; all others compute in float32. CPU time and memory are those of the kind of process "
+        "that is named."
     )
     has_peers = any(not cell.row.startswith(("Vecmill", "raw")) for cell in summary.cells)
     lines = [
@@ -206,7 +213,7 @@ def add_legend(figure: Any, axis: Any) -> None:
 
 
 def main() -> None:
-    """Render the page and the plots."""
+    """Render the page and the plots into the folder on the command line."""
     import matplotlib
     from matplotlib import pyplot
 
@@ -214,16 +221,18 @@ def main() -> None:
     # Text as text keeps the files small; the salt and the missing date make them the same for the same results.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "vecmill", "font.size": 9})
     matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "white"})
-    summary = msgspec.json.decode(SUMMARY.read_bytes(), type=Summary)
-    PLOTS.mkdir(exist_ok=True)
+    output = Path(sys.argv[1])
+    summary = msgspec.json.decode(get_summary(output).read_bytes(), type=Summary)
+    plots = output / "benchmarks"
+    plots.mkdir(exist_ok=True)
     figures = {"throughput": draw_throughput(summary, pyplot), "latency": draw_latency(summary, pyplot)}
     if summary.floods:
         figures["flood"] = draw_flood(summary, pyplot)
     if SCALE.exists():
         figures["scale"] = draw_scale(pyplot)
     for name, figure in figures.items():
-        figure.savefig(PLOTS / f"{name}.svg", metadata={"Date": None, "Creator": None})
-    PAGE.write_text(render_page(summary))
+        figure.savefig(plots / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    (output / "benchmarks.md").write_text(render_page(summary))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Texts and requests of `scripts/bench`. Pure, so that all servers get the same texts in every run.
+"""Texts and requests of `scripts/bench`: the same for all servers in every run.
 
 No text repeats in a run, because a cache would answer the repetition. Where the collection has too few texts, halves of
 its texts are combined to new ones of the same lengths.
@@ -7,13 +7,19 @@ its texts are combined to new ones of the same lengths.
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 #: Lengths of a chunk in tokens: what splitters of documents cut, and what models of 256 tokens accept.
 CHUNK_TOKENS = (160, 250)
 #: Tokens that BERT's tokenizers add to each text.
 SPECIAL_TOKENS = 2
+#: What the files of texts are.
+FORMAT = (
+    'each line must be a JSON object with a field "text"; --texts needs a folder with queries.jsonl (short texts) and '
+    "mixed.jsonl (texts of any length)"
+)
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
@@ -30,6 +36,16 @@ class Workload:
     #: What the texts are, for the table.
     meaning: str
 
+    @property
+    def max_clients(self) -> int:
+        """Default number of clients of the largest measurement. 4 clients of bulk requests have more texts open."""
+        return 64 if self.per_request == 1 else 4
+
+    @property
+    def window(self) -> int:
+        """Texts that these clients have open at once."""
+        return self.max_clients * self.per_request
+
 
 WORKLOADS = {
     workload.name: workload
@@ -42,9 +58,21 @@ WORKLOADS = {
 }
 
 
-def read_collection(lines: str) -> list[str]:
-    """Return the field `text` of each line of JSON."""
-    return [json.loads(line)["text"] for line in lines.splitlines()]
+def read_collections(folder: Path, names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the collections of a folder by name. Raise `ValueError` if one cannot be read."""
+    return {name: read_collection(folder / f"{name}.jsonl") for name in names}
+
+
+def read_collection(path: Path) -> list[str]:
+    """Return the field `text` of each line of JSON. Raise `ValueError` if the file cannot be read."""
+    try:
+        texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"could not read {path}: {reason}; {FORMAT}") from None
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"a text in {path} is empty or no string; {FORMAT}")
+    return texts
 
 
 def make_texts(workload: Workload, collection: Sequence[str], max_tokens: int, count_tokens: CountTokens) -> list[str]:
@@ -78,7 +106,9 @@ def generate_texts(texts: Sequence[str], seed: int) -> Iterator[str]:
     A half is combined with one of a text of about the same length, so that the lengths stay those of the collection.
     """
     if len(texts) < 2:
-        raise ValueError(f"the workload has {len(texts)} texts, and needs at least 2; use a larger collection")
+        raise ValueError(
+            f"the workload has {len(texts)} texts, and needs at least 2; give a folder with more with --texts"
+        )
     order = random.Random(seed)
     halves = [split_text(text) for text in sorted(texts, key=len)]
     seen: set[str] = set()
@@ -105,7 +135,10 @@ def take_texts(source: Iterator[str], number: int, max_tokens: int, count_tokens
     while len(taken) < number:
         candidates = list(itertools.islice(source, number - len(taken)))
         if not candidates:
-            raise ValueError(f"the collection gives only {len(taken)} different texts, and {number} are needed")
+            raise ValueError(
+                f"the collection gives only {len(taken)} different texts, and {number} are needed; give "
+                "a folder of larger ones with --texts, or lower --seconds"
+            )
         lengths = count_tokens(candidates)
         taken += [text for text, tokens in zip(candidates, lengths, strict=True) if tokens <= max_tokens]
     return taken

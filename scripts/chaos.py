@@ -32,6 +32,8 @@ from typing import Any, NamedTuple
 from chaos_clients import Client, Texts, get_health, record_counters
 from chaos_system import HEALTHY_WITHIN_S, Member, System, Tally, log_event
 
+from broker.shared.flags import FlagParser
+
 #: Mean seconds between two strikes against each role.
 MEANS_S = {"worker": 2.0, "broker": 14.0, "frontend": 11.0}
 #: Signals that strike each role in each phase, with weights.
@@ -65,9 +67,7 @@ COUNTED = (
 
 def parse_arguments() -> argparse.Namespace:
     """Return the flags of scripts/chaos."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/chaos", description="Kill processes at random and check every answer."
-    )
+    parser = FlagParser(prog="scripts/chaos", description="Kill processes at random and check every answer.")
     parser.add_argument("--minutes", type=float, default=2.0, help="duration of both phases (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=random.randrange(10**6), help="seed of all random choices (default: a new one)"

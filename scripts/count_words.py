@@ -35,7 +35,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def main() -> None:
     """Print the figures of the given files and folders."""
-    parser = argparse.ArgumentParser(prog="scripts/count_words", description="Print figures of names and words.")
+    text = "Print figures of names and words."
+    parser = argparse.ArgumentParser(prog="scripts/count_words", description=text, allow_abbrev=False)
     parser.add_argument(
         "paths", nargs="*", default=PRODUCT, help="files and folders (default: the product and its docs)"
     )

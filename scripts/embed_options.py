@@ -80,7 +80,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     formatter = argparse.RawDescriptionHelpFormatter
     description = "Embed whole corpora with a running server, or with --local. The same command goes on after a crash."
-    parser = argparse.ArgumentParser("scripts/embed", description=description, epilog=EPILOG, formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        "scripts/embed", description=description, epilog=EPILOG, formatter_class=formatter, allow_abbrev=False
+    )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, folders, or patterns such as 'docs/*.jsonl.gz'; -: stdin")
     text = "folder of Parquet parts, or a file that ends in .npy or .jsonl"

@@ -10,15 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from broker.shared.flags import FlagParser, parse_count  # noqa: E402  after the path is set
+
 FORMATS = ("fp32", "fp16", "int8", "int4")
 _EPILOG = "Options may be written with dashes or underscores. docs/export.md describes them."
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Return the options. Exit with status 2 if one is unknown or missing."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/export_model", description="Export a model for OVMS and Vecmill.", epilog=_EPILOG
-    )
+    parser = FlagParser(prog="scripts/export_model", description="Export a model for OVMS and Vecmill.", epilog=_EPILOG)
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
     add_options(tasks.add_parser("embeddings_ov", help="export a model for embeddings", epilog=_EPILOG))
     old = tasks.add_parser("embeddings", help="the same; the name before OVMS 2025.2", epilog=_EPILOG)
@@ -38,13 +38,6 @@ def spell_options(arguments: list[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         spelled.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument)
     return spelled
-
-
-def parse_count(text: str) -> int:
-    """Return a whole number of at least 1; raise `ArgumentTypeError` if the text is something else."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

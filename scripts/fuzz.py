@@ -26,7 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.harness.clients import body, right  # noqa: E402  after the path is set
+from broker.shared.flags import FlagParser  # noqa: E402  after the path is set
+from tests.harness.clients import body, right  # noqa: E402
 from tests.harness.hostile import BODIES  # noqa: E402
 from tests.harness.processes import Cluster, alive, descendants, until  # noqa: E402
 from tests.harness.servers import MODEL, Server, rows  # noqa: E402
@@ -312,7 +313,7 @@ def is_fault(end: str, counts: Counter[str]) -> bool:
 
 def main() -> None:
     """Fuzz a server and exit with status 1 if there is a fault."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="scripts/fuzz", description="Send invalid and random requests to a server that this command starts."
     )
     parser.add_argument(

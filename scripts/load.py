@@ -31,6 +31,7 @@ from bench_results import P50, P99, Flood  # noqa: E402
 from bench_servers import Server  # noqa: E402
 from bench_texts import generate_texts  # noqa: E402
 
+from broker.shared.flags import FlagParser  # noqa: E402
 from tests.harness.clients import abandon  # noqa: E402
 
 #: The broker's `--max-wait-s` during the overload.
@@ -49,9 +50,7 @@ ATTACKER, CLIENTS = "attacker", ("one", "two", "three", "four")
 
 def parse_arguments() -> argparse.Namespace:
     """Return the flags of scripts/load."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/load", description="Flood and overload a server that this command starts."
-    )
+    parser = FlagParser(prog="scripts/load", description="Flood and overload a server that this command starts.")
     default = ROOT / "tests" / "data" / "queries.jsonl"
     parser.add_argument(
         "--texts", type=Path, default=default, help="file of JSON lines with a field text (default: %(default)s)"

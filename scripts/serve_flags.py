@@ -6,20 +6,20 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from broker.shared.exit import exit_refused  # noqa: E402  after the path is set
+from broker.shared.flags import FlagParser, parse_count  # noqa: E402
 from broker.shared.ovms_flags import translate_flags  # noqa: E402
 from broker.shared.variables import find_variables  # noqa: E402
 from broker.shared.version import VERSION  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, split_address  # noqa: E402
 from workers.models.hub import is_hub_name  # noqa: E402
 
-#: Default address of the broker's metrics.
-METRICS_BIND = "127.0.0.1:7412"
+#: Default folder of files and batches.
+DATA = ROOT / ".data"
 #: Beginnings of the variables of processes, which check the rest themselves.
 PREFIXES = ("VECMILL_BROKER_", "VECMILL_FRONTEND_", "VECMILL_WORKER_")
 #: Settings of processes that scripts/serve passes as flags, so that their variables have no effect.
@@ -31,27 +31,20 @@ PASSED = {
         *("LOG_LEVEL", "LOG_FORMAT"),
     ),
 }
+#: Flags of processes that other flags of scripts/serve set.
+REPLACED = {"--host-workers": "--workers", "--processes": "--frontends"}
 #: Flags that are passed to the workers if they are given, besides those above.
 OPTIONAL_WORKER_FLAGS = (
     *("config_path", "model_repository_path", "precision", "mix_floats", "streams", "plugin_config"),
     *("pooling", "normalize", "max_length"),
     *("aliases", "config_poll_s", "unload_idle_s"),
 )
+#: Flags that are passed to the broker if they are given, besides those above.
+OPTIONAL_BROKER_FLAGS = ("cache_bytes", "cache_scope")
 #: OVMS's words for where to truncate.
 OVMS_TRUNCATE = {"true": "end", "false": "none"}
 #: Variables of compose.yaml alone.
 COMPOSE_ONLY = ("VECMILL_IMAGE", "VECMILL_BROKER", "VECMILL_WORKERS", "VECMILL_WORKER_MEMORY", "VECMILL_WORKER_CPUS")
-
-
-def parse_count(text: str) -> int:
-    """Return a number of processes; raise `ArgumentTypeError` if it is not a whole number of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return number
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -65,19 +58,25 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, port
 
 
-class Parser(argparse.ArgumentParser):
-    """Parser whose error for an unknown flag names the variable of a process with this setting."""
+class Parser(FlagParser):
+    """Parser whose error for an unknown flag of a process names what sets it here."""
 
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
+    def describe_error(self, message: str) -> str:
+        """See `FlagParser`."""
         unknown = message.removeprefix("unrecognized arguments: ")
         names = [word.partition("=")[0] for word in unknown.split() if word.startswith("--")] * (unknown != message)
-        hints = [variable for name in names for variable in find_setting(name)]
-        super().error(f"{message}; set {' and '.join(hints)} instead" if hints else message)
+        hints = [hint for name in names for hint in find_setting(name)]
+        if hints:
+            return f"{message}; set {' and '.join(hints)} instead"
+        passed = {setting for settings in PASSED.values() for setting in settings}
+        own = [name for name in names if name.removeprefix("--").replace("-", "_").upper() in passed]
+        return f"{message}; scripts/serve itself sets {own[0]}" if own else super().describe_error(message)
 
 
 def find_setting(flag: str) -> list[str]:
-    """Return the variables that set the flag of this name in the processes, if the packages are installed."""
+    """Return the flag or the variables that set a process's flag of this name, if the packages are installed."""
+    if flag in REPLACED:
+        return [REPLACED[flag]]
     try:
         import broker.shell.config
         import frontend.config
@@ -89,7 +88,7 @@ def find_setting(flag: str) -> list[str]:
     return [
         f"{prefix}{name.upper()}"
         for prefix, config in zip(PREFIXES, configs, strict=True)
-        if name in config.__struct_fields__
+        if name in config.__struct_fields__ and name.upper() not in PASSED[prefix]
     ]
 
 
@@ -169,6 +168,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--aliases", "", "other names of models: ALIAS=MODEL,ALIAS=MODEL")
     add("--config-poll-s", "", "seconds between two looks for changed models and configurations; 0: never; default: 1")
     add("--unload-idle-s", "", "unload a model after this many seconds without a request; default: never")
+    text = "memory in bytes for results, which answer equal inputs; 0: compute every input; default: 268435456"
+    add("--cache-bytes", "", text, variable="VECMILL_CACHE_BYTES")
+    text = "key or all: who shares results, the clients of one API key or all clients; default: key"
+    add("--cache-scope", "", text, variable="VECMILL_CACHE_SCOPE", choices=("key", "all"))
     text = "where to truncate inputs that are too long, unless the request decides; none: reject them; default: as the "
     text += "model's configuration specifies"
     choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
@@ -176,10 +179,12 @@ def parse_arguments() -> argparse.Namespace:
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--api-key-file", "", "file whose first line is an API key, as for OVMS; replaces the variable API_KEY")
+    text = f"folder of files and batches, which several servers may share; none: no /v1/files; default: {DATA}"
+    add("--data", None, text, variable="VECMILL_FRONTEND_DATA")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")
     add("--tls-key", "", "PEM file with the certificate's key", variable="VECMILL_FRONTEND_TLS_KEY")
-    text = f"HOST:PORT of the broker's /metrics; empty: none; default: {METRICS_BIND} unless that port is taken"
-    add("--metrics-bind", None, text)
+    text = "HOST:PORT of the broker's /metrics; empty: none; auto: 127.0.0.1:7412, or none if that port is taken"
+    add("--metrics-bind", "auto", text)
     levels, formats = ("debug", "info", "warning", "error"), ("text", "json")
     add("--log-level", "warning", "least severe messages to log", variable="VECMILL_LOG_LEVEL", choices=levels)
     add("--log-format", "text", "format of log lines", variable="VECMILL_LOG_FORMAT", choices=formats)
@@ -193,8 +198,10 @@ def parse_arguments() -> argparse.Namespace:
         os.environ["API_KEY"] = read_api_key(Path(options.api_key_file))
     address, options.port = options.port
     options.host = options.host or address or "127.0.0.1"
+    options.data = "" if options.data == "none" else options.data
     # The processes run in another folder.
-    for name in ("cache", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"):
+    paths = "cache", "data", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"
+    for name in paths:
         value = getattr(options, name)
         if value and not (name == "model" and is_hub_name(value)):
             setattr(options, name, str(Path(value).absolute()))

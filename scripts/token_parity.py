@@ -4,7 +4,6 @@ The reference is the library with the settings of tokenizer_config.json. It is c
 loads, and with the plain conversion of openvino-tokenizers. All run on one CPU, and times are CPU times.
 """
 
-import argparse
 import json
 import os
 import random
@@ -18,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from broker.shared.flags import FlagParser  # noqa: E402  after the path is set
 
 #: No limit on the number of token ids or on the length of an input.
 NO_LIMIT = 2**31 - 1
@@ -125,7 +126,7 @@ def compare(folder: Path, texts: Sequence[str]) -> Iterable[str]:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="scripts/token_parity", description=__doc__.split("\n")[0].split(": ")[1])
+    parser = FlagParser(prog="scripts/token_parity", description=__doc__.split("\n")[0].split(": ")[1])
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="model folder with a tokenizer")
     default = [ROOT / "tests" / "data" / name for name in ("queries.jsonl", "mixed.jsonl")]
     parser.add_argument("--texts", type=Path, nargs="+", default=default, help="files of JSON lines with a field text")

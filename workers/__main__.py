@@ -1,5 +1,6 @@
 """Entry point of a worker, `python -m workers`: configuration, preparation of the model, service."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -22,10 +23,11 @@ from broker.shared.settings import SettingsError
 from broker.shared.version import VERSION
 from broker.wire import protocol as wire
 from broker.wire.curve import KeyFileError
-from workers.config import Config, load
+from workers.config import Config, load, make_options
 from workers.engine.cpus import claim_part, count_cpus
 from workers.models.default import NAME
-from workers.models.sources import choose_model_name
+from workers.models.json_files import ModelError
+from workers.models.sources import choose_model_name, find_sources
 from workers.session.catalog import Catalog, Version, repair_text
 from workers.session.loader import Loaded, Loader, LoadError, Scan, load_safely, scan_safely
 from workers.session.loading_notice import announce_loading
@@ -95,10 +97,11 @@ def create_service(config: Config) -> "Service":
 
 
 def claim_cpus(config: Config) -> None:
-    """Run on this worker's part of the host's CPUs, and log which ones."""
-    if config.device.partition(".")[0].upper() in ("GPU", "NPU"):
+    """Run on this worker's part of the host's CPUs, and log which ones. A worker for other devices keeps all CPUs."""
+    if not may_use_cpu(config):
         return
     folder = Path(config.cache).expanduser() / "cpus"
+    available = len(os.sched_getaffinity(0))
     try:
         part = claim_part(folder, config.broker, config.host_workers, share_quota=config.share_quota)
     except OSError as error:
@@ -110,8 +113,23 @@ def claim_cpus(config: Config) -> None:
     elif (count := count_cpus()) < len(part.cpus):
         log.info("running on %d of %d CPUs at a time, because of a CPU quota", count, len(part.cpus))
     elif config.host_workers > 1:
+        if part.number == 0 and config.host_workers > available:
+            text = "%d workers share %d CPUs, so that some run on the same CPU; fewer workers give as many texts/s"
+            log.warning(text, config.host_workers, available)
         numbers = ", ".join(map(str, part.cpus))
         log.info("running on CPUs %s, part %d of %d", numbers, part.number + 1, config.host_workers)
+
+
+def may_use_cpu(config: Config) -> bool:
+    """Return whether a model may run on a CPU, as far as that is known before models are fetched."""
+    devices = [config.device]
+    is_local = config.config_path or config.model_repository_path or (config.model and Path(config.model).exists())
+    if is_local and not config.device:
+        with contextlib.suppress(ModelError):
+            found = find_sources(make_options(config), Path(config.cache).expanduser(), lambda _: None)
+            devices = [source.overrides.device for source in found.sources]
+    kinds = {device.partition(".")[0].upper() for device in devices}
+    return not kinds or bool(kinds - {"GPU", "NPU"})
 
 
 def choose_name(config: Config) -> str:

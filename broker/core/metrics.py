@@ -145,6 +145,10 @@ class Metrics:
             "batches", "Batches dispatched, answered and failed", ("event",), ("dispatched", "answered", "failed")
         )
         self.batch_seconds = CounterFamily("batch_seconds", "Seconds that answered batches took, from lease to result")
+        self.cache_hits = CounterFamily("cache_hits", "Inputs answered with a result in memory")
+        self.cache_misses = CounterFamily("cache_misses", "Inputs computed because no result was in memory")
+        self.cache_coalesced = CounterFamily("cache_coalesced", "Inputs answered when an equal input was computed")
+        self.cache_evictions = CounterFamily("cache_evictions", "Results removed from memory to make room")
         self.workers_joined = CounterFamily("workers_joined", "Workers that connected")
         self.workers_left = CounterFamily("workers_left", "Workers that drained and left, or reconnected")
         self.worker_evictions = CounterFamily("worker_evictions", "Workers evicted, by reason", ("reason",), reasons)
@@ -166,6 +170,8 @@ class Metrics:
         self._padding = CounterFamily(
             "padding_tokens", "Padding tokens run through the model, outside attention", _WORKER
         )
+        self._micro_batches = CounterFamily("micro_batches", "Inferences of answered batches", _WORKER)
+        self._micro_batch_inputs = CounterFamily("micro_batch_inputs", "Inputs of these inferences", _WORKER)
 
     def create_series(self, worker: Worker) -> None:
         """Create all series of a worker that joins, or that announces other models."""
@@ -200,6 +206,8 @@ class Metrics:
         self._inferences.observe(labels, result.inference_us / 1e6)
         self._tokens.add(labels, tokens)
         self._padding.add(labels, result.padding)
+        self._micro_batches.add(labels, result.micro_batches)
+        self._micro_batch_inputs.add(labels, result.micro_batch_inputs)
 
     def count_totals(self) -> dict[str, int]:
         """Return the totals since the start, by the names that `/health` shows."""
@@ -212,6 +220,10 @@ class Metrics:
             "jobs_failed": self.jobs_ended.total - answered - cancelled,
             "jobs_requeued": self.jobs_requeued.total,
             "jobs_blocked": self.jobs_blocked.total,
+            "cache_hits": self.cache_hits.total,
+            "cache_coalesced": self.cache_coalesced.total,
+            "cache_misses": self.cache_misses.total,
+            "cache_evictions": self.cache_evictions.total,
             "requests_rejected": self.requests_rejected.total,
             "duplicate_requests": self.requests_repeated.total,
             "batches_dispatched": self.batches.get(("dispatched",)),
@@ -235,7 +247,8 @@ class Metrics:
         return [family.snapshot() for family in families]
 
     def _list_worker_families(self) -> list[CounterFamily | HistogramFamily]:
-        return [self._batch_jobs, self._batch_tokens, self._inferences, self._tokens, self._padding]
+        counters = [self._tokens, self._padding, self._micro_batches, self._micro_batch_inputs]
+        return [self._batch_jobs, self._batch_tokens, self._inferences, *counters]
 
 
 def _build_labels(worker: Worker, model: ModelKey, lane: Lane) -> Labels:

@@ -1,4 +1,4 @@
-"""Health file: its modification time shows a container's engine that the process works."""
+"""Health file: its modification time shows that the process works, to a container's engine or scripts/serve."""
 
 import logging
 from pathlib import Path
@@ -18,14 +18,23 @@ class HealthFile:
         #: Time of the next touch.
         self.due = 0.0
         self._failing = False
+        #: Content that was written last.
+        self._content = ""
 
-    def touch(self, now: float) -> None:
-        """Touch the file if that is due. Errors are logged once, until the file can be touched again."""
+    def touch(self, now: float, content: str = "") -> None:
+        """Touch the file if that is due, and write the content if that has changed.
+
+        Errors are logged once, until the file can be touched again.
+        """
         if not self._path or now < self.due:
             return
         self.due = now + INTERVAL_S
         try:
-            Path(self._path).touch()
+            if content != self._content:
+                Path(self._path).write_text(content)
+                self._content = content
+            else:
+                Path(self._path).touch()
         except OSError as error:
             if not self._failing:
                 log.error("cannot touch the health file %s, retrying: %s", self._path, error.strerror)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from broker.shared.flags import FlagParser
 from broker.shared.variables import find_variables
 from broker.shared.version import VERSION
 
@@ -69,11 +70,9 @@ def load(
     return config_type(**{name: _convert(types[name], settings[name], *given[name]) for name in given})
 
 
-def build_parser(
-    settings: Mapping[str, Mapping[str, Any]], prefix: str, prog: str, description: str
-) -> argparse.ArgumentParser:
+def build_parser(settings: Mapping[str, Mapping[str, Any]], prefix: str, prog: str, description: str) -> FlagParser:
     """Return a parser with a flag for each setting, given by the JSON schemas of their fields."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser = FlagParser(prog=prog, description=description)
     parser.add_argument("--version", action="version", version=f"vecmill {VERSION}")
     for name, schema in settings.items():
         text = f"{schema['description']} (default: {schema['default']!r}; variable {prefix}{name.upper()})"

@@ -9,13 +9,19 @@ from broker.core.limits import Limits
 from broker.shared import settings
 from broker.shared.settings import LogFormat, LogLevel
 
+#: Address of the metrics if none is set.
+METRICS_BIND = "127.0.0.1:7412"
+
 
 class Config(Limits, frozen=True, kw_only=True):
     """The settings of the shell, and those of the scheduler, which are inherited."""
 
     frontend_bind: Annotated[str, Meta(description="endpoint for frontends")] = "tcp://127.0.0.1:7410"
     worker_bind: Annotated[str, Meta(description="endpoint for workers")] = "tcp://127.0.0.1:7411"
-    metrics_bind: Annotated[str, Meta(description="HOST:PORT of /metrics; empty: none")] = "127.0.0.1:7412"
+    metrics_bind: Annotated[
+        str,
+        Meta(description=f"HOST:PORT of /metrics; empty: none; auto: {METRICS_BIND}, or none if that port is taken"),
+    ] = "auto"
     keys: Annotated[
         str, Meta(description="folder of CURVE keys made by scripts/keys; required unless both endpoints are local")
     ] = ""

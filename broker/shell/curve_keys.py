@@ -15,7 +15,6 @@ until `--add` names it. One without `broker.key` was left by a killed run and is
 at all, no key was removed.
 """
 
-import argparse
 import contextlib
 import fcntl
 import os
@@ -28,6 +27,7 @@ import zmq.auth
 
 from broker.shared.exit import exit_refused
 from broker.shared.files import make_scratch_folder, move_into_place, remove_scratch_folders
+from broker.shared.flags import FlagParser
 from broker.wire.curve import KeyFileError, Role, read_pair, read_public_key
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -161,9 +161,7 @@ def _lock_root(root: Path) -> Iterator[None]:
 
 def main() -> None:
     """Make keys and print them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m broker.shell.curve_keys", description="Make the CURVE keys that are missing."
-    )
+    parser = FlagParser(prog="python -m broker.shell.curve_keys", description="Make the CURVE keys that are missing.")
     parser.add_argument("folder", type=Path, help="folder of the folders broker, worker and frontend")
     text = "add a key for the worker or frontend NAME, or put it back on the allow-list"
     parser.add_argument("--add", nargs=2, metavar=("ROLE", "NAME"), help=text)

@@ -87,6 +87,9 @@ class BatchResult(Message, tag=34):
     sizes: U32Column = b""
     #: Padding tokens that the inferences ran.
     padding: U63 = 0
+    #: Number of the inferences, and of the inputs that they ran.
+    micro_batches: U32 = 0
+    micro_batch_inputs: U32 = 0
 
     def frame_sizes(self) -> list[int]:
         """See `Message`."""

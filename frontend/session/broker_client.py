@@ -54,6 +54,8 @@ class BrokerClient:
         # - events that wake the waiting calls. They are set and replaced when the connection or the models change, and
         #   when stats or the result of a reload arrive.
         self._changed, self._stats_came, self._reloaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        # - the text of the last goodbye, which is logged once.
+        self._last_goodbye = ""
 
     @property
     def connected(self) -> bool:
@@ -108,6 +110,7 @@ class BrokerClient:
             request_options.client_jobs,
             request_options.client_tokens,
             request_options.address,
+            caching=request_options.caching,
         )
         frame = b"".join(inputs)
         pending = self._session.submit(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)
@@ -203,7 +206,9 @@ class BrokerClient:
         self._run_step(lambda: self._session.handle(message, frames, time.monotonic()))
         match message:
             case wire.Goodbye():
-                log.warning("broker closed the session: %s: %s", message.code.name, message.text)
+                if message.text != self._last_goodbye:
+                    log.warning("broker closed the session: %s: %s", message.code.name, message.text)
+                self._last_goodbye = message.text
             case wire.Stats():
                 self._stats_came.set()
                 self._stats_came = asyncio.Event()
@@ -211,10 +216,13 @@ class BrokerClient:
                 self._wake_reloads()
 
     def _on_timer(self) -> None:
-        self._run_step(lambda: self._session.due(time.monotonic()))
-        self._end_late_calls(time.monotonic())
-        delay_s = max(0.0, self._session.next_deadline() - time.monotonic())
-        self._timer = self._loop.call_later(delay_s, self._on_timer)
+        try:
+            self._run_step(lambda: self._session.due(time.monotonic()))
+            self._end_late_calls(time.monotonic())
+        finally:
+            # Without heartbeats, a fault in one turn would lose the broker for good.
+            delay_s = max(0.0, self._session.next_deadline() - time.monotonic())
+            self._timer = self._loop.call_later(delay_s, self._on_timer)
 
     def _end_late_calls(self, now: float) -> None:
         """End the calls of `run` that the broker has left without an answer. A timer for each would take 5 µs."""

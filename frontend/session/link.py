@@ -14,7 +14,7 @@ import zmq
 from broker.wire import protocol as wire
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.protocol import Frame, Message
-from broker.wire.sockets import ConnectionMonitor, open_dealer
+from broker.wire.sockets import ConnectionMonitor, open_dealer, receive_frames
 from frontend.config import Config
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,13 @@ log = logging.getLogger(__name__)
 MAX_READS = 64
 #: Milliseconds for which a closed socket goes on to send its last messages.
 LINGER_MS = 500
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raise `zmq.ZMQError` if the endpoint of a broker is invalid."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(endpoint)
 
 
 class Link:
@@ -75,15 +82,21 @@ class Link:
     def _read_messages(self) -> None:
         if self._socket.closed:
             return
-        for _ in range(MAX_READS):
-            try:
-                header, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            try:
-                message, payload = wire.decode(wire.TO_FRONTEND, [header.bytes, *(frame.buffer for frame in frames)])
-            except RemoteProtocolError as error:
-                log.warning("ignored malformed message: %s", error)
-                continue
-            self._on_message(message, payload)
-        self._loop.call_soon(self._read_messages)
+        drained = False
+        try:
+            for _ in range(MAX_READS):
+                try:
+                    header, *frames = receive_frames(self._socket)
+                except zmq.Again:
+                    drained = True
+                    return
+                try:
+                    message, payload = wire.decode(wire.TO_FRONTEND, [header.bytes, *(part.buffer for part in frames)])
+                except RemoteProtocolError as error:
+                    log.warning("ignored malformed message: %s", error)
+                    continue
+                self._on_message(message, payload)
+        finally:
+            # The other messages are read even if the handling of one has failed.
+            if not drained:
+                self._loop.call_soon(self._read_messages)

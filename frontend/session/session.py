@@ -29,6 +29,8 @@ from frontend.session.pending import Pending, PendingRequests, RefusalCache
 
 #: Heartbeat and liveness intervals in seconds, until a welcome has the broker's own.
 HEARTBEAT_S, LIVENESS_S = 0.25, 3.5
+#: Longest pause, in seconds, before the next hello after the broker has refused some in a row.
+MAX_PAUSE_S = 10.0
 #: Maximum number of submissions in one message, so that the broker's other peers wait briefly while it reads one.
 MAX_SUBMISSIONS = 64
 #: States of a removed model that no worker is configured to serve again.
@@ -79,6 +81,8 @@ class Session:
         self._heartbeat_s, self._liveness_s = HEARTBEAT_S, LIVENESS_S
         self._next_heartbeat = now + HEARTBEAT_S
         self._last_message_at = self._welcomed_at = self._away_since = now
+        #: When to send the next hello at the earliest, and seconds from the next goodbye to a hello.
+        self._next_hello, self._pause_s = now, HEARTBEAT_S
 
     @property
     def connected(self) -> bool:
@@ -132,6 +136,8 @@ class Session:
                 self.disconnect(now)
                 return self.connect()
             case wire.Goodbye():
+                self._next_hello = now + self._pause_s
+                self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
                 self.disconnect(now)
         return Step()
 
@@ -143,6 +149,7 @@ class Session:
         self.models = {}
         self._clear_outgoing()
         self._welcomed_at = now
+        self._pause_s = HEARTBEAT_S
         self._heartbeat_s, self._liveness_s = message.heartbeat_ms / 1000, message.liveness_ms / 1000
 
     def _clear_outgoing(self) -> None:
@@ -186,13 +193,18 @@ class Session:
         return self._next_heartbeat
 
     def due(self, now: float) -> Step:
-        """Return the heartbeat, or the hello while away, and the requests that exceed the grace period."""
+        """Return the heartbeat, or the hello while away, and the requests that exceed the grace period.
+
+        After a goodbye, the hello waits, because the broker would refuse it for the same reason.
+        """
         if now < self._next_heartbeat:
             return Step()
         self._next_heartbeat = now + self._heartbeat_s
         if self.connected and now >= self._last_message_at + self._liveness_s:
             self.disconnect(now)
         sends = [Outgoing(self.heartbeat() if self.connected else self._hello)]
+        if not self.connected and now < self._next_hello:
+            sends = []
         since = self._welcomed_at if self.connected else self._away_since
         return Step(sends, self._fail_unserved() if now >= since + self._grace_s else ())
 
@@ -230,6 +242,9 @@ class Session:
 
         Raise `ApiError` if the model is unknown, if it has no worker, or if the grace period for a broker is over.
         """
+        model = self.models.get(name)
+        if model and name not in self.removed:
+            return model
         live = {other: model for other, model in self.models.items() if other not in self.removed}
         if resolved := resolve_name(name, live):
             return live[resolved.model]
@@ -265,9 +280,8 @@ class Session:
     ) -> Pending:
         """Return a new request, which the next `flush` submits. The submission gets its number here."""
         model = self.models.get(submission.model)
-        bound = msgspec.structs.replace(submission, revision=model.revision) if model else submission
         pending = self._requests.add_request(
-            bound, frame, deadline, per_item=per_item, max_tokens=max_tokens, model_info=model
+            submission, frame, deadline, per_item=per_item, max_tokens=max_tokens, model_info=model
         )
         self._outbox[pending.number] = pending
         return pending

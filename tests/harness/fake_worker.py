@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,6 +129,9 @@ class FakeBackend:
         return output[:-1] if ["short"] in commands else output
 
     def open_spare_request(self) -> int | None:
+        return None
+
+    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[int]]) -> int | None:
         return None
 
     def verify_device(self, request: int) -> None:

@@ -29,8 +29,9 @@ from workers.engine.cpus import count_cpus
 from workers.engine.device import DeviceError
 from workers.engine.engine import Engine
 from workers.engine.feeds import pack_ids
-from workers.engine.pipeline import Pipeline, Work
+from workers.engine.pipeline import Pipeline
 from workers.engine.tokenizer import Tokenizer
+from workers.engine.work import Work
 from workers.models.default import NAME, OFFICIAL, WHEELS, fetch_default_model
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model

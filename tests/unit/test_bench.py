@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +16,12 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import bench  # noqa: E402  after the path is set
 import bench_load  # noqa: E402
+import bench_measure  # noqa: E402
 import bench_ovms  # noqa: E402
 import bench_peers  # noqa: E402
 import bench_raw  # noqa: E402
 import bench_report  # noqa: E402
+import bench_scale  # noqa: E402
 import bench_servers  # noqa: E402
 from bench_results import (  # noqa: E402
     BASE,
@@ -41,9 +45,13 @@ from bench_texts import (  # noqa: E402
     join_chunks,
     make_texts,
     read_collection,
+    read_collections,
     split_text,
     take_texts,
 )
+
+from broker.shell.metrics_server import render  # noqa: E402
+from tests.harness.core import Core  # noqa: E402
 
 QUERIES = ROOT / "tests" / "data" / "queries.jsonl"
 
@@ -51,6 +59,18 @@ QUERIES = ROOT / "tests" / "data" / "queries.jsonl"
 def count_words(texts: Sequence[str]) -> list[int]:
     """Return the words of each text and two special tokens."""
     return [len(text.split()) + 2 for text in texts]
+
+
+def test_broker_has_the_counters_of_the_columns() -> None:
+    core = Core()
+    core.worker()
+    text = render(core.scheduler.collect_metrics(), "")[0].decode()
+    for names in bench_measure.QUOTIENTS.values():
+        for name in names:
+            assert f"\n{name}{{" in text
+    before, after = ({name: value for names in bench_measure.QUOTIENTS.values() for name in names} for value in (1, 3))
+    after["vecmill_micro_batch_inputs_total"] = 9
+    assert bench_measure.divide_counters(before, after) == {"padding": 1, "batch": 1, "micro_batch": 4}
 
 
 def make_cell(row: str = "Vecmill, f32", texts_s: float = 100.0, **fields: object) -> Cell:
@@ -63,14 +83,14 @@ def make_cell(row: str = "Vecmill, f32", texts_s: float = 100.0, **fields: objec
 
 
 def test_no_generated_text_repeats() -> None:
-    texts = read_collection(QUERIES.read_text())
+    texts = read_collection(QUERIES)
     made = list(itertools.islice(generate_texts(texts, 1), 5 * len(texts)))
     assert len(set(made)) == len(made) == 5 * len(texts)
     assert set(made[: len(set(texts))]) == set(texts)
 
 
 def test_combined_texts_keep_the_lengths() -> None:
-    texts = read_collection(QUERIES.read_text())
+    texts = read_collection(QUERIES)
     source = generate_texts(texts, 1)
     first, second, third = (list(map(len, itertools.islice(source, len(texts)))) for _ in range(3))
     for later in (second, third):
@@ -308,6 +328,71 @@ def test_texts_of_a_clone_are_those_of_the_tests(monkeypatch: pytest.MonkeyPatch
     assert bench.find_texts(Path("mine")) == Path("mine")
     (tmp_path / "shared" / "data" / "load").mkdir(parents=True)
     assert bench.find_texts(None) == tmp_path / "shared" / "data" / "load"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        ("a line of text", "JSONDecodeError"),
+        ('["a"]', "TypeError"),
+        ('{"body": "a"}', "KeyError: 'text'"),
+        ('{"text": ""}', "is empty or no string"),
+    ],
+)
+def test_unusable_texts_are_refused_with_their_format(tmp_path: Path, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "queries.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(reason)) as raised:
+        read_collections(tmp_path, ["queries"])
+    assert str(raised.value).count("--texts needs a folder with queries.jsonl") == 1
+
+
+def test_too_few_texts_name_the_remedy() -> None:
+    with pytest.raises(ValueError, match="give a folder of larger ones with --texts"):
+        take_texts(iter(["a"]), 2, 10, count_words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--precision", "f33"], "--precision is 'f33', but must be one of 'auto', 'f32', 'bf16', 'f16', 'int8'"),
+        (["--clients", "0"], "--clients: '0' is not a whole number of at least 1"),
+        (["--rounds", "-1"], "--rounds: '-1' is not a whole number of at least 1"),
+        (["--seconds", "nan"], "--seconds: 'nan' is not a number above 0"),
+        (["--prec", "f32"], "unrecognized arguments: --prec f32; did you mean --precision?"),
+    ],
+)
+def test_unusable_flag_is_refused(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.parse_arguments(flags)
+    hint = "" if sentence.endswith("?") else "; see scripts/bench --help"
+    assert capsys.readouterr().err == f"scripts/bench: {sentence}{hint}\n"
+
+
+def test_precision_is_accepted_in_capitals() -> None:
+    assert bench.parse_arguments(["--precision", "F32", "BF16"]).precision == ["f32", "bf16"]
+
+
+def test_scale_without_workers_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "--scale", "--workers", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        bench_scale.main()
+    sentence = "--workers: '0' is not a whole number of at least 1; see scripts/bench --scale --help"
+    assert capsys.readouterr().err == f"scripts/bench --scale: {sentence}\n"
+
+
+def test_report_is_written_to_the_chosen_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(bench_report, "ENVIRONMENT", tmp_path)
+    (tmp_path / "lock").write_bytes(bench_report.LOCK.read_bytes())
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    with pytest.raises(OSError, match="run scripts/bench first"):
+        bench_report.start(tmp_path / "results.json", tmp_path / "out")
+    bench.write_results(tmp_path / "results.json", Results(facts={}, rounds=[Round("short", [make_cell()])]))
+    bench_report.start(tmp_path / "results.json", tmp_path / "out")
+    assert (tmp_path / "out" / "benchmarks.json").exists()
+    assert [command[-1] for command in commands] == [str(tmp_path / "out")]
 
 
 def test_options_of_ovms_are_accepted() -> None:

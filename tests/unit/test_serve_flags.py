@@ -26,11 +26,15 @@ def parse(*flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (("--port", "x"), "'x' is not a port"),
         (("--workers", "0"), "--workers: '0' is not a whole number of at least 1"),
         (("--frontends", "x"), "--frontends: 'x' is not a whole number of at least 1"),
-        (("--truncate", "middle"), "choose from 'none', 'start', 'end'"),
-        (("--log-level", "loud"), "choose from 'debug', 'info', 'warning', 'error'"),
+        (("--truncate", "middle"), "--truncate is 'middle', but must be one of 'none', 'start', 'end'; see "),
+        (("--log-level", "loud"), "--log-level is 'loud', but must be one of 'debug', 'info', 'warning', 'error'"),
+        (("--host-workers", "2"), "unrecognized arguments: --host-workers 2; set --workers instead"),
+        (("--processes", "2"), "unrecognized arguments: --processes 2; set --frontends instead"),
+        (("--frontend-bind", "x"), "--frontend-bind x; scripts/serve itself sets --frontend-bind; see"),
+        (("--work", "2"), "unrecognized arguments: --work 2; did you mean --workers?"),
         (("--max-inputs", "7"), "unrecognized arguments: --max-inputs 7; set VECMILL_FRONTEND_MAX_INPUTS instead"),
         (("--batch-ms=7",), "set VECMILL_WORKER_BATCH_MS instead"),
-        (("--unknown_flag", "7"), "unrecognized arguments: --unknown_flag 7\n"),
+        (("--unknown_flag", "7"), "unrecognized arguments: --unknown_flag 7; see"),
         (("--rest_port", "x"), "--port: 'x' is not a port from 1 to 65535"),
     ],
 )
@@ -38,6 +42,7 @@ def test_unusable_flag_is_refused(flags: tuple[str, ...], sentence: str) -> None
     done = parse(*flags)
     assert done.returncode == 2
     assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -149,8 +154,38 @@ def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch)
     options: argparse.Namespace = serve_flags.parse_arguments()
     groups = supervise.create_children(options, Path("sockets"), ["CPU"], [Path("health")])
     passed = {}
-    for prefix, (child, *_) in zip(("VECMILL_BROKER_", "VECMILL_WORKER_", "VECMILL_FRONTEND_"), groups, strict=True):
+    broker, workers, _, frontends = groups
+    roles = ("VECMILL_BROKER_", broker), ("VECMILL_WORKER_", workers), ("VECMILL_FRONTEND_", frontends)
+    for prefix, (child, *_) in roles:
         names = {word.removeprefix("--").replace("-", "_").upper() for word in child.command if word.startswith("--")}
         # These are also variables of scripts/serve.
-        passed[prefix] = names - {"API_KEYS", "TLS_CERT", "TLS_KEY", "TRUNCATE"}
+        passed[prefix] = names - {"API_KEYS", "DATA", "TLS_CERT", "TLS_KEY", "TRUNCATE"}
     assert passed == {prefix: set(names) for prefix, names in serve_flags.PASSED.items()}
+
+
+@pytest.mark.parametrize(("flag", "runners"), [("none", 0), ("folder", 1)])
+def test_data_folder_gets_a_runner(flag: str, runners: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import serve_flags
+    import supervise
+
+    monkeypatch.setattr(sys, "argv", ["serve", "--metrics-bind", "", "--data", flag])
+    options = serve_flags.parse_arguments()
+    *_, found, (frontend,) = supervise.create_children(options, Path("sockets"), ["CPU"], [Path("health")])
+    assert len(found) == runners
+    passed = str(Path("folder").absolute()) if runners else ""
+    for child in (*found, frontend):
+        assert ("--data", passed) in itertools.pairwise(child.command)
+
+
+def test_default_data_folder_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import supervise
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(supervise, "DATA", tmp_path / "file" / "data")
+    assert supervise.choose_data(None) == ""
+    assert "no /v1/files and /v1/batches" in "".join(capsys.readouterr())
+    assert supervise.choose_data("given") == "given"

@@ -3,7 +3,8 @@
 `Engine` implements it with OpenVINO; tests implement it with arithmetic.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +62,13 @@ class Backend(Protocol):
     def open_spare_request(self) -> int | None:
         """Open one more infer request that does not wait while all others run. Return its number, or None without one.
 
+        Called once, while other threads run inferences.
+        """
+
+    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[int]]) -> int | None:
+        """Open one more infer request that runs one inference faster than those of the streams.
+
+        Return its number; None if there is none. `borrow` reserves an infer request of a stream, to compare with it.
         Called once, while other threads run inferences.
         """
 

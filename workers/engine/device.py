@@ -180,6 +180,15 @@ def compile_model(
         raise DeviceError(f"device {device} could not compile the model: {reason}{remedy}") from error
 
 
+def read_float(compiled: "ov.CompiledModel | FixedModel") -> str:
+    """Return the float type that the device executes, such as bf16 on a CPU for f16; "" if OpenVINO names none."""
+    if "INFERENCE_PRECISION_HINT" not in compiled.get_property("SUPPORTED_PROPERTIES"):
+        return ""
+    executed = compiled.get_property("INFERENCE_PRECISION_HINT")
+    name = executed.to_string() if isinstance(executed, ov.Type) else str(executed)
+    return translate_hint(name) if translate_hint(name) in _CAPABILITIES.values() else ""
+
+
 def count_streams(compiled: "ov.CompiledModel | FixedModel") -> int:
     """Return how many inferences the device runs in parallel."""
     has_streams = "NUM_STREAMS" in compiled.get_property("SUPPORTED_PROPERTIES")

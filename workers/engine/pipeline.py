@@ -1,134 +1,30 @@
 """Threads that turn batches into vectors: one tokenizes and cuts, and the others run the device.
 
-There is one for each infer request of the model with the most of them, and thread 0 for the spare ones of all models.
+There is one for each infer request of the model with the most of them, and thread 0 for those of all models that only
+interactive batches use.
 
 Interactive batches overtake bulk batches between two micro-batches, up to a limit, also those of other models, and have
-an infer request of their own. The thread of the service owns the sockets: finished batches wait in `finished`.
+an infer request of their own. While no inference runs, an interactive input runs on all CPUs. The thread of the service
+owns the sockets: finished batches wait in `finished`.
 """
 
 import collections
 import contextlib
-import math
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from broker.wire import protocol as wire
 from broker.wire.protocol import ModelKey
-from workers.engine.backend import Backend, Ids, Vectors
-from workers.engine.batch_inputs import BatchInputs, sort_inputs
+from workers.engine.backend import Backend, Ids
+from workers.engine.batch_inputs import sort_inputs
 from workers.engine.cpus import NICE
 from workers.engine.lane_queue import LanePriorityQueue
 from workers.engine.micro_batches import cut_micro_batches
-
-
-@dataclass(slots=True, eq=False)
-class Served:
-    """A model in the pipeline. A batch keeps its model until the batch has finished."""
-
-    backend: Backend
-    #: Numbers of the backend's infer requests that no thread uses.
-    free: "queue.SimpleQueue[int]" = field(default_factory=queue.SimpleQueue)
-    #: The same for the request that only interactive batches use, after it was opened for the first bulk batch.
-    spare: "queue.SimpleQueue[int]" = field(default_factory=queue.SimpleQueue)
-    has_spare: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """One batch in the pipeline. Several threads write `vectors`, each its own rows."""
-
-    batch: wire.Batch
-    frame: wire.Frame = field(repr=False)
-    #: Model of the batch; set by `Pipeline.submit` if the pipeline has the model.
-    served: Served = field(init=False, repr=False)
-    #: None before the batch is tokenized, and after that failed.
-    inputs: BatchInputs | None = None
-    #: Rows of the accepted jobs in their order, float32 `[accepted, dimension]`.
-    vectors: Vectors = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
-    #: Time from the start of the first micro-batch to the end of the last.
-    inference_s: float = 0.0
-    #: Padding tokens in all micro-batches.
-    padding: int = 0
-    #: Why the batch failed, or "".
-    error: str = ""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    #: Micro-batches that have not ended.
-    _open: int = 0
-    _started: float = math.inf
-
-    def expect_micro_batches(
-        self, micro_batches: Sequence[Sequence[int]], lengths: Sequence[int], *, pads: bool
-    ) -> None:
-        """Record the micro-batches, as lists of row numbers, before the first of them runs."""
-        self._open = len(micro_batches)
-        if pads:
-            self.padding = sum(len(rows) * lengths[rows[0]] for rows in micro_batches) - sum(lengths)
-
-    def finish_micro_batch(self, started: float, ended: float, error: str) -> bool:
-        """Record the end of a micro-batch. Return whether it was the last."""
-        with self._lock:
-            self._started = min(self._started, started)
-            self.inference_s = max(self.inference_s, ended - self._started)
-            self.error = self.error or error
-            self._open -= 1
-            return self._open == 0
-
-    def build_frame(self) -> tuple[wire.Frame, bytes]:
-        """Return the frame of all rows and the column of their sizes, which is empty if all rows are vectors."""
-        vectors = self.vectors.reshape(-1).view("u1").data
-        if self.inputs is None or not self.inputs.tokenized:
-            return vectors, b""
-        width = self.vectors.shape[1] * self.vectors.itemsize
-        rows = self.inputs.merge_rows([vectors[start : start + width] for start in range(0, len(vectors), width)])
-        return b"".join(rows), wire.pack_u32(map(len, rows))
-
-
-@dataclass(slots=True, eq=False)
-class MicroBatch:
-    """Inputs that one inference runs."""
-
-    work: Work
-    #: Rows of `work.vectors` that the inference fills.
-    rows: list[int]
-    ids: list[Ids] = field(repr=False)
-    #: Tokens at the start of each input that the pooling leaves out.
-    prompt_tokens: list[int]
-    #: Number of the infer request; set by `claim_free` or `claim_spare`.
-    request: int = -1
-
-    def claim_free(self) -> bool:
-        """Reserve a free infer request of the model. Return whether there is one."""
-        return self._take_number(self.work.served.free)
-
-    def may_use_spare(self) -> bool:
-        """Return whether the spare infer request of the model is free for this micro-batch."""
-        return self.is_interactive and not self.work.served.spare.empty()
-
-    def claim_spare(self) -> bool:
-        """Reserve the spare infer request of the model for an interactive micro-batch. Return whether it is free."""
-        return self.is_interactive and self._take_number(self.work.served.spare)
-
-    @property
-    def is_interactive(self) -> bool:
-        """Whether the batch is in the interactive lane."""
-        return self.work.batch.lane == wire.Lane.INTERACTIVE
-
-    def _take_number(self, numbers: "queue.SimpleQueue[int]") -> bool:
-        with contextlib.suppress(queue.Empty):
-            self.request = numbers.get_nowait()
-            return True
-        return False
-
-    def release_request(self) -> None:
-        """Make the infer request free again."""
-        served = self.work.served
-        (served.free if self.request < served.backend.requests else served.spare).put(self.request)
+from workers.engine.work import MicroBatch, Numbers, Served, Work
 
 
 class Pipeline:
@@ -146,6 +42,8 @@ class Pipeline:
         self._opening: list[threading.Thread] = []
         #: Whether thread 0 waits for a micro-batch, or looks for one.
         self._spare_waits = False
+        #: Micro-batches with an infer request.
+        self._running: set[MicroBatch] = set()
 
     def start(self) -> None:
         """Start to tokenize."""
@@ -174,18 +72,43 @@ class Pipeline:
             self._finish_batch(work)
             return
         work.served = served
-        if work.batch.lane == wire.Lane.BULK and not served.has_spare:
-            served.has_spare = True
-            thread = threading.Thread(target=self._open_spare, args=(served,), name="open-spare", daemon=True)
-            self._opening = [*filter(threading.Thread.is_alive, self._opening), thread]
-            thread.start()
+        if work.batch.lane == wire.Lane.BULK:
+            self._open_once(served, "spare")
+        elif len(work.batch.kinds) == 1 and not self._running:
+            # While others run, the measurement of its speed would be wrong.
+            self._open_once(served, "wide")
         self._batches.put(work.batch.lane, work)
 
+    def _open_once(self, served: Served, name: str) -> None:
+        """Start to open an infer request for interactive batches, `spare` or `wide`, unless that has been done."""
+        if name in served.opened:
+            return
+        served.opened.add(name)
+        target = self._open_spare if name == "spare" else self._open_wide
+        thread = threading.Thread(target=target, args=(served,), name=f"open-{name}", daemon=True)
+        self._opening = [*filter(threading.Thread.is_alive, self._opening), thread]
+        thread.start()
+
     def _open_spare(self, served: Served) -> None:
-        """Open the infer request for interactive batches, so that these do not wait for an inference of bulk inputs."""
         request = served.backend.open_spare_request()
         if request is not None:
             served.spare.put(request)
+            self._micro_batches.retry()
+
+    def _open_wide(self, served: Served) -> None:
+        request = served.backend.open_wide_request(lambda: self._borrow_request(served))
+        if request is not None:
+            served.wide.put(request)
+            self._micro_batches.retry()
+
+    @contextlib.contextmanager
+    def _borrow_request(self, served: Served) -> Iterator[int]:
+        """Reserve an infer request of a stream."""
+        request = served.free.get()
+        try:
+            yield request
+        finally:
+            served.free.put(request)
             self._micro_batches.retry()
 
     def stop(self) -> None:
@@ -250,7 +173,7 @@ class Pipeline:
         ]
 
     def _run_micro_batches(self, number: int) -> None:
-        """Run micro-batches with a free infer request, thread 0 with a free spare one, until the end of the queue."""
+        """Run micro-batches until the end of the queue: thread 0 as `_claim_interactive`, others as `_claim_free`."""
         # A device with a single stream runs in this thread.
         os.nice(NICE if number else 0)
         while (item := self._get_micro_batch(number)) is not None:
@@ -263,20 +186,41 @@ class Pipeline:
         if number:
             return self._micro_batches.get(self._claim_free)
         self._spare_waits = True
-        item = self._micro_batches.get(self._claim_spare)
+        item = self._micro_batches.get(self._claim_interactive)
         # This thread is busy now, so the others need not leave items to it.
         self._micro_batches.retry()
         return item
 
-    def _claim_free(self, item: MicroBatch) -> bool:
-        """Reserve a free infer request. Leave to thread 0 what it can run at once."""
-        return not (self._spare_waits and item.may_use_spare()) and item.claim_free()
+    # The queue calls claims one after another.
 
-    def _claim_spare(self, item: MicroBatch) -> bool:
-        """Reserve a spare infer request. The queue calls claims one after another."""
-        claimed = item.claim_spare()
+    def _claim_free(self, item: MicroBatch) -> bool:
+        """Reserve an infer request of a stream. Leave to thread 0 what it can run at once."""
+        if self._spare_waits and self._list_interactive(item):
+            return False
+        return self._claim(item, [item.work.served.free])
+
+    def _claim_interactive(self, item: MicroBatch) -> bool:
+        """Reserve an infer request that only interactive batches use."""
+        claimed = self._claim(item, self._list_interactive(item))
         self._spare_waits = not claimed
         return claimed
+
+    def _claim(self, item: MicroBatch, sources: Sequence[Numbers]) -> bool:
+        claimed = any(item.claim(numbers) for numbers in sources)
+        if claimed:
+            self._running.add(item)
+        return claimed
+
+    def _list_interactive(self, item: MicroBatch) -> list[Numbers]:
+        """Return the infer requests only for interactive batches that can run a micro-batch now, the best first.
+
+        One inference on all CPUs takes less time than on one, but more CPU time, and slows those that run at once.
+        """
+        if not item.is_interactive:
+            return []
+        served = item.work.served
+        suitable = [served.wide] if item.is_whole_batch and not self._running else []
+        return [numbers for numbers in (*suitable, served.spare) if not numbers.empty()]
 
     def _run_micro_batch(self, item: MicroBatch) -> None:
         backend, request = item.work.served.backend, item.request
@@ -287,6 +231,7 @@ class Pipeline:
             error = f"device: {type(caught).__name__}: {caught}"
             # If the device also fails on an input that worked before, this thread dies, and the worker with it.
             backend.verify_device(request)
+        self._running.discard(item)
         item.release_request()
         self._micro_batches.retry()
         if item.work.finish_micro_batch(started, time.monotonic(), error):

@@ -98,7 +98,11 @@ def load_engine(
         return Engine(prepared, device, streams, cache, {**given, "INFERENCE_PRECISION_HINT": float_type})
 
     if not choice.must_probe:
-        return load(choice.float_type), "int8" if wanted == "int8" else choice.float_type
+        engine = load(choice.float_type)
+        executed = engine.float_type or choice.float_type
+        if executed != choice.float_type:
+            log.warning("computing in %s, because device %s does not execute %s", executed, device, choice.float_type)
+        return engine, "int8" if wanted == "int8" else executed
     key = f"{prepared.revision} {choice.float_type} {' '.join(device_floats.name for device_floats in floats)}"
     return _load_probed(load, lambda: _load_reference(prepared, device, cache, given), choice.float_type, cache, key)
 

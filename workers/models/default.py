@@ -3,7 +3,6 @@
 `python -m workers.models.default --cache FOLDER` fetches and converts the model before a worker starts.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from broker.shared.exit import exit_refused
 from broker.shared.files import move_into_place
+from broker.shared.flags import FlagParser
 from workers.models.cache import hash_file, lock_folder
 from workers.models.hub import fetch_model, is_hub_name
 from workers.models.json_files import ModelError
@@ -155,7 +155,7 @@ def _extract_file(archive: zipfile.ZipFile, name: str, path: Path) -> None:
 
 def main() -> None:
     """Run the command. Exit with status 2 and one sentence if the model cannot be fetched or converted."""
-    parser = argparse.ArgumentParser(prog="python -m workers.models.default", description="Fetch the default model.")
+    parser = FlagParser(prog="python -m workers.models.default", description="Fetch the default model.")
     parser.add_argument("--cache", type=Path, required=True, help="folder for models")
     options = parser.parse_args()
     try:

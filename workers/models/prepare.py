@@ -3,7 +3,6 @@
 `python -m workers.models.prepare --model FOLDER --cache FOLDER` converts a model before a worker starts.
 """
 
-import argparse
 import hashlib
 import importlib
 import importlib.metadata
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from broker.shared.exit import exit_refused
+from broker.shared.flags import FlagParser
 from workers.models import cache as entries
 from workers.models.folder import ModelFolder, read_folder
 from workers.models.graph_files import find_graph_file
@@ -240,7 +240,7 @@ def print_progress(text: str) -> None:
 
 def main() -> None:
     """Run the command. Exit with status 2 and one sentence if the model cannot be converted."""
-    parser = argparse.ArgumentParser(prog="python -m workers.models.prepare", description="Convert a model folder.")
+    parser = FlagParser(prog="python -m workers.models.prepare", description="Convert a model folder.")
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--cache", type=Path, required=True, help="folder for converted models")
     options = parser.parse_args()

@@ -17,7 +17,8 @@ from broker.wire.errors import ErrorCode, RemoteProtocolError
 from broker.wire.protocol import Frame, Message
 from broker.wire.sockets import ConnectionMonitor, open_dealer
 from workers.config import Config
-from workers.engine.pipeline import Pipeline, Work
+from workers.engine.pipeline import Pipeline
+from workers.engine.work import Work
 from workers.session.model_keeper import ModelKeeper
 from workers.session.session import Session
 
@@ -179,6 +180,8 @@ class Service:
             truncated=wire.pack_u32(inputs.truncated) if any(inputs.truncated) else b"",
             sizes=sizes,
             padding=work.padding,
+            micro_batches=work.micro_batches,
+            micro_batch_inputs=len(work.vectors),
         )
         self._send(result, frames=[frame])
 
@@ -194,7 +197,7 @@ class Service:
         """Touch the health file while the broker is connected, and warn from time to time while it is not."""
         if self._session.welcomed:
             self._next_warning = now + WARN_S
-            self._health.touch(now)
+            self._health.touch(now, self._session.precisions)
         elif now >= self._next_warning:
             self._next_warning = now + WARN_S
             log.warning("not connected to the broker at %s, retrying", self.config.broker)

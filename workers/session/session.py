@@ -14,6 +14,8 @@ from broker.wire.protocol import Frame, Message, ModelInfo, ModelKey, ModelState
 
 #: Batches that a worker holds at most: in each lane the batch that runs and the next.
 SLOTS = 4
+#: Longest pause, in seconds, before the next hello after the broker has refused some in a row.
+MAX_PAUSE_S = 10.0
 
 
 class Session:
@@ -54,6 +56,8 @@ class Session:
         self._lease_s = 20.0
         self._heartbeat_s = 0.25
         self._liveness_s = 3.5
+        #: Seconds from the next goodbye to a hello. They double with each goodbye that no welcome comes before.
+        self._pause_s = self._heartbeat_s
 
     def __repr__(self) -> str:
         state = "DRAINING" if self.draining else "SERVING" if self.welcomed else "CONNECTING"
@@ -63,6 +67,11 @@ class Session:
     def welcomed(self) -> bool:
         """Whether the broker has accepted the last hello and sent messages since then."""
         return self._epoch is not None
+
+    @property
+    def precisions(self) -> str:
+        """What the models are computed in, such as f32 or bf16+f32."""
+        return "+".join(sorted({info.precision for info in self._hello.models if info.precision}))
 
     def make_hello(self, now: float) -> Message:
         """Return a hello for a new connection, and start the session again."""
@@ -124,10 +133,11 @@ class Session:
                 # The broker sends one for each unexpected message. One hello answers all of them.
                 return None, [] if self._greeting else [self.make_hello(now)]
             case wire.Goodbye():
-                # Rejected or evicted. `due` sends another hello, because the reason may pass.
+                # Refused or evicted. `due` sends another hello, because the reason may pass.
                 self._epoch = None
                 self._greeting = False
-                self._next_heartbeat = now + self._heartbeat_s
+                self._next_heartbeat = now + self._pause_s
+                self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
             case wire.Release() if self.welcomed:
                 self._release_models(message.number, ModelKey(message.model, message.revision))
             case wire.Batch() if message.epoch == self._epoch:
@@ -140,7 +150,7 @@ class Session:
         self._epoch = message.epoch
         self._greeting = False
         self._lease_s = message.lease_ms / 1000
-        self._heartbeat_s = message.heartbeat_ms / 1000
+        self._heartbeat_s = self._pause_s = message.heartbeat_ms / 1000
         self._liveness_s = message.liveness_ms / 1000
         self._next_heartbeat = now + self._heartbeat_s
 
@@ -180,6 +190,8 @@ class Session:
         truncated: bytes = b"",
         sizes: bytes = b"",
         padding: int = 0,
+        micro_batches: int = 0,
+        micro_batch_inputs: int = 0,
     ) -> Message:
         """Return the result of a batch, and free the batch's slot. The columns are those of `wire.BatchResult`."""
         self.held.pop((batch.epoch, batch.batch), None)
@@ -195,6 +207,8 @@ class Session:
             truncated=truncated,
             sizes=sizes,
             padding=padding,
+            micro_batches=micro_batches,
+            micro_batch_inputs=micro_batch_inputs,
         )
 
     def make_error(self, batch: wire.Batch, code: ErrorCode, text: str) -> Message:

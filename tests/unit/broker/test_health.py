@@ -20,6 +20,14 @@ def test_file_is_touched_once_per_interval(tmp_path: Path) -> None:
     HealthFile("").touch(100.0)
 
 
+def test_changed_content_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "health"
+    health = HealthFile(str(path))
+    for now, content in ((100.0, ""), (200.0, "f32"), (300.0, "f32"), (400.0, "bf16")):
+        health.touch(now, content)
+        assert path.read_text() == content
+
+
 def test_failure_is_logged_once_until_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     folder = tmp_path / "folder"

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from broker.shared.version import VERSION
-from broker.shell.message_log import LOGGED_MALFORMED, MessageLog
+from broker.shell.message_log import LOGGED_MALFORMED, MAX_REFUSED, MessageLog
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, RemoteProtocolError
 
@@ -54,6 +54,48 @@ def test_malformed_messages_are_not_all_logged(log: MessageLog, caplog: pytest.L
 def test_goodbye_is_logged(log: MessageLog, caplog: pytest.LogCaptureFixture, code: ErrorCode, level: int) -> None:
     log.log_sent(b"W1", wire.Goodbye(code, "why"))
     assert caplog.record_tuples == [("broker.shell.message_log", level, f"session closed: {code.name}: why")]
+
+
+def test_repeated_refusal_is_logged_once_a_minute(
+    log: MessageLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("broker.shell.message_log.time.monotonic", lambda: now)
+    hello, welcome = make_worker_hello(VERSION), wire.Welcome(1, 7, 1000, 3500, 20_000, 1)
+
+    def refuse(peer: bytes, text: str) -> list[str]:
+        caplog.clear()
+        log.log_received(peer, hello)
+        log.log_sent(peer, wire.Goodbye(ErrorCode.REVISION_CONFLICT, text))
+        return [message.partition(" ")[0] for message in caplog.messages]
+
+    assert refuse(b"W1", "why") == ["hello", "session"]
+    assert refuse(b"W2", "why") == ["hello", "session"]
+    now = 1059.0
+    assert refuse(b"W1", "why") == []
+    assert refuse(b"W1", "another reason") == ["session"]
+    assert refuse(b"W1", "another reason") == []
+    now = 1119.0
+    assert refuse(b"W1", "another reason") == ["hello", "session"]
+    log.log_sent(b"W1", welcome)
+    log.log_sent(b"W1", welcome)
+    assert caplog.messages[2:] == ["accepted a peer that was refused before"]
+    assert refuse(b"W1", "another reason") == ["hello", "session"]
+
+
+def test_remembered_refusals_are_bounded(log: MessageLog, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(MAX_REFUSED + 1):
+        log.log_sent(b"%d" % number, wire.Goodbye(ErrorCode.REVOKED, "why"))
+    caplog.clear()
+    for peer in (b"1", b"0"):
+        log.log_sent(peer, wire.Goodbye(ErrorCode.REVOKED, "why"))
+    assert len(caplog.messages) == 1
+
+
+def test_evictions_are_all_logged(log: MessageLog, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        log.log_sent(b"W1", wire.Goodbye(ErrorCode.INTERNAL, "worker was removed: silent"))
+    assert len(caplog.messages) == 3
 
 
 def test_batches_are_logged_with_their_requests(log: MessageLog, caplog: pytest.LogCaptureFixture) -> None:

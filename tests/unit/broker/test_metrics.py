@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from broker.core.limits import Limits
@@ -46,7 +47,8 @@ def test_series_exist_at_zero() -> None:
     core.worker()
     found = families(core)
     wanted = [("m", "CPU", lane, "host/CPU/0") for lane in ("interactive", "bulk")]
-    for name in ("batch_jobs", "batch_tokens", "inference_seconds", "tokens", "padding_tokens"):
+    histograms, counters = ("batch_jobs", "batch_tokens", "inference_seconds"), ("tokens", "padding_tokens")
+    for name in (*histograms, *counters, "micro_batches", "micro_batch_inputs"):
         assert [sample.labels for sample in found[name].samples] == wanted
         assert {sample.value for sample in found[name].samples} == {0}
     assert all(len(sample.labels) == len(family.labels) for family in found.values() for sample in family.samples)
@@ -62,9 +64,8 @@ def test_batch_is_counted_from_wait_to_tokens(core: Core) -> None:
     core.answer(busy)
     (batch,) = core.batches()
     assert values(core, "queue_jobs")["m", "interactive"] == 0
-    result = wire.BatchResult(
-        EPOCH, batch[1], DIMENSION, wire.pack_u32([3, 4, 5]), [], 2_000_000, 2, batch[1], padding=3
-    )
+    answer = wire.BatchResult(EPOCH, batch[1], DIMENSION, wire.pack_u32([3, 4, 5]), [], 2_000_000, 2, batch[1])
+    result = msgspec.structs.replace(answer, padding=3, micro_batches=2, micro_batch_inputs=3)
     core.handle(b"W1", result, bytes(3 * 4 * DIMENSION))
     labels = ("m", "CPU", "interactive", "host/CPU/0")
     assert distribution(core, "queue_seconds", "m", "interactive") == pytest.approx([4, 0.012])
@@ -74,6 +75,7 @@ def test_batch_is_counted_from_wait_to_tokens(core: Core) -> None:
     assert distribution(core, "inference_seconds", *labels) == pytest.approx([2, 2.000005])
     assert values(core, "tokens")[labels] == 18
     assert values(core, "padding_tokens")[labels] == 3
+    assert (values(core, "micro_batches")[labels], values(core, "micro_batch_inputs")[labels]) == (2, 3)
     assert values(core, "job_dispatches")["m", "interactive"] == 4
     assert values(core, "jobs")[("answered",)] == 4
 

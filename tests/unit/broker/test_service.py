@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import pytest
 import zmq
 
@@ -220,6 +221,21 @@ def test_failed_start_up_can_be_shut_down(config: Config) -> None:
             values = {name: getattr(config, name) for name in config.__struct_fields__}
             with pytest.raises(ConfigError, match=r"cannot listen on|cannot serve metrics on|is not HOST:PORT"):
                 Service(Config(**values | wrong)).run()
+
+
+@pytest.mark.usefixtures("old_handlers")
+def test_taken_default_metrics_port_ends_no_broker(
+    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        monkeypatch.setattr("broker.shell.service.METRICS_BIND", taken)
+        service = Service(msgspec.structs.replace(config, metrics_bind="auto"))
+        service.start_up()
+        os.kill(os.getpid(), signal.SIGTERM)
+        service.main_loop()
+        service.shut_down()
+    assert f"no metrics, because {taken} cannot be used: Address already in use" in caplog.text
 
 
 @pytest.mark.usefixtures("old_handlers")

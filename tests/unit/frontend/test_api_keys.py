@@ -310,7 +310,7 @@ def test_new_key_without_name_is_refused(path: Path) -> None:
     before = path.read_text()
     result = run_command(" ", "--file", str(path))
     assert (result.returncode, result.stdout) == (2, "")
-    assert "argument name: it is empty; give the name of a client" in result.stderr
+    assert "name: it is empty; give the name of a client" in result.stderr
     assert path.read_text() == before
 
 

@@ -178,7 +178,7 @@ def test_serve_ends_when_first_start_is_refused(
     assert first.starts == 1
 
 
-@pytest.mark.parametrize(("connected", "shown"), [(1, "with only 1 of 2 workers"), (2, "with 2 workers")])
+@pytest.mark.parametrize(("connected", "shown"), [(1, "with only 1 of 2 workers in f32"), (2, "with 2 workers in f32")])
 def test_serve_reports_how_many_workers_are_ready(
     tmp_path: Path,
     supervise: ModuleType,
@@ -189,7 +189,7 @@ def test_serve_reports_how_many_workers_are_ready(
 ) -> None:
     files = [tmp_path / "worker-1", tmp_path / "worker-2"]
     for file in files[:connected]:
-        file.touch()
+        file.write_text("f32")
     stopping: list[int] = []
     print_ready = supervise.print_ready
 
@@ -200,9 +200,11 @@ def test_serve_reports_how_many_workers_are_ready(
     monkeypatch.setattr(supervise, "is_ready", lambda url: True)
     monkeypatch.setattr(supervise, "print_ready", print_and_stop)
     monkeypatch.setattr(supervise, "ALL_WORKERS_S", 0.2 if connected == 1 else 1000.0)
-    served = supervise.Served("m", "http://a:1", False, files)
+    served = supervise.Served("m", "http://a:1", False, files, "ipc://workers")
     first, second = Serving(tmp_path / "first"), Serving(tmp_path / "second")
     assert supervise.supervise(served, [[], [first.child, second.child], []], stopping) == 0
     first.end()
     second.end()
-    assert f"m at http://a:1 {shown}\n" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"m at http://a:1 {shown}\n" in printed
+    assert "python -m workers --broker ipc://workers\n" in printed

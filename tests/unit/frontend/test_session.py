@@ -153,6 +153,22 @@ def test_goodbye_disconnects_and_hellos_continue(frontend: Frontend) -> None:
     assert frontend.pass_time(1.0).sends == [(HELLO, ())]
 
 
+def test_refused_session_waits_longer_each_time(frontend: Frontend) -> None:
+    hellos = []
+    refused_at = frontend.now
+    frontend.receive(wire.Goodbye(ErrorCode.PROTOCOL, "other versions"))
+    for _ in range(200):
+        if frontend.pass_time(0.25).sends:
+            hellos.append(frontend.now - refused_at)
+            refused_at = frontend.now
+            frontend.receive(wire.Goodbye(ErrorCode.PROTOCOL, "other versions"))
+    # Heartbeats are a second apart; the first is due at the interval from before the welcome.
+    assert hellos[:7] == [0.25, 1, 1, 2, 4, 8, 10]
+    frontend.join(M)
+    frontend.receive(wire.Goodbye(ErrorCode.REVOKED, "why"))
+    assert frontend.pass_time(1.0).sends == [(HELLO, ())]
+
+
 def test_heartbeats_report_received_bytes(frontend: Frontend) -> None:
     message, row = make_answers(frontend.submit())
     frontend.receive(message, row)

@@ -1,5 +1,6 @@
 """Which CPUs a worker uses: quotas of cgroups of both versions, and parts of several workers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from tests.harness.processes import ROOT
 from tests.unit.workers.test_model_folder import write_folder
+from workers.__main__ import claim_cpus, may_use_cpu
+from workers.config import Config
 from workers.engine import cpus as module
 from workers.engine import device
 from workers.engine.cpus import claim_part, count_cpus, divide_cpus, list_cpus
@@ -97,6 +100,46 @@ def test_workers_of_a_host_claim_different_parts(tmp_path: Path, affinity: set[i
     affinity.update(range(8))
     assert claim_part(tmp_path, "broker", 3) == (list(range(8)), None)
     assert claim_part(tmp_path, "other broker", 3).number == 0
+
+
+def test_more_workers_than_cpus_are_logged_once(
+    tmp_path: Path, affinity: set[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(9):
+        affinity.update(range(8))
+        claim_cpus(Config(cache=str(tmp_path), host_workers=9))
+    text = "9 workers share 8 CPUs, so that some run on the same CPU; fewer workers give as many texts/s"
+    assert caplog.messages == [text]
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "expected"),
+    [
+        ("", ["GPU"], False),
+        ("", ["GPU.1", "NPU"], False),
+        ("", ["GPU", "CPU"], True),
+        ("", ["GPU", ""], True),
+        ("", [], True),
+        ("cpu", ["GPU"], True),
+        ("gpu.0", ["CPU"], False),
+        ("AUTO:GPU,CPU", [], True),
+    ],
+)
+def test_device_of_the_configuration_decides_about_cpus(
+    tmp_path: Path, device: str, devices: list[str], expected: bool
+) -> None:
+    models = [
+        {"config": {"name": f"m{number}", "base_path": str(tmp_path), "target_device": each}}
+        for number, each in enumerate(devices)
+    ]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_config_list": models}))
+    assert may_use_cpu(Config(config_path=str(path), device=device)) == expected
+
+
+def test_unreadable_configuration_leaves_the_cpus_divided(tmp_path: Path) -> None:
+    assert may_use_cpu(Config(config_path=str(tmp_path / "none.json")))
+    assert may_use_cpu(Config(model="acme/tiny"))
 
 
 def test_killed_workers_part_is_free(tmp_path: Path) -> None:

@@ -322,6 +322,26 @@ def test_explicit_float_is_used_or_refused(prepared: PreparedModel, tmp_path: Pa
             load_engine(prepared, "CPU", 1, tmp_path / "cache", overrides)
 
 
+def test_float_that_openvino_replaces_is_not_announced(
+    prepared: PreparedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (floats,) = read_floats("CPU")
+    for hint in {"bf16", "f16"} - floats.supported:
+        caplog.clear()
+        overrides = Overrides(properties={"INFERENCE_PRECISION_HINT": hint})
+        engine, name = load_engine(prepared, "CPU", 1, tmp_path / "cache", overrides)
+        assert name == find_float(engine) in floats.supported
+        assert caplog.messages == [f"computing in {name}, because device CPU does not execute {hint}"]
+
+
+def test_streams_beyond_the_cpus_are_logged(
+    prepared: PreparedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, _ = load_engine(prepared, "CPU", 1000, tmp_path / "cache", Overrides(precision="f32"))
+    text = f"running {engine.streams} streams instead of the 1000 of --streams, because device CPU runs no more"
+    assert caplog.messages == [f"{text} at a time"]
+
+
 @pytest.mark.parametrize("device", ["CPU", "AUTO", "HETERO:CPU"])
 @pytest.mark.parametrize("wanted", ["auto", "f32", "int8"])
 def test_vectors_agree_in_every_precision(tmp_path: Path, device: str, wanted: Precision) -> None:

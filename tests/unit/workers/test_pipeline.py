@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from tests.harness.processes import until
 from workers.engine.backend import Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, truncate_ids
 from workers.engine.lane_queue import MAX_OVERTAKES, LanePriorityQueue
-from workers.engine.pipeline import Pipeline, Work
+from workers.engine.pipeline import Pipeline
+from workers.engine.work import Work
 
 
 def make_batch(*texts: str, lane: Lane = Lane.BULK, options: bytes = b"", model: str = "fake") -> Work:
@@ -166,6 +168,59 @@ def test_free_stream_leaves_interactive_inputs_to_the_spare(tmp_path: Path) -> N
         assert finished.acquire(timeout=10)
     pipeline.stop()
     assert backend.used == [(0, "bulk"), *[(1, "urgent")] * 20]
+
+
+class WideBackend(SparingBackend):
+    """Backend with an infer request for all CPUs, which is number 2."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._outputs *= 2
+        self.borrowed: list[int] = []
+
+    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[int]]) -> int:
+        with borrow() as request:
+            self.borrowed.append(request)
+        return 2
+
+
+def test_interactive_batch_alone_runs_on_all_cpus(tmp_path: Path) -> None:
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(backend := WideBackend(tmp_path), finished.release)
+    for lane in (Lane.INTERACTIVE, Lane.BULK):
+        pipeline.submit(make_batch("first", lane=lane))
+        assert finished.acquire(timeout=10)
+        until(lambda: not any(thread.name.startswith("open-") for thread in threading.enumerate()))
+    backend.used.clear()
+    for text in ("alone", "wait end"):
+        until(lambda: pipeline._spare_waits)
+        pipeline.submit(make_batch(text, lane=Lane.INTERACTIVE))
+        assert text != "alone" or finished.acquire(timeout=10)
+    until(lambda: len(backend.used) == 2)
+    # The others run where they delay that one least.
+    pipeline.submit(make_batch("second", lane=Lane.INTERACTIVE))
+    assert finished.acquire(timeout=10)
+    (tmp_path / "end").touch()
+    assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert backend.borrowed == [0]
+    assert backend.used == [(2, "alone"), (2, "wait end"), (0, "second")]
+
+
+def test_interactive_batch_in_bulk_work_runs_on_one_cpu(tmp_path: Path) -> None:
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(backend := WideBackend(tmp_path), finished.release)
+    pipeline.submit(make_batch("alone", lane=Lane.INTERACTIVE))
+    assert finished.acquire(timeout=10)
+    pipeline.submit(make_batch("wait end"))
+    until(lambda: not any(thread.name.startswith("open-") for thread in threading.enumerate()))
+    until(lambda: len(backend.used) == 2)
+    pipeline.submit(make_batch("urgent", lane=Lane.INTERACTIVE))
+    assert finished.acquire(timeout=10)
+    (tmp_path / "end").touch()
+    assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert backend.used[1:] == [(0, "wait end"), (1, "urgent")]
 
 
 class SlowlySparingBackend(SparingBackend):
@@ -394,6 +449,13 @@ def test_normalization_is_undone_on_request() -> None:
 def test_padding_counts_tokens_of_no_job() -> None:
     assert run_batch(make_batch("aaaa", "bb", "c")).padding == 1  # the first job alone, then the others together
     assert run_batch(make_batch("aaaa", "bbbb")).padding == 0
+
+
+def test_micro_batches_are_counted() -> None:
+    work = run_batch(make_batch("aaaa", "bb", "c"))
+    assert (work.micro_batches, len(work.vectors)) == (2, 3)
+    tokenized = run_batch(make_batch("aaaa", options=bytes([Option.TOKENIZE])))
+    assert (tokenized.micro_batches, len(tokenized.vectors)) == (0, 0)
 
 
 def test_inference_time_spans_all_micro_batches() -> None:

@@ -42,10 +42,11 @@ def test_result_frees_the_batchs_slot(session: Session) -> None:
 
 
 def test_result_has_truncated_tokens_sizes_and_padding(session: Session) -> None:
+    ran = {"padding": 5, "micro_batches": 2, "micro_batch_inputs": 3}
     session.handle(BATCH, 0.0)
     ones, twos = wire.pack_u32([1]), wire.pack_u32([2])
-    result = session.make_result(BATCH, 4, ones, [], 10, truncated=twos, sizes=ones, padding=5)
-    assert result == wire.BatchResult(7, 1, 4, ones, [], 10, credit=2, seen=1, truncated=twos, sizes=ones, padding=5)
+    result = session.make_result(BATCH, 4, ones, [], 10, truncated=twos, sizes=ones, **ran)
+    assert result == wire.BatchResult(7, 1, 4, ones, [], 10, credit=2, seen=1, truncated=twos, sizes=ones, **ran)
 
 
 def test_error_frees_the_batchs_slot(session: Session) -> None:
@@ -71,6 +72,22 @@ def test_hello_is_repeated_after_goodbye_or_silence(session: Session, message: w
         session.handle(message, 3.0)
     (hello,) = session.due(now)
     assert isinstance(hello, wire.WorkerHello)
+
+
+def test_refused_session_waits_longer_each_time(session: Session) -> None:
+    pauses = []
+    for _ in range(6):
+        now = session.next_deadline()
+        session.due(now)
+        session.handle(wire.Goodbye(ErrorCode.REVISION_CONFLICT, "why"), now)
+        pauses.append(session.next_deadline() - now)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    now = session.next_deadline()
+    (hello,) = session.due(now)
+    assert isinstance(hello, wire.WorkerHello)
+    session.handle(wire.Welcome(1, 7, 1000, 3500, 20_000, hello.number), now)
+    session.handle(wire.Goodbye(ErrorCode.INTERNAL, "silent"), now)
+    assert session.next_deadline() == now + 1.0
 
 
 def test_draining_session_answers_only_held_batches(session: Session) -> None:

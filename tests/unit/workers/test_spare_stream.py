@@ -1,5 +1,6 @@
-"""The stream that runs interactive inputs during bulk work."""
+"""The streams that run interactive inputs: one during bulk work, one on all CPUs while no other inference runs."""
 
+import contextlib
 import locale
 import os
 import time
@@ -59,6 +60,48 @@ def test_device_without_spare_stream_has_none(tmp_path: Path, prepared: Prepared
     assert Engine(prepared, "CPU", 1, tmp_path / "cache", fixed_shapes=True).open_spare_request() is None
 
 
+@pytest.mark.parametrize("gain", [2.0, 1.1])
+def test_stream_on_all_cpus_is_kept_if_faster(
+    gain: float, tmp_path: Path, prepared: PreparedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(prepared, "CPU", 2, tmp_path / "cache")
+    compared: list[tuple[int, int]] = []
+
+    def compare_requests(first: int, second: int) -> float:
+        compared.append((first, second))
+        expected = engine.run_inference(first, ids).copy()
+        np.testing.assert_allclose(engine.run_inference(second, ids), expected, atol=1e-6)
+        return gain
+
+    ids = engine.tokenize_texts(["hello world", "hello"])
+    monkeypatch.setattr(engine, "_compare_requests", compare_requests)
+    wide = engine.open_wide_request(lambda: contextlib.nullcontext(1))
+    assert compared == [(1, 3)]
+    assert wide == (3 if gain == 2 else None)
+    assert len(engine._requests) == 2 + (gain == 2)
+
+
+def test_comparison_returns_how_much_faster(
+    tmp_path: Path, prepared: PreparedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is the number of inferences, of which request 1 counts two."""
+    engine = Engine(prepared, "CPU", 2, tmp_path / "cache")
+    now = 0
+
+    def run_inference(request: int, _: object) -> None:
+        nonlocal now
+        now += 1 + request
+
+    monkeypatch.setattr(engine, "run_inference", run_inference)
+    monkeypatch.setattr("workers.engine.engine.time.monotonic", lambda: now)
+    assert engine._compare_requests(1, 0) == 2
+
+
+def test_single_stream_has_all_cpus_already(tmp_path: Path, prepared: PreparedModel) -> None:
+    engine = Engine(prepared, "CPU", 1, tmp_path / "cache")
+    assert engine.open_wide_request(lambda: contextlib.nullcontext(0)) is None
+
+
 class BrokenModel:
     """Compiled model whose infer requests fail."""
 
@@ -83,7 +126,7 @@ def test_spare_stream_that_fails_is_not_used(
         return BrokenModel()
 
     engine = Engine(prepared, "CPU", 1, tmp_path / "cache")
-    monkeypatch.setattr(engine, "_compile_spare", compile_model)
+    monkeypatch.setattr(engine, "_compile_stream", compile_model)
     assert engine.open_spare_request() is None
     assert str(failure or "the inference fails") in caplog.text
     assert len(engine._requests) == engine.requests
