@@ -1,4 +1,5 @@
-# One image for all processes: `python -m broker`, `python -m workers`, `python -m frontend`.
+# One image for all processes: `python -m broker`, `python -m workers`, `python -m frontend`, and also
+# `python -m frontend.batches`.
 # Targets: `cpu` (the default), and `intel` with user-space drivers for Intel GPUs and NPUs (see docs/docker.md).
 # The tag receives security updates, which a digest would not; for builds that never change, give a digest:
 # --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
@@ -20,6 +21,7 @@ RUN groupadd --gid 10001 vecmill \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin vecmill \
     # A new volume gets the owner of the folder that it is mounted on.
     && install --directory --owner vecmill --group vecmill --mode 0700 /keys/broker /keys/worker /keys/frontend /cache \
+       /data \
     && install --directory /model
 COPY --from=packages /opt/venv /opt/venv
 # After the packages, so that a change of the code does not install them again.
@@ -39,7 +41,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     VECMILL_FRONTEND_HOST=0.0.0.0
 USER 10001:10001
 STOPSIGNAL SIGTERM
-# Brokers and workers touch this file every second while they are healthy. compose.yaml has the frontend's check.
+# Brokers, workers and runners of batches touch this file every second while they are healthy. compose.yaml has the
+# frontend's check.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=120s --retries=3 \
     CMD find /tmp/health -newermt "-15 seconds" | grep -q .
 

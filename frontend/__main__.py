@@ -17,12 +17,15 @@ from broker.shared.files import explain, read_small_file
 from broker.shared.settings import SettingsError
 from broker.wire.curve import KeyFileError, read_dealer_keys
 from broker.wire.sockets import is_loopback
+from frontend.batches.errors import StoreError
+from frontend.batches.store import open_store
 from frontend.config import Config, load
 from frontend.listening import adopt_sockets, describe_refusal, open_sockets
 from frontend.processes import share_port
 from frontend.rest.api_keys import Keys, KeysError
 from frontend.rest.app import DRAIN_S, create_app, serve_sockets
 from frontend.rest.http_protocol import Connection, limit_unread
+from frontend.session.link import check_endpoint
 from frontend.welcome import list_published_hosts
 
 log = logging.getLogger(__name__)
@@ -47,7 +50,9 @@ def main() -> None:
         if config.keys:
             read_dealer_keys(Path(config.keys), "frontend")
         check_endpoint(config.broker)
-    except (SettingsError, KeysError, KeyFileError, TlsError) as error:
+        if config.data:
+            open_store(config).database.close()
+    except (SettingsError, KeysError, KeyFileError, StoreError, TlsError) as error:
         exit_refused("frontend", error)
     except zmq.ZMQError as error:
         exit_refused("frontend", f"cannot connect to the broker at {config.broker}: {error}")
@@ -74,13 +79,6 @@ def main() -> None:
     serve_sockets(app, others, tls)
     app.prepare(sock=first, single_process=True, motd=False, access_log=False, protocol=Connection, ssl=tls)
     Sanic.serve_single(primary=app)
-
-
-def check_endpoint(endpoint: str) -> None:
-    """Raise `zmq.ZMQError` if the endpoint is invalid. Otherwise Sanic would print a traceback later."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
-        socket.connect(endpoint)
 
 
 def make_tls_context(config: Config) -> ssl.SSLContext | None:

@@ -1,4 +1,4 @@
-"""A frontend's configuration; see `broker.shared.settings`."""
+"""Configuration of frontends, and what runners of batches share with them; see `broker.shared.settings`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -10,7 +10,27 @@ from broker.shared import settings
 from broker.shared.settings import LogFormat, LogLevel
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
+class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the store of files and batches, which frontends and runners share."""
+
+    data: Annotated[
+        str,
+        Meta(description="folder of the database and of uploaded files; empty: no /v1/files and no /v1/batches"),
+    ] = ""
+    file_store: Annotated[
+        str, Meta(description="where the bytes of files are: a folder or s3://BUCKET/PREFIX; empty: in --data")
+    ] = ""
+    database: Annotated[
+        str, Meta(description="postgresql:// URL of the rows of files and batches; empty: SQLite in --data")
+    ] = ""
+    max_file_bytes: Annotated[int, Meta(gt=0, description="maximum size of an uploaded file")] = 200 * 1024 * 1024
+    max_stored_bytes: Annotated[int, Meta(ge=0, description="maximum size of all files of an API key; 0: no limit")] = 0
+    max_batch_inputs: Annotated[
+        int, Meta(gt=0, description="maximum number of lines in a batch, and of inputs over all lines")
+    ] = 50_000
+
+
+class Config(StoreConfig, frozen=True, kw_only=True):
     """The settings of a frontend."""
 
     broker: Annotated[str, Meta(description="the broker's endpoint for frontends")] = "tcp://127.0.0.1:7410"

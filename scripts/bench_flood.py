@@ -1,4 +1,8 @@
-"""Flood of `scripts/bench` and `scripts/load`: latency of one interactive client alone, and next to bulk clients."""
+"""Flood of `scripts/bench` and `scripts/load`: latency of one interactive client alone, and next to bulk clients.
+
+The interactive client sends ten queries per second, which take few percent of the CPU, so that the bulk clients can
+keep most of their throughput.
+"""
 
 import asyncio
 import itertools
@@ -16,6 +20,8 @@ from bench_results import Flood
 BULK_CLIENTS = 8
 #: Texts in a bulk request.
 BULK_TEXTS = 32
+#: Seconds between the starts of two queries, unless a query takes longer, and fewest queries of a measurement.
+INTERVAL_S, MIN_QUERIES = 0.1, 100
 #: Seconds of bulk work before the first measurement.
 WARM_UP_S = 3.0
 #: Seconds of bulk work before and after the interactive client's requests.
@@ -34,7 +40,11 @@ class Target(Protocol):
 def measure_flood(
     server: Target, row: str, bulk: Iterator[str], queries: Iterator[str], seconds: float, rate: float, generator: str
 ) -> Flood:
-    """Return the latency and the throughput alone and together; `rate` is the most bulk texts per second."""
+    """Return the latency and the throughput alone and together; `rate` is the most bulk texts per second.
+
+    A measurement takes `seconds`, or more for enough queries.
+    """
+    seconds = max(seconds, MIN_QUERIES * INTERVAL_S)
 
     def make_requests() -> list[bytes]:
         number = BULK_CLIENTS + int(rate * (seconds + 2 * MARGIN_S) / BULK_TEXTS)
@@ -81,12 +91,12 @@ def send_interactive(server: Target, queries: Iterator[str], seconds: float) -> 
     async def run_client() -> Counter[int]:
         latencies: Counter[int] = Counter()
         client = await Client(server.port).open()
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        for _ in range(int(seconds / INTERVAL_S)):
             status, waited = await client.send_request(server.build_request([next(queries)], "interactive"))
             if status != 200:
                 raise LoadError(f"the server answered a query with status {status}")
             latencies[int(waited * 1e6)] += 1
+            await asyncio.sleep(max(0.0, INTERVAL_S - waited))
         client.close()
         return latencies
 

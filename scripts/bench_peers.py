@@ -37,7 +37,7 @@ class Peer(Process):
         """Install the server if it is not there, and start it. Raise `LoadError` if it cannot be installed."""
         self.port = find_free_port()
         environment = find_environment(name)
-        install(environment)
+        install(HOME / environment, PACKAGES[environment])
         cwd, command = build_command(name, folder, self.port)
         self.path = "/v1/embeddings" if environment == "sentence-transformers" else "/embeddings"
         self.fields: dict[str, object] = {"model": "bench", "encoding_format": "base64"}
@@ -70,17 +70,16 @@ def build_command(name: str, folder: Path, port: int) -> tuple[Path, Sequence[st
     return export_onnx(folder), [*common, "--engine", "optimum", "--pooling-method", "mean", "--model-id", "."]
 
 
-def install(environment: str) -> None:
-    """Create an environment unless it is complete. Raise `LoadError` if a package cannot be installed."""
-    home = HOME / environment
-    wanted = "\n".join(PACKAGES[environment])
+def install(home: Path, packages: Sequence[str]) -> None:
+    """Create an environment with packages unless it is complete. Raise `LoadError` if one cannot be installed."""
+    wanted = "\n".join(packages)
     marker = home / "installed"
     if marker.exists() and marker.read_text() == wanted:
         return
-    print(f"installing {environment} into {home} …", file=sys.stderr)
+    print(f"installing {home.name} into {home} …", file=sys.stderr)
     run([sys.executable, "-m", "venv", "--clear", str(home)], f"create {home}")
     command = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run([*command, *PACKAGES[environment]], f"install {environment}")
+    run([*command, *packages], f"install {home.name}")
     marker.write_text(wanted)
 
 

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -73,12 +73,21 @@ class Row(NamedTuple):
 class FakeWorker:
     """One connection of the fleet, and its device."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", broker: str, number: int, jobs: int, ms: float):
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        broker: str,
+        number: int,
+        jobs: int,
+        ms: float,
+        dimension: int = DIMENSION,
+    ) -> None:
         self.busy_s = 0.0
         self._run_s = ms / 1000
+        self._dimension = dimension
         self._free_at = 0.0
         tokens = jobs * TEXT_TOKENS
-        info = wire.ModelInfo("fake", "1", DIMENSION, 512)
+        info = wire.ModelInfo("fake", "1", dimension, 512)
         speed = int(tokens / self._run_s)
         hello = wire.WorkerHello(
             *(wire.PROTOCOL_MIN, wire.PROTOCOL_MAX, "bench", uuid.uuid4().bytes, time.time_ns(), "bench", number),
@@ -110,8 +119,8 @@ class FakeWorker:
         self.busy_s += self._run_s
         jobs = len(batch.kinds)
         tokens = wire.pack_u32([TEXT_TOKENS] * jobs)
-        result = self.session.make_result(batch, DIMENSION, tokens, [], int(self._run_s * 1e6))
-        self.socket.send_multipart(wire.encode(result, [bytes(4 * DIMENSION * jobs)]), zmq.NOBLOCK)
+        result = self.session.make_result(batch, self._dimension, tokens, [], int(self._run_s * 1e6))
+        self.socket.send_multipart(wire.encode(result, [bytes(4 * self._dimension * jobs)]), zmq.NOBLOCK)
 
     def send(self, messages: Sequence[wire.Message]) -> None:
         """Send messages without frames."""
@@ -119,10 +128,10 @@ class FakeWorker:
             self.socket.send_multipart(wire.encode(message, []), zmq.NOBLOCK)
 
 
-def run_fleet(broker: str, number: int, jobs: int, ms: float) -> None:
+def run_fleet(broker: str, number: int, jobs: int, ms: float, dimension: int) -> None:
     """Run workers. Print the seconds that each has been busy so far for each line on standard input."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    workers = [FakeWorker(context, broker, each, jobs, ms) for each in range(number)]
+    workers = [FakeWorker(context, broker, each, jobs, ms, dimension) for each in range(number)]
     by_socket = {worker.socket: worker for worker in workers}
     poller = zmq.Poller()
     for readable in (sys.stdin, *by_socket):
@@ -153,15 +162,26 @@ def run_fleet(broker: str, number: int, jobs: int, ms: float) -> None:
 class System:
     """Broker, frontends and fleet in a folder."""
 
-    def __init__(self, folder: Path, workers: int, frontends: int, jobs: int, ms: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        workers: int,
+        frontends: int,
+        jobs: int,
+        ms: float,
+        *,
+        dimension: int = DIMENSION,
+        log_level: str = "warning",
+    ) -> None:
         self.port = find_free_port()
         ends = {role: f"ipc://{folder}/{role}" for role in ("frontends", "workers")}
         binds = ["--frontend-bind", ends["frontends"], "--worker-bind", ends["workers"], "--metrics-bind", ""]
+        binds += ["--cache-bytes", "0"]
         serve = ["--broker", ends["frontends"], "--port", str(self.port), "--processes", str(frontends)]
-        fleet = [ends["workers"], str(workers), str(jobs), str(ms)]
+        fleet = [ends["workers"], str(workers), str(jobs), str(ms), str(dimension)]
         python = [sys.executable, "-m"]
-        self.broker = Process("scale-broker", [*python, "broker", "--log-level", "warning", *binds])
-        self.frontend = Process("scale-frontend", [*python, "frontend", "--log-level", "warning", *serve])
+        self.broker = Process("scale-broker", [*python, "broker", "--log-level", log_level, *binds])
+        self.frontend = Process("scale-frontend", [*python, "frontend", "--log-level", log_level, *serve])
         command = [sys.executable, __file__, "--fleet", *fleet]
         self.fleet = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._workers = workers
@@ -192,10 +212,10 @@ class System:
 
 
 @contextmanager
-def open_system(*arguments: int | float) -> Iterator[System]:
-    """Yield a running system."""
+def open_system(*arguments: int | float, **options: Any) -> Iterator[System]:
+    """Yield a running system; the arguments are those of `System` after the folder."""
     with tempfile.TemporaryDirectory(prefix="vecmill-scale-") as folder:
-        system = System(Path(folder), *arguments)  # type: ignore[arg-type]
+        system = System(Path(folder), *arguments, **options)  # type: ignore[arg-type]
         try:
             system.wait_ready()
             yield system
@@ -282,8 +302,8 @@ def format_table(rows: Sequence[Row]) -> str:
 def main() -> None:
     """Measure, and print a table."""
     if sys.argv[1:2] == ["--fleet"]:
-        broker, number, jobs, ms = sys.argv[2:]
-        return run_fleet(broker, int(number), int(jobs), float(ms))
+        broker, number, jobs, ms, dimension = sys.argv[2:]
+        return run_fleet(broker, int(number), int(jobs), float(ms), int(dimension))
     parser = FlagParser(prog="scripts/bench --scale", description="Measure the scale-out of one broker.")
     text = "numbers of workers (default: %(default)s)"
     parser.add_argument("--workers", type=parse_count, nargs="+", default=WORKERS, help=text)

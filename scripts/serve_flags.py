@@ -18,6 +18,8 @@ from broker.shared.version import VERSION  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, split_address  # noqa: E402
 from workers.models.hub import is_hub_name  # noqa: E402
 
+#: Default folder of files and batches.
+DATA = ROOT / ".data"
 #: Beginnings of the variables of processes, which check the rest themselves.
 PREFIXES = ("VECMILL_BROKER_", "VECMILL_FRONTEND_", "VECMILL_WORKER_")
 #: Settings of processes that scripts/serve passes as flags, so that their variables have no effect.
@@ -37,6 +39,8 @@ OPTIONAL_WORKER_FLAGS = (
     *("pooling", "normalize", "max_length"),
     *("aliases", "config_poll_s", "unload_idle_s"),
 )
+#: Flags that are passed to the broker if they are given, besides those above.
+OPTIONAL_BROKER_FLAGS = ("cache_bytes", "cache_scope")
 #: OVMS's words for where to truncate.
 OVMS_TRUNCATE = {"true": "end", "false": "none"}
 #: Variables of compose.yaml alone.
@@ -164,6 +168,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--aliases", "", "other names of models: ALIAS=MODEL,ALIAS=MODEL")
     add("--config-poll-s", "", "seconds between two looks for changed models and configurations; 0: never; default: 1")
     add("--unload-idle-s", "", "unload a model after this many seconds without a request; default: never")
+    text = "memory in bytes for results, which answer equal inputs; 0: compute every input; default: 268435456"
+    add("--cache-bytes", "", text, variable="VECMILL_CACHE_BYTES")
+    text = "key or all: who shares results, the clients of one API key or all clients; default: key"
+    add("--cache-scope", "", text, variable="VECMILL_CACHE_SCOPE", choices=("key", "all"))
     text = "where to truncate inputs that are too long, unless the request decides; none: reject them; default: as the "
     text += "model's configuration specifies"
     choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}
@@ -171,6 +179,8 @@ def parse_arguments() -> argparse.Namespace:
     text = "file of API keys, made by scripts/api-key; default: no key needed; the variable API_KEY is one more key"
     add("--api-keys", "", text, variable="VECMILL_FRONTEND_API_KEYS")
     add("--api-key-file", "", "file whose first line is an API key, as for OVMS; replaces the variable API_KEY")
+    text = f"folder of files and batches, which several servers may share; none: no /v1/files; default: {DATA}"
+    add("--data", None, text, variable="VECMILL_FRONTEND_DATA")
     add("--tls-cert", "", "PEM file with the certificate; default: no TLS", variable="VECMILL_FRONTEND_TLS_CERT")
     add("--tls-key", "", "PEM file with the certificate's key", variable="VECMILL_FRONTEND_TLS_KEY")
     text = "HOST:PORT of the broker's /metrics; empty: none; auto: 127.0.0.1:7412, or none if that port is taken"
@@ -188,8 +198,10 @@ def parse_arguments() -> argparse.Namespace:
         os.environ["API_KEY"] = read_api_key(Path(options.api_key_file))
     address, options.port = options.port
     options.host = options.host or address or "127.0.0.1"
+    options.data = "" if options.data == "none" else options.data
     # The processes run in another folder.
-    for name in ("cache", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"):
+    paths = "cache", "data", "model", "config_path", "model_repository_path", "api_keys", "tls_cert", "tls_key"
+    for name in paths:
         value = getattr(options, name)
         if value and not (name == "model" and is_hub_name(value)):
             setattr(options, name, str(Path(value).absolute()))

@@ -1,8 +1,8 @@
 """`scripts/serve`: prepare the model, start the processes, restart them if they end, and drain them in order.
 
-A process that ends by itself is restarted after a delay that doubles up to 10 s. Frontends stop first, then workers,
-then the broker, so that every admitted request is answered. The kernel kills all processes if this one dies. SIGHUP is
-passed on to the processes, except when the terminal was closed, which stops everything.
+A process that ends by itself is restarted after a delay that doubles up to 10 s. Frontends stop first, then the runner
+of batches, then workers, then the broker, so that every admitted request is answered. The kernel kills all processes
+if this one dies. SIGHUP is passed on to the processes, except when the terminal was closed, which stops everything.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import ssl
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from serve_flags import OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
+from serve_flags import DATA, OPTIONAL_BROKER_FLAGS, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
 
 from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused  # noqa: E402
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
@@ -58,8 +58,19 @@ class Served:
 def list_worker_flags(options: argparse.Namespace, device: str) -> list[str]:
     """Return the flags of a worker that select its models and set how they run."""
     names = ["model", "model_name", "cache", *filter(vars(options).get, OPTIONAL_WORKER_FLAGS)]
-    flags = [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
-    return [*flags, "--device", device, "--host-workers", str(options.workers), "--share-quota", "true"]
+    return [
+        *_list_flags(options, names),
+        "--device",
+        device,
+        "--host-workers",
+        str(options.workers),
+        "--share-quota",
+        "true",
+    ]
+
+
+def _list_flags(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    return [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
 
 
 def find_devices() -> list[str]:
@@ -137,19 +148,35 @@ def check_address(host: str, port: int) -> None:
         exit_refused("", describe_refusal(host, port, error))
 
 
+def choose_data(folder: str | None) -> str:
+    """Return the folder of files and batches; "" if the default folder cannot be made."""
+    if folder is None:
+        try:
+            DATA.mkdir(exist_ok=True)
+        except OSError as error:
+            print_status(f"no /v1/files and /v1/batches: {DATA} cannot be made ({error.strerror}); choose --data")
+            return ""
+    return str(DATA) if folder is None else folder
+
+
 def create_children(
     options: argparse.Namespace, sockets: Path, devices: Sequence[str], health_files: Sequence[Path]
 ) -> list[list[Child]]:
-    """Return all processes in start order: the broker, one worker for each device and health file, the frontend."""
+    """Return all processes in start order: broker, a worker for each device and health file, runner, frontend."""
     frontends, workers = f"ipc://{sockets}/frontends", f"ipc://{sockets}/workers"
     python = [sys.executable, "-m"]
     broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers]
     broker += ["--metrics-bind", options.metrics_bind]
+    broker += _list_flags(options, filter(vars(options).get, OPTIONAL_BROKER_FLAGS))
     worker = [*python, "workers", "--broker", workers]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]
     frontend += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key]
-    frontend += ["--truncate", options.truncate] * bool(options.truncate)
+    runner = [*python, "frontend.batches", "--broker", frontends]
+    data = choose_data(options.data)
+    for command in (frontend, runner):
+        command += ["--data", data]
+        command += ["--truncate", options.truncate] * bool(options.truncate)
     logs = ["--log-level", options.log_level, "--log-format", options.log_format]
     worker_children = []
     for number, (device, file) in enumerate(zip(devices, health_files, strict=True), 1):
@@ -159,6 +186,7 @@ def create_children(
     return [
         [Child("broker", [*broker, *logs], print_status)],
         worker_children,
+        [Child("runner of batches", [*runner, *logs], print_status)] if data else [],
         [Child("frontend", [*frontend, *logs], print_status)],
     ]
 
@@ -203,8 +231,8 @@ def has_terminal() -> bool:
 
 
 def stop_all(groups: list[list[Child]]) -> None:
-    """Drain frontends, then workers, then the broker."""
-    for group in reversed(groups):
+    """Drain frontends, then the runner, then workers, then the broker."""
+    for group in filter(None, reversed(groups)):
         print_status(f"stopping {', '.join(child.name for child in group)}")
         for child in group:
             child.terminate()
@@ -217,17 +245,18 @@ def stop_all(groups: list[list[Child]]) -> None:
 def supervise(served: Served, groups: list[list[Child]], stopping: list[int]) -> int:
     """Keep all processes running until a signal comes, and return the exit status."""
     answered, ready = 0.0, False
-    broker, workers, frontend = groups
+    broker, workers, *others = groups
+    rest = [child for group in others for child in group]
     files = dict(zip(workers, served.health_files, strict=True))
     while not stopping:
         # A worker that has served is restarted.
         refused = [child for child in workers if child.refused and not files[child].exists()]
-        if not ready and (len(refused) == len(workers) or any(child.refused for child in (*broker, *frontend))):
+        if not ready and (len(refused) == len(workers) or any(child.refused for child in (*broker, *rest))):
             return REFUSED_STATUS
         for child in refused:
             print_status(f"{child.name} cannot serve; the other workers go on")
             workers.remove(child)
-        for child in (*broker, *workers, *frontend):
+        for child in (*broker, *workers, *rest):
             child.keep_running(time.monotonic())
         if not ready and is_ready(served.url):
             answered = answered or time.monotonic()

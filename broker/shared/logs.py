@@ -4,11 +4,13 @@ No content of a record, from a request or a library, can forge a line: character
 and the lines of a traceback are indented, unlike the first line of a record.
 """
 
+import contextlib
 import functools
 import logging
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -17,12 +19,52 @@ INDENT = "    "
 
 def set_up(role: str, level: str, kind: str) -> None:
     """Log messages of at least this level. `kind` is text or json."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(build_formatter(role, kind))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # What no format shows is not collected (https://docs.python.org/3/howto/logging.html#optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Handler that writes records at once, and formatted lines together: with the next record, or at `flush`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    @property
+    def shows_fields(self) -> bool:
+        """Whether lines have the fields of their records."""
+        return not isinstance(self.formatter, _TextFormatter)
+
+    def add_line(self, level: str, message: str, fields: Mapping[str, object]) -> None:
+        """Add a line, as `logging` would write it for a level, a message and an `extra` of these fields.
+
+        A call of `logging` takes five times as long, because it makes a record and writes it at once.
+        """
+        if isinstance(self.formatter, _TextFormatter):
+            line = self.formatter.format_line(time.time(), level, message)
+        else:
+            line = self.format(logging.makeLogRecord({"levelname": level, "msg": message, **fields}))
+        self._lines.append(line + self.terminator)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the lines that wait, and a record."""
+        self._write_lines()
+        super().emit(record)
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        self._write_lines()
+        super().flush()
+
+    def _write_lines(self) -> None:
+        lines, self._lines = self._lines, []
+        # A stream that is closed or full must end no request.
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write("".join(lines))
 
 
 def build_formatter(role: str, kind: str) -> logging.Formatter:
@@ -62,8 +104,13 @@ class _TextFormatter(logging.Formatter):
         self._role = role
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  its name in logging
-        time_text = f"{_format_second(int(record.created))},{int(record.msecs):03d}"
-        return escape_text(f"{time_text} {record.levelname} {self._role}: {record.message}")
+        return self.format_line(record.created, record.levelname, record.message)
+
+    def format_line(self, time_s: float, level: str, message: str) -> str:
+        """Return a line, without its end."""
+        second = int(time_s)
+        time_text = f"{_format_second(second)},{int((time_s - second) * 1000):03d}"
+        return escape_text(f"{time_text} {level} {self._role}: {message}")
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         return indent_lines(super().formatException(ei))

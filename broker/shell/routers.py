@@ -10,7 +10,7 @@ import zmq
 from broker.shell.config import Config
 from broker.shell.curve_auth import CurveAuth
 from broker.wire import protocol as wire
-from broker.wire.sockets import Context, is_local, open_router
+from broker.wire.sockets import Context, is_local, open_router, receive_frames
 
 #: First byte of the scheduler's name for a peer; the routing id on the socket of that role follows.
 FRONTEND, WORKER = b"F", b"W"
@@ -100,7 +100,7 @@ class Routers:
     def receive(self, role: bytes) -> Received | None:
         """Return the next message of a role, or None if there is none."""
         try:
-            address, *parts = self._sockets[role].recv_multipart(zmq.NOBLOCK, copy=False)
+            address, *parts = receive_frames(self._sockets[role])
         except zmq.Again:
             return None
         key = str(address.get("User-Id")) if self._auth else ""

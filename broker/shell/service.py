@@ -1,5 +1,6 @@
 """The broker's poll loop: sockets, clock, signals and log around the pure scheduler."""
 
+import gc
 import logging
 import secrets
 import signal
@@ -23,6 +24,8 @@ from broker.wire.errors import ErrorCode, RemoteProtocolError
 
 log = logging.getLogger(__name__)
 
+#: New objects, and collections of the younger generation, after which each generation is collected (gc.set_threshold).
+GC_THRESHOLDS = (20_000, 20, 20)
 #: How long messages of one socket are handled before the other socket's, in seconds. The last message may take a few
 #: milliseconds longer, if it is the largest that a frontend sends.
 TURN_S = 0.005
@@ -76,6 +79,9 @@ class Service:
         self._routers.open(self._poller)
         if self.config.metrics_bind:
             self._metrics_server = self._open_metrics_server(self.config.metrics_bind)
+        # Nearly all objects are freed without the garbage collector, which took 5 % of the time.
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         log.info("frontends connect to %s, workers to %s", self.config.frontend_bind, self.config.worker_bind)
 
     def _open_metrics_server(self, bind: str) -> MetricsServer | None:

@@ -45,6 +45,28 @@ class Option(enum.IntFlag):
     PROMPT = 16
 
 
+class Caching(enum.IntEnum):
+    """How a request uses the results of equal inputs."""
+
+    #: Earlier results answer its inputs, and its results answer others.
+    USE = 0
+    #: Every input is computed, and the results answer others.
+    REFRESH = 1
+    #: Every input is computed, and the results answer no other input.
+    SKIP = 2
+
+
+class Source(enum.IntEnum):
+    """Where the row of an answer comes from."""
+
+    #: The input was computed for this request.
+    COMPUTED = 0
+    #: An equal input had been computed before.
+    CACHE = 1
+    #: An equal input of this or another request was being computed.
+    COALESCED = 2
+
+
 class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Origin of a request, for logs: the id of the HTTP request, and its W3C traceparent, empty without one."""
 

@@ -10,6 +10,7 @@ from broker.wire.columns import (
     U63,
     Name,
     Text,
+    U8Column,
     U32Column,
     U64Column,
     Uuid,
@@ -18,7 +19,7 @@ from broker.wire.columns import (
     unpack_u32,
     unpack_u64,
 )
-from broker.wire.common import Kind, Lane, Message, ModelInfo, ModelState, Origin
+from broker.wire.common import Caching, Kind, Lane, Message, ModelInfo, ModelState, Origin
 from broker.wire.errors import ErrorCode
 
 # --- frontend to broker ----------------------------------------------------------------------------------------------
@@ -60,6 +61,7 @@ class Submission(msgspec.Struct, array_like=True, gc=False, frozen=True):
     address: Name = ""
     #: Revision of the model that the request was prepared for; empty: the current one.
     revision: Name = ""
+    caching: Caching = Caching.USE
 
 
 class Submit(Message, tag=2):
@@ -135,10 +137,13 @@ class Answers(Message, tag=21):
     truncated: U32Column = b""
     #: Bytes of each row; empty: every row is a vector.
     sizes: U32Column = b""
+    #: `Source` of each row; empty: all were computed.
+    sources: U8Column = b""
 
     def frame_sizes(self) -> list[int]:
         """See `Message`."""
         rows = len(unpack_u64(self.requests))
+        require_same_length(rows, self.sources or self.positions[::4])
         columns = [self.positions, self.tokens, *([self.truncated] if self.truncated else [])]
         require_same_length(rows, *map(unpack_u32, columns))
         return [sum_row_sizes(rows, self.dimension, self.sizes)]

@@ -18,6 +18,7 @@ import msgspec
 from broker.wire.columns import Frame, pack_u32, pack_u64, split_frame, unpack_u32, unpack_u64
 from broker.wire.common import (
     Availability,
+    Caching,
     Goodbye,
     Kind,
     Lane,
@@ -27,6 +28,7 @@ from broker.wire.common import (
     ModelState,
     Option,
     Origin,
+    Source,
     Welcome,
     Who,
 )

@@ -125,6 +125,12 @@ def unknown_path(path: str) -> ApiError:
     return ApiError(404, f"Invalid request URL: there is no {path[:MAX_QUOTED]}; {hint}", code="unknown_url")
 
 
+def body_too_large(limit: int) -> ApiError:
+    """Return the error for a body of more than `limit` bytes."""
+    text = f"the request body is larger than {limit} bytes; split its inputs over several requests"
+    return ApiError(413, text, code="body_too_large")
+
+
 def broker_away() -> ApiError:
     """Return the error for a request that found no broker within the grace."""
     return ApiError(

@@ -45,7 +45,7 @@ def parse_object(body: bytes) -> tuple[dict[str, Any], str]:
         try:
             fields = _decode(body)
         except (msgspec.MsgspecError, ValueError):
-            body, count = _replace_lone_surrogates(body)
+            body, count = replace_lone_surrogates(body)
             if not count:
                 raise
             fields, warning = _decode(body), f"lone surrogates (halves of characters) were replaced by U+FFFD: {count}"
@@ -69,7 +69,7 @@ def _explain_invalid(body: bytes) -> str:
     return ""
 
 
-def _replace_lone_surrogates(body: bytes) -> tuple[bytes, int]:
+def replace_lone_surrogates(body: bytes) -> tuple[bytes, int]:
     """Return the body with U+FFFD in the place of lone surrogates, and their number."""
     # Once escaped backslashes are escaped by number, every other backslash begins an escape.
     return _LONE_SURROGATE.subn(rb"\\ufffd", body.replace(b"\\\\", rb"\u005c"))

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from broker.shared.version import VERSION
-from frontend.api import answers
+from frontend.api import answers, file_answers, file_requests
 from frontend.api.schemas import KEY_HEADERS, MAX_DEADLINE_DIGITS, EmbeddingsRequest, TokenizeRequest
 from frontend.api.submission import MAX_TOKEN_ID
 
@@ -20,8 +20,9 @@ PREFIXES = ("/v1", "/v3", "/v3/v1")
 #: The prefix that is described, and those that the description only mentions.
 PREFIX, *ALIASES = PREFIXES
 _DESCRIPTION = (
-    "Embeddings server with OpenAI's API. The paths `/v1/embeddings`, `/v1/models`, `/v1/models/{name}` and "
-    f"`/v1/tokenize` are also served under {' and '.join(f'`{alias}`' for alias in ALIASES)}, "
+    "Embeddings server with OpenAI's API. The paths `/v1/embeddings`, `/v1/models`, `/v1/models/{name}`, "
+    "`/v1/tokenize`, and those of `/v1/files` and `/v1/batches`, are also served under "
+    f"{' and '.join(f'`{alias}`' for alias in ALIASES)}, "
     "as in OpenVINO Model Server."
 )
 #: Body that the page's "Try it out" sends unless the user changes it.
@@ -30,13 +31,17 @@ _EXAMPLE = {"model": "sentence-transformers/all-MiniLM-L6-v2", "input": ["hello 
 _STATUSES = {
     200: "OK",
     201: "Reloaded; the API keys changed",
+    206: "A range of the file",
+    304: "The file is the one of the header If-None-Match",
     400: "The request is invalid; the message gives the reason",
     401: "The API key is missing or unknown",
     403: "The API key is not an operator's",
     404: "The model or path does not exist",
     408: "The rest of the body did not arrive in time",
+    409: "The batch has ended",
     413: "The body is too large",
     415: "The body has a content coding other than gzip",
+    416: "The file has no byte of the range",
     417: "The server does not support the expectation in the header Expect",
     422: "The input crashed every worker that processed it",
     429: "The client's quota is used up",
@@ -46,6 +51,7 @@ _STATUSES = {
     503: "The server cannot serve this request now",
     504: "The deadline passed",
     505: "The version of HTTP is not supported",
+    507: "The disk for files is full",
 }
 
 #: Errors of HTTP itself, which every path can have.
@@ -90,8 +96,10 @@ def describe_api(max_inputs: int, max_request_tokens: int, *, token_ids: bool = 
 
 def _describe_types(max_inputs: int, max_request_tokens: int, token_ids: bool) -> Schema:
     """Return the schemas of all requests and answers."""
-    structs = [answer for answer in vars(answers).values() if isinstance(answer, type) and issubclass(answer, Struct)]
-    types = [EmbeddingsRequest, TokenizeRequest, *(struct for struct in structs if struct is not Struct)]
+    named = [*vars(answers).values(), *vars(file_answers).values()]
+    structs = [answer for answer in named if isinstance(answer, type) and issubclass(answer, Struct)]
+    requests = [EmbeddingsRequest, TokenizeRequest, file_requests.BatchRequest]
+    types = [*requests, *{struct: None for struct in structs if struct is not Struct}]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     # Inputs are described by hand: no type that msgspec knows is a choice of several kinds of lists, a parsed request
     # has a list where clients may send a text alone, and the limits are those of the configuration.
@@ -137,6 +145,8 @@ def _describe_paths() -> Schema:
     reload["responses"]["201"] = _describe_response(201, _refer(answers.ConfigAnswer))
     paths |= {
         "/v2": _describe_get("KServe: describe the server", answers.ServerMetadata),
+        **_describe_files(),
+        **_describe_batches(),
         "/v1/config": _describe_get("Show the state of all known models", answers.ConfigAnswer),
         "/v1/config/reload": {"post": reload},
         "/health": _describe_get("Show the state of the system", answers.HealthAnswer),
@@ -158,9 +168,84 @@ def _describe_paths() -> Schema:
     return paths | keyless
 
 
+def _describe_files() -> Schema:
+    """Describe the paths of files, which a server without `--data` answers with 404."""
+    form = {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "properties": {
+            "file": {"type": "string", "format": "binary", "description": "For the purpose batch, named *.jsonl"},
+            "purpose": {"enum": list(file_requests.PURPOSES)},
+            "expires_after[anchor]": {"const": "created_at"},
+            "expires_after[seconds]": {
+                "type": "integer",
+                "minimum": file_requests.MIN_EXPIRY_S,
+                "maximum": file_requests.MAX_EXPIRY_S,
+            },
+        },
+    }
+    upload = _describe("Upload a file", file_answers.FileObject, 400, 404, 408, 413, 415, 503, 507, tag="Files")
+    upload["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    content = _describe(
+        "Download a file", str, 404, 416, 503, content="application/octet-stream", tag="Files", path_id="file_id"
+    )
+    for status in (200, 206):
+        content["responses"][str(status)] = _describe_response(status, {}, "application/octet-stream") | {
+            "content": {"application/octet-stream": {}}
+        }
+    content["responses"]["304"] = _describe_response(304, {}) | {"content": {}}
+    ranges = {"Range": "Bytes to return, such as bytes=0-99", "If-Range": "ETag", "If-None-Match": "ETag"}
+    content["parameters"] += [{"name": name, "in": "header"} | _describe_header(text) for name, text in ranges.items()]
+    page = _describe("List files", file_answers.FileList, 400, 404, 503, tag="Files")
+    page["parameters"] = [
+        *_describe_page(file_requests.MAX_FILES, file_requests.MAX_FILES),
+        {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
+        {"name": "purpose", "in": "query", "schema": {"enum": [*file_requests.PURPOSES, "batch_output"]}},
+    ]
+    errors = {"tag": "Files", "path_id": "file_id"}
+    one = _describe("Describe a file", file_answers.FileObject, 404, 503, **errors)
+    delete = _describe("Delete a file", file_answers.FileDeleted, 404, 503, 507, **errors)
+    return {
+        f"{PREFIX}/files": {"post": upload, "get": page},
+        f"{PREFIX}/files/{{file_id}}": {"get": one, "delete": delete},
+        f"{PREFIX}/files/{{file_id}}/content": {"get": content},
+    }
+
+
+def _describe_batches() -> Schema:
+    """Describe the paths of batches, which a server without `--data` answers with 404."""
+    batch = file_answers.BatchObject
+    create = _describe("Start a batch", batch, 400, 404, 408, 413, 415, 503, 507, tag="Batches")
+    content = {"application/json": {"schema": _refer(file_requests.BatchRequest)}}
+    create["requestBody"] = {"required": True, "content": content}
+    page = _describe("List batches", file_answers.BatchList, 400, 404, 503, tag="Batches")
+    page["parameters"] = _describe_page(file_requests.MAX_BATCHES, file_requests.DEFAULT_BATCHES)
+    errors = {"tag": "Batches", "path_id": "batch_id"}
+    one = _describe("Describe a batch", batch, 404, 503, **errors)
+    cancel = _describe("Cancel a batch", batch, 404, 408, 409, 413, 415, 503, 507, **errors)
+    return {
+        f"{PREFIX}/batches": {"post": create, "get": page},
+        f"{PREFIX}/batches/{{batch_id}}": {"get": one},
+        f"{PREFIX}/batches/{{batch_id}}/cancel": {"post": cancel},
+    }
+
+
+def _describe_page(max_limit: int, default_limit: int) -> list[Schema]:
+    """Describe the query of a list."""
+    limit = {"type": "integer", "minimum": 1, "maximum": max_limit, "default": default_limit}
+    after = "Id of the last object of the previous page"
+    return [
+        {"name": "limit", "in": "query", "schema": limit},
+        {"name": "after", "in": "query", "description": after, "schema": _TEXT},
+    ]
+
+
 def _describe_embeddings() -> Schema:
     operation = _describe_job("Embed texts", EmbeddingsRequest, answers.EmbeddingsAnswer)
+    caching = "no-store: compute every input; no-cache: the same, and use the results for later requests"
+    operation["parameters"].append({"name": "cache-control", "in": "header"} | _describe_header(caching))
     operation["responses"]["200"]["headers"] |= {
+        "x-vecmill-cache": _describe_header("Inputs answered from memory, with equal ones, and computed"),
         "x-queue-time": _describe_header("Longest time of an input in the queue, in ms"),
         "x-inference-time": _describe_header("Longest inference of an input, in ms"),
         "x-total-time": _describe_header("Time of the whole request, in ms"),
@@ -196,7 +281,12 @@ def _describe_get(*arguments: Any, **options: str) -> Schema:
 
 
 def _describe(
-    summary: str, answer: Any, *statuses: int, content: str = "application/json", tag: str = "operations"
+    summary: str,
+    answer: Any,
+    *statuses: int,
+    content: str = "application/json",
+    tag: str = "operations",
+    path_id: str = "",
 ) -> Schema:
     """Describe an operation; `statuses` are those of its errors beyond those that every path has."""
     error = _refer(answers.ErrorAnswer)
@@ -204,7 +294,8 @@ def _describe(
     responses |= {
         str(status): _describe_response(status, error) for status in sorted({401, *_HTTP_STATUSES, *statuses})
     }
-    return {"summary": summary, "tags": [tag], "parameters": [], "responses": responses}
+    in_path = [{"name": path_id, "in": "path", "required": True, "schema": _TEXT}] if path_id else []
+    return {"summary": summary, "tags": [tag], "parameters": in_path, "responses": responses}
 
 
 def _describe_response(status: int, schema: Schema, content: str = "application/json") -> Schema:

@@ -190,7 +190,8 @@ class Connection(HttpProtocol):
 
     async def wait_until_writable(self) -> None:
         """Wait until nearly all written bytes are sent. Raise `RequestCancelled` if the connection has ended."""
-        await self._can_write.wait()
+        if not self._can_write.is_set():
+            await self._can_write.wait()
         if self.transport is None or self.transport.is_closing():
             raise RequestCancelled
 
@@ -207,6 +208,10 @@ class Connection(HttpProtocol):
 class TimedRequest(Request):
     """Sanic's request with a limit on each pause in the body. Sanic counts these pauses as time to answer."""
 
+    #: Path with at most one slash at its end. Sanic's router strips slashes one by one, each in a nested call, so that
+    #: a thousand of them exceed the recursion limit.
+    path: str = ""
+
     def __init__(self, url_bytes: bytes, headers: Any, version: str, method: str, *more: Any, **named: Any) -> None:
         """Accept a bad URL without a method: Sanic builds such a request to answer unparsable input."""
         try:
@@ -215,6 +220,8 @@ class TimedRequest(Request):
             if method != "NONE":
                 raise
             super().__init__(b"*", headers, version, method, *more, **named)
+        path = str(super().path)
+        self.path = path.rstrip("/") + "/" if path.endswith("//") else path
 
     async def receive_body(self) -> None:
         """Read and decode the body.

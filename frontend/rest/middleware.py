@@ -1,15 +1,17 @@
-"""Middleware of all paths: request ids, API keys, CORS, HTTP metrics and the access log."""
+"""What is done for requests of all paths: request ids, API keys, CORS, HTTP metrics and the access log."""
 
 import contextlib
-import logging
-import os
+import functools
+import random
 import re
 import time
+from collections.abc import Mapping
+from email.utils import formatdate
+from typing import Any
 
-from sanic import HTTPResponse, Request, Sanic
+from sanic import HTTPResponse, Request
 from sanic.response import BaseHTTPResponse
 
-from broker.wire.protocol import Origin
 from frontend.api.errors import ApiError
 from frontend.api.schemas import list_credentials
 from frontend.rest import metrics
@@ -17,48 +19,63 @@ from frontend.rest.api_keys import Key, Keys, KeysError
 from frontend.rest.cors import add_cors_headers, answer_preflight
 from frontend.rest.http_protocol import TimedRequest
 
-access = logging.getLogger("access")
-
 #: Paths without a key: load balancers' probes have none, and the API's description is public.
 OPEN_PATHS = ("/", "/v2/health/live", "/v2/health/ready", "/openapi.json")
 OPEN_FOLDERS = ("/docs",)
-#: Paths that probes and Prometheus request every few seconds. The access log has them at level debug.
-_PROBES = re.compile(r"/v2/health/(live|ready)|/v2/models/.*/ready|/health|/metrics")
-#: Fields of the access log that the text has too.
-_SHOWN = ("model", "inputs", "client", "request_id")
 #: A client's request id that is used as it is.
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 #: W3C Trace Context, version 00.
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def install_middleware(app: Sanic) -> None:  # type: ignore[type-arg]
-    """Register the middleware with an application that has `config` and `keys` in its context."""
-    app.register_middleware(_begin_request, "request")
-    app.register_middleware(_finish_response, "response")
-
-
 class AuthenticatedRequest(TimedRequest):
-    """Request that checks the API key before it reads the body, so that strangers cannot fill the memory."""
+    """Request whose answer gets the headers of all paths."""
 
-    @property
-    def path(self) -> str:
-        """The path with at most one slash at its end.
-
-        Sanic's router strips slashes one by one, each in a nested call, so that a thousand of them exceed the
-        recursion limit.
-        """
-        path = str(super().path)
-        return path.rstrip("/") + "/" if path.endswith("//") else path
-
-    async def receive_body(self) -> None:
-        """Read the body. Raise `ApiError` 401 if a key is required and the request has none."""
-        _identify_request(self)
+    async def _receive_parts(self, stream: Any) -> None:
+        await super()._receive_parts(stream)
+        # The key may have been revoked meanwhile.
         _check_key(self)
-        await super().receive_body()
+
+    async def respond(
+        self,
+        response: BaseHTTPResponse | None = None,
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+    ) -> Any:
+        """Return the response that the connection will send, with the headers of all paths, and record it.
+
+        Sanic calls this for each answer and each error. Its own method calls the middleware of a list, and asks of each
+        whether it must be awaited.
+        """
+        if response is None:
+            response = HTTPResponse(status=status, headers=dict(headers or {}), content_type=content_type)
+        if self.stream is not None:
+            response = self.stream.respond(response)
+        if not self._response_middleware_started:
+            self._response_middleware_started = True
+            _finish_response(self, response)
+        self.responded = True
+        return response
 
 
-async def _begin_request(request: Request) -> HTTPResponse | None:
+def authenticate_request(request: Request) -> None:
+    """Give a request its id, and check its API key before its body is read, so that strangers cannot fill the memory.
+
+    Raise `ApiError` 401 if a key is required and the request has none.
+    """
+    _identify_request(request)
+    _check_key(request)
+
+
+async def begin_error(request: Request) -> HTTPResponse | None:
+    """Do for a request that fails early what is done for others before their handlers.
+
+    Return the answer to a preflight request, for which no path has a route, and else None. Raise `ApiError` 401 if the
+    key is missing.
+    """
+    await request.app.ctx.unread.wait_for_previous(request)
     _identify_request(request)
     if not request.head:
         # Placeholder request that Sanic creates for unparsable input; its error handler answers.
@@ -75,9 +92,9 @@ def _identify_request(request: Request) -> None:
         return
     context.started = time.monotonic()
     given = request.headers.get("x-request-id", "")
-    context.request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+    context.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
     trace = request.headers.get("traceparent", "")
-    context.traceparent = trace if _TRACEPARENT.fullmatch(trace) else ""
+    context.traceparent = trace if trace and _TRACEPARENT.fullmatch(trace) else ""
     #: Additional fields of the access log, which handlers set.
     context.log = {}
     context.key = None
@@ -106,32 +123,27 @@ def require_admin(request: Request) -> None:
         raise ApiError(403, "this path requires a key with admin = true", code="forbidden")
 
 
-async def _finish_response(request: Request, response: BaseHTTPResponse) -> None:
-    context = request.ctx
-    # Sanic rejects some requests before it calls request middleware.
+def _finish_response(request: Request, response: BaseHTTPResponse) -> None:
+    # Sanic rejects some requests before their head or body is complete.
     _identify_request(request)
-    response.headers["x-request-id"] = context.request_id
+    application, context, headers = request.app.ctx, request.ctx, response.headers
+    headers["x-request-id"] = context.request_id
     add_cors_headers(request, response)
+    headers["Date"] = _format_date(int(time.time()))
+    stream: Any = request.stream
+    # The truth value of Sanic's streams is whether a request is being handled.
+    if stream is not None:
+        application.unread.watch_connection(request)
+        if application.draining:
+            stream.keep_alive = False
+        # Clients that know the idle time do not use a connection that is about to be closed.
+        elif stream.keep_alive and (idle_s := int(application.config.idle_timeout_s)):
+            headers["Keep-Alive"] = f"timeout={idle_s}"
     seconds = time.monotonic() - context.started
     metrics.count_answer(request, response, seconds)
-    _log_request(request, response.status, round(seconds * 1000, 3))
+    application.access_log.log_request(request, response.status, seconds)
 
 
-def _log_request(request: Request, status: int, ms: float) -> None:
-    """Write the access log: as fields of a JSON object, and the most important of them also as text."""
-    level = logging.DEBUG if _PROBES.fullmatch(request.path) else logging.INFO
-    if not access.isEnabledFor(level):
-        return
-    context = request.ctx
-    fields = {
-        "request_id": context.request_id,
-        "method": request.method,
-        "path": request.path,
-        "status": status,
-        "ms": ms,
-        "client": context.key.name if context.key else "",
-        "trace_id": Origin(traceparent=context.traceparent).trace_id if context.traceparent else "",
-        **context.log,
-    }
-    shown = " ".join([f"{name}={fields[name]}" for name in _SHOWN if fields.get(name)])
-    access.log(level, "%s %s %d %.1f ms %s", request.method, request.path, status, ms, shown, extra=fields)
+@functools.lru_cache(1)
+def _format_date(time_s: int) -> str:
+    return formatdate(time_s, usegmt=True)

@@ -4,6 +4,7 @@ Sanic's parser is lenient where another parser in front of it may disagree, whic
 some valid requests. `StrictHttp` parses heads and the sizes of chunks in its place, and writes the heads of answers.
 """
 
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -23,7 +24,6 @@ _NAME = re.compile(_TOKEN)
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/(\d\.\d)")
 #: First bytes of a request whose first line is incomplete.
 _BEGIN = re.compile(rf"\r?\Z|{_TOKEN}(?: |\Z)".encode())
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 #: Bytes that no head has; line ends are checked by their number.
 _CONTROLS = bytes([*(byte for byte in range(32) if byte not in b"\t\r\n"), 127])
 _FIELD = re.compile(rf"{_TOKEN}:[\t -~\x80-\xff]*".encode())
@@ -81,6 +81,11 @@ def parse_head(head: bytes) -> Head:
     return Head(method, target, version, fields, keeps_connection)
 
 
+#: Clients send nearly the same head with each request. Longer heads are not kept, because any client can send them.
+CACHED_HEADS, CACHED_HEAD_BYTES = 1024, 1024
+_parse_known_head = functools.lru_cache(CACHED_HEADS)(parse_head)
+
+
 def _check_host(version: str, hosts: list[str]) -> None:
     if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
         raise refuse("the Host header is missing, repeated or invalid; send one with the server's name")
@@ -121,7 +126,7 @@ class StrictHttp(Http):
         """Read, check and parse the head of a request. Raise `ApiError` or a Sanic exception if it is invalid."""
         end = await self._receive_head()
         head = bytes(self.recv_buffer[:end])
-        parsed = parse_head(head)
+        parsed = _parse_known_head(head) if end <= CACHED_HEAD_BYTES else parse_head(head)
         self.url, self.keep_alive = parsed.target, parsed.keeps_connection
         self.head_only = parsed.method == "HEAD"
         request_class: Any = self.protocol.request_class
@@ -207,7 +212,8 @@ class StrictHttp(Http):
             self.stage = Stage.REQUEST if buffer else Stage.IDLE
             end = buffer.find(b"\r\n\r\n", searched)
             size = end if end >= 0 else len(buffer)
-            if not _BEGIN.match(buffer) or _BARE_LF.search(buffer, searched, size):
+            has_bare_lf = buffer.count(b"\n", 0, size) != buffer.count(b"\r\n", 0, size)
+            if has_bare_lf or not _BEGIN.match(buffer):
                 raise refuse("the request is not HTTP/1.1; use http:// unless the server has a certificate")
             if size >= self.HEADER_MAX_SIZE:
                 raise PayloadTooLarge("Request header exceeds the size limit")

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 
 from sanic import HTTPResponse, Request
@@ -75,19 +75,18 @@ class UnreadAnswers:
 
     async def wait_for_previous(self, request: Request) -> None:
         """Wait until the client has read the previous answer of the request's connection."""
-        if request.stream:
+        if request.stream is not None:
             await _get_connection(request).wait_until_writable()
 
     def watch_connection(self, request: Request) -> None:
         """Check the request's connection from now on, because an answer is about to be written."""
-        if request.stream:
+        if request.stream is not None:
             self._watched.setdefault(_get_connection(request))
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def reserve_room(self, size: int, until: float, *, waiting: int = 0) -> AsyncIterator[Reservation]:
-        """Wait for the memory of an answer, and release it when the context ends.
+    def reserve_room(self, size: int, until: float, *, waiting: int = 0) -> "Room":
+        """Return a context that waits for the memory of an answer, and releases it at its end.
 
         Args:
             size: Estimated size of the answer, in bytes. Small answers do not wait.
@@ -97,16 +96,15 @@ class UnreadAnswers:
         Raises:
             ApiError: 503 if too many answers wait, or 504 if there is no memory before `until`.
         """
-        room = Reservation(waiting, size, size)
-        try:
-            if size > PIECE_BYTES:
-                await self._wait_for_room(room, until)
-            yield room
-        finally:
-            self._granted.discard(room)
-            self._grant_rooms()
+        return Room(self, Reservation(waiting, size, size), until)
 
-    async def _wait_for_room(self, room: Reservation, until: float) -> None:
+    def release_room(self, room: Reservation) -> None:
+        """Give the memory of an answer to those that wait."""
+        self._granted.discard(room)
+        self._grant_rooms()
+
+    async def wait_for_room(self, room: Reservation, until: float) -> None:
+        """Wait for the memory of an answer. Raise `ApiError` like `reserve_room`."""
         # Waiting answers may take half of the maximum in addition; a single one may have any size.
         waiting = sum(queued.waiting_bytes for queued in self._queue)
         if self._queue and waiting + room.waiting_bytes > self._max_bytes // 2:
@@ -171,6 +169,45 @@ class UnreadAnswers:
             connection.response_timeout = limit_s
             if connection in self._watched:
                 self._watched[connection] = None
+
+    async def send_blocks(
+        self,
+        request: Request,
+        blocks: AsyncGenerator[bytes, None],
+        size: int,
+        status: int,
+        headers: dict[str, str],
+        content_type: str,
+    ) -> HTTPResponse | None:
+        """Send an answer of `size` bytes as its client reads, of which one block at a time is in memory.
+
+        An exception of the first block becomes an error's answer. One of a later block ends the connection, so that the
+        client sees that the answer is incomplete.
+        """
+        first = await anext(blocks, b"")
+        metrics.file_bytes.labels("download").inc(len(first))
+        if len(first) == size:
+            return raw(first, status=status, headers=headers, content_type=content_type)
+        connection = _get_connection(request)
+        await connection.wait_until_writable()
+        head = HTTPResponse(headers=headers | {"content-length": str(size)}, status=status, content_type=content_type)
+        response = await request.respond(head)
+        limit_s, connection.response_timeout = connection.response_timeout, math.inf
+        try:
+            await response.send(first)
+            async with contextlib.aclosing(blocks):
+                async for block in blocks:
+                    # The connection is forgotten when the client has read all blocks before this one.
+                    self._watched.setdefault(connection)
+                    metrics.file_bytes.labels("download").inc(len(block))
+                    await response.send(block)
+                    await asyncio.sleep(0)
+        except Exception as error:
+            log.error("ended a download: %s", error)
+            connection.abort()
+        finally:
+            connection.response_timeout = limit_s
+        return None
 
     # --- clients -----------------------------------------------------------------------------------------------------
 
@@ -251,8 +288,27 @@ class UnreadAnswers:
         self._logged_at = now
 
 
+class Room:
+    """Context of an answer that has memory; see `UnreadAnswers.reserve_room`."""
+
+    def __init__(self, answers: UnreadAnswers, room: Reservation, until: float) -> None:
+        self._answers, self._room, self._until = answers, room, until
+
+    async def __aenter__(self) -> Reservation:
+        if self._room.size_bytes > PIECE_BYTES:
+            try:
+                await self._answers.wait_for_room(self._room, self._until)
+            except BaseException:
+                self._answers.release_room(self._room)
+                raise
+        return self._room
+
+    async def __aexit__(self, *_: object) -> None:
+        self._answers.release_room(self._room)
+
+
 def _get_connection(request: Request) -> Connection:
-    connection = request.stream.protocol if request.stream else None
+    connection = request.stream.protocol if request.stream is not None else None
     assert isinstance(connection, Connection)
     return connection
 

@@ -14,7 +14,7 @@ import zmq
 from broker.wire import protocol as wire
 from broker.wire.errors import RemoteProtocolError
 from broker.wire.protocol import Frame, Message
-from broker.wire.sockets import ConnectionMonitor, open_dealer
+from broker.wire.sockets import ConnectionMonitor, open_dealer, receive_frames
 from frontend.config import Config
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,13 @@ log = logging.getLogger(__name__)
 MAX_READS = 64
 #: Milliseconds for which a closed socket goes on to send its last messages.
 LINGER_MS = 500
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raise `zmq.ZMQError` if the endpoint of a broker is invalid."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(endpoint)
 
 
 class Link:
@@ -79,7 +86,7 @@ class Link:
         try:
             for _ in range(MAX_READS):
                 try:
-                    header, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                    header, *frames = receive_frames(self._socket)
                 except zmq.Again:
                     drained = True
                     return

@@ -242,6 +242,9 @@ class Session:
 
         Raise `ApiError` if the model is unknown, if it has no worker, or if the grace period for a broker is over.
         """
+        model = self.models.get(name)
+        if model and name not in self.removed:
+            return model
         live = {other: model for other, model in self.models.items() if other not in self.removed}
         if resolved := resolve_name(name, live):
             return live[resolved.model]
@@ -277,9 +280,8 @@ class Session:
     ) -> Pending:
         """Return a new request, which the next `flush` submits. The submission gets its number here."""
         model = self.models.get(submission.model)
-        bound = msgspec.structs.replace(submission, revision=model.revision) if model else submission
         pending = self._requests.add_request(
-            bound, frame, deadline, per_item=per_item, max_tokens=max_tokens, model_info=model
+            submission, frame, deadline, per_item=per_item, max_tokens=max_tokens, model_info=model
         )
         self._outbox[pending.number] = pending
         return pending

@@ -225,6 +225,7 @@ def test_text_log_names_model_client_and_duration(locked: Cluster) -> None:
     frontend = locked.programs[-1]
     assert embed(locked, "a", "b", **{"x-request-id": "request-1"}).status_code == 200
     assert embed(locked, "a", key="wrong", **{"x-request-id": "request-2"}).status_code == 401
+    until(lambda: "request_id=request-2" in frontend.output, what="the lines")
     shown = [line for line in frontend.output.splitlines() if "request_id=request-" in line]
     served = r"INFO frontend: POST /v1/embeddings 200 \d+\.\d ms model=fake inputs=2 client=one request_id=request-1"
     rejected = r"INFO frontend: POST /v1/embeddings 401 \d+\.\d ms request_id=request-2"

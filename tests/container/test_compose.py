@@ -120,6 +120,20 @@ def test_vectors_are_the_golden_ones(stack: Stack) -> None:
     assert np.abs(vectors - golden).max() <= 1e-4
 
 
+def test_batch_is_run(stack: Stack) -> None:
+    body = {"model": "sentence-transformers/all-MiniLM-L6-v2", "input": "one line"}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}
+    files = {"file": ("input.jsonl", json.dumps(line))}
+    file = stack.client.post("/v1/files", data={"purpose": "batch"}, files=files).json()
+    wanted = {"input_file_id": file["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    batch = stack.client.post("/v1/batches", json=wanted).json()
+    stack.wait_until(30, "the batch", lambda: stack.get_json(f"/v1/batches/{batch['id']}")["status"] == "completed")
+    output = stack.get_json(f"/v1/batches/{batch['id']}")["output_file_id"]
+    row = json.loads(stack.client.get(f"/v1/files/{output}/content").content)
+    vector = row["response"]["body"]["data"][0]["embedding"]
+    assert np.allclose(vector, stack.embed_texts("one line"), atol=1e-6)
+
+
 def test_log_says_ready_with_url_and_curl(stack: Stack) -> None:
     log = stack.compose("logs", "frontend")
     assert re.search(r" ready: sentence-transformers/all-MiniLM-L6-v2 at http://127.0.0.1:0; .* try: curl ", log)
@@ -134,7 +148,7 @@ def test_image_makes_api_keys(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_health_checks_pass(stack: Stack) -> None:
-    for role in ROLES:
+    for role in (*ROLES, "batches"):
         (container,) = stack.list_containers(role)
 
         def is_healthy(container: str = container) -> bool:
@@ -235,7 +249,7 @@ def test_own_model_needs_one_volume_line(stack: Stack, image: str, tmp_path: Pat
 
 
 def test_services_drain_within_the_grace_period(stack: Stack) -> None:
-    containers = stack.list_containers("broker", "worker", "frontend")
+    containers = stack.list_containers("broker", "worker", "frontend", "batches")
     started = time.monotonic()
     stack.compose("stop")
     assert time.monotonic() - started < 70

@@ -96,9 +96,9 @@ class Cluster:
         self.endpoints = {"frontend": f"ipc://{folder}/frontends.sock", "worker": f"ipc://{folder}/workers.sock"}
 
     def broker(self, *flags: str) -> Program:
-        """Start the broker."""
+        """Start the broker; without `--cache-bytes` it computes every input."""
         binds = ("--frontend-bind", self.endpoints["frontend"], "--worker-bind", self.endpoints["worker"])
-        return self._start("broker", *binds, "--metrics-bind", self.metrics_bind, *flags)
+        return self._start("broker", *binds, "--metrics-bind", self.metrics_bind, "--cache-bytes", "0", *flags)
 
     def worker(self, *flags: str, **fakery: int | str) -> Program:
         """Start a fake worker; `fakery` sets fields of `Fakery`, its backend's properties."""
@@ -114,6 +114,11 @@ class Cluster:
         """Start a frontend on the cluster's port."""
         known = ("--broker", self.endpoints["frontend"], "--port", str(self.port))
         return self._start("frontend", *known, *flags, environ=environ)
+
+    def runner(self, *flags: str) -> Program:
+        """Start a runner of the batches in the folder `data`, for which a frontend needs `--data` too."""
+        known = ("--broker", self.endpoints["frontend"], "--data", str(self.folder / "data"))
+        return self._start("frontend.batches", *known, *flags)
 
     def all(self, workers: int = 1, **fakery: int) -> tuple[Program, list[Program], Program]:
         """Start the broker, fake workers and a frontend, and wait until the workers have joined."""

@@ -23,6 +23,7 @@ class Server:
         command = ["env", *(f"{name}={value}" for name, value in environment.items()), str(ROOT / "scripts/serve")]
         # The default address of the broker's metrics would collide with servers of other test runs.
         command += ["--port", str(self.port), "--metrics-bind", f"127.0.0.1:{free_port()}"]
+        command += ["--data", str(folder / "data")]
         self.program = Program("serve", [*command, *flags], folder / "serve.log")
         until(lambda: f"{self.url}/v1/embeddings" in self.program.output or self._ended(), 120, "scripts/serve")
 

@@ -154,8 +154,38 @@ def test_flags_of_processes_are_known_as_passed(monkeypatch: pytest.MonkeyPatch)
     options: argparse.Namespace = serve_flags.parse_arguments()
     groups = supervise.create_children(options, Path("sockets"), ["CPU"], [Path("health")])
     passed = {}
-    for prefix, (child, *_) in zip(("VECMILL_BROKER_", "VECMILL_WORKER_", "VECMILL_FRONTEND_"), groups, strict=True):
+    broker, workers, _, frontends = groups
+    roles = ("VECMILL_BROKER_", broker), ("VECMILL_WORKER_", workers), ("VECMILL_FRONTEND_", frontends)
+    for prefix, (child, *_) in roles:
         names = {word.removeprefix("--").replace("-", "_").upper() for word in child.command if word.startswith("--")}
         # These are also variables of scripts/serve.
-        passed[prefix] = names - {"API_KEYS", "TLS_CERT", "TLS_KEY", "TRUNCATE"}
+        passed[prefix] = names - {"API_KEYS", "DATA", "TLS_CERT", "TLS_KEY", "TRUNCATE"}
     assert passed == {prefix: set(names) for prefix, names in serve_flags.PASSED.items()}
+
+
+@pytest.mark.parametrize(("flag", "runners"), [("none", 0), ("folder", 1)])
+def test_data_folder_gets_a_runner(flag: str, runners: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import serve_flags
+    import supervise
+
+    monkeypatch.setattr(sys, "argv", ["serve", "--metrics-bind", "", "--data", flag])
+    options = serve_flags.parse_arguments()
+    *_, found, (frontend,) = supervise.create_children(options, Path("sockets"), ["CPU"], [Path("health")])
+    assert len(found) == runners
+    passed = str(Path("folder").absolute()) if runners else ""
+    for child in (*found, frontend):
+        assert ("--data", passed) in itertools.pairwise(child.command)
+
+
+def test_default_data_folder_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import supervise
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(supervise, "DATA", tmp_path / "file" / "data")
+    assert supervise.choose_data(None) == ""
+    assert "no /v1/files and /v1/batches" in "".join(capsys.readouterr())
+    assert supervise.choose_data("given") == "given"

@@ -9,18 +9,19 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import raw
 
 from broker.wire.protocol import ModelInfo
-from frontend.api.errors import from_failure, unknown_model
+from frontend.api.errors import unknown_model
 from frontend.api.model_names import list_names, resolve_name
 from frontend.api.openapi import PREFIXES
-from frontend.api.rendering import build_model_object, render_embeddings, render_models, shape_vectors
+from frontend.api.rendering import build_model_object, render_embeddings, render_models
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings
-from frontend.api.submission import PreparedSubmission, apply_model_defaults, build_submission
+from frontend.api.submission import apply_model_defaults, build_submission
 from frontend.config import Config
 from frontend.rest import metrics
-from frontend.rest.routes.job_request import JobRequest, read_job_request
+from frontend.rest.routes.job_request import read_job_request
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 from frontend.session.broker_client import BrokerClient
 from frontend.session.pending import Pending
+from frontend.session.rendering import render_pending
 
 JSON = "application/json"
 
@@ -40,14 +41,14 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
     unread: UnreadAnswers = request.app.ctx.unread
     parse = functools.partial(parse_embeddings, truncate=config.truncate, token_ids=not config.no_token_ids)
     job = await read_job_request(request, parse)
-    job = job._replace(body=apply_model_defaults(job.body, job.model))
-    prepared = build_submission(job.body, job.model, config.dimensions_policy, config.max_request_tokens)
+    wanted = apply_model_defaults(job.body, job.model)
+    prepared = build_submission(wanted, job.model, config.dimensions_policy, config.max_request_tokens)
     deadline, started, warning = job.deadline, job.started, prepared.warning
     if not prepared.inputs:
-        body = render_embeddings(job.body, {}, 0, truncated={}, errors=prepared.errors)
+        body = render_embeddings(wanted, {}, 0, truncated={}, errors=prepared.errors)
         async with unread.reserve_room(len(body), deadline, waiting=len(body)) as room:
             return await send_answer(request, room, body, _build_headers(None, warning, started), JSON)
-    with metrics.track_in_flight(request, job.model.name):
+    with metrics.InFlight(request, job.model.name):
         done = await broker.run(
             job.model.name,
             prepared.kind,
@@ -55,32 +56,23 @@ async def create_embeddings(request: Request) -> HTTPResponse | None:
             job.options,
             deadline,
             options=prepared.options,
-            per_item=job.body.error_policy == "per_item",
+            per_item=wanted.error_policy == "per_item",
             max_tokens=config.max_request_tokens,
         )
     truncated = sum(done.truncated.values())
     request.ctx.log |= {"tokens": done.tokens, "truncated": truncated, "job": done.number}
     metrics.observe_times(job.model.name, done.queue_us, done.inference_us)
     row_bytes = sum(len(row) for row in done.rows if row is not None)
-    text_bytes = _estimate_bytes(row_bytes, job.body) + _ERROR_BYTES * (len(prepared.errors) + len(done.failures))
+    text_bytes = _estimate_bytes(row_bytes, wanted) + _ERROR_BYTES * (len(prepared.errors) + len(done.failures))
     async with unread.reserve_room(text_bytes, deadline, waiting=row_bytes) as room:
         headers = _build_headers(done, warning, started)
-        if job.body.truncate_option:
+        if wanted.truncate_option:
             headers["x-truncated-tokens"] = str(truncated)
-        body = _render(job, prepared, done)
+        body = render_pending(wanted, job.model, prepared, done)
         # Free the vectors and the inputs before the client reads the answer.
-        del done, prepared, job
+        del done, prepared, job, wanted
         request.body = b""
         return await send_answer(request, room, body, headers, JSON)
-
-
-def _render(job: JobRequest[EmbeddingsRequest], prepared: PreparedSubmission, done: Pending) -> bytes:
-    positions = prepared.positions
-    rows = {positions[index]: row for index, row in enumerate(done.rows) if row is not None}
-    vectors = dict(zip(rows, shape_vectors(list(rows.values()), job.body, job.model), strict=True))
-    truncated = {positions[index]: tokens for index, tokens in done.truncated.items()}
-    failures = {positions[index]: from_failure(one.code, one.text) for index, one in done.failures.items()}
-    return render_embeddings(job.body, vectors, done.tokens, truncated=truncated, errors=prepared.errors | failures)
 
 
 def _estimate_bytes(row_bytes: int, body: EmbeddingsRequest) -> int:
@@ -97,6 +89,8 @@ def _build_headers(done: Pending | None, warning: str, started: float) -> dict[s
     if done:
         headers["x-queue-time"] = f"{done.queue_us / 1000:.3f}"
         headers["x-inference-time"] = f"{done.inference_us / 1000:.3f}"
+        computed, hit, coalesced = done.sources
+        headers["x-vecmill-cache"] = f"hit={hit}, coalesced={coalesced}, computed={computed}"
     if warning:
         headers["x-vecmill-warning"] = warning
     return headers

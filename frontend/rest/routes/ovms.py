@@ -43,7 +43,7 @@ async def tokenize(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     check_max_length(job.body, job.model, config.max_request_tokens)
     texts = [text.encode() for text in job.body.inputs]
-    with metrics.track_in_flight(request, job.model.name):
+    with metrics.InFlight(request, job.model.name):
         done = await broker.run(
             job.model.name,
             Kind.TEXT,

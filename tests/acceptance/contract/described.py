@@ -44,7 +44,7 @@ def _find_operation(row: Row, description: dict[str, Any]) -> dict[str, Any] | N
         return None
     path, paths = row.path.partition("?")[0].rstrip("/") or "/", description["paths"]
     path = ALIAS.sub(PREFIX, path)
-    templates = [template for template in paths if re.fullmatch(re.sub(r"\\{name\\}", ".+", re.escape(template)), path)]
+    templates = [template for template in paths if re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(template)), path)]
     return paths[max(templates, key=len)].get(row.method.lower()) if templates else None
 
 

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from broker.shared.logs import INDENT, build_formatter
+from broker.shared.logs import INDENT, LineHandler, build_formatter
 
 #: C0, DEL and C1; line separators; bidirectional controls; half a surrogate pair; invisible characters.
 ODD = [*map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))]
@@ -81,3 +81,43 @@ def test_printable_text_is_not_escaped(kind: str) -> None:
     text = 'größer \\ "中" 😀 \' \\n'
     written = logged(kind, "%s", text)
     assert text in (written if kind == "text" else json.loads(written)["message"])
+
+
+def test_added_line_equals_a_logged_one(kind: str) -> None:
+    written = io.StringIO()
+    handler = LineHandler(written)
+    handler.setFormatter(build_formatter("test", kind))
+    log = logging.Logger("anybody's")
+    log.addHandler(handler)
+    log.info("%s", FORGED, extra={"one": FORGED})
+    handler.add_line("INFO", FORGED, {"one": FORGED})
+    handler.flush()
+    lines = written.getvalue().splitlines()
+    if kind == "text":
+        assert len({line[len("2026-01-01 00:00:00,000 ") :] for line in lines}) == 1
+    else:
+        records = [json.loads(line) for line in lines]
+        assert all(record.pop("time") for record in records)
+        assert list(records[0]) == list(records[1])
+        assert records[0] == records[1]
+    assert len(lines) == 2
+
+
+def test_added_lines_keep_their_order() -> None:
+    written = io.StringIO()
+    handler = LineHandler(written)
+    handler.setFormatter(build_formatter("test", "text"))
+    handler.add_line("INFO", "first", {})
+    handler.add_line("INFO", "second", {})
+    assert not written.getvalue()
+    handler.handle(logging.makeLogRecord({"levelname": "INFO", "msg": "third"}))
+    assert [line.split(": ")[1] for line in written.getvalue().splitlines()] == ["first", "second", "third"]
+
+
+def test_closed_stream_raises_no_error() -> None:
+    written = io.StringIO()
+    handler = LineHandler(written)
+    handler.setFormatter(build_formatter("test", "text"))
+    handler.add_line("INFO", "lost", {})
+    written.close()
+    handler.flush()

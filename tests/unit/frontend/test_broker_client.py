@@ -60,7 +60,8 @@ def test_messages_are_read_after_a_fault(monkeypatch: pytest.MonkeyPatch) -> Non
         loop.set_exception_handler(lambda *_: None)
         link = Link(Config(), lambda: None, lambda: None, handle)
         monkeypatch.setattr(link, "_loop", loop, raising=False)
-        monkeypatch.setattr(link, "_socket", SimpleNamespace(closed=False, recv_multipart=receive), raising=False)
+        monkeypatch.setattr(link, "_socket", SimpleNamespace(closed=False), raising=False)
+        monkeypatch.setattr("frontend.session.link.receive_frames", receive)
         loop.call_soon(link._read_messages)
         while len(seen) < 2:
             await asyncio.sleep(0)

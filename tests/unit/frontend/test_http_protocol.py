@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from sanic import Request, Sanic
 from sanic.http import Http, Stage
 from sanic.router import Router
 from sanic.server.protocols.base_protocol import SanicProtocol
@@ -23,6 +24,7 @@ USED = {
     Http: {"stage", "keep_alive", "request_body", "request_max_size", "protocol", "recv_buffer", "expecting_continue",
            "request_bytes", "request_bytes_left", "upgrade_websocket", "_send", "_receive_more", "exception", "request",
            "url", "head_only", "response", "response_func", "response_size"},
+    Request: {"responded", "route", "stream", "_match_info", "_response_middleware_started"},
 }  # fmt: skip
 
 
@@ -69,6 +71,29 @@ def test_sanic_still_has_used_attributes(owner: type) -> None:
             ],
         ),
         (Http.read, ["if self.request_bytes_left == 0 and self.request_body == ", "self.request_bytes_left -= size"]),
+        # `Server` and `AuthenticatedRequest` replace these.
+        (
+            Sanic.handle_request,
+            [
+                "route, handler, kwargs = self.router.get(",
+                "request._match_info = {**kwargs}",
+                "and not route.extra.ignore_body",
+                'if hasattr(handler, "is_stream")',
+                'request.stream.request_max_size = float("inf")',
+                "await request.receive_body()",
+                "run_middleware = False",
+                "response = await request.respond(response)",
+                "await response.send(end_stream=True)",
+            ],
+        ),
+        (
+            Request.respond,
+            [
+                "response = self.stream.respond(response)",
+                "self._response_middleware_started = True",
+                "self.responded = True",
+            ],
+        ),
         (Router.get.__wrapped__, ["self._get(path, method, host)"]),
         (SanicProtocol.abort, ["self.transport.abort()", "self.transport = None"]),
         (SanicProtocol.pause_writing, ["self._can_write.clear()"]),
@@ -78,7 +103,7 @@ def test_sanic_still_has_used_attributes(owner: type) -> None:
 def test_sanic_still_uses_attributes_alike(method: object, texts: list[str]) -> None:
     source = inspect.getsource(method)  # type: ignore[arg-type]
     assert all(text in source for text in texts), (
-        f"{method} changed; check frontend/rest/{{http_protocol,strict_http}}.py"
+        f"{method} changed; check frontend/rest/{{http_protocol,strict_http,app,middleware}}.py"
     )
 
 

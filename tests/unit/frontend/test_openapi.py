@@ -30,7 +30,7 @@ def test_description_is_valid_openapi() -> None:
 
 def list_described_paths(path: str) -> list[str]:
     """Return the paths in the description that belong to a route."""
-    return MODEL_PATHS.get(path, [re.sub(r"<(\w+):path>", r"{\1}", path)])
+    return MODEL_PATHS.get(path, [re.sub(r"<(\w+)(:\w+)?>", r"{\1}", path)])
 
 
 def test_described_paths_are_the_applications() -> None:

@@ -1,5 +1,7 @@
 """Requests: parsing, and all checks that do not need the model."""
 
+from typing import Literal
+
 import msgspec
 import pytest
 
@@ -152,6 +154,22 @@ def test_empty_optional_strings_count_as_absent() -> None:
     assert parse_embeddings(body, 3) == parse_embeddings(msgspec.json.encode(plain), 3)
     options = dict.fromkeys(("max_length", "pad_to_max_length", "padding_side", "add_special_tokens"), "")
     assert parse_tokenize(msgspec.json.encode({"model": "m", "text": ""} | options), 3).inputs == [""]
+
+
+@pytest.mark.parametrize("truncate", ["", "end"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input": "a"},
+        {"input": ""},
+        {"input": ["a", "", "ü😀"], "encoding_format": "base64"},
+        {"input": "a", "encoding_format": None, "model": ""},
+    ],
+)
+def test_plain_body_is_read_like_others(fields: dict[str, object], truncate: Literal["", "end"]) -> None:
+    plain = {"model": "m", **fields}
+    read = [parse_embeddings(msgspec.json.encode(each), 3, truncate=truncate) for each in (plain, {**plain, "user": 1})]
+    assert read[0] == read[1]
 
 
 def test_byte_order_mark_is_skipped() -> None:

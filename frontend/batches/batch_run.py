@@ -1,0 +1,295 @@
+"""One batch from its claim to its files: validation, chunks, finalization. The database has all progress.
+
+A chunk's output and errors are objects of the file store, written before the transaction that commits the chunk. Two
+parts run at a time, so that the workers have work while one is committed; a crash repeats at most these two.
+"""
+
+import asyncio
+import collections
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+
+from broker.wire.protocol import ModelInfo
+from frontend.api.errors import ApiError
+from frontend.api.schemas import hash_client
+from frontend.batches import metrics
+from frontend.batches.answering import Answer, Answerer, Line, make_options, render_skipped
+from frontend.batches.errors import StoreError
+from frontend.batches.leased_batch import LeasedBatch, LeaseLostError, wait_for
+from frontend.batches.pace import FIRST_PART_LINES, adapt_part_lines
+from frontend.batches.reading import InputFile
+from frontend.batches.rows import Batch, BatchError, Chunk, File, FilePart, make_id
+from frontend.batches.sending import Part, Sender, Stop
+from frontend.batches.store import Store
+from frontend.batches.validation import Validator
+from frontend.config import Config
+from frontend.session.broker_client import BrokerClient
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks for the model of a batch that no worker serves yet.
+MODEL_PAUSE_S = 2.0
+#: Code and message of lines that did not run before the batch expired, as in OpenAI's error files.
+_EXPIRED = "batch_expired", "This request could not be executed before the completion window expired."
+
+
+class BatchRun:
+    """A batch that this runner has claimed."""
+
+    def __init__(self, store: Store, broker: BrokerClient, config: Config, batch: Batch, holder: str) -> None:
+        self._contents, self._broker, self._config = store.contents, broker, config
+        self._batch = batch
+        self._leased = LeasedBatch(store, batch, holder)
+        self._sender = Sender(self._answer)
+        self._answerer = Answerer(broker, config, batch.id, batch.endpoint, batch.revision)
+        self._client = batch.owner or hash_client(batch.id)
+        #: When the batch expires, by the monotonic clock.
+        self._expiry = time.monotonic() + batch.expires_at - time.time()
+        #: Whether lines were committed that never ran.
+        self._skipped = False
+
+    @property
+    def owner(self) -> str:
+        """Client whose batch this is."""
+        return self._batch.owner
+
+    def drain(self) -> None:
+        """Send no further line, and commit those that are with the broker."""
+        self._sender.stop(Stop.DRAIN)
+        self._leased.leave()
+
+    async def run(self) -> None:
+        """Work on the batch until it ends, or until another runner must go on."""
+        keeper = asyncio.create_task(self._leased.keep(self._sender.stop))
+        wait_s = max(0.0, self._expiry - time.monotonic())
+        expiry = asyncio.get_running_loop().call_later(wait_s, self._sender.stop, Stop.EXPIRE)
+        if self._batch.status == "cancelling":
+            self._sender.stop(Stop.CANCEL)
+        try:
+            await self._run_steps()
+        except LeaseLostError:
+            log.warning("%s: another runner has this batch now", self._batch.id)
+        except StoreError as error:
+            log.warning("%s: left to another runner: %s", self._batch.id, error)
+        finally:
+            keeper.cancel()
+            expiry.cancel()
+            await self._sender.close()
+            await self._leased.release()
+
+    async def _run_steps(self) -> None:
+        parts = await self._leased.list_parts()
+        file = InputFile(self._contents, parts, self._config.max_body_bytes)
+        try:
+            if not parts:
+                raise FileNotFoundError
+            if self._batch.status == "validating" and not await self._validate(file):
+                return
+            if self._batch.status != "finalizing" and not await self._run_lines(file):
+                return
+        except FileNotFoundError:
+            await self._fail([BatchError("input_file_missing", "the content of the input file is missing")])
+            return
+        await self._finish()
+
+    # --- validation --------------------------------------------------------------------------------------------------
+
+    async def _validate(self, file: InputFile) -> bool:
+        """Check the input file and begin to run it. Return False if another runner must go on, or if it failed."""
+        began = time.monotonic()
+        validator = await self._leased.insist(lambda: self._check_lines(file))
+        if self._sender.stopped in (Stop.DRAIN, Stop.LOST):
+            return False
+        if self._sender.stopped != Stop.CANCEL:
+            validator.finish()
+            errors = validator.errors or await self._choose_model(validator)
+            if self._sender.stopped in (Stop.DRAIN, Stop.LOST):
+                return False
+            if errors:
+                await self._fail(errors)
+                return False
+        batch = self._batch
+        batch.total = validator.requests
+        batch.status, batch.in_progress_at = "in_progress", int(time.time())
+        await self._leased.save()
+        log.info("%s: %d requests validated in %.1f s", batch.id, batch.total, time.monotonic() - began)
+        return True
+
+    async def _check_lines(self, file: InputFile) -> Validator:
+        validator = Validator(self._batch.endpoint, self._config.max_batch_inputs, file.max_line_bytes)
+        async for line in file.read_lines():
+            validator.add_line(line)
+            if validator.complete or self._sender.stopped in (Stop.DRAIN, Stop.LOST, Stop.CANCEL):
+                break
+        return validator
+
+    async def _choose_model(self, validator: Validator) -> list[BatchError]:
+        """Note the model and its revision. Return errors if there is no such model or if there are several."""
+        names: set[str] = set()
+        for name, number in validator.models.items():
+            try:
+                model = await self._find_model(name)
+            except ApiError as error:
+                return [BatchError("model_not_found", f"line {number}: {error}", "model", number)]
+            if model is None:
+                return []
+            names.add(model.name)
+            if len(names) > 1:
+                text = f"line {number}: the model differs from that of earlier lines; put each model in its own batch"
+                return [BatchError("model_mismatch", text, "model", number)]
+            self._batch.model = self._batch.model or name
+            self._batch.revision = model.revision
+        return []
+
+    async def _find_model(self, name: str) -> ModelInfo | None:
+        """Return a model, after waiting for its first worker; None if the batch has stopped meanwhile.
+
+        Raise `ApiError` if the server has other models but not this one.
+        """
+        reason = ""
+        while not self._sender.stopped:
+            try:
+                return await self._broker.find_model(name)
+            except ApiError as error:
+                if error.status == 404:
+                    raise
+                if str(error) != reason:
+                    reason = str(error)
+                    log.warning("%s: waits for its model: %s", self._batch.id, reason)
+            await wait_for(self._sender.stop_event, MODEL_PAUSE_S)
+        return None
+
+    # --- lines -------------------------------------------------------------------------------------------------------
+
+    async def _run_lines(self, file: InputFile) -> bool:
+        """Run the lines that are not committed. Return False if another runner must go on."""
+        chunks = await self._leased.list_chunks()
+        last = chunks[-1] if chunks else Chunk(batch="", number=-1, first_line=0, end_line=0, input_offset_end=0)
+        number, committed = last.number, last.end_line
+        offset, lines, part_lines = last.input_offset_end, last.end_line, FIRST_PART_LINES
+        self._answerer = Answerer(
+            self._broker, self._config, self._batch.id, self._batch.endpoint, self._batch.revision
+        )
+        parts: collections.deque[Part] = collections.deque()
+        more, began = True, time.monotonic()
+        while True:
+            while more and len(parts) < 2 and self._sender.stopped not in (Stop.DRAIN, Stop.LOST, Stop.CANCEL):
+                found = await self._leased.insist(
+                    lambda: file.read_part(self._answerer, offset, lines, part_lines)  # noqa: B023  called at once
+                )
+                more = bool(found)
+                if found:
+                    offset, lines = found[-1].end, found[-1].number
+                    parts.append(Part(found))
+                    self._sender.send(parts[-1])
+            if not parts:
+                break
+            part = parts.popleft()
+            await part.settled.wait()
+            done = self._list_answers(part)
+            if done:
+                number += 1
+                await self._commit(number, committed, part.lines[: len(done)], done)
+                committed = part.lines[len(done) - 1].number
+            if len(done) < len(part.lines):
+                break
+            if len(done) == part_lines:
+                part_lines = adapt_part_lines(part_lines, time.monotonic() - began)
+            began = time.monotonic()
+        if self._sender.stopped == Stop.LOST:
+            raise LeaseLostError
+        return self._sender.stopped != Stop.DRAIN
+
+    async def _answer(self, line: Line) -> Answer:
+        options = make_options(self._client, self._batch.client_jobs, self._batch.client_tokens, self._expiry)
+        return await self._answerer.answer(line, options)
+
+    def _list_answers(self, part: Part) -> list[Answer]:
+        """Return the answers to commit: all of them, or those before the first line that did not run."""
+        skipped = {
+            Stop.EXPIRE: _EXPIRED,
+            Stop.REPLACE: ("model_replaced", self._sender.stop_reason),
+        }.get(self._sender.stopped or Stop.DRAIN)
+        answers: list[Answer] = []
+        for line, answer in zip(part.lines, part.answers, strict=True):
+            if answer is None:
+                if not skipped:
+                    break
+                answer = render_skipped(line, *skipped)
+                self._skipped = True
+            answers.append(answer)
+        return answers
+
+    async def _commit(self, number: int, first_line: int, lines: Sequence[Line], answers: Sequence[Answer]) -> None:
+        """Write the objects of a chunk, then commit it. Raise `LeaseLostError` if another runner has the batch."""
+        chunk = Chunk(
+            batch=self._batch.id,
+            number=number,
+            first_line=first_line,
+            end_line=lines[-1].number,
+            input_offset_end=lines[-1].end,
+            completed=sum(answer.succeeded for answer in answers),
+            failed=sum(not answer.succeeded for answer in answers),
+            tokens=sum(answer.tokens for answer in answers),
+        )
+        # With the holder, so that a runner that was frozen cannot replace what the next holder has committed.
+        key = f"batches/{self._batch.id}/{number:06}-{self._leased.holder[:8]}"
+        if output := b"".join(answer.line for answer in answers if answer.succeeded):
+            chunk.output_key, chunk.output_bytes = f"{key}-output", len(output)
+            await self._leased.put(chunk.output_key, output)
+        if errors := b"".join(answer.line for answer in answers if not answer.succeeded):
+            chunk.error_key, chunk.error_bytes = f"{key}-errors", len(errors)
+            await self._leased.put(chunk.error_key, errors)
+        await self._leased.commit(chunk)
+        metrics.lines.labels("completed").inc(chunk.completed)
+        metrics.lines.labels("failed").inc(chunk.failed)
+        log.debug("%s: chunk %d committed, lines up to %d", self._batch.id, number, chunk.end_line)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        """Make the output and the error file of the committed chunks, and end the batch."""
+        batch, stop, now = self._batch, self._sender.stopped, int(time.time())
+        if stop is None and batch.status != "finalizing":
+            batch.status, batch.finalizing_at = "finalizing", now
+            await self._leased.save()
+        chunks = await self._leased.list_chunks()
+        output = self._make_file("output", [(one.output_key, one.output_bytes) for one in chunks])
+        errors = self._make_file("error", [(one.error_key, one.error_bytes) for one in chunks])
+        batch.output_file_id = output[0].id if output else None
+        batch.error_file_id = errors[0].id if errors else None
+        match stop:
+            case Stop.EXPIRE if self._skipped:
+                batch.status, batch.expired_at = "expired", now
+            case Stop.CANCEL:
+                batch.status, batch.cancelled_at = "cancelled", now
+            case Stop.REPLACE if self._skipped:
+                batch.status, batch.failed_at = "failed", now
+                batch.errors = [BatchError("model_replaced", self._sender.stop_reason, "model")]
+            case _:
+                batch.status, batch.completed_at = "completed", now
+        await self._leased.end([file for file in (output, errors) if file])
+
+    def _make_file(self, kind: str, objects: list[tuple[str, int]]) -> tuple[File, list[FilePart]] | None:
+        """Return a file of these objects, or None if none has any bytes."""
+        objects = [(key, size) for key, size in objects if size]
+        if not objects:
+            return None
+        batch, now = self._batch, int(time.time())
+        file = File(
+            id=make_id("file-", time.time_ns(), secrets.token_bytes(8)),
+            owner=batch.owner,
+            bytes=sum(size for _, size in objects),
+            created_at=now,
+            expires_at=now + batch.output_expires_after_s if batch.output_expires_after_s else None,
+            filename=f"{batch.id}_{kind}.jsonl",
+            purpose="batch_output",
+        )
+        return file, [FilePart(file.id, number, key, size) for number, (key, size) in enumerate(objects)]
+
+    async def _fail(self, errors: list[BatchError]) -> None:
+        batch = self._batch
+        batch.status, batch.failed_at, batch.errors = "failed", int(time.time()), errors
+        await self._leased.end()

@@ -1,0 +1,204 @@
+"""`scripts/embed`: embed whole corpora through a server, so that the same command goes on after any crash.
+
+Every row has a number, and parts have fixed ranges of rows. A part that exists is complete; the rows of a part that is
+not complete are in its journal (embed_store.py). The manifest has what the vectors depend on (embed_plan.py), and a run
+that differs from the manifest is refused.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from embed_client import Client, Model, RequestError
+from embed_errors import AWAY, DONE, INTERRUPTED, REFUSED, ROW_ERRORS, RefusedError, SignalError, StopError
+from embed_export import export_file
+from embed_inputs import Input, Part, count_rows, find_inputs, read_parts
+from embed_local import serve_locally
+from embed_options import Options, parse_options
+from embed_plan import Manifest, choose_part_rows, cut_requests
+from embed_progress import Progress, choose_mode
+from embed_readers import Columns, choose_columns
+from embed_run import Run
+from embed_store import Store
+
+#: Options that decide about rows, their columns and their vectors.
+FIXED = ("text", "template", "id", "keep", "limit", "input_type", "prompt_name", "truncate", "dimensions", "dtype")
+
+#: Rows that --dry-run reads at a time.
+DRY_ROWS = 10_000
+
+
+def make_manifest(options: Options, inputs: list[Input], model: Model) -> Manifest:
+    """Return the manifest of a run."""
+    dimension = options.dimensions or model.dimension
+    fixed = {name: getattr(options, name) for name in (*FIXED, "format", "input_format")}
+    return Manifest(
+        inputs=[one.describe() for one in inputs],
+        options={name: list(value) if isinstance(value, tuple) else value for name, value in fixed.items()},
+        model=model.id,
+        revision=model.revision,
+        dimension=dimension,
+        part_rows=options.part_rows or choose_part_rows(dimension),
+    )
+
+
+def open_store(options: Options) -> tuple[Store, Path]:
+    """Return the store of an output and the path of its errors."""
+    if options.format == "parquet":
+        if options.output.exists() and not options.output.is_dir():
+            raise RefusedError(f"{options.output} is a file, but Parquet parts need a folder; choose another output")
+        return Store(options.output), Path(options.errors or options.output / "_errors.jsonl")
+    if options.output.is_dir():
+        raise RefusedError(
+            f"{options.output} is a folder, but {options.format} is written to a file; choose another output"
+        )
+    folder = options.output.with_name(f"{options.output.name}.parts")
+    return Store(folder), Path(options.errors or options.output.with_name(f"{options.output.name}.errors.jsonl"))
+
+
+def begin(options: Options, store: Store, manifest: Manifest) -> Manifest:
+    """Return the manifest to go on with. Raise `RefusedError` if the output is of another run."""
+    is_file = options.format != "parquet"
+    if options.overwrite:
+        store.clear()
+        if is_file:
+            options.output.unlink(missing_ok=True)
+    elif is_file and options.output.exists() and store.read_manifest() is None:
+        raise RefusedError(f"{options.output} exists already; choose another output, or use --overwrite")
+    found = store.begin(manifest)
+    if options.retry_errors and is_file:
+        raise RefusedError("--retry-errors needs an output of Parquet parts; use --overwrite to begin again")
+    if options.retry_errors or (is_file and not options.output.exists()):
+        found = msgspec.structs.replace(found, rows=None)
+        store.write_manifest(found)
+    return found
+
+
+async def embed(options: Options, inputs: list[Input], columns: Columns, url: str) -> int:
+    """Embed the inputs through a server, and return the exit status."""
+    progress = Progress(choose_mode(quiet=options.quiet, json=options.json))
+    store, errors_path = open_store(options)
+    async with Client(url, options.api_key, options.request_fields) as client:
+        name = "" if options.local else options.model
+        model = await client.find_model(name, options.patience_s)
+        if options.dry_run:
+            await estimate(options, read_parts(inputs, columns, DRY_ROWS, options.limit), model, client)
+            return DONE
+        with store.lock():
+            manifest = begin(options, store, make_manifest(options, inputs, model))
+            if manifest.rows is not None:
+                print(f"{options.output} has all {manifest.rows:,} rows already", file=sys.stderr)
+                return ROW_ERRORS if errors_path.exists() else DONE
+            start_counting(inputs, options.limit, progress)
+            run = Run(options, manifest, model, store, client, progress)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, interrupt, run)
+            parts = read_parts(inputs, columns, manifest.part_rows, options.limit)
+            try:
+                with progress.show():
+                    await run.run(parts)
+            finally:
+                with contextlib.suppress(OSError):
+                    store.gather_errors(errors_path)
+                if not options.quiet:
+                    print(progress.summarize(manifest.revision), file=sys.stderr)
+            if options.format != "parquet":
+                export_file(store, options.output, options.format, run.rows, with_ids=bool(options.id))
+            store.write_manifest(msgspec.structs.replace(manifest, rows=run.rows))
+    if progress.errors:
+        print(f"{progress.errors:,} rows have errors, which {errors_path} lists", file=sys.stderr)
+    return ROW_ERRORS if progress.errors else DONE
+
+
+async def estimate(options: Options, parts: Iterator[Part], model: Model, client: Client) -> None:
+    """Read all rows, embed the first request's, and print what the run would compute."""
+    rows = missing = characters = sample_tokens = sample_characters = 0
+    seconds = 0.0
+    for part in parts:
+        request = next(cut_requests(part.texts, range(len(part.texts)), options.batch), [])
+        if not sample_characters and request:
+            texts = [part.texts[row] or "" for row in request]
+            started = time.monotonic()
+            answer = await client.embed(model, request, texts, options.dimensions or model.dimension)
+            seconds = time.monotonic() - started
+            sample_tokens, sample_characters = answer.tokens, sum(map(len, texts))
+        rows += len(part.texts)
+        missing += len(part.problems)
+        characters += sum(map(len, filter(None, part.texts)))
+    share = characters / max(1, sample_characters)
+    print(f"{rows:,} rows, of which {missing:,} have no text, and {characters:,} characters")
+    print(f"about {round(share * sample_tokens):,} tokens by the first request, whose speed would take")
+    print(f"{share * seconds:,.0f} s with {model.id}, revision {model.revision}, {model.dimension} values")
+
+
+def interrupt(run: Run) -> None:
+    """End the run after its open requests; at a second signal, end the process at once."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+    print("finishing the open requests; a second Ctrl-C ends at once", file=sys.stderr)
+    run.stop(SignalError("interrupted; the same command goes on from here"))
+
+
+def start_counting(inputs: list[Input], limit: int, progress: Progress) -> None:
+    """Count the rows of all inputs in a thread, for the estimate of the time that is left."""
+
+    def count() -> None:
+        with contextlib.suppress(Exception):
+            total = count_rows(inputs)
+            progress.total = min(total, limit) if total is not None and limit else total
+
+    threading.Thread(target=count, name="count", daemon=True).start()
+
+
+@contextlib.contextmanager
+def choose_server(options: Options) -> Iterator[str]:
+    """Yield the URL of the server, which is started for the run if the options say so."""
+    if not options.local:
+        yield options.url
+        return
+    with serve_locally(options.model) as url:
+        yield url
+
+
+def main() -> int:
+    """Return the exit status."""
+    options = parse_options()
+    try:
+        columns = choose_columns(options)
+        inputs = find_inputs(options.inputs, options.input_format, has_fields=bool(options.text or options.template))
+        with choose_server(options) as url:
+            return asyncio.run(embed(options, inputs, columns, url))
+    except StopError as reason:
+        print(f"vecmill embed: {reason}", file=sys.stderr)
+        return reason.status
+    except RequestError as error:
+        print(f"vecmill embed: {options.url} does not answer: {error}", file=sys.stderr)
+        return AWAY
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"the disk of {options.output} is full; make space and run the same command again"
+            print(f"vecmill embed: {text}", file=sys.stderr)
+            return AWAY
+        print(f"vecmill embed: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    # The reader's thread may wait for stdin, so that Python would not end by itself.
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,334 @@
+"""Files of an output of `scripts/embed`: manifest, parts, journals and errors.
+
+A part is written to a temporary file, synced and renamed, so that a part that exists is complete. Rows of parts that
+are not complete are appended to a journal. Parquet readers skip names that start with `_`.
+
+| file | |
+|---|---|
+| `part-000000.parquet` | rows of a complete part |
+| `_vecmill.json` | `Manifest` |
+| `_vecmill/000000.journal` | rows of a part that is not complete |
+| `_vecmill/000000.errors` | errors of a complete part, as JSON lines |
+| `_vecmill/lock` | locked by the run |
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from embed_errors import RefusedError
+from embed_inputs import Part
+from embed_plan import Answer, Manifest, RowError, decode_records, encode_record, find_difference
+
+Vectors = npt.NDArray[np.float32]
+_DIGEST, _TOKENS, _TRUNCATED = b"vecmill.digest", b"vecmill.tokens", b"vecmill.truncated"
+
+
+class OpenPart:
+    """A part that is being computed."""
+
+    def __init__(self, part: Part, dimension: int) -> None:
+        self.number, self.first_row, self.columns = part.number, part.first_row, part.columns
+        self.texts = part.texts
+        self.rows = len(part.texts)
+        self.digest = part.digest()
+        self.vectors: Vectors = np.zeros((self.rows, dimension), np.float32)
+        self.errors = {row: RowError("no_text", reason) for row, reason in part.problems.items()}
+        self.done = np.zeros(self.rows, np.bool_)
+        self.done[list(self.errors)] = True
+        self.tokens = self.truncated = 0
+        #: Answers that are not in the journal.
+        self.unsaved: list[Answer] = []
+
+    def add(self, answer: Answer) -> None:
+        """Keep the vectors and errors of an answer."""
+        self.vectors[answer.rows] = np.frombuffer(answer.vectors, "<f4").reshape(len(answer.rows), -1)
+        self.done[answer.rows] = True
+        self.errors |= answer.errors
+        self.tokens += answer.tokens
+        self.truncated += answer.truncated
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row has a vector or an error."""
+        return bool(self.done.all())
+
+    def list_pending(self) -> list[int]:
+        """Return the rows without vector or error."""
+        return np.flatnonzero(~self.done).tolist()
+
+
+class Store:
+    """Folder of an output."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = folder / "_vecmill"
+        self._lock = -1
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Create the folder, and keep other runs out of it."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise RefusedError(f"another scripts/embed writes to {self.folder}; wait for its end") from None
+        try:
+            yield
+        finally:
+            os.close(self._lock)
+
+    # --- manifest ----------------------------------------------------------------------------------------------------
+
+    def read_manifest(self) -> Manifest | None:
+        """Return the manifest of an earlier run, if there is one."""
+        try:
+            return msgspec.json.decode((self.folder / "_vecmill.json").read_bytes(), type=Manifest)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise RefusedError(
+                f"{self.folder}/_vecmill.json is damaged: {error}; use --overwrite to begin again"
+            ) from None
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest."""
+        with replace_file(self.folder / "_vecmill.json") as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+
+    def begin(self, manifest: Manifest) -> Manifest:
+        """Return the manifest to go on with. Raise `RefusedError` if the output is of another run."""
+        old = self.read_manifest()
+        if old is None:
+            names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("_"))
+            if foreign := next(iter(names), ""):
+                raise RefusedError(f"{self.folder} has {foreign}, but no _vecmill.json; choose another output")
+            self.write_manifest(manifest)
+            return manifest
+        difference = find_difference(old, manifest)
+        if difference and old.rows is None and not self.list_parts() and not self._list_state("journal"):
+            # The earlier run has saved no row, perhaps because its flags were wrong.
+            self.write_manifest(manifest)
+            return manifest
+        if difference:
+            raise RefusedError(f"{difference}; choose another output, or use --overwrite to begin again")
+        return old
+
+    def clear(self) -> None:
+        """Delete what runs have written, and no other file."""
+        self.clear_parts()
+        for path in [*self.folder.glob("_vecmill.json*"), *self.folder.glob("_errors.jsonl*")]:
+            path.unlink()
+
+    def clear_parts(self) -> None:
+        """Delete all parts, journals and errors of parts."""
+        for path in [*self.folder.glob("part-*.parquet*"), *self._list_state("journal"), *self._list_state("errors")]:
+            path.unlink()
+
+    def _list_state(self, kind: str) -> list[Path]:
+        """Return the journals or the errors of parts, also unfinished ones."""
+        return sorted(self.state.glob(f"*.{kind}*"))
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    def list_parts(self) -> list[Path]:
+        """Return the paths of all complete parts, in order."""
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def part_path(self, index: int) -> Path:
+        """Return the path of a part."""
+        return self.folder / f"part-{index:06}.parquet"
+
+    def check_part(self, part: Part, *, retry: bool = False) -> int | None:
+        """Return the number of errors of a complete part, or None if the part is not complete.
+
+        With `retry`, a part that has errors is not complete. Raise `RefusedError` if the part has been computed from
+        other rows.
+        """
+        try:
+            metadata = pq.read_schema(self.part_path(part.number)).metadata
+        except FileNotFoundError:
+            return None
+        if metadata.get(_DIGEST) != part.digest().encode():
+            raise RefusedError(describe_other_rows(part.number, self.part_path(part.number)))
+        errors = len(self._read_errors(part.number))
+        if retry and errors:
+            return None
+        # A crash can leave the journal of a part that is complete.
+        self._journal_path(part.number).unlink(missing_ok=True)
+        return errors
+
+    def open_part(self, part: Part, dimension: int, dtype: str) -> OpenPart:
+        """Return a part with the rows of its journal, and with its vectors if only its errors are tried again."""
+        opened = OpenPart(part, dimension)
+        if self.part_path(part.number).exists():
+            table = pq.read_table(self.part_path(part.number))
+            present, vectors = read_vectors(table.column("embedding"), dtype, dimension)
+            opened.vectors[present] = vectors
+            opened.done |= present
+            opened.tokens, opened.truncated = (int(table.schema.metadata[name]) for name in (_TOKENS, _TRUNCATED))
+        path = self._journal_path(part.number)
+        if not path.exists():
+            return opened
+        data = path.read_bytes()
+        digest, start = data[: len(opened.digest)], len(opened.digest)
+        if len(digest) < start:
+            path.unlink()
+            return opened
+        if digest != opened.digest.encode():
+            raise RefusedError(describe_other_rows(part.number, path))
+        answers, end = decode_records(data[start:])
+        # A crash or a full disk can leave a part of a record.
+        os.truncate(path, start + end)
+        for answer in answers:
+            opened.add(answer)
+        return opened
+
+    def save_rows(self, part: OpenPart, count: int) -> None:
+        """Append the first `count` unsaved answers of a part to its journal."""
+        unsaved = part.unsaved[:count]
+        path = self._journal_path(part.number)
+        start = b"" if path.exists() else part.digest.encode()
+        with path.open("ab", buffering=0) as file:
+            _write_all(file.fileno(), start + b"".join(map(encode_record, unsaved)))
+        del part.unsaved[: len(unsaved)]
+
+    def write_part(self, part: OpenPart, dtype: str) -> None:
+        """Write a complete part and its errors, and delete its journal."""
+        path = self.part_path(part.number)
+        # The part is complete once it exists. A part that replaces another never has errors that its file lacks.
+        again = path.exists()
+        if not again:
+            self._write_errors(part)
+        counts = {_TOKENS: str(part.tokens), _TRUNCATED: str(part.truncated)}
+        table = part.columns.append_column("embedding", make_vectors(part, dtype))
+        table = table.replace_schema_metadata({_DIGEST: part.digest, **counts})
+        plain = [name for name in table.column_names if name != "embedding"]
+        # Vectors do not compress.
+        compression = {name: "none" if name == "embedding" else "zstd" for name in table.column_names}
+        with replace_file(path) as temporary:
+            pq.write_table(
+                table,
+                temporary,
+                compression=compression,
+                use_dictionary=plain or False,
+                write_statistics=plain or False,
+            )
+        if again:
+            self._write_errors(part)
+        self._journal_path(part.number).unlink(missing_ok=True)
+
+    def _write_errors(self, part: OpenPart) -> None:
+        """Replace the errors of a part."""
+        path = self._errors_path(part.number)
+        if not part.errors:
+            path.unlink(missing_ok=True)
+            return
+        ids = part.columns.column("id")
+        lines = [
+            {"row": part.first_row + row, "id": ids[row].as_py(), "code": error.code, "message": error.message}
+            for row, error in sorted(part.errors.items())
+        ]
+        with replace_file(path) as temporary:
+            temporary.write_bytes(b"".join(msgspec.json.encode(line, enc_hook=str) + b"\n" for line in lines))
+
+    def _read_errors(self, index: int) -> list[bytes]:
+        """Return the lines of the errors of a complete part."""
+        path = self._errors_path(index)
+        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+    def gather_errors(self, path: Path) -> None:
+        """Write the errors of all complete parts to one file, or delete the file if there are none."""
+        parts = self._list_state("errors")
+        done = [part for part in parts if part.suffix == ".errors" and self.part_path(int(part.stem)).exists()]
+        if not done:
+            path.unlink(missing_ok=True)
+            return
+        with replace_file(path) as temporary, temporary.open("wb") as file:
+            for part in done:
+                with part.open("rb") as lines:
+                    shutil.copyfileobj(lines, file)
+
+    def _journal_path(self, index: int) -> Path:
+        return self.state / f"{index:06}.journal"
+
+    def _errors_path(self, index: int) -> Path:
+        return self.state / f"{index:06}.errors"
+
+
+def make_vectors(part: OpenPart, dtype: str) -> pa.Array:
+    """Return the vectors of a part as a column of fixed-size lists, with null for each row with an error."""
+    values: npt.NDArray[Any]
+    match dtype:
+        case "float16":
+            values = part.vectors.astype(np.float16)
+        case "int8":
+            values = np.clip(np.rint(part.vectors * 127), -127, 127).astype(np.int8)
+        case "ubinary":
+            values = np.packbits(part.vectors > 0, axis=1)
+        case _:
+            values = part.vectors
+    mask = None
+    if part.errors:
+        missing = np.zeros(part.rows, np.bool_)
+        missing[list(part.errors)] = True
+        mask = pa.array(missing)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1], mask=mask)
+
+
+def read_vectors(column: pa.ChunkedArray, dtype: str, dimension: int) -> tuple[npt.NDArray[np.bool_], Vectors]:
+    """Return which rows of a part have a vector, and these vectors as float32, which `make_vectors` makes equal."""
+    chunks = column.chunks
+    present = np.concatenate([~np.asarray(chunk.is_null()) for chunk in chunks])
+    values = np.concatenate([np.asarray(chunk.flatten()).reshape(-1, chunk.type.list_size) for chunk in chunks])
+    if dtype == "ubinary":
+        values = np.unpackbits(values, axis=1, count=dimension)
+    return present, values.astype(np.float32) / np.float32(127 if dtype == "int8" else 1)
+
+
+def describe_other_rows(index: int, path: Path) -> str:
+    """Return the message for a part that was computed from other rows."""
+    return f"part {index} of the inputs has other rows than {path}; use --overwrite to begin again"
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, and give the file its name when the block has written it, or delete it after an error.
+
+    The file is synced before, so that its name never stands for a part of it, not even after a power cut.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.rename(path)
+        _sync(path.parent)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
