@@ -142,7 +142,7 @@ def main() -> None:
     if options.fake:
         texts: Iterator[str] = (f"text {number}" for number in itertools.count())
     else:
-        texts = generate_texts(read_collection((ROOT / "tests/data/mixed.jsonl").read_text()), 1)
+        texts = generate_texts(read_collection(ROOT / "tests/data/mixed.jsonl"), 1)
     with tempfile.TemporaryDirectory(prefix="vecmill-bench-") as folder, contextlib.ExitStack() as stack:
         target = Target(Path(folder), fake=options.fake)
         stack.callback(target.close)

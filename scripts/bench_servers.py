@@ -109,7 +109,7 @@ class Server(Process):
         """Start the server with these flags; `key` is an API key for `read_counters`, if the server has keys."""
         self._key = key
         self.port, self._metrics_port = find_free_port(), find_free_port()
-        command = [str(ROOT / "scripts" / "serve"), "--port", str(self.port), *flags]
+        command = [str(ROOT / "scripts" / "serve"), "--port", str(self.port), "--data", "none", *flags]
         super().__init__("scripts-serve", [*command, "--metrics-bind", f"127.0.0.1:{self._metrics_port}"])
         try:
             line = self.read_line("-d '")

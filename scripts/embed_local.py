@@ -28,7 +28,7 @@ def serve_locally(model: str, api_key: str) -> Iterator[str]:
     Raise `RefusedError` if the server cannot start; its messages are on stderr.
     """
     port = _find_free_port()
-    command = [str(ROOT / "scripts" / "serve"), "--port", f"127.0.0.1:{port}", "--metrics-bind", ""]
+    command = [str(ROOT / "scripts" / "serve"), "--port", f"127.0.0.1:{port}", "--metrics-bind", "", "--data", "none"]
     command += ["--model", model] * bool(model)
     with tempfile.TemporaryFile() as output:
         # A session of its own, so that Ctrl-C in a terminal ends the server only after the open requests.
