@@ -106,10 +106,9 @@ class Server(Process):
     path = "/v1/embeddings"
 
     def __init__(self, *flags: str, key: str = "") -> None:
-        """Start the server with these flags, without batches, and without a cache, which would answer
-        texts that are sent again.
+        """Start the server with these flags, without a runner of batches and without a cache.
 
-        `key` is an API key for `read_counters`, if the server has keys.
+        A cache would answer texts that are sent again. `key` is an API key for `read_counters`, if the server has keys.
         """
         self._key = key
         self.port, self._metrics_port = find_free_port(), find_free_port()
