@@ -181,6 +181,8 @@ BUGS = [
     Bug("an inference on all CPUs delays others", "workers/engine/pipeline.py", "if item.is_whole_batch and not self._running else", "if item.is_whole_batch else", ("tests/unit/workers/test_pipeline.py",)),
     Bug("a slower stream on all CPUs is kept", "workers/engine/engine.py", "if gain >= MIN_GAIN:", "if gain:", ("tests/unit/workers/test_spare_stream.py",)),
     Bug("the pipeline ends while a stream opens", "workers/engine/pipeline.py", "*self._inferring, *self._opening)", "*self._inferring)", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("locks of running workers are removed", "workers/engine/cpus.py", "            if None not in locked:\n", "            if True:\n", ("tests/unit/workers/test_cpus.py",)),
+    Bug("files of running workers are removed", "workers/models/cache.py", "self._file, fcntl.LOCK_SH | fcntl.LOCK_NB", "self._file, fcntl.LOCK_UN", ("tests/unit/workers/test_model_cache.py",)),
     Bug("workers claim the same part", "workers/engine/cpus.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", ("tests/unit/workers/test_cpus.py",)),
     Bug("a quota of each worker is divided", "workers/engine/cpus.py", "_sharers = parts if share_quota else 1", "_sharers = parts", ("tests/unit/workers/test_cpus.py",)),
     Bug("workers under a quota run on the first CPUs", "workers/engine/cpus.py", "if parts == 1 or count_cpus(root) < len(part):", "if parts == 1:", ("tests/unit/workers/test_cpus.py",)),
