@@ -72,7 +72,7 @@ class Submission(msgspec.Struct, array_like=True, gc=False, frozen=True):
 class Submit(Message, tag=2):
     """Submissions of one turn of a frontend's event loop, with one raw frame each.
 
-    Frames below `JOINED_BYTES` are sent as one, before the others, because each takes 4 µs of the sender and the
+    Frames below `JOINED_BYTES` are sent as one, before the others, because each takes 3 µs of the sender and the
     receiver together.
     """
 
