@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,17 @@ def scan_models(config: Config) -> Scan:
         name = repair_text(source.name)
         wanted[name] = SourceVersion(source, tuple(_list_files(source.folder)))
     refused = {repair_text(refused.name): refused.reason for refused in found.refused}
+    remarks += list_dead_aliases(config, {*wanted, *refused})
     return Scan(wanted, refused, remarks=tuple(remarks))
+
+
+def list_dead_aliases(config: Config, names: Collection[str]) -> list[str]:
+    """Return a sentence for each alias of a model that is not configured."""
+    return [
+        f"the alias {alias} has no effect, because no model is named {name}; choose one of {', '.join(sorted(names))}"
+        for alias, name in parse_aliases(config).items()
+        if name not in names
+    ]
 
 
 def load_model(config: Config, name: str, version: Version) -> Loaded:
@@ -104,6 +114,7 @@ def describe_model(
         truncates=prepared.truncates,
         parts=list(source.parts),
         precision=precision,
+        streams=engine.streams,
     )
 
 

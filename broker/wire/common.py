@@ -140,6 +140,8 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     parts: list[Name] = []
     #: What the model is computed in: f32, bf16, f16 or int8; of several workers, all of theirs, such as bf16+f32.
     precision: Name = ""
+    #: Inferences of the model that run in parallel on the device; 0: those of the worker's hello.
+    streams: U32 = 0
 
     @property
     def key(self) -> ModelKey:

@@ -108,6 +108,12 @@ def test_other_aliases_do_not_reload_a_model(tmp_path: Path) -> None:
     assert scan_models(msgspec.structs.replace(plain, aliases="ada=m")) == scan
 
 
+def test_alias_of_no_model_is_remarked(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model")
+    config = Config(model=str(folder), model_name="m", cache=str(tmp_path / "cache"), aliases="ada=m,bob=n")
+    assert scan_models(config).remarks == ("the alias bob has no effect, because no model is named n; choose one of m",)
+
+
 def test_download_is_no_remark_about_a_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
