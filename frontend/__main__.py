@@ -17,6 +17,8 @@ from broker.shared.files import explain, read_small_file
 from broker.shared.settings import SettingsError
 from broker.wire.curve import KeyFileError, read_dealer_keys
 from broker.wire.sockets import is_loopback
+from frontend.batches.errors import StoreError
+from frontend.batches.store import open_store
 from frontend.config import Config, load
 from frontend.listening import adopt_sockets, describe_refusal, open_sockets
 from frontend.processes import share_port
@@ -48,7 +50,9 @@ def main() -> None:
         if config.keys:
             read_dealer_keys(Path(config.keys), "frontend")
         check_endpoint(config.broker)
-    except (SettingsError, KeysError, KeyFileError, TlsError) as error:
+        if config.data:
+            open_store(config).database.close()
+    except (SettingsError, KeysError, KeyFileError, StoreError, TlsError) as error:
         exit_refused("frontend", error)
     except zmq.ZMQError as error:
         exit_refused("frontend", f"cannot connect to the broker at {config.broker}: {error}")

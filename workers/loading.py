@@ -10,7 +10,7 @@ from broker.wire import protocol as wire
 from workers.config import Config, make_options, parse_aliases
 from workers.engine.device import DeviceError
 from workers.engine.engine import TYPICAL_LENGTH, Engine
-from workers.engine.precision import load_engine
+from workers.engine.precision import check_precision, load_engine
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 from workers.models.sources import Source, find_sources
@@ -50,8 +50,12 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
     assert isinstance(version, SourceVersion)
     source, cache = version.source, get_cache(config)
     device = source.overrides.device.upper() or "CPU"
+
+    def check(needs_float32: bool) -> None:
+        check_precision(device, source.overrides, needs_float32=needs_float32)
+
     try:
-        prepared = prepare_model(source.folder, cache, log.info, source.overrides)
+        prepared = prepare_model(source.folder, cache, log.info, source.overrides, check)
         engine, precision = load_engine(prepared, device, config.streams, cache, source.overrides)
         engine.warm_up()
     except (ModelError, DeviceError) as error:

@@ -7,14 +7,15 @@ because counting tokens reads the length of each input. Pure.
 import math
 from typing import NamedTuple
 
-from broker.core.jobs import Request
+from broker.core.input_keys import InputKeys
+from broker.core.jobs import TOKENIZE, Request
 from broker.core.ledger import Frontend
 from broker.core.limits import Limits
 from broker.core.models import Model
 from broker.core.state import State
 from broker.wire import protocol as wire
 from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
-from broker.wire.protocol import Failure, Frame, Lane, ModelKey
+from broker.wire.protocol import Caching, Failure, Frame, Lane, ModelKey
 
 #: Retry-After if the throughput is unknown.
 UNKNOWN_WAIT_S = 1.0
@@ -68,7 +69,8 @@ class Admission:
             return _build_failure(submission, found)
         model = found.info.key
         pricing = found.choose_pricing(submission.kind, submission.options)
-        request = Request.from_submission(self._frontend.uuid, submission, frame, model, pricing, now)
+        keys = _choose_keys(state.limits, self._frontend.uuid, submission, model)
+        request = Request.from_submission(self._frontend.uuid, submission, frame, model, pricing, now, keys)
         capacity = self._capacities.get(model)
         if capacity is None:
             capacity = self._capacities[model] = Capacity(state, model)
@@ -86,6 +88,17 @@ class Admission:
         if found is None:
             found = self._found[wanted] = _find_model(self._state, submission, self._now)
         return found
+
+
+def _choose_keys(limits: Limits, owner: bytes, submission: wire.Submission, model: ModelKey) -> InputKeys | None:
+    """Return the keys of a request's inputs; None if their results are neither looked up nor stored."""
+    if not limits.cache_bytes or submission.caching == Caching.SKIP or submission.options & TOKENIZE:
+        return None
+    # Clients without a key have an address, and share results.
+    shared = limits.cache_scope == "all" or submission.address
+    scope = "" if shared else submission.client or owner
+    looks_up = submission.caching == Caching.USE
+    return InputKeys(model, submission.kind, submission.options, scope, looks_up=looks_up)
 
 
 def _build_failure(submission: wire.Submission, rejection: Rejection) -> Failure:

@@ -31,6 +31,7 @@ def _list_queue_gauges(state: State) -> list[Family]:
                (((name,), number) for name, number in suspects.items())),
         _gauge("expected_wait_seconds", "Seconds that a model's workers need for all its open jobs", ("model",),
                (((name,), predict_wait_s(state, key)) for name, key in state.current.items())),
+        _gauge("cache_bytes", "Memory of results", (), [((), state.coalescing.cache.bytes)]),
         _gauge("open_jobs", "Jobs waiting or running", (), [((), state.ledger.jobs)]),
         _gauge("frontends", "Frontends connected", (), [((), len(state.ledger.by_uuid))]),
         _gauge("workers", "Workers ready", ("model",),

@@ -26,6 +26,9 @@ from frontend.session.link import check_endpoint
 
 log = logging.getLogger(__name__)
 
+#: Niceness of the process, so that frontends, which serve clients that wait, get the CPU first.
+NICENESS = 5
+
 
 class RunnerConfig(Config, frozen=True, kw_only=True):
     """The settings of a runner: those of a frontend, because the answers are the same, and two of its own."""
@@ -58,6 +61,7 @@ def main() -> None:
         metrics.serve(config.metrics_bind)
     except (OSError, ValueError) as error:
         exit_refused("batches", f"cannot serve metrics at {config.metrics_bind}: {error}")
+    os.nice(NICENESS)
     asyncio.run(run(store, config))
 
 

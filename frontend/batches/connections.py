@@ -97,10 +97,10 @@ class SqliteConnection:
 
 
 class PostgresConnection:
-    """PostgreSQL database. A connection that has ended is opened again by the next transaction."""
+    """PostgreSQL database. A transaction connects if there is no connection, so that a program starts without it."""
 
     def __init__(self, url: str) -> None:
-        """Connect. Raise `StoreError` if that fails."""
+        """Raise `StoreError` if the URL is invalid."""
         # Takes 0.1 s, and only hosts with PostgreSQL need it.
         import psycopg
 
@@ -108,13 +108,8 @@ class PostgresConnection:
         self._url = url
         self._lock = threading.Lock()
         self._connection: psycopg.Connection[Row] | None = None
-        self.transact(self._create_tables)
-
-    def _create_tables(self, execute: Execute) -> None:
-        # Two sessions that create a table at once would fail.
-        execute("SELECT pg_advisory_xact_lock(?)", _CREATION_LOCK)
-        for statement in SCHEMA:
-            execute(statement)
+        with self._convert_errors():
+            psycopg.conninfo.conninfo_to_dict(url)
 
     def transact(self, function: Callable[[Execute], T]) -> T:
         """See `Connection`."""
@@ -131,6 +126,11 @@ class PostgresConnection:
                 self._connection.close()
         self._connection = None
         self._connection = self._psycopg.connect(self._url, autocommit=True, connect_timeout=int(BUSY_S))
+        with self._connection.transaction():
+            # Two sessions that create a table at once would fail.
+            self._execute("SELECT pg_advisory_xact_lock(?)", _CREATION_LOCK)
+            for statement in SCHEMA:
+                self._execute(statement)
         return self._connection
 
     def _execute(self, statement: str, *parameters: Any) -> list[Row]:

@@ -2,6 +2,8 @@
 
 import errno
 
+from broker.shared.files import explain
+
 #: What errors of a full disk have in their texts: those of obstore, of SQLite and of PostgreSQL.
 _FULL = (f"os error {errno.ENOSPC}", f"os error {errno.EDQUOT}", "disk is full", "disk quota", "no space left")
 
@@ -20,7 +22,8 @@ class TooLargeError(Exception):
 
 def convert_error(subject: str, error: Exception) -> StoreError:
     """Return the error of a database or a file store, which `subject` names, as an error of the store."""
-    text = str(error)
+    # `explain` leaves out the path, which `subject` has.
+    text = explain(error)
     reason = text.splitlines()[0] if text else type(error).__name__
     if any(words in text.lower() for words in _FULL):
         return StoreFullError(f"{subject} is full: {reason}; make space")

@@ -34,7 +34,6 @@ class Runner:
 
     def __init__(self, store: Store, broker: BrokerClient, config: Config, health_file: str) -> None:
         self._store, self._broker, self._config = store, broker, config
-        self._holder = uuid.uuid4().hex
         self._health = HealthFile(health_file)
         self._runs: dict[BatchRun, asyncio.Task[None]] = {}
         self._draining = asyncio.Event()
@@ -71,8 +70,10 @@ class Runner:
         while len(self._runs) < MAX_BATCHES:
             counts = Counter(run.owner for run in self._runs)
             busy = [owner for owner, count in counts.items() if count >= MAX_CLIENT_BATCHES]
+            # A new holder for each claim, so that this process cannot continue a batch twice after it lost the lease.
+            holder = uuid.uuid4().hex
             try:
-                batch = await asyncio.to_thread(database.claim_batch, self._holder, time.time(), LEASE_S, busy)
+                batch = await asyncio.to_thread(database.claim_batch, holder, time.time(), LEASE_S, busy)
                 for status, count in (await asyncio.to_thread(database.count_open)).items():
                     metrics.batches.labels(status).set(count)
             except StoreError as error:
@@ -84,7 +85,7 @@ class Runner:
             if batch is None:
                 return
             log.info("%s: claimed in status %s, with %d requests done", batch.id, batch.status, batch.completed)
-            run = BatchRun(self._store, self._broker, self._config, batch, self._holder)
+            run = BatchRun(self._store, self._broker, self._config, batch, holder)
             task = self._runs[run] = asyncio.create_task(run.run())
             task.add_done_callback(functools.partial(self._on_end, run))
 

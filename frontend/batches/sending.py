@@ -96,6 +96,10 @@ class Sender:
             task = asyncio.create_task(self._run_line(part, index))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        if self._waiting and now < self._pace.paused_until:
+            if self._timer:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(self._pace.paused_until - now, self._send_more)
 
     async def _run_line(self, part: Part, index: int) -> None:
         line = part.lines[index]
@@ -127,5 +131,4 @@ class Sender:
         if str(refusal) != self._reason:
             self._reason = str(refusal)
             log.info("lines wait %.1f s: %s", until - now, self._reason)
-        if not self._timer or self._timer.when() <= asyncio.get_running_loop().time():
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, until - now), self._send_more)
+        self._send_more()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from frontend.batches.connections import connect
 from frontend.batches.contents import Contents, open_contents
 from frontend.batches.database import Database
-from frontend.batches.errors import StoreError, convert_error
+from frontend.batches.errors import convert_error
 from frontend.config import StoreConfig
 
 #: Age at which an object without a row is a leftover of a killed process, in seconds. An upload gets its row when it is
@@ -49,6 +49,3 @@ def open_store(config: StoreConfig) -> Store:
     except OSError as error:
         raise convert_error(f"the folder {data} of --data", error) from None
     return Store(Database(connect(config.database, data)), open_contents(config.file_store, data))
-
-
-__all__ = ["Store", "StoreError", "open_store"]

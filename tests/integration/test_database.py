@@ -281,12 +281,18 @@ def test_lost_connection_is_opened_again(postgres: str) -> None:
     ("url", "text"),
     [
         ("mysql://host/name", r"^--database begins with 'mysql'; give postgresql://USER@HOST/NAME, or leave it empty$"),
-        ("postgresql://127.0.0.1:1/name", "^the database of --database cannot be used: connection failed"),
+        ("postgresql://host/name?x=1", "^the database of --database cannot be used: invalid URI query parameter"),
     ],
 )
 def test_unusable_database_is_named(url: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=text):
         connect(url, tmp_path)
+
+
+def test_missing_server_is_named(tmp_path: Path) -> None:
+    database = Database(connect("postgresql://127.0.0.1:1/name", tmp_path))
+    with pytest.raises(StoreError, match=r"^the database of --database cannot be used: connection failed"):
+        database.find_file("file-1", "", 200)
 
 
 def test_full_disk_ends_the_transaction(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from broker.wire.errors import ErrorCode
 from frontend.api.errors import ApiError, from_failure
-from frontend.batches import batch_run, leased_batch, pace
+from frontend.batches import batch_run, leased_batch, pace, runner
 from frontend.batches.errors import StoreError, StoreFullError
 from frontend.batches.rows import Batch
 from tests.harness import fake_worker
@@ -102,6 +102,23 @@ async def test_fields_of_each_line_count(bench: Bench) -> None:
     assert bench.broker.texts[1] == b"query: x"
     assert len(found[2]["response"]["body"]["data"]) == 2
     assert {options.lane for options in bench.broker.options} == {1}
+
+
+@asynchronous
+async def test_items_fail_alone_if_requested(bench: Bench) -> None:
+    lines = [
+        line("a", [[120], []], error_policy="per_item"),
+        line("b", [[]], error_policy="per_item"),
+        line("c", ["x", "late"], error_policy="per_item"),
+        line("d", ["y", "long"], error_policy="per_item"),
+    ]
+    bench.broker.failures = {b"late": ErrorCode.DEADLINE, b"long": ErrorCode.TOO_LONG}
+    batch = await bench.add(lines)
+    await bench.claim().run()
+    found = await bench.read(bench.find(batch).output_file_id)
+    errors = [["error" in item for item in one["response"]["body"]["data"]] for one in found]
+    # A temporary failure of an input is repeated.
+    assert errors == [[False, True], [True], [False, False], [False, True]]
 
 
 @asynchronous
@@ -405,3 +422,24 @@ def test_line_above_the_limit_fails_the_batch(tmp_path: Path) -> None:
         assert [(one.code, one.line) for one in bench.find(batch).errors] == [("line_too_large", 2)]
 
     asyncio.run(check())
+
+
+@asynchronous
+async def test_client_leaves_room_for_others(bench: Bench) -> None:
+    bench.broker.open.clear()
+    for _ in range(runner.MAX_CLIENT_BATCHES + 2):
+        await bench.add(numbered(1), owner="key one")
+    late = await bench.add(numbered(1), owner="key two", client_jobs=7)
+    one = runner.Runner(bench.store, bench.broker, bench.config, "")  # type: ignore[arg-type]
+    running = asyncio.create_task(one.run())
+    await until(lambda: bench.broker.running == runner.MAX_CLIENT_BATCHES + 1)
+    bench.broker.open.set()
+    await until(lambda: bench.store.database.count_open()["in_progress"] == 0)
+    await until(lambda: len(bench.broker.texts) == runner.MAX_CLIENT_BATCHES + 3)
+    assert bench.find(late).status in ("finalizing", "completed")
+    assert {(options.client, options.client_jobs) for options in bench.broker.options} == {
+        ("key one", 0),
+        ("key two", 7),
+    }
+    one.drain()
+    await running
