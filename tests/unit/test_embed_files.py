@@ -1,5 +1,7 @@
 """`scripts/embed`: reading inputs, and the files of an output. Needs no server."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -195,6 +197,22 @@ def test_full_disk_leaves_no_torn_file(store: Store, name: str) -> None:
     assert not list(store.folder.rglob("*.tmp"))
     store.write_part(part, "float32")
     assert store.check_part(make_part()) == 1
+
+
+def test_failed_append_leaves_an_intact_journal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(descriptor: int, content: bytes) -> None:
+        os.write(descriptor, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    part = OpenPart(make_part(), 2)
+    part.unsaved = [make_answer(0), make_answer(1)]
+    for saved in (0, 1):
+        with monkeypatch.context() as patched:
+            patched.setattr("embed_store._write_all", write_half)
+            with pytest.raises(OSError, match="No space left"):
+                store.save_rows(part, 1)
+        store.save_rows(part, 1)
+        assert store.open_part(make_part(), 2, "float32").list_pending() == list(range(saved + 1, 4))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
