@@ -77,7 +77,10 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the folder, and keep other runs out of it."""
+        """Create the folder, and keep other runs out of it. Raise `RefusedError` if it has files of something else."""
+        names = sorted(path.name for path in self.folder.glob("*") if not path.name.startswith("_"))
+        if names and not (self.folder / "_vecmill.json").exists():
+            raise RefusedError(f"{self.folder} has {names[0]}, but no _vecmill.json; choose another output")
         self.state.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT)
         try:
@@ -112,9 +115,6 @@ class Store:
         """Return the manifest to go on with. Raise `RefusedError` if the output is of another run."""
         old = self.read_manifest()
         if old is None:
-            names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("_"))
-            if foreign := next(iter(names), ""):
-                raise RefusedError(f"{self.folder} has {foreign}, but no _vecmill.json; choose another output")
             self.write_manifest(manifest)
             return manifest
         difference = find_difference(old, manifest)

@@ -250,16 +250,18 @@ def test_foreign_folders_and_second_runs_are_refused(store: Store) -> None:
     with store.lock(), pytest.raises(RefusedError, match="another scripts/embed writes"), Store(store.folder).lock():
         pass
     manifest = Manifest(inputs=[], options={}, model="m", revision="r", dimension=2, part_rows=4)
-    (store.folder / "letter.txt").touch()
-    with pytest.raises(RefusedError, match=r"has letter\.txt, but no _vecmill\.json"):
-        store.begin(manifest)
-    (store.folder / "letter.txt").unlink()
+    foreign = store.folder.parent
+    (foreign / "letter.txt").touch()
+    with pytest.raises(RefusedError, match=r"has letter\.txt, but no _vecmill\.json"), Store(foreign).lock():
+        pass
+    assert sorted(path.name for path in foreign.iterdir()) == ["letter.txt", "out"]
     assert store.begin(manifest) == manifest
     assert store.begin(msgspec.structs.replace(manifest, model="n")).model == "n"
     (store.folder / "letter.txt").touch()
     (store.folder / "part-000000.parquet").touch()
     store.clear()
     assert sorted(path.name for path in store.folder.iterdir()) == ["_vecmill", "letter.txt"]
+    assert store.begin(manifest) == manifest
     (store.folder / "_vecmill.json").write_text("{")
     with pytest.raises(RefusedError, match="damaged"):
         store.begin(manifest)
