@@ -6,6 +6,7 @@ that differs from the manifest is refused.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import os
@@ -102,6 +103,8 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
             start_counting(inputs, options.limit, progress)
             run = Run(options, manifest, model, store, client, progress)
             loop = asyncio.get_running_loop()
+            # Each thread that allocates keeps memory of its own.
+            loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1, "files"))
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, interrupt, run)
             parts = read_parts(inputs, columns, manifest.part_rows, options.limit)
