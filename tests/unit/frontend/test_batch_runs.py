@@ -339,6 +339,19 @@ async def test_frozen_runner_cannot_commit(bench: Bench) -> None:
 
 
 @asynchronous
+async def test_fault_of_the_runner_is_not_repeated_at_once(bench: Bench) -> None:
+    batch = await bench.add(numbered(1))
+    run, list_parts = bench.claim(), bench.store.database.list_parts
+    bench.store.database.list_parts = lambda _: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    await run.run()
+    assert bench.store.database.claim_batch("two", time.time(), 10.0) is None
+    bench.store.database.list_parts = list_parts  # type: ignore[method-assign]
+    bench.store.database.release_lease(batch.id, "one")
+    await bench.claim().run()
+    await check_complete(bench, batch, 1)
+
+
+@asynchronous
 async def test_full_disk_is_waited_for(bench: Bench) -> None:
     batch = await bench.add(numbered(10))
     put, full = bench.store.contents.put, [True]
