@@ -189,7 +189,9 @@ def iterate_until_done(proof: Proof) -> Iterator[str]:
 
 def main() -> None:
     """Run a proof."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
     add("proof", choices=("rows", "kills", "disk"))
     add("--rows", type=int, default=20_000)
