@@ -175,7 +175,7 @@ BUGS = [
     Bug("a damaged version ends the old one", "workers/session/catalog.py", "            if not entry.in_memory:\n", "            if True:\n"),
     Bug("a stale version is served", "workers/session/catalog.py", "(entry.wanted is not None and entry.wanted != version)", "False"),
     Bug("a busy model is unloaded", "workers/session/catalog.py", "            if entry.info.key in busy:\n                entry.used_at = now\n            elif", "            if"),
-    Bug("bulk inputs take the spare stream", "workers/engine/pipeline.py", "if not item.is_interactive:", "if False:", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("bulk inputs take the spare stream", "workers/engine/pipeline.py", "if not item.is_interactive:\n            return []", "if False:\n            return []", ("tests/unit/workers/test_pipeline.py",)),
     Bug("a busy spare thread holds up another model", "workers/engine/pipeline.py", "if self._spare_waits and self._list_interactive(item):", "if self._list_interactive(item):", ("tests/unit/workers/test_pipeline.py",)),
     Bug("interactive inputs leave the spare stream idle", "workers/engine/pipeline.py", "if self._spare_waits and self._list_interactive(item):", "if False:", ("tests/unit/workers/test_pipeline.py",)),
     Bug("a spare inference slows interactive ones", "workers/engine/pipeline.py", "if not all(running.is_interactive for running in self._running.copy()):", "if True:", ("tests/unit/workers/test_pipeline.py",)),
