@@ -43,8 +43,8 @@ def main() -> None:
     ray.init()
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(id_column="id", checkpoint_path=f"{target}_checkpoint")
-    # About 700 vectors of 384 values. A crash repeats unfinished blocks, and large ones would leave actors idle.
-    context.target_max_block_size = 2**20
+    # A block is what one actor gets; large blocks would leave the other actors idle.
+    context.target_max_block_size = 4 * 2**20
     # An actor waits for answers and needs no CPU. If actors reserved CPUs, a small cluster would have none left for
     # the filter of the checkpoint and for the writer, and the job would wait without end.
     embedders = ray.data.ActorPoolStrategy(size=IN_FLIGHT)

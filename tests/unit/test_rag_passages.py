@@ -26,7 +26,10 @@ def test_sections_of_questions_exist() -> None:
         ("# A\n\none\ntwo\n\n- three\n- four\n", [("x.md#a/0", "A", "one\ntwo\n- three\n- four")]),
         ("# A\n## B c\none\n\n# D\ntwo\n", [("x.md#b-c/0", "A: B c", "one"), ("x.md#d/0", "A: D", "two")]),
         ("# A\n```\n\n# no heading\n```\n", [("x.md#a/0", "A", "```\n# no heading\n```")]),
-        ("# A\n" + "word " * 200, [("x.md#a/0", "A", "word " * 139 + "word"), ("x.md#a/1", "A", "word " * 59 + "word")]),
+        (
+            "# A\n" + "word " * 200,
+            [("x.md#a/0", "A", "word " * 139 + "word"), ("x.md#a/1", "A", "word " * 59 + "word")],
+        ),
     ],
 )
 def test_passages_end_at_headings_and_blocks(tmp_path: Path, text: str, expected: list[tuple[str, str, str]]) -> None:
