@@ -5,6 +5,7 @@ part, GET /v1/models must have the revision of the manifest.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 import time
@@ -23,7 +24,7 @@ from embed_store import OpenPart, Store
 #: Seconds between two commits, which is the work that a crash can lose besides the open requests.
 COMMIT_S = 0.5
 #: Most parts in memory that are not complete.
-MAX_OPEN_PARTS = 3
+MAX_OPEN_PARTS = 2
 #: Seconds that open requests get after a signal.
 FINISH_S = 10.0
 #: Tries of a row or request whose answer blames the server (500), before the row gets the error.
@@ -179,6 +180,8 @@ class Run:
         self._progress.add(len(answer.rows), answer.tokens, answer.truncated, len(answer.errors))
         self._check_errors()
         if part.complete:
+            # No journal needs them any more.
+            part.unsaved.clear()
             self._part_done.set()
 
     def _check_errors(self) -> None:
@@ -320,9 +323,12 @@ def _start_feed(parts: Iterator[Part]) -> "asyncio.Queue[Part | BaseException | 
         try:
             for part in parts:
                 put(part)
+        except concurrent.futures.CancelledError:
+            return
         except Exception as error:
             end = error
-        put(end)
+        with contextlib.suppress(concurrent.futures.CancelledError):
+            put(end)
 
     # A daemon, because a read from stdin cannot be interrupted.
     threading.Thread(target=read, name="reader", daemon=True).start()

@@ -6,17 +6,20 @@ if this one dies. SIGHUP is passed on to the processes, except when the terminal
 """
 
 import argparse
+import functools
 import http.client
 import os
 import shutil
 import signal
 import ssl
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -28,6 +31,9 @@ from frontend.listening import describe_refusal, open_sockets  # noqa: E402  aft
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, format_curl, format_url  # noqa: E402
+
+if TYPE_CHECKING:
+    from workers.models.source import Overrides
 
 #: When this process started, on the monotonic clock.
 STARTED = time.monotonic()
@@ -109,7 +115,8 @@ def prepare_first_model(options: argparse.Namespace, device: str) -> str:
     reasons = {refused.name: refused.reason for refused in found.refused}
     for source in found.sources:
         try:
-            prepare_model(source.folder, cache, print_status, source.overrides)
+            check = functools.partial(check_device, device, source.overrides)
+            prepare_model(source.folder, cache, print_status, source.overrides, check)
             break
         except ModelError as error:
             reasons[source.name] = str(error)
@@ -118,6 +125,19 @@ def prepare_first_model(options: argparse.Namespace, device: str) -> str:
     for name, reason in reasons.items():
         print_status(f"cannot serve {name}: {reason}")
     return source.name
+
+
+def check_device(device: str, overrides: "Overrides", needs_float32: bool) -> None:
+    """Raise `ModelError` if no worker could compute a model, so that it need not be converted."""
+    # The imports take a second.
+    from workers.engine.device import DeviceError
+    from workers.engine.precision import check_precision
+    from workers.models.json_files import ModelError
+
+    try:
+        check_precision(overrides.device.upper() or device.upper() or "CPU", overrides, needs_float32=needs_float32)
+    except DeviceError as error:
+        raise ModelError(str(error)) from None
 
 
 def check_address(host: str, port: int) -> None:
@@ -130,12 +150,14 @@ def check_address(host: str, port: int) -> None:
 
 
 def choose_data(folder: str | None) -> str:
-    """Return the folder of files and batches; "" if the default folder cannot be made."""
+    """Return the folder of files and batches; "" if the default folder cannot be written."""
     if folder is None:
         try:
             DATA.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=DATA):
+                pass
         except OSError as error:
-            print_status(f"no /v1/files and /v1/batches: {DATA} cannot be made ({error.strerror}); choose --data")
+            print_status(f"no /v1/files and /v1/batches: {DATA} cannot be written ({error.strerror}); choose --data")
             return ""
     return str(DATA) if folder is None else folder
 

@@ -59,7 +59,7 @@ def _list_worker_gauges(state: State) -> list[Family]:
         _gauge("worker_precision", "1 for each model, with the precision that the worker computes it in",
                (*labels, "precision"), (((*of, model.info.precision), 1) for of, (_, model) in served.items())),
         _gauge("worker_streams", "Inferences that run in parallel on the worker", labels,
-               ((of, worker.streams) for of, (worker, _) in served.items())),
+               ((of, model.info.streams or worker.streams) for of, (worker, model) in served.items())),
     ]  # fmt: skip
 
 
