@@ -176,6 +176,7 @@ class System:
         self.port = find_free_port()
         ends = {role: f"ipc://{folder}/{role}" for role in ("frontends", "workers")}
         binds = ["--frontend-bind", ends["frontends"], "--worker-bind", ends["workers"], "--metrics-bind", ""]
+        binds += ["--cache-bytes", "0"]
         serve = ["--broker", ends["frontends"], "--port", str(self.port), "--processes", str(frontends)]
         fleet = [ends["workers"], str(workers), str(jobs), str(ms), str(dimension)]
         python = [sys.executable, "-m"]

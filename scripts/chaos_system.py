@@ -147,7 +147,8 @@ class System:
             return Member(name, list(command), folder / f"{name.replace(' ', '-')}.log", tally, dice)
 
         self.broker = create_member(
-            "broker", "broker", "--frontend-bind", frontends, "--worker-bind", wire, "--metrics-bind="
+            *("broker", "broker", "--frontend-bind", frontends, "--worker-bind", wire, "--metrics-bind="),
+            *("--cache-bytes", "0"),
         )
         self.workers = [
             create_member(f"worker {number}", "tests.harness.fake_worker", "--broker", wire)

@@ -6,21 +6,25 @@ that differs from the manifest is refused.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
+import errno
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 from embed_client import Client, Model, RequestError
-from embed_errors import DONE, REFUSED, ROW_ERRORS, RefusedError, SignalError, StopError
+from embed_errors import AWAY, DONE, INTERRUPTED, REFUSED, ROW_ERRORS, RefusedError, SignalError, StopError
 from embed_export import export_file
-from embed_inputs import Input, count_rows, find_inputs, read_parts
+from embed_inputs import Input, Part, count_rows, find_inputs, read_parts
 from embed_local import serve_locally
 from embed_options import Options, parse_options
-from embed_plan import Manifest, choose_part_rows
+from embed_plan import Manifest, choose_part_rows, cut_requests
 from embed_progress import Progress, choose_mode
 from embed_readers import Columns, choose_columns
 from embed_run import Run
@@ -28,6 +32,9 @@ from embed_store import Store
 
 #: Options that decide about rows, their columns and their vectors.
 FIXED = ("text", "template", "id", "keep", "limit", "input_type", "prompt_name", "truncate", "dimensions", "dtype")
+
+#: Rows that --dry-run reads at a time.
+DRY_ROWS = 10_000
 
 
 def make_manifest(options: Options, inputs: list[Input], model: Model) -> Manifest:
@@ -68,8 +75,10 @@ def begin(options: Options, store: Store, manifest: Manifest) -> Manifest:
     elif is_file and options.output.exists() and store.read_manifest() is None:
         raise RefusedError(f"{options.output} exists already; choose another output, or use --overwrite")
     found = store.begin(manifest)
-    if is_file and found.rows is not None and not options.output.exists():
-        found = manifest
+    if options.retry_errors and is_file:
+        raise RefusedError("--retry-errors needs an output of Parquet parts; use --overwrite to begin again")
+    if options.retry_errors or (is_file and not options.output.exists()):
+        found = msgspec.structs.replace(found, rows=None)
         store.write_manifest(found)
     return found
 
@@ -81,14 +90,21 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
     async with Client(url, options.api_key, options.request_fields) as client:
         name = "" if options.local else options.model
         model = await client.find_model(name, options.patience_s)
+        if options.dry_run:
+            await estimate(options, read_parts(inputs, columns, DRY_ROWS, options.limit), model, client)
+            return DONE
         with store.lock():
             manifest = begin(options, store, make_manifest(options, inputs, model))
             if manifest.rows is not None:
+                if options.format != "parquet":
+                    store.clear_parts()
                 print(f"{options.output} has all {manifest.rows:,} rows already", file=sys.stderr)
                 return ROW_ERRORS if errors_path.exists() else DONE
             start_counting(inputs, options.limit, progress)
             run = Run(options, manifest, model, store, client, progress)
             loop = asyncio.get_running_loop()
+            # Each thread that allocates keeps memory of its own.
+            loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1, "files"))
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, interrupt, run)
             parts = read_parts(inputs, columns, manifest.part_rows, options.limit)
@@ -96,23 +112,39 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
                 with progress.show():
                     await run.run(parts)
             finally:
-                with contextlib.suppress(StopError):
+                with contextlib.suppress(OSError):
                     store.gather_errors(errors_path)
+                if not options.quiet:
+                    print(progress.summarize(manifest.revision), file=sys.stderr)
             if options.format != "parquet":
                 export_file(store, options.output, options.format, run.rows, with_ids=bool(options.id))
-            store.write_manifest(replace_rows(manifest, run.rows))
-    if not options.quiet:
-        print(progress.summarize(manifest.revision), file=sys.stderr)
+            store.write_manifest(msgspec.structs.replace(manifest, rows=run.rows))
+            if options.format != "parquet":
+                store.clear_parts()
     if progress.errors:
         print(f"{progress.errors:,} rows have errors, which {errors_path} lists", file=sys.stderr)
     return ROW_ERRORS if progress.errors else DONE
 
 
-def replace_rows(manifest: Manifest, rows: int) -> Manifest:
-    """Return the manifest of a complete output."""
-    import msgspec
-
-    return msgspec.structs.replace(manifest, rows=rows)
+async def estimate(options: Options, parts: Iterator[Part], model: Model, client: Client) -> None:
+    """Read all rows, embed the first request's, and print what the run would compute."""
+    rows = missing = characters = sample_tokens = sample_characters = 0
+    seconds = 0.0
+    for part in parts:
+        request = next(cut_requests(part.texts, range(len(part.texts)), options.batch), [])
+        if not sample_characters and request:
+            texts = [part.texts[row] or "" for row in request]
+            started = time.monotonic()
+            answer = await client.embed(model, request, texts, options.dimensions or model.dimension)
+            seconds = time.monotonic() - started
+            sample_tokens, sample_characters = answer.tokens, sum(map(len, texts))
+        rows += len(part.texts)
+        missing += len(part.problems)
+        characters += sum(map(len, filter(None, part.texts)))
+    share = characters / max(1, sample_characters)
+    print(f"{rows:,} rows, of which {missing:,} have no text, and {characters:,} characters")
+    print(f"about {round(share * sample_tokens):,} tokens by the first request, whose speed would take")
+    print(f"{share * seconds:,.0f} s with {model.id}, revision {model.revision}, {model.dimension} values")
 
 
 def interrupt(run: Run) -> None:
@@ -138,11 +170,11 @@ def start_counting(inputs: list[Input], limit: int, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def choose_server(options: Options) -> Iterator[str]:
-    """Yield the URL of the server, which is started for the run if the options say so."""
+    """Yield the URL of the server, which `--local` starts for the run."""
     if not options.local:
         yield options.url
         return
-    with serve_locally(options.model, options.api_key) as url:
+    with serve_locally(options.model) as url:
         yield url
 
 
@@ -157,9 +189,18 @@ def main() -> int:
     except StopError as reason:
         print(f"vecmill embed: {reason}", file=sys.stderr)
         return reason.status
-    except (OSError, RequestError) as error:
+    except RequestError as error:
+        print(f"vecmill embed: {options.url} does not answer: {error}", file=sys.stderr)
+        return AWAY
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"the disk of {options.output} is full; make space and run the same command again"
+            print(f"vecmill embed: {text}", file=sys.stderr)
+            return AWAY
         print(f"vecmill embed: {error}", file=sys.stderr)
         return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

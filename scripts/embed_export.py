@@ -1,6 +1,5 @@
 """Single files of an output of `scripts/embed`, written of its complete parts."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -11,23 +10,19 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from embed_store import Store, explain_full_disk, sync_and_rename
+from embed_store import Store, replace_file
 
 
 def export_file(store: Store, path: Path, format_name: str, rows: int, *, with_ids: bool) -> None:
-    """Write the rows of all parts to one file, then delete the parts."""
+    """Write the rows of all parts to one file."""
     parts = store.list_parts()
-    temporary = path.with_name(f"{path.name}.tmp")
-    with explain_full_disk(path.parent, temporary):
-        with temporary.open("wb") as file:
-            if format_name == "npy":
-                _write_npy(file, parts, rows)
-            else:
-                _write_jsonl(file, parts)
-        if format_name == "npy" and with_ids:
-            _write_ids(path.with_suffix(".ids.jsonl"), parts)
-        sync_and_rename(temporary, path)
-    store.clear_parts()
+    if format_name == "npy" and with_ids:
+        _write_ids(path.with_suffix(".ids.jsonl"), parts)
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        if format_name == "npy":
+            _write_npy(file, parts, rows)
+        else:
+            _write_jsonl(file, parts)
 
 
 def _write_npy(file: IO[bytes], parts: list[Path], rows: int) -> None:
@@ -57,12 +52,10 @@ def _read_vectors(part: Path) -> Iterator[npt.NDArray[Any]]:
 
 
 def _write_ids(path: Path, parts: list[Path]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with replace_file(path) as temporary, temporary.open("wb") as file:
         for part in parts:
             for value in pq.read_table(part, columns=["id"]).column("id").to_pylist():
                 file.write(msgspec.json.encode(value, enc_hook=str) + b"\n")
-    sync_and_rename(temporary, path)
 
 
 def _write_jsonl(file: IO[bytes], parts: list[Path]) -> None:
@@ -78,5 +71,3 @@ def _write_jsonl(file: IO[bytes], parts: list[Path]) -> None:
         for row, values in enumerate(columns.to_pylist()):
             values["embedding"] = None if nulls[row] else vectors[row]
             file.write(orjson.dumps(values, str, options))
-        file.flush()
-        os.fsync(file.fileno())

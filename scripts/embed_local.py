@@ -2,10 +2,10 @@
 
 import contextlib
 import ctypes
+import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -17,12 +17,14 @@ from embed_errors import RefusedError
 ROOT = Path(__file__).resolve().parent.parent
 #: `PR_SET_PDEATHSIG` of linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
+#: Variables that would make the server require keys, which only this run can reach.
+_KEY_VARIABLES = ("API_KEY", "VECMILL_FRONTEND_API_KEYS")
 #: Seconds for the end of the server after SIGTERM. It drains within 70 s for each kind of process.
 END_S = 220.0
 
 
 @contextlib.contextmanager
-def serve_locally(model: str, api_key: str) -> Iterator[str]:
+def serve_locally(model: str) -> Iterator[str]:
     """Start scripts/serve on a free port, wait until it is ready, yield its URL, and end it.
 
     Raise `RefusedError` if the server cannot start; its messages are on stderr.
@@ -30,10 +32,11 @@ def serve_locally(model: str, api_key: str) -> Iterator[str]:
     port = _find_free_port()
     command = [str(ROOT / "scripts" / "serve"), "--port", f"127.0.0.1:{port}", "--metrics-bind", "", "--data", "none"]
     command += ["--model", model] * bool(model)
+    environ = {name: value for name, value in os.environ.items() if name not in _KEY_VARIABLES}
     with tempfile.TemporaryFile() as output:
         # A session of its own, so that Ctrl-C in a terminal ends the server only after the open requests.
         server = subprocess.Popen(
-            command, stdout=output, stderr=sys.stderr, start_new_session=True, preexec_fn=_end_with_parent
+            command, stdout=output, env=environ, start_new_session=True, preexec_fn=_end_with_parent
         )
         try:
             url = f"http://127.0.0.1:{port}"

@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 Mode = Literal["quiet", "json", "bar", "lines"]
 #: Seconds between two reports of each mode, and of the rates that are shown.
@@ -91,6 +88,7 @@ class Progress:
         parts = [f"{self.rows:,} rows in {seconds:.1f} s ({self.rows / seconds:,.0f} rows/s), {self.tokens:,} tokens"]
         parts += [f"{self.skipped:,} rows from earlier runs or without text"] * bool(self.skipped)
         parts += [f"{self.truncated:,} truncated"] * bool(self.truncated)
+        parts += [f"{self.cache_hits:,} from the server's cache"] * bool(self.cache_hits)
         parts += [f"{self.errors:,} errors", f"revision {revision}"]
         return ", ".join(parts)
 
@@ -109,9 +107,13 @@ class Progress:
         print(f"{counts['rows']:,} rows{total}, {_describe(counts)}", file=sys.stderr, flush=True)
 
     def _show_bar(self, ended: threading.Event) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-            task: TaskID = bar.add_task("", total=None)
+        from rich import progress as rich
+        from rich.console import Console
+
+        columns = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn("{task.description}"))
+        eta = rich.TimeRemainingColumn()
+        with rich.Progress(*columns, eta, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=None)
             while not ended.wait(INTERVALS_S["bar"]):
                 counts = self.count()
                 bar.update(

@@ -5,6 +5,7 @@ part, GET /v1/models must have the revision of the manifest.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 import time
@@ -23,7 +24,7 @@ from embed_store import OpenPart, Store
 #: Seconds between two commits, which is the work that a crash can lose besides the open requests.
 COMMIT_S = 0.5
 #: Most parts in memory that are not complete.
-MAX_OPEN_PARTS = 3
+MAX_OPEN_PARTS = 2
 #: Seconds that open requests get after a signal.
 FINISH_S = 10.0
 #: Tries of a row or request whose answer blames the server (500), before the row gets the error.
@@ -46,6 +47,7 @@ class Run:
         self._part_done = asyncio.Event()
         self._answered = time.monotonic()
         self._open = self._pauses = self._failures = 0
+        self._ending = False
         #: Rows of all parts.
         self.rows = 0
 
@@ -88,12 +90,12 @@ class Run:
         """Send the requests of a part, unless the part is complete."""
         rows = len(part.texts)
         self.rows += rows
-        errors = await asyncio.to_thread(self._store.check_part, part)
+        errors = await asyncio.to_thread(self._store.check_part, part, retry=self._options.retry_errors)
         if errors is not None:
             self._progress.skip(rows, errors)
             return
         await self._wait(lambda: bool(self._reason) or len(self._parts) < MAX_OPEN_PARTS)
-        opened = await asyncio.to_thread(self._store.open_part, part, self._manifest.dimension)
+        opened = await asyncio.to_thread(self._store.open_part, part, self._manifest.dimension, self._options.dtype)
         self._parts.append(opened)
         pending = opened.list_pending()
         self._progress.skip(rows - len(pending), len(opened.errors))
@@ -178,6 +180,8 @@ class Run:
         self._progress.add(len(answer.rows), answer.tokens, answer.truncated, len(answer.errors))
         self._check_errors()
         if part.complete:
+            # No journal needs them any more.
+            part.unsaved.clear()
             self._part_done.set()
 
     def _check_errors(self) -> None:
@@ -234,7 +238,7 @@ class Run:
     async def _commit_all(self) -> None:
         """Commit each time that a part is complete, and at least every `COMMIT_S`."""
         try:
-            while True:
+            while not self._ending:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._part_done.wait(), COMMIT_S)
                 self._part_done.clear()
@@ -281,7 +285,9 @@ class Run:
 
     async def _finish(self, committing: "asyncio.Task[None]") -> None:
         """Wait for the open requests, and commit their rows unless the revision cannot be confirmed."""
-        committing.cancel()
+        # A commit in a thread cannot be cancelled.
+        self._ending = True
+        self._part_done.set()
         await asyncio.wait([committing])
         if self._sending:
             await asyncio.wait(self._sending, timeout=FINISH_S if isinstance(self._reason, SignalError) else 0)
@@ -308,15 +314,21 @@ def _start_feed(parts: Iterator[Part]) -> "asyncio.Queue[Part | BaseException | 
     feed: asyncio.Queue[Part | BaseException | None] = asyncio.Queue(1)
 
     def put(item: Part | BaseException | None) -> None:
-        asyncio.run_coroutine_threadsafe(feed.put(item), loop).result()
+        # The loop is closed if the run has ended early.
+        if not loop.is_closed():
+            asyncio.run_coroutine_threadsafe(feed.put(item), loop).result()
 
     def read() -> None:
+        end: BaseException | None = None
         try:
             for part in parts:
                 put(part)
-            put(None)
-        except BaseException as error:
-            put(error)
+        except concurrent.futures.CancelledError:
+            return
+        except Exception as error:
+            end = error
+        with contextlib.suppress(concurrent.futures.CancelledError):
+            put(end)
 
     # A daemon, because a read from stdin cannot be interrupted.
     threading.Thread(target=read, name="reader", daemon=True).start()

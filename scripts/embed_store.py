@@ -13,7 +13,6 @@ are not complete are appended to a journal. Parquet readers skip names that star
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -26,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from embed_errors import AwayError, RefusedError
+from embed_errors import RefusedError
 from embed_inputs import Part
 from embed_plan import Answer, Manifest, RowError, decode_records, encode_record, find_difference
 
@@ -78,7 +77,10 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the folder, and keep other runs out of it."""
+        """Create the folder, and keep other runs out of it. Raise `RefusedError` if it has files of something else."""
+        names = sorted(path.name for path in self.folder.glob("*") if not path.name.startswith("_"))
+        if names and not (self.folder / "_vecmill.json").exists():
+            raise RefusedError(f"{self.folder} has {names[0]}, but no _vecmill.json; choose another output")
         self.state.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT)
         try:
@@ -106,34 +108,38 @@ class Store:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest."""
-        _write_file(self.folder / "_vecmill.json", msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+        with replace_file(self.folder / "_vecmill.json") as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 
     def begin(self, manifest: Manifest) -> Manifest:
         """Return the manifest to go on with. Raise `RefusedError` if the output is of another run."""
         old = self.read_manifest()
         if old is None:
-            if foreign := next((path.name for path in sorted(self.folder.glob("*")) if path != self.state), ""):
-                raise RefusedError(f"{self.folder} has {foreign}, but no _vecmill.json; choose another output")
             self.write_manifest(manifest)
             return manifest
-        if difference := find_difference(old, manifest):
+        difference = find_difference(old, manifest)
+        if difference and old.rows is None and not self.list_parts() and not self._list_state("journal"):
+            # The earlier run has saved no row, perhaps because its flags were wrong.
+            self.write_manifest(manifest)
+            return manifest
+        if difference:
             raise RefusedError(f"{difference}; choose another output, or use --overwrite to begin again")
         return old
 
     def clear(self) -> None:
         """Delete what runs have written, and no other file."""
         self.clear_parts()
-        for path in self.folder.glob("_vecmill.json*"):
+        for path in [*self.folder.glob("_vecmill.json*"), *self.folder.glob("_errors.jsonl*")]:
             path.unlink()
 
     def clear_parts(self) -> None:
         """Delete all parts, journals and errors of parts."""
-        for path in [
-            *self.folder.glob("part-*.parquet*"),
-            *self.state.glob("*.journal*"),
-            *self.state.glob("*.errors*"),
-        ]:
+        for path in [*self.folder.glob("part-*.parquet*"), *self._list_state("journal"), *self._list_state("errors")]:
             path.unlink()
+
+    def _list_state(self, kind: str) -> list[Path]:
+        """Return the journals or the errors of parts, also unfinished ones."""
+        return sorted(self.state.glob(f"*.{kind}*"))
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
@@ -141,14 +147,15 @@ class Store:
         """Return the paths of all complete parts, in order."""
         return sorted(self.folder.glob("part-*.parquet"))
 
-    def part_path(self, index: int) -> Path:
+    def part_path(self, number: int) -> Path:
         """Return the path of a part."""
-        return self.folder / f"part-{index:06}.parquet"
+        return self.folder / f"part-{number:06}.parquet"
 
-    def check_part(self, part: Part) -> int | None:
+    def check_part(self, part: Part, *, retry: bool = False) -> int | None:
         """Return the number of errors of a complete part, or None if the part is not complete.
 
-        Raise `RefusedError` if the part has been computed from other rows.
+        With `retry`, a part that has errors is not complete. Raise `RefusedError` if the part has been computed from
+        other rows.
         """
         try:
             metadata = pq.read_schema(self.part_path(part.number)).metadata
@@ -156,13 +163,22 @@ class Store:
             return None
         if metadata.get(_DIGEST) != part.digest().encode():
             raise RefusedError(describe_other_rows(part.number, self.part_path(part.number)))
+        errors = len(self._read_errors(part.number))
+        if retry and errors:
+            return None
         # A crash can leave the journal of a part that is complete.
         self._journal_path(part.number).unlink(missing_ok=True)
-        return sum(1 for _ in self.read_errors(part.number))
+        return errors
 
-    def open_part(self, part: Part, dimension: int) -> OpenPart:
-        """Return a part with the rows of its journal."""
+    def open_part(self, part: Part, dimension: int, dtype: str) -> OpenPart:
+        """Return a part with the rows of its journal, and with its vectors if only its errors are tried again."""
         opened = OpenPart(part, dimension)
+        if self.part_path(part.number).exists():
+            table = pq.read_table(self.part_path(part.number))
+            present, vectors = read_vectors(table.column("embedding"), dtype, dimension)
+            opened.vectors[present] = vectors
+            opened.done |= present
+            opened.tokens, opened.truncated = (int(table.schema.metadata[name]) for name in (_TOKENS, _TRUNCATED))
         path = self._journal_path(part.number)
         if not path.exists():
             return opened
@@ -183,24 +199,32 @@ class Store:
     def save_rows(self, part: OpenPart, count: int) -> None:
         """Append the first `count` unsaved answers of a part to its journal."""
         unsaved = part.unsaved[:count]
-        path = self._journal_path(part.number)
-        start = b"" if path.exists() else part.digest.encode()
-        with explain_full_disk(self.folder), path.open("ab", buffering=0) as file:
-            _write_all(file.fileno(), start + b"".join(map(encode_record, unsaved)))
+        with self._journal_path(part.number).open("ab", buffering=0) as file:
+            size = file.tell()
+            start = b"" if size else part.digest.encode()
+            try:
+                _write_all(file.fileno(), start + b"".join(map(encode_record, unsaved)))
+            except OSError:
+                # What is appended later must not follow a torn record.
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
         del part.unsaved[: len(unsaved)]
 
     def write_part(self, part: OpenPart, dtype: str) -> None:
         """Write a complete part and its errors, and delete its journal."""
-        self.write_errors(part)
+        path = self.part_path(part.number)
+        # The part is complete once it exists. A part that replaces another never has errors that its file lacks.
+        again = path.exists()
+        if not again:
+            self._write_errors(part)
         counts = {_TOKENS: str(part.tokens), _TRUNCATED: str(part.truncated)}
         table = part.columns.append_column("embedding", make_vectors(part, dtype))
         table = table.replace_schema_metadata({_DIGEST: part.digest, **counts})
-        path = self.part_path(part.number)
-        temporary = path.with_suffix(".parquet.tmp")
         plain = [name for name in table.column_names if name != "embedding"]
         # Vectors do not compress.
         compression = {name: "none" if name == "embedding" else "zstd" for name in table.column_names}
-        with explain_full_disk(self.folder, temporary):
+        with replace_file(path) as temporary:
             pq.write_table(
                 table,
                 temporary,
@@ -208,10 +232,11 @@ class Store:
                 use_dictionary=plain or False,
                 write_statistics=plain or False,
             )
-            sync_and_rename(temporary, path)
+        if again:
+            self._write_errors(part)
         self._journal_path(part.number).unlink(missing_ok=True)
 
-    def write_errors(self, part: OpenPart) -> None:
+    def _write_errors(self, part: OpenPart) -> None:
         """Replace the errors of a part."""
         path = self._errors_path(part.number)
         if not part.errors:
@@ -222,34 +247,31 @@ class Store:
             {"row": part.first_row + row, "id": ids[row].as_py(), "code": error.code, "message": error.message}
             for row, error in sorted(part.errors.items())
         ]
-        with explain_full_disk(self.folder):
-            _write_file(path, b"".join(msgspec.json.encode(line, enc_hook=str) + b"\n" for line in lines))
+        with replace_file(path) as temporary:
+            temporary.write_bytes(b"".join(msgspec.json.encode(line, enc_hook=str) + b"\n" for line in lines))
 
-    def read_errors(self, index: int) -> list[bytes]:
+    def _read_errors(self, number: int) -> list[bytes]:
         """Return the lines of the errors of a complete part."""
-        path = self._errors_path(index)
+        path = self._errors_path(number)
         return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
     def gather_errors(self, path: Path) -> None:
         """Write the errors of all complete parts to one file, or delete the file if there are none."""
-        parts = sorted(self.state.glob("*.errors"))
-        done = [part for part in parts if self.part_path(int(part.stem)).exists()]
+        parts = self._list_state("errors")
+        done = [part for part in parts if part.suffix == ".errors" and self.part_path(int(part.stem)).exists()]
         if not done:
             path.unlink(missing_ok=True)
             return
-        temporary = path.with_name(f"{path.name}.tmp")
-        with explain_full_disk(path.parent, temporary):
-            with temporary.open("wb") as file:
-                for part in done:
-                    with part.open("rb") as lines:
-                        shutil.copyfileobj(lines, file)
-            sync_and_rename(temporary, path)
+        with replace_file(path) as temporary, temporary.open("wb") as file:
+            for part in done:
+                with part.open("rb") as lines:
+                    shutil.copyfileobj(lines, file)
 
-    def _journal_path(self, index: int) -> Path:
-        return self.state / f"{index:06}.journal"
+    def _journal_path(self, number: int) -> Path:
+        return self.state / f"{number:06}.journal"
 
-    def _errors_path(self, index: int) -> Path:
-        return self.state / f"{index:06}.errors"
+    def _errors_path(self, number: int) -> Path:
+        return self.state / f"{number:06}.errors"
 
 
 def make_vectors(part: OpenPart, dtype: str) -> pa.Array:
@@ -272,47 +294,47 @@ def make_vectors(part: OpenPart, dtype: str) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1], mask=mask)
 
 
-def describe_other_rows(index: int, path: Path) -> str:
+def read_vectors(column: pa.ChunkedArray, dtype: str, dimension: int) -> tuple[npt.NDArray[np.bool_], Vectors]:
+    """Return which rows of a part have a vector, and these vectors as float32, which `make_vectors` makes equal."""
+    chunks = column.chunks
+    present = np.concatenate([~np.asarray(chunk.is_null()) for chunk in chunks])
+    values = np.concatenate([np.asarray(chunk.flatten()).reshape(-1, chunk.type.list_size) for chunk in chunks])
+    if dtype == "ubinary":
+        values = np.unpackbits(values, axis=1, count=dimension)
+    return present, values.astype(np.float32) / np.float32(127 if dtype == "int8" else 1)
+
+
+def describe_other_rows(number: int, path: Path) -> str:
     """Return the message for a part that was computed from other rows."""
-    return f"part {index} of the inputs has other rows than {path}; use --overwrite to begin again"
+    return f"part {number} of the inputs has other rows than {path}; use --overwrite to begin again"
 
 
 @contextlib.contextmanager
-def explain_full_disk(folder: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Raise `AwayError` if the disk is full, and delete the unfinished file."""
-    try:
-        yield
-    except OSError as error:
-        if temporary:
-            temporary.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise AwayError(f"the disk of {folder} is full; make space and run the same command again") from None
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, and give the file its name when the block has written it, or delete it after an error.
 
-
-def _write_file(path: Path, content: bytes) -> None:
+    The file is synced before, so that its name never stands for a part of it, not even after a power cut.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_bytes(content)
-        sync_and_rename(temporary, path)
+        yield temporary
+        _sync(temporary)
+        temporary.rename(path)
+        _sync(path.parent)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def sync_and_rename(temporary: Path, path: Path) -> None:
-    """Give a complete file its name, so that the name never stands for a part of it, not even after a power cut."""
-    for target in (temporary, path.parent):
-        if target == path.parent:
-            temporary.rename(path)
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -107,7 +107,7 @@ MODEL_BUGS = [
     ModelBug("truncation cuts the special tokens", "engine/batch_inputs.py", "tail = after if ids[len(ids) - len(after) :].tolist() == after.tolist() else after[:0]", "tail = after[:0]", "golden_sentences qwen3"),
     ModelBug("devices choose their precision", "engine/device.py", ', "INFERENCE_PRECISION_HINT": precision}', "}", "inference_precision"),
     ModelBug("an NPU is asked for float32", "engine/device.py", 'precision = "f16" if is_npu(device) else "f32"', 'precision = "f32"', "inference_precision only_npu"),
-    ModelBug("Gemma3 runs in float16", "engine/device.py", "if prepared.needs_float32 and", "if False and", "inference_precision overflowing"),
+    ModelBug("Gemma3 runs in float16", "engine/device.py", "    if prepared.needs_float32:\n", "    if False:\n", "inference_precision overflowing"),
     ModelBug("vectors of an NPU have the revision of a CPU", "source.py", 'precision = {"INFERENCE_PRECISION_HINT": "f16"} if is_npu(self.device) else {}', "precision: dict[str, Any] = {}", "inference_precision revision"),
     ModelBug("fixed shapes attend to padding", "engine/fixed_shapes.py", 'self._pad_id if name == "input_ids" else 0', "self._pad_id if name == 'input_ids' else 1", "fixed_shapes same_vectors"),
     # Precision.

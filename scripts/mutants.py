@@ -48,8 +48,8 @@ class Bug(NamedTuple):
 
 
 BUGS = [
-    Bug("answers go out twice", "scheduler.py", "        worker.release_lease(message.batch, now)\n        if matches", "        if matches"),
-    Bug("old epochs' results count", "scheduler.py", "lease = worker.leases.get(message.batch) if message.epoch == self.state.epoch else None", "lease = worker.leases.get(message.batch)"),
+    Bug("answers go out twice", "results.py", "    worker.release_lease(message.batch, now)\n    if matches", "    if matches"),
+    Bug("old epochs' results count", "results.py", "lease = worker.leases.get(message.batch) if message.epoch == state.epoch else None", "lease = worker.leases.get(message.batch)"),
     Bug("a dead worker's jobs are lost", "eviction.py", "        requeue_lease(state, lease)\n    if notify", "    if notify"),
     Bug("everything a dead worker held is blamed", "eviction.py", "        if lease in blamed:", "        if blamed:"),
     Bug("a leaving worker is blamed", "eviction.py", "may_blame = reason == EvictionReason.LEASE_EXPIRED or (", "may_blame = True or ("),
@@ -181,6 +181,8 @@ BUGS = [
     Bug("an inference on all CPUs delays others", "workers/engine/pipeline.py", "if item.is_whole_batch and not self._running else", "if item.is_whole_batch else", ("tests/unit/workers/test_pipeline.py",)),
     Bug("a slower stream on all CPUs is kept", "workers/engine/engine.py", "if gain >= MIN_GAIN:", "if gain:", ("tests/unit/workers/test_spare_stream.py",)),
     Bug("the pipeline ends while a stream opens", "workers/engine/pipeline.py", "*self._inferring, *self._opening)", "*self._inferring)", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("locks of running workers are removed", "workers/engine/cpus.py", "            if None not in locked:\n", "            if True:\n", ("tests/unit/workers/test_cpus.py",)),
+    Bug("files of running workers are removed", "workers/models/cache.py", "self._file, fcntl.LOCK_SH | fcntl.LOCK_NB", "self._file, fcntl.LOCK_UN", ("tests/unit/workers/test_model_cache.py",)),
     Bug("workers claim the same part", "workers/engine/cpus.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", ("tests/unit/workers/test_cpus.py",)),
     Bug("a quota of each worker is divided", "workers/engine/cpus.py", "_sharers = parts if share_quota else 1", "_sharers = parts", ("tests/unit/workers/test_cpus.py",)),
     Bug("workers under a quota run on the first CPUs", "workers/engine/cpus.py", "if parts == 1 or count_cpus(root) < len(part):", "if parts == 1:", ("tests/unit/workers/test_cpus.py",)),
@@ -220,6 +222,11 @@ BUGS = [
     Bug("wrk's corrections stay", "scripts/bench_load.py", "counts[value + interval] if value > interval else 0", "0", ("tests/unit/test_bench.py",)),
     Bug("ratios compare with no row", "scripts/bench_results.py", "if cell.row == BASE), 0.0)", "if cell.row != BASE), 0.0)", ("tests/unit/test_bench.py",)),
     Bug("rounds of another machine are merged", "scripts/bench_results.py", "old is None or old.facts != new.facts", "old is None", ("tests/unit/test_bench.py",)),
+    Bug("a torn record of a journal counts", "scripts/embed_plan.py", "if len(payload) < length or zlib.crc32(payload) != checksum:", "if len(payload) < length:", ("tests/unit/test_embed_plan.py",)),
+    Bug("a changed input resumes an output", "scripts/embed_plan.py", "        if source != now[path]:", "        if False:", ("tests/unit/test_embed_plan.py",)),
+    Bug("another revision resumes an output", "scripts/embed_plan.py", "if old.revision != new.revision:", "if False:", ("tests/unit/test_embed_plan.py",)),
+    Bug("dropped rows shift the vectors of others", "scripts/embed_plan.py", "* size] for number in kept)", "* size] for number in range(len(kept)))", ("tests/unit/test_embed_plan.py",)),
+    Bug("a full server is not relieved", "scripts/embed_pace.py", "self.limit = max(1, self.limit // 2)", "self.limit = max(1, self.limit)", ("tests/unit/test_embed_plan.py",)),
     Bug("a custom_id may repeat", "frontend/batches/validation.py", "        if digest in self._seen:", "        if False:", ("tests/unit/frontend/test_batch_validation.py",)),
     Bug("inputs of a batch are not bounded", "frontend/batches/validation.py", "        self.inputs += _count_inputs(fields.get(\"input\"))", "        self.inputs += 1", ("tests/unit/frontend/test_batch_validation.py",)),
     Bug("a batch's pace never grows", "frontend/batches/pace.py", "            self._window = min(MAX_INPUTS, self._window + inputs)", "            pass", ("tests/unit/frontend/test_batch_pace.py",)),
@@ -230,6 +237,117 @@ BUGS = [
     Bug("a continued batch begins at its first line", "frontend/batches/batch_run.py", "offset, lines, part_lines = last.input_offset_end, last.end_line, FIRST_PART_LINES", "offset, lines, part_lines = 0, 0, FIRST_PART_LINES", ("tests/unit/frontend/test_batch_runs.py",)),
     Bug("lines after a gap are committed", "frontend/batches/batch_run.py", "                if not skipped:\n                    break\n", "                if not skipped:\n                    continue\n", ("tests/unit/frontend/test_batch_runs.py",)),
 ]  # fmt: skip
+#: Tests of the cache and of coalescing.
+CACHE_TESTS = tuple(
+    f"tests/unit/broker/test_{name}.py" for name in ("result_cache", "scheduler_cache", "scheduler_coalescing")
+)
+BUGS += [
+    Bug(
+        "results are shared by all keys",
+        "admission.py",
+        'scope = "" if shared else submission.client or self._frontend.uuid',
+        'scope = ""',
+        CACHE_TESTS,
+    ),
+    Bug(
+        "keys of a message are those of its first request",
+        "admission.py",
+        "wanted = (model, submission.kind, submission.options, scope, looks_up)",
+        "wanted = (model, submission.kind, 0, scope, looks_up)",
+        CACHE_TESTS,
+    ),
+    Bug("options do not change the vector", "input_keys.py", "bytes([kind, options])", "bytes([kind, 0])", CACHE_TESTS),
+    Bug("a revision does not change the vector", "input_keys.py", "model.revision.encode()", 'b""', CACHE_TESTS),
+    Bug(
+        "the cache grows without a bound",
+        "result_cache.py",
+        "        while self.bytes > self.max_bytes:",
+        "        while False:",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "the newest result leaves first",
+        "result_cache.py",
+        "            self._rows.move_to_end(key)\n",
+        "            pass\n",
+        CACHE_TESTS,
+    ),
+    Bug("NaN is stored", "result_cache.py", " or not is_surely_finite(row.vector):", ":", CACHE_TESTS),
+    Bug("the result of a suspect is stored", "coalescing.py", "return 0 if job.suspect else", "return", CACHE_TESTS),
+    Bug(
+        "an interactive job waits for a bulk batch",
+        "coalescing.py",
+        "return leader is not None and leader.request.lane <= lane",
+        "return leader is not None",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "followers of a job that returns are forgotten",
+        "coalescing.py",
+        "                self._settle(job.input_key)\n",
+        "                self.followers.pop(job.input_key, None)\n",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "followers of a failed job wait forever",
+        "coalescing.py",
+        "            self._settle(job.input_key, failure=(code, text))\n",
+        "            pass\n",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "a cancelled follower takes over",
+        "coalescing.py",
+        "while followers and not followers[0].is_open:",
+        "while False:",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "a cancelled leader takes its followers along",
+        "outcomes.py",
+        "    hand_over(state, request.model, jobs)\n",
+        "",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "a successor is no suspect",
+        "outcomes.py",
+        "successor.suspect, successor.errors = leader.suspect, leader.errors",
+        "successor.errors = leader.errors",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "all inputs are looked up in one call",
+        "reuse.py",
+        "            while left > 0 and (request",
+        "            while (request",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "what was left waits for a message",
+        "reuse.py",
+        "        if left <= 0:\n            state.coalescing.due = now\n",
+        "",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "hits count against the quota",
+        "reuse.py",
+        "            state.quotas.correct_charge(request.client, sum(job.tokens for job in jobs), 0)\n",
+        "",
+        CACHE_TESTS,
+    ),
+    Bug(
+        "no-cache gets stored results", "reuse.py", "        if keys.looks_up and (row", "        if (row", CACHE_TESTS
+    ),
+    Bug(
+        "all followers are settled in one call",
+        "reuse.py",
+        "range(min(left, len(settlement.jobs)))",
+        "range(len(settlement.jobs))",
+        CACHE_TESTS,
+    ),
+]
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
 

@@ -39,6 +39,8 @@ OPTIONAL_WORKER_FLAGS = (
     *("pooling", "normalize", "max_length"),
     *("aliases", "config_poll_s", "unload_idle_s"),
 )
+#: Flags that are passed to the broker if they are given, besides those above.
+OPTIONAL_BROKER_FLAGS = ("cache_bytes", "cache_scope")
 #: OVMS's words for where to truncate.
 OVMS_TRUNCATE = {"true": "end", "false": "none"}
 #: Variables of compose.yaml alone.
@@ -166,6 +168,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--aliases", "", "other names of models: ALIAS=MODEL,ALIAS=MODEL")
     add("--config-poll-s", "", "seconds between two looks for changed models and configurations; 0: never; default: 1")
     add("--unload-idle-s", "", "unload a model after this many seconds without a request; default: never")
+    text = "memory in bytes for results, which answer equal inputs; 0: compute every input; default: 268435456"
+    add("--cache-bytes", "", text, variable="VECMILL_CACHE_BYTES")
+    text = "key or all: who shares results, the clients of one API key or all clients; default: key"
+    add("--cache-scope", "", text, variable="VECMILL_CACHE_SCOPE", choices=("key", "all"))
     text = "where to truncate inputs that are too long, unless the request decides; none: reject them; default: as the "
     text += "model's configuration specifies"
     choices = {"choices": ("none", "start", "end"), "type": lambda word: OVMS_TRUNCATE.get(word, word)}

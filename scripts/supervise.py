@@ -6,6 +6,7 @@ if this one dies. SIGHUP is passed on to the processes, except when the terminal
 """
 
 import argparse
+import functools
 import http.client
 import os
 import shutil
@@ -15,20 +16,24 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from serve_flags import DATA, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
+from serve_flags import DATA, OPTIONAL_BROKER_FLAGS, OPTIONAL_WORKER_FLAGS, parse_arguments  # noqa: E402
 
 from broker.shared.exit import INTERRUPTED_STATUS, REFUSED_STATUS, exit_refused  # noqa: E402
 from frontend.listening import describe_refusal, open_sockets  # noqa: E402  after the path is set
 from frontend.processes import Child, print_status, reload_all  # noqa: E402  after the path is set
 from frontend.run_folder import create_run_folder  # noqa: E402
 from frontend.welcome import PORT_VARIABLE, format_curl, format_url  # noqa: E402
+
+if TYPE_CHECKING:
+    from workers.models.source import Overrides
 
 #: When this process started, on the monotonic clock.
 STARTED = time.monotonic()
@@ -54,8 +59,19 @@ class Served:
 def list_worker_flags(options: argparse.Namespace, device: str) -> list[str]:
     """Return the flags of a worker that select its models and set how they run."""
     names = ["model", "model_name", "cache", *filter(vars(options).get, OPTIONAL_WORKER_FLAGS)]
-    flags = [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
-    return [*flags, "--device", device, "--host-workers", str(options.workers), "--share-quota", "true"]
+    return [
+        *_list_flags(options, names),
+        "--device",
+        device,
+        "--host-workers",
+        str(options.workers),
+        "--share-quota",
+        "true",
+    ]
+
+
+def _list_flags(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    return [word for name in names for word in ("--" + name.replace("_", "-"), getattr(options, name))]
 
 
 def find_devices() -> list[str]:
@@ -99,7 +115,8 @@ def prepare_first_model(options: argparse.Namespace, device: str) -> str:
     reasons = {refused.name: refused.reason for refused in found.refused}
     for source in found.sources:
         try:
-            prepare_model(source.folder, cache, print_status, source.overrides)
+            check = functools.partial(check_device, device, source.overrides)
+            prepare_model(source.folder, cache, print_status, source.overrides, check)
             break
         except ModelError as error:
             reasons[source.name] = str(error)
@@ -108,6 +125,19 @@ def prepare_first_model(options: argparse.Namespace, device: str) -> str:
     for name, reason in reasons.items():
         print_status(f"cannot serve {name}: {reason}")
     return source.name
+
+
+def check_device(device: str, overrides: "Overrides", needs_float32: bool) -> None:
+    """Raise `ModelError` if no worker could compute a model, so that it need not be converted."""
+    # The imports take a second.
+    from workers.engine.device import DeviceError
+    from workers.engine.precision import check_precision
+    from workers.models.json_files import ModelError
+
+    try:
+        check_precision(overrides.device.upper() or device.upper() or "CPU", overrides, needs_float32=needs_float32)
+    except DeviceError as error:
+        raise ModelError(str(error)) from None
 
 
 def check_address(host: str, port: int) -> None:
@@ -140,6 +170,7 @@ def create_children(
     python = [sys.executable, "-m"]
     broker = [*python, "broker", "--frontend-bind", frontends, "--worker-bind", workers]
     broker += ["--metrics-bind", options.metrics_bind]
+    broker += _list_flags(options, filter(vars(options).get, OPTIONAL_BROKER_FLAGS))
     worker = [*python, "workers", "--broker", workers]
     frontend = [*python, "frontend", "--broker", frontends, "--host", options.host, "--port", str(options.port)]
     frontend += ["--processes", str(options.frontends), "--api-keys", options.api_keys]

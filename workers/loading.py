@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from broker.wire import protocol as wire
 from workers.config import Config, make_options, parse_aliases
 from workers.engine.device import DeviceError
 from workers.engine.engine import TYPICAL_LENGTH, Engine
-from workers.engine.precision import load_engine
+from workers.engine.precision import check_precision, load_engine
 from workers.models.json_files import ModelError
 from workers.models.prepare import PreparedModel, prepare_model
 from workers.models.sources import Source, find_sources
@@ -42,7 +42,17 @@ def scan_models(config: Config) -> Scan:
         name = repair_text(source.name)
         wanted[name] = SourceVersion(source, tuple(_list_files(source.folder)))
     refused = {repair_text(refused.name): refused.reason for refused in found.refused}
+    remarks += list_dead_aliases(config, {*wanted, *refused})
     return Scan(wanted, refused, remarks=tuple(remarks))
+
+
+def list_dead_aliases(config: Config, names: Collection[str]) -> list[str]:
+    """Return a sentence for each alias of a model that is not configured."""
+    return [
+        f"the alias {alias} has no effect, because no model is named {name}; choose one of {', '.join(sorted(names))}"
+        for alias, name in parse_aliases(config).items()
+        if name not in names
+    ]
 
 
 def load_model(config: Config, name: str, version: Version) -> Loaded:
@@ -50,8 +60,12 @@ def load_model(config: Config, name: str, version: Version) -> Loaded:
     assert isinstance(version, SourceVersion)
     source, cache = version.source, get_cache(config)
     device = source.overrides.device.upper() or "CPU"
+
+    def check(needs_float32: bool) -> None:
+        check_precision(device, source.overrides, needs_float32=needs_float32)
+
     try:
-        prepared = prepare_model(source.folder, cache, log.info, source.overrides)
+        prepared = prepare_model(source.folder, cache, log.info, source.overrides, check)
         engine, precision = load_engine(prepared, device, config.streams, cache, source.overrides)
         engine.warm_up()
     except (ModelError, DeviceError) as error:
@@ -100,6 +114,7 @@ def describe_model(
         truncates=prepared.truncates,
         parts=list(source.parts),
         precision=precision,
+        streams=engine.streams,
     )
 
 

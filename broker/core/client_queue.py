@@ -1,4 +1,4 @@
-"""Waiting inputs of one client in one lane, and which of them a batch takes. Pure.
+"""Waiting inputs of one client in one lane that may leave, and which of them a batch takes. Pure.
 
 Inputs leave in the order of their requests, and within a request in the order of their positions; those that return
 from a worker leave first. The broker does not sort them by length: workers sort the inputs of a batch, and do without
@@ -51,7 +51,7 @@ class ClientQueue:
         return bool(self._requests)
 
     def push(self, request: Request) -> None:
-        """Add a request at the end."""
+        """Add a request at the end, unless it is there."""
         self._requests[request] = None
 
     def push_back(self, job: Job) -> None:
@@ -69,7 +69,7 @@ class ClientQueue:
         while self._requests and self.deficit > 0 and not room.full:
             request = next(iter(self._requests))
             jobs: list[Job] = []
-            for position in request.list_waiting():
+            for position in request.list_ready():
                 tokens = request.count_tokens(position)
                 if self.deficit <= 0 or not room.add_input(tokens, request.lengths[position]):
                     break
@@ -77,7 +77,7 @@ class ClientQueue:
                 self.deficit -= tokens
             else:
                 del self._requests[request]
-            request.remove_waiting(len(jobs))
+            request.remove_ready(len(jobs))
             if jobs:
                 yield jobs
 
@@ -88,4 +88,4 @@ class ClientQueue:
     def list_waiting(self) -> Iterator[tuple[Request, Iterable[int]]]:
         """Yield waiting inputs as requests and positions; a request may occur several times."""
         for request in self._requests:
-            yield request, request.list_waiting()
+            yield request, request.list_ready()

@@ -8,6 +8,7 @@ from broker.core.jobs import Job
 from broker.core.models import Model
 from broker.core.outcomes import fail_poison
 from broker.core.pool import Pool
+from broker.core.reuse import MAX_DROPPED, drop_known
 from broker.core.state import State
 from broker.core.worker import Lease, Worker
 from broker.wire import protocol as wire
@@ -20,13 +21,19 @@ Models = Mapping[ModelKey, Model]
 def dispatch_waiting(state: State, now: float) -> None:
     """Send all batches that may leave now, the model with the oldest job first."""
     waiting = [(model.queue.find_oldest(), key) for key, model in state.models.items() if model.queue]
+    left = MAX_DROPPED
     for _, key in sorted(waiting):
-        while chosen := _choose_batch(state.models, state.pool, key, now):
+        while left > 0 and (chosen := _choose_batch(state.models, state.pool, key, now)):
             worker, jobs = chosen
             if not jobs:
                 raise LocalProtocolError(f"a batch of {key.name!r} for {worker.name} has no job")
             if jobs := fail_poison(state, jobs, now):
-                _lease_batch(state, worker, jobs, key, now)
+                rest = drop_known(state, jobs, now)
+                left -= len(jobs) - len(rest)
+                if rest:
+                    _lease_batch(state, worker, rest, key, now)
+    if left <= 0:
+        state.coalescing.due = now
 
 
 def _lease_batch(state: State, worker: Worker, jobs: list[Job], model: ModelKey, now: float) -> None:

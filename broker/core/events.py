@@ -12,7 +12,7 @@ from broker.core.jobs import Job, Request
 from broker.core.metrics import Metrics
 from broker.core.worker import Lease, Worker
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import BatchResult, ModelKey
+from broker.wire.protocol import BatchResult, ModelKey, Source
 
 
 class EvictionReason(enum.StrEnum):
@@ -101,6 +101,22 @@ class EventRecorder:
         """Record that jobs are answered with their row of a batch's result."""
         self.metrics.jobs_ended.add(("answered",), len(jobs))
         self.history.add_jobs(now, "ended", f"with its vector from batch {lease.batch}", jobs)
+
+    def jobs_reused(self, jobs: Sequence[Job], source: Source, now: float) -> None:
+        """Record that jobs are answered with rows that were computed for equal inputs."""
+        if jobs:
+            counter = self.metrics.cache_hits if source == Source.CACHE else self.metrics.cache_coalesced
+            counter.add((), len(jobs))
+            self.metrics.jobs_ended.add(("answered",), len(jobs))
+            self.history.add_jobs(now, "ended", f"with the vector of an equal input ({source.name.lower()})", jobs)
+
+    def inputs_missed(self, jobs: int) -> None:
+        """Record that jobs are computed after a look-up without a result."""
+        self.metrics.cache_misses.add((), jobs)
+
+    def rows_evicted(self, rows: int) -> None:
+        """Record that rows left the cache to make room."""
+        self.metrics.cache_evictions.add((), rows)
 
     def job_failed(self, job: Job, code: ErrorCode, now: float) -> None:
         """Record that a job fails."""

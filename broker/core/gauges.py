@@ -31,6 +31,7 @@ def _list_queue_gauges(state: State) -> list[Family]:
                (((name,), number) for name, number in suspects.items())),
         _gauge("expected_wait_seconds", "Seconds that a model's workers need for all its open jobs", ("model",),
                (((name,), predict_wait_s(state, key)) for name, key in state.current.items())),
+        _gauge("cache_bytes", "Memory of results", (), [((), state.coalescing.cache.bytes)]),
         _gauge("open_jobs", "Jobs waiting or running", (), [((), state.ledger.jobs)]),
         _gauge("frontends", "Frontends connected", (), [((), len(state.ledger.by_uuid))]),
         _gauge("workers", "Workers ready", ("model",),
@@ -58,7 +59,7 @@ def _list_worker_gauges(state: State) -> list[Family]:
         _gauge("worker_precision", "1 for each model, with the precision that the worker computes it in",
                (*labels, "precision"), (((*of, model.info.precision), 1) for of, (_, model) in served.items())),
         _gauge("worker_streams", "Inferences that run in parallel on the worker", labels,
-               ((of, worker.streams) for of, (worker, _) in served.items())),
+               ((of, model.info.streams or worker.streams) for of, (worker, model) in served.items())),
     ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from broker.core.jobs import Request
+from broker.core.jobs import Job, Request
 from broker.core.state import State
 from broker.wire.errors import LocalProtocolError
 from broker.wire.protocol import Lane
@@ -12,6 +12,7 @@ from broker.wire.protocol import Lane
 def check_state(state: State) -> None:
     """Raise `LocalProtocolError` naming the first invariant that does not hold."""
     _check_jobs(state)
+    _check_coalescing(state)
     _check_queues(state)
     _check_workers(state)
     _check_models(state)
@@ -24,7 +25,8 @@ def _check_jobs(state: State) -> None:
     ]
     leases = [lease for worker in state.pool.workers.values() for lease in worker.leases.values()]
     made = [job for lease in leases for job in lease.jobs if job.is_open] + state.blame.list_on_trial()
-    places = Counter([*waiting, *((job.request, job.position) for job in made)])
+    following = list(state.coalescing.list_followers())
+    places = Counter([*waiting, *((job.request, job.position) for job in (*made, *following))])
     requests = [request for frontend in state.ledger.by_uuid.values() for request in frontend.requests.values()]
     twice = [place for place, count in places.items() if count > 1]
     _require(not twice, "a job is in two places", twice)
@@ -34,7 +36,7 @@ def _check_jobs(state: State) -> None:
             counted[request] == request.open_jobs > 0, "an open job is in no place, or a closed one in some", request
         )
     _require(len(counted) == len(requests), "a job of a closed request is in some place")
-    for job in made:
+    for job in (*made, *following):
         _require(job.request.jobs.get(job.position) is job, "a job is not its request's at this position", job)
     _check_totals(state, requests, places)
 
@@ -59,6 +61,27 @@ def _check_totals(state: State, requests: list[Request], places: Iterable[tuple[
     _require(ledger.holder_jobs == holders, "the number of a holder's open jobs is wrong")
 
 
+def _check_coalescing(state: State) -> None:
+    coalescing = state.coalescing
+    leases = [lease for worker in state.pool.workers.values() for lease in worker.leases.values()]
+    leased = {job for lease in leases for job in lease.jobs}
+    _require(coalescing.followers.keys() <= coalescing.leaders.keys(), "jobs follow a key that no job leads")
+    for key, leader in coalescing.leaders.items():
+        _require(leader.is_open and _has_key(leader, key), "a leader is closed, or has another key", leader)
+        _require(leader in leased or leader.suspect, "a leader neither runs nor is a suspect", leader)
+    for key, followers in coalescing.followers.items():
+        for job in followers:
+            _require(not job.is_open or _has_key(job, key), "a job follows another key than its own", job)
+    cache = coalescing.cache
+    _require(cache.count_bytes() == cache.bytes <= cache.max_bytes, "the bytes of the cache are wrong")
+
+
+def _has_key(job: Job, key: bytes) -> bool:
+    """Return whether an open job has this key, computed from its input."""
+    keys = job.request.keys
+    return keys is not None and job.input_key == key == keys.compute(job.payload)
+
+
 def _check_queues(state: State) -> None:
     for key, model in state.models.items():
         queued = [(request, position) for request, positions in model.queue.list_waiting() for position in positions]
@@ -72,7 +95,10 @@ def _check_queues(state: State) -> None:
         suspect_tokens = {job.key: job.tokens for job in suspects}
         expected = [len(queued) - len(suspect_tokens), tokens - sum(suspect_tokens.values())]
         _require(in_lanes == expected, "the totals of the lanes are wrong", key)
-        _require(not (queued and state.pool.count_idle(key)), "a job waits while a worker is idle", key)
+        unknown = any(model.queue.find_unknown(lane) for lane in Lane)
+        left = state.coalescing.due is not None
+        _require(left or not unknown, "an input is not looked up", key)
+        _require(left or not (queued and state.pool.count_idle(key)), "a job waits while a worker is idle", key)
         served = bool(state.pool.list_ready(key))
         _require(served == (model.unserved_since is None), "`unserved_since` of a model is wrong", key)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
+from broker.core.input_keys import InputKeys
 from broker.wire import protocol as wire
 from broker.wire.protocol import Frame, Kind, Option
 
@@ -83,6 +84,8 @@ class Request:
     #: Number of inputs.
     inputs: int
     pricing: Pricing
+    #: Keys of the inputs in the cache; None: their results are neither looked up nor stored.
+    keys: InputKeys | None = None
     #: Open jobs with their tokens and bytes. Maintained by the ledger.
     open_jobs: int = 0
     open_tokens: int = 0
@@ -92,7 +95,8 @@ class Request:
     #: Waiting inputs without suspects, and their tokens. Maintained by the queue.
     queued_jobs: int = 0
     queued_tokens: int = 0
-    #: Position of the first input that has not left the queue, and positions that have returned, in order.
+    #: Position of the first input that has not left the queue, or, with look-ups, has not been looked up; and positions
+    #: that have returned or were looked up, in order.
     _next: int = 0
     _returned: list[int] = field(default_factory=list)
     _tokens: int | None = None
@@ -108,6 +112,7 @@ class Request:
         model: wire.ModelKey,
         pricing: Pricing,
         arrived: float,
+        keys: InputKeys | None = None,
     ) -> Self:
         """Return the request of a frontend's submission; `owner` is the frontend's uuid."""
         client = submission.client or owner
@@ -128,6 +133,7 @@ class Request:
             lengths=lengths,
             inputs=len(lengths),
             pricing=pricing,
+            keys=keys,
         )
 
     def __repr__(self) -> str:
@@ -150,12 +156,26 @@ class Request:
         """Return the tokens of one input, after `tokens`."""
         return self._counted[position]
 
-    def list_waiting(self) -> Iterable[int]:
-        """Return the positions of the waiting inputs in order, without suspects."""
-        return itertools.chain(self._returned, range(self._next, self.inputs))
+    @property
+    def looks_up(self) -> bool:
+        """Whether each input is looked up before it may leave the queue."""
+        return self.keys is not None and self.keys.looks_up
 
-    def remove_waiting(self, inputs: int) -> None:
-        """Remove the first of the waiting inputs."""
+    def list_ready(self) -> Iterable[int]:
+        """Return the positions of the waiting inputs that may leave the queue, in order, without suspects."""
+        return self._returned if self.looks_up else itertools.chain(self._returned, range(self._next, self.inputs))
+
+    def list_unknown(self) -> range:
+        """Return the positions of the waiting inputs that have not been looked up."""
+        return range(self._next, self.inputs) if self.looks_up else range(0)
+
+    def end_lookups(self, inputs: int, ready: Iterable[int]) -> None:
+        """Record that the first of the unknown inputs were looked up, and which of them may leave the queue."""
+        self._next += inputs
+        self._returned.extend(ready)
+
+    def remove_ready(self, inputs: int) -> None:
+        """Remove the first of the inputs that may leave the queue."""
         returned = len(self._returned[:inputs])
         del self._returned[:returned]
         self._next += inputs - returned
@@ -208,6 +228,8 @@ class Job:
     is_open: bool = True
     #: Whether the job waits in its model's queue of suspects.
     is_queued: bool = False
+    #: Key of the input if the job leads or follows it, or did (see `Coalescing`).
+    input_key: bytes = b""
 
     def __repr__(self) -> str:
         state = "closed" if not self.is_open else "suspect" if self.suspect else "open"

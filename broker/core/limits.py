@@ -1,6 +1,6 @@
 """Limits and times of the scheduler. Pure."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -31,6 +31,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_wait_s: Annotated[
         float, Meta(gt=0, description="reject requests with an expected wait longer than this, in seconds")
     ] = 30.0
+    cache_bytes: Annotated[
+        int,
+        Meta(ge=0, description="memory for results, which answer equal inputs; 0: compute every input, in bytes"),
+    ] = 1 << 28
+    cache_scope: Annotated[
+        Literal["key", "all"],
+        Meta(description="who shares results: the clients of one API key, or all clients"),
+    ] = "key"
     #: Crashes of workers that one job may be part of before it is poison.
     max_crashes: int = 2
     #: Failed inferences that one job may be part of before it fails.

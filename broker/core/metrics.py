@@ -145,6 +145,10 @@ class Metrics:
             "batches", "Batches dispatched, answered and failed", ("event",), ("dispatched", "answered", "failed")
         )
         self.batch_seconds = CounterFamily("batch_seconds", "Seconds that answered batches took, from lease to result")
+        self.cache_hits = CounterFamily("cache_hits", "Inputs answered with a result in memory")
+        self.cache_misses = CounterFamily("cache_misses", "Inputs computed because no result was in memory")
+        self.cache_coalesced = CounterFamily("cache_coalesced", "Inputs answered when an equal input was computed")
+        self.cache_evictions = CounterFamily("cache_evictions", "Results removed from memory to make room")
         self.workers_joined = CounterFamily("workers_joined", "Workers that connected")
         self.workers_left = CounterFamily("workers_left", "Workers that drained and left, or reconnected")
         self.worker_evictions = CounterFamily("worker_evictions", "Workers evicted, by reason", ("reason",), reasons)
@@ -216,6 +220,10 @@ class Metrics:
             "jobs_failed": self.jobs_ended.total - answered - cancelled,
             "jobs_requeued": self.jobs_requeued.total,
             "jobs_blocked": self.jobs_blocked.total,
+            "cache_hits": self.cache_hits.total,
+            "cache_coalesced": self.cache_coalesced.total,
+            "cache_misses": self.cache_misses.total,
+            "cache_evictions": self.cache_evictions.total,
             "requests_rejected": self.requests_rejected.total,
             "duplicate_requests": self.requests_repeated.total,
             "batches_dispatched": self.batches.get(("dispatched",)),

@@ -77,7 +77,10 @@ class ModelLoading:
             if notice.failure
         }
         loading = {
-            notice.model: ModelState(notice.model, Availability.LOADING) for notice in notices if not notice.failure
+            notice.model: ModelState(notice.model, Availability.LOADING)
+            for notice in notices
+            # A process that reads its configuration knows no name.
+            if notice.model and not notice.failure
         }
         return list((failed | loading).values())
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from broker.core.jobs import TOKENIZE, Job, Request
 from broker.core.ledger import MAX_EXPIRED
 from broker.core.models import Model
-from broker.core.result_split import split_result
+from broker.core.result_split import list_rows, split_result
 from broker.core.state import State
 from broker.core.worker import Lease, Worker
 from broker.wire import protocol as wire
@@ -18,7 +18,7 @@ from broker.wire.errors import (
     LocalProtocolError,
     describe_no_worker,
 )
-from broker.wire.protocol import Failure, Frame
+from broker.wire.protocol import Failure, Frame, ModelKey
 
 #: Retry-After of a request that failed as a whole, in milliseconds.
 RETRY_AFTER_MS = 5000
@@ -38,6 +38,9 @@ def answer_batch(
     worker.record_batch_time(lease, sum(inferred), now)
     worker.answered_batches += 1
     state.events.batch_answered(worker, lease, result, sum(inferred), now)
+    # Before the jobs are closed, so that none of them leads any more.
+    evicted = sum(state.coalescing.end_with_row(job, row) for job, row in list_rows(lease, result, memoryview(frame)))
+    state.events.rows_evicted(evicted)
     for share in split_result(lease, result, memoryview(frame), lease.model.revision):
         state.events.jobs_answered(lease, share.jobs, now)
         worker.answered_jobs += len(share.jobs)
@@ -80,6 +83,7 @@ def fail_batch(state: State, lease: Lease, code: ErrorCode, text: str, now: floa
 def requeue_lease(state: State, lease: Lease) -> None:
     """Return a lease's open jobs to the head of the queue."""
     jobs = [job for job in lease.jobs if job.is_open]
+    state.coalescing.release_followers(job for job in jobs if not job.suspect)
     state.models[lease.model].queue.push_back(jobs)
     state.events.jobs_requeued(lease.model, len(jobs))
 
@@ -108,6 +112,7 @@ def fail_job(state: State, job: Job, code: ErrorCode, text: str, now: float) -> 
     state.events.job_failed(job, code, now)
     failure = Failure(job.request.number, job.position, code, text)
     state.outbox.put(state.ledger.by_uuid[job.request.owner].peer, wire.Failures([failure]))
+    state.coalescing.end_with_failure(job, code, text)
     close_jobs(state, [job])
 
 
@@ -135,8 +140,11 @@ def fail_unserved(state: State, model: Model, now: float) -> None:
         code, text = ErrorCode.REPLACED, ErrorCode.REPLACED.text
     elif state.draining:
         code, text = ErrorCode.DRAINING, ErrorCode.DRAINING.text
-    waiting = dict.fromkeys(request for request, _ in model.queue.list_waiting())
-    for request in itertools.islice(waiting, MAX_EXPIRED):
+    for _ in range(MAX_EXPIRED):
+        # One at a time, because a follower of a suspect takes its place.
+        request = next((request for request, _ in model.queue.list_waiting()), None)
+        if request is None:
+            break
         fail_request(state, request, code, text, now)
 
 
@@ -159,7 +167,24 @@ def cancel_request(state: State, request: Request, now: float) -> None:
 
 def _close_request(state: State, request: Request) -> None:
     state.models[request.model].queue.discard(request)
+    jobs = list(request.jobs.values())
     state.ledger.close_request(request)
+    hand_over(state, request.model, jobs)
+
+
+def hand_over(state: State, model: ModelKey, closed: Sequence[Job]) -> None:
+    """Let followers take the places of closed jobs that led: in their batches, or as suspects."""
+    successors = state.coalescing.replace_leaders(closed)
+    for leader, successor in successors.items():
+        successor.suspect, successor.errors = leader.suspect, leader.errors
+        # A successor of a job on trial runs once more before it goes on trial.
+        successor.crashes = min(leader.crashes, state.limits.max_crashes - 1)
+    leases = [lease for worker in state.pool.workers.values() for lease in worker.leases.values()] if successors else []
+    for lease in leases:
+        if lease.model == model:
+            lease.jobs = [successors.pop(job, job) for job in lease.jobs]
+    if successors:
+        state.models[model].queue.push_back(successors.values())
 
 
 def close_jobs(state: State, jobs: Sequence[Job]) -> None:

@@ -30,11 +30,17 @@ class LaneQueue:
     def __init__(self) -> None:
         #: Clients with inputs, in the order of their turns.
         self._clients: OrderedDict[str | bytes, ClientQueue] = OrderedDict()
+        #: Requests with inputs that must be looked up before they may leave, in the order of their turns.
+        self.unknown: OrderedDict[Request, None] = OrderedDict()
         #: Waiting inputs and their tokens by client. Maintained by the model's queue.
         self.jobs = 0
         self.holdings = Holdings()
         #: Tokens that have left, divided by the lane's weight.
         self.served = 0.0
+
+    def __bool__(self) -> bool:
+        """Whether an input may leave."""
+        return bool(self._clients)
 
     def find_client(self, name: str | bytes) -> ClientQueue:
         """Return a client's queue; append a new one to the round if there is none."""
@@ -45,10 +51,12 @@ class LaneQueue:
 
     def discard(self, request: Request) -> None:
         """Remove a request's waiting inputs."""
-        client = self._clients[request.client]
-        client.discard(request)
-        if not client:
-            del self._clients[request.client]
+        self.unknown.pop(request, None)
+        client = self._clients.get(request.client)
+        if client is not None:
+            client.discard(request)
+            if not client:
+                del self._clients[request.client]
 
     def take(self, room: Room) -> Iterator[list[Job]]:
         """Yield jobs of one request at a time while there is room. A batch's first job always fits."""
@@ -81,6 +89,8 @@ class LaneQueue:
         """Yield waiting inputs like `ClientQueue.list_waiting`."""
         for client in self._clients.values():
             yield from client.list_waiting()
+        for request in self.unknown:
+            yield request, request.list_unknown()
 
 
 class ModelQueue:
@@ -98,8 +108,29 @@ class ModelQueue:
 
     def push(self, request: Request) -> None:
         """Add a request at the end."""
-        self._lanes[request.lane].find_client(request.client).push(request)
+        lane = self._lanes[request.lane]
+        if request.looks_up:
+            lane.unknown[request] = None
+        else:
+            lane.find_client(request.client).push(request)
         self._add_totals(request, request.inputs, request.tokens)
+
+    def find_unknown(self, lane: Lane) -> Request | None:
+        """Return the next request of a lane with inputs that must be looked up; None without one."""
+        return next(iter(self._lanes[lane].unknown), None)
+
+    def end_turn(self, request: Request, ready: list[int], known: list[Job]) -> None:
+        """Record which of the next unknown inputs may leave, and that others left as jobs. Then others have a turn."""
+        lane = self._lanes[request.lane]
+        request.end_lookups(len(ready) + len(known), ready)
+        if request.list_unknown():
+            lane.unknown.move_to_end(request)
+        else:
+            del lane.unknown[request]
+        if ready:
+            lane.find_client(request.client).push(request)
+        if known:
+            self._add_totals(request, -len(known), -sum([job.tokens for job in known]))
 
     def push_back(self, jobs: Iterable[Job]) -> None:
         """Return open jobs to the head in their old order; suspects to the head of the suspects."""
@@ -124,11 +155,11 @@ class ModelQueue:
                 self._remove_suspect(job)
 
     def list_lanes(self, ahead: int) -> list[Lane]:
-        """Return the lanes whose inputs may leave now, the lane further behind its share first.
+        """Return the lanes with inputs that may leave now, the lane further behind its share first.
 
         The interactive lane may be `ahead` tokens ahead of its share. Suspects are not counted.
         """
-        waiting = [lane for lane in Lane if self._lanes[lane].jobs]
+        waiting = [lane for lane in Lane if self._lanes[lane]]
         first, last = self._lanes[Lane.INTERACTIVE].served, self._lanes[Lane.BULK].served
         if len(waiting) > 1 and first > last + ahead / WEIGHTS[Lane.INTERACTIVE]:
             return [Lane.BULK]
@@ -168,7 +199,7 @@ class ModelQueue:
         return self._lanes[lane].holdings.total
 
     def find_oldest(self) -> float:
-        """Return the arrival of an input that leaves soon, to order models; infinity if no input waits."""
+        """Return the arrival of an input that leaves soon, to order models; infinity if no input may leave."""
         if self.has_suspect:
             return self._suspects[0].request.arrived
         return min(lane.find_oldest() for lane in self._lanes.values())

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from broker.core.jobs import TOKENIZE, Job
+from broker.core.result_cache import Row
 from broker.core.worker import Lease
 from broker.wire import protocol as wire
 from broker.wire.protocol import Frame
@@ -41,8 +42,7 @@ def split_result(lease: Lease, result: wire.BatchResult, vectors: memoryview, re
     Jobs of one frontend are adjacent in a batch, so their rows are one slice and are not copied, unless one of the
     frontend's jobs was cancelled meanwhile.
     """
-    failed = {failure.position for failure in result.failures}
-    served = [position for position in range(len(lease.jobs)) if position not in failed]
+    served = _list_served(lease, result)
     offsets = _find_offsets(result, len(served))
     rows = [(lease.jobs[position], position, row) for row, position in enumerate(served)]
     for owner, group in itertools.groupby(rows, key=lambda row: row[0].request.owner):
@@ -54,6 +54,24 @@ def split_result(lease: Lease, result: wire.BatchResult, vectors: memoryview, re
             frame = b"".join(vectors[offsets[row] : offsets[row + 1]] for _, _, row in still_open)
         if still_open:
             yield Share(owner, [job for job, _, _ in still_open], _build_answers(still_open, result, revision), frame)
+
+
+def list_rows(lease: Lease, result: wire.BatchResult, vectors: memoryview) -> Iterator[tuple[Job, Row]]:
+    """Yield the jobs whose inputs have keys, also closed jobs, with copies of their rows."""
+    tokens, truncated = wire.unpack_u32(result.tokens), wire.unpack_u32(result.truncated)
+    served = _list_served(lease, result)
+    offsets = _find_offsets(result, len(served))
+    for number, position in enumerate(served):
+        job = lease.jobs[position]
+        if job.input_key:
+            vector = bytes(vectors[offsets[number] : offsets[number + 1]])
+            yield job, Row(vector, tokens[position], truncated[position] if truncated else 0)
+
+
+def _list_served(lease: Lease, result: wire.BatchResult) -> list[int]:
+    """Return the positions of the jobs that have rows."""
+    failed = {failure.position for failure in result.failures}
+    return [position for position in range(len(lease.jobs)) if position not in failed]
 
 
 def _find_offsets(result: wire.BatchResult, rows: int) -> Sequence[int]:

@@ -6,6 +6,7 @@ values. `handle`, `tick`, `lost` and `drain` are the only ways to change the sta
 Jobs and workers are state machines; ARCHITECTURE.md has their transition tables:
 
     job:     QUEUED → LEASED → answered    QUEUED or LEASED → failed or cancelled    LEASED → QUEUED (requeued)
+             QUEUED → answered from the cache    QUEUED → FOLLOWING (an equal job) → answered, failed or QUEUED
     worker:  READY → DRAINING → gone       READY or DRAINING → evicted
 
 No message makes `handle` raise. A late, unknown or contradictory message is counted and ignored, or ends the peer's
@@ -27,16 +28,15 @@ from broker.core.limits import Limits
 from broker.core.metrics import Family
 from broker.core.outbox import Send
 from broker.core.outcomes import (
-    answer_batch,
     cancel_request,
     compute_grace_s,
     end_trials,
-    fail_batch,
     fail_expired,
     fail_unserved,
     requeue_lease,
 )
-from broker.core.result_split import matches_lease
+from broker.core.results import receive_error, receive_result
+from broker.core.reuse import look_up_waiting, settle_followers
 from broker.core.revisions import (
     announce_models,
     ask_for_models,
@@ -95,14 +95,15 @@ class Scheduler:
         for frontend in state.ledger.find_silent(now) if frontends_read else []:
             self._remove_frontend(frontend, now)
         restore_revisions(state, now)
-        # Cleared jobs return to their queue, and fail there if their model has no worker.
+        # Cleared jobs and followers return to their queue, and fail there if their model has no worker.
         end_trials(state, now)
+        settle_followers(state, now)
         for model in state.models.values():
             if model.queue and model.is_unserved(now, compute_grace_s(state, model)):
                 fail_unserved(state, model, now)
         forget_models(state, now)
         state.models_changed |= state.loading.drop_expired(now)
-        return self._finish_call(now)
+        return self._finish_call(now, settled=True)
 
     def lost(self, peer: bytes, now: float) -> list[Send]:
         """Remove a peer because its connection has ended. Return the messages to send."""
@@ -123,12 +124,18 @@ class Scheduler:
         """Reject new requests from now on. Admitted jobs are still answered; those without a worker fail."""
         self.state.draining = True
 
-    def _finish_call(self, now: float) -> list[Send]:
-        """Fail expired requests, dispatch, send frontends changed models, and return all messages to send."""
+    def _finish_call(self, now: float, *, settled: bool = False) -> list[Send]:
+        """Fail expired requests, look up inputs, dispatch, and return all messages to send, with changed models."""
         state = self.state
+        state.coalescing.due = None
         fail_expired(state, now)
         end_trials(state, now)
+        if not settled:
+            settle_followers(state, now)
+        look_up_waiting(state, now)
         dispatch_waiting(state, now)
+        if state.coalescing.settlements:
+            state.coalescing.due = now
         release_models(state, now)
         ask_for_models(state, now)
         if state.models_changed:
@@ -150,7 +157,7 @@ class Scheduler:
             for model in state.models.values()
             if model.unserved_since is not None and model.queue
         ]
-        others = (state.pool, state.ledger, state.blame, state.loading)
+        others = (state.pool, state.ledger, state.blame, state.loading, state.coalescing)
         times += [time for other in others if (time := other.next_deadline()) is not None]
         calls = (next_dispatch_at(state.models, state.pool), next_change_at(state))
         return min([*times, *(time for time in calls if time is not None)], default=None)
@@ -284,12 +291,12 @@ class Scheduler:
     def _handle_worker(self, worker: Worker, message: Message, now: float, frames: Sequence[Frame]) -> None:
         match message:
             case wire.BatchResult():
-                self._receive_result(worker, message, now, frames)
+                receive_result(self.state, worker, message, frames, now)
             case wire.WorkerHeartbeat():
                 worker.update_credit(message.credit, message.seen)
                 self.state.outbox.put(worker.peer, wire.Heartbeat())
             case wire.BatchError():
-                self._receive_error(worker, message, now)
+                receive_error(self.state, worker, message, now)
             case wire.WorkerModels():
                 change_models(self.state, worker, message, now)
             case wire.Reloaded():
@@ -327,24 +334,3 @@ class Scheduler:
             if lease:
                 requeue_lease(self.state, lease)
         mark_unserved(self.state, worker, now)
-
-    def _receive_error(self, worker: Worker, message: wire.BatchError, now: float) -> None:
-        worker.update_credit(message.credit, message.seen)
-        lease = worker.release_lease(message.batch, now) if message.epoch == self.state.epoch else None
-        if lease is None:
-            self.state.events.result_late()
-            return
-        fail_batch(self.state, lease, message.code, message.text, now)
-
-    def _receive_result(self, worker: Worker, message: wire.BatchResult, now: float, frames: Sequence[Frame]) -> None:
-        worker.update_credit(message.credit, message.seen)
-        lease = worker.leases.get(message.batch) if message.epoch == self.state.epoch else None
-        if lease is None:
-            self.state.events.result_late()
-            return
-        worker.release_lease(message.batch, now)
-        if matches_lease(lease, message, worker.models[lease.model].info.dimension):
-            answer_batch(self.state, worker, lease, message, frames[0], now)
-        else:
-            fail_batch(self.state, lease, ErrorCode.DEVICE, "the worker's result does not match its batch", now)
-            evict_worker(self.state, worker, EvictionReason.INVALID_RESULT, now)

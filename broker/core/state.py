@@ -2,6 +2,7 @@
 
 from broker.core.abandonment import Abandonment
 from broker.core.blame import Blame
+from broker.core.coalescing import Coalescing
 from broker.core.events import EventRecorder
 from broker.core.ledger import Ledger
 from broker.core.limits import Limits
@@ -40,6 +41,8 @@ class State:
         self.loading = ModelLoading(limits.liveness_s)
         #: Reloads of configurations that workers have not answered.
         self.reloads = Reloads(epoch)
+        #: Results in memory, and jobs that wait for the result of an equal input.
+        self.coalescing = Coalescing(limits)
         #: Suspects, trials and blocked inputs.
         self.blame = Blame(limits)
         #: Token buckets of clients, and jobs that clients abandoned.

@@ -1,12 +1,13 @@
 """Parts that messages in both directions share. Pure."""
 
 import enum
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from broker.wire.columns import U32, U63, Name, Text
-from broker.wire.errors import ErrorCode
+from broker.wire.columns import U32, U63, Frame, Name, Text
+from broker.wire.errors import ErrorCode, RemoteProtocolError
 
 
 class Message(msgspec.Struct, array_like=True, gc=False):
@@ -15,6 +16,20 @@ class Message(msgspec.Struct, array_like=True, gc=False):
     def frame_sizes(self) -> list[int]:
         """Return the sizes in bytes of the raw frames. Raise `RemoteProtocolError` if the header is inconsistent."""
         return []
+
+    def join_frames(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        """Return the raw frames as they are sent."""
+        return frames
+
+    def split_frames(self, frames: list[Frame]) -> list[Frame]:
+        """Return the raw frames that `join_frames` got. Raise `RemoteProtocolError` if they do not match the header."""
+        self.require_sizes(frames, self.frame_sizes())
+        return frames
+
+    def require_sizes(self, frames: Sequence[Frame], sizes: list[int]) -> None:
+        """Raise `RemoteProtocolError` if frames do not have these sizes."""
+        if [len(frame) for frame in frames] != sizes:
+            raise RemoteProtocolError(f"the raw frames of a {type(self).__name__} do not match its header")
 
 
 class Lane(enum.IntEnum):
@@ -43,6 +58,28 @@ class Option(enum.IntFlag):
     TOKENIZE = 8
     #: The input begins with a prompt of the model. Some models leave the tokens of a prompt out of the pooling.
     PROMPT = 16
+
+
+class Caching(enum.IntEnum):
+    """How a request uses the results of equal inputs."""
+
+    #: Earlier results answer its inputs, and its results answer others.
+    USE = 0
+    #: Every input is computed, and the results answer others.
+    REFRESH = 1
+    #: Every input is computed, and the results answer no other input.
+    SKIP = 2
+
+
+class Source(enum.IntEnum):
+    """Where the row of an answer comes from."""
+
+    #: The input was computed for this request.
+    COMPUTED = 0
+    #: An equal input had been computed before.
+    CACHE = 1
+    #: An equal input of this or another request was being computed.
+    COALESCED = 2
 
 
 class Origin(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -103,6 +140,8 @@ class ModelInfo(msgspec.Struct, array_like=True, gc=False, frozen=True):
     parts: list[Name] = []
     #: What the model is computed in: f32, bf16, f16 or int8; of several workers, all of theirs, such as bf16+f32.
     precision: Name = ""
+    #: Inferences of the model that run in parallel on the device; 0: those of the worker's hello.
+    streams: U32 = 0
 
     @property
     def key(self) -> ModelKey:

@@ -134,6 +134,7 @@ class WorkerLoading(Message, tag=38):
     uuid: Uuid
     host: Name
     pid: int
+    #: Empty while the process reads its configuration.
     model: Name
     #: Error of a failed model; empty while the model is loading.
     failure: Text = ""

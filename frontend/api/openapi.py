@@ -242,7 +242,10 @@ def _describe_page(max_limit: int, default_limit: int) -> list[Schema]:
 
 def _describe_embeddings() -> Schema:
     operation = _describe_job("Embed texts", EmbeddingsRequest, answers.EmbeddingsAnswer)
+    caching = "no-store: compute every input; no-cache: the same, and use the results for later requests"
+    operation["parameters"].append({"name": "cache-control", "in": "header"} | _describe_header(caching))
     operation["responses"]["200"]["headers"] |= {
+        "x-vecmill-cache": _describe_header("Inputs answered from memory, with equal ones, and computed"),
         "x-queue-time": _describe_header("Longest time of an input in the queue, in ms"),
         "x-inference-time": _describe_header("Longest inference of an input, in ms"),
         "x-total-time": _describe_header("Time of the whole request, in ms"),

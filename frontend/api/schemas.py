@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from broker.wire.errors import quote
-from broker.wire.protocol import Lane, Option, Origin
+from broker.wire.protocol import Caching, Lane, Option, Origin
 from frontend.api.errors import ApiError
 from frontend.api.inputs import Inputs, parse_object, read_boolean, read_inputs, read_model_name, read_string
 
@@ -259,6 +259,7 @@ class RequestOptions(NamedTuple):
     #: Hash of the address if the server has no keys, because a client can send another `Authorization` each time.
     address: str = ""
     origin: Origin = Origin()
+    caching: Caching = Caching.USE
 
 
 def parse_lane(headers: Mapping[str, str]) -> Lane | None:
@@ -284,6 +285,17 @@ def parse_deadline_s(headers: Mapping[str, str], max_deadline_s: float) -> float
         message = f"x-vecmill-deadline-ms must be a whole number above 0, of at most {MAX_DEADLINE_DIGITS} digits"
         raise ApiError(400, message, param="x-vecmill-deadline-ms")
     return min(max_deadline_s, int(text) / 1000)
+
+
+def parse_caching(headers: Mapping[str, str]) -> Caching:
+    """Return how `Cache-Control` (RFC 9111) lets results of equal inputs be used; other directives are ignored."""
+    text = headers.get("cache-control", "").lower()
+    if not text:
+        return Caching.USE
+    directives = {directive.strip(_BLANKS) for directive in text.split(",")}
+    if "no-store" in directives:
+        return Caching.SKIP
+    return Caching.REFRESH if "no-cache" in directives else Caching.USE
 
 
 def list_credentials(headers: Mapping[str, str]) -> list[str]:

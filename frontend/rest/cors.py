@@ -10,7 +10,8 @@ from frontend.config import Config
 
 #: Response headers that a page's script may read.
 EXPOSED_HEADERS = (
-    "x-request-id, retry-after, x-queue-time, x-inference-time, x-total-time, x-truncated-tokens, x-vecmill-warning"
+    "x-request-id, retry-after, x-queue-time, x-inference-time, x-total-time, x-truncated-tokens, x-vecmill-cache, "
+    "x-vecmill-warning"
 )
 #: Seconds for which a browser may cache the answer to a preflight request; the maximum that Chromium accepts.
 PREFLIGHT_MAX_AGE_S = 7200

@@ -29,13 +29,12 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 
 
 class AuthenticatedRequest(TimedRequest):
-    """Request that checks the API key before it reads the body, so that strangers cannot fill the memory."""
+    """Request whose answer gets the headers of all paths."""
 
-    async def receive_body(self) -> None:
-        """Read the body. Raise `ApiError` 401 if a key is required and the request has none."""
-        _identify_request(self)
+    async def _receive_parts(self, stream: Any) -> None:
+        await super()._receive_parts(stream)
+        # The key may have been revoked meanwhile.
         _check_key(self)
-        await super().receive_body()
 
     async def respond(
         self,
@@ -61,21 +60,29 @@ class AuthenticatedRequest(TimedRequest):
         return response
 
 
-async def begin_request(request: Request) -> HTTPResponse | None:
-    """Wait until the client has read the previous answer, and check the API key.
+def authenticate_request(request: Request) -> None:
+    """Give a request its id, and check its API key before its body is read, so that strangers cannot fill the memory.
 
-    Return the answer to a preflight request, and else None. Raise `ApiError` 401 if the key is missing.
+    Raise `ApiError` 401 if a key is required and the request has none.
     """
-    if request.stream is not None:
-        await request.app.ctx.unread.wait_for_previous(request)
+    _identify_request(request)
+    _check_key(request)
+
+
+async def begin_error(request: Request) -> HTTPResponse | None:
+    """Do for a request that fails early what is done for others before their handlers.
+
+    Return the answer to a preflight request, for which no path has a route, and else None. Raise `ApiError` 401 if the
+    key is missing.
+    """
+    await request.app.ctx.unread.wait_for_previous(request)
     _identify_request(request)
     if not request.head:
         # Placeholder request that Sanic creates for unparsable input; its error handler answers.
         return None
     if request.method == "OPTIONS":
         return answer_preflight(request)
-    if request.ctx.key is None:
-        _check_key(request)
+    _check_key(request)
     return None
 
 

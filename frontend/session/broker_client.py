@@ -110,6 +110,7 @@ class BrokerClient:
             request_options.client_jobs,
             request_options.client_tokens,
             request_options.address,
+            caching=request_options.caching,
         )
         frame = b"".join(inputs)
         pending = self._session.submit(submission, frame, deadline, per_item=per_item, max_tokens=max_tokens)

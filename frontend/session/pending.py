@@ -14,7 +14,7 @@ import numpy as np
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, describe_replaced_model, describe_too_many_tokens
-from broker.wire.protocol import Frame, Lane, ModelInfo, Option
+from broker.wire.protocol import Frame, Lane, ModelInfo, Option, Source
 
 #: Seconds for which a refusal is repeated without sending the request to the broker.
 REFUSAL_TTL_S = 0.1
@@ -59,6 +59,8 @@ class Pending:
     inference_us: int = 0
     #: Revision of the model that made the rows; empty until the first row arrives.
     revision: str = ""
+    #: Number of rows by `Source`: computed, from the cache, coalesced.
+    sources: list[int] = field(default_factory=lambda: [0] * len(Source))
 
     def __post_init__(self) -> None:
         self.clear_rows()
@@ -69,6 +71,7 @@ class Pending:
         self.rows = [None] * self.missing
         self.tokens = self.queue_us = self.inference_us = 0
         self.truncated, self.failures, self.revision = {}, {}, ""
+        self.sources = [0] * len(Source)
 
     def rebind(self, model: ModelInfo) -> bool:
         """Prepare to be submitted to another revision of the model. Return whether that is possible.
@@ -116,9 +119,10 @@ class Pending:
         """Return whether an input exists and has neither a row nor a failure."""
         return position < len(self.rows) and self.rows[position] is None and position not in self.failures
 
-    def add_row(self, position: int, row: memoryview, tokens: int, truncated: int) -> None:
+    def add_row(self, position: int, row: memoryview, tokens: int, truncated: int, source: int = 0) -> None:
         """Store the row of an input. Fail the request if its inputs have more than `max_tokens` together."""
         self.rows[position] = row
+        self.sources[source] += 1
         self.tokens += tokens
         self.missing -= 1
         if truncated:
@@ -209,6 +213,7 @@ class PendingRequests:
             wire.unpack_u32(answers.tokens),
             wire.split_frame(frame, _list_sizes(answers)),
             wire.unpack_u32(answers.truncated) or itertools.repeat(0),
+            answers.sources or itertools.repeat(0),
             strict=False,
         )
         ended: list[Pending] = []
@@ -220,7 +225,7 @@ class PendingRequests:
                 # Rows of another revision are of a batch that was sent before the request was submitted again.
                 continue
             row_bytes = 0 if pending.tokenizes else pending.dimension * 4
-            for _, position, tokens, row, truncated in group:
+            for _, position, tokens, row, truncated, source in group:
                 if not pending.waits_for(position):
                     continue
                 if (row_bytes and len(row) != row_bytes) or pending.revision not in ("", answers.revision):
@@ -231,7 +236,7 @@ class PendingRequests:
                     break
                 pending.revision = answers.revision
                 if all_finite or pending.tokenizes or _is_finite(row):
-                    pending.add_row(position, row, tokens, truncated)
+                    pending.add_row(position, row, tokens, truncated, source)
                 else:
                     pending.add_failure(wire.Failure(number, position, ErrorCode.DEVICE, NOT_FINITE))
                 if pending.failure:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from broker.core.jobs import Request, choose_pricing
@@ -12,7 +13,7 @@ from broker.core.outbox import Send
 from broker.core.scheduler import Scheduler
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Kind, Lane, Message, ModelInfo, ModelKey, Option
+from broker.wire.protocol import Caching, Kind, Lane, Message, ModelInfo, ModelKey, Option
 
 EPOCH = 7
 DIMENSION = 4
@@ -24,12 +25,15 @@ M = TypeVar("M", bound=Message)
 class Core:
     """Scheduler, its clock, and the messages that it has sent and no test has taken."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.scheduler = Scheduler(EPOCH, limits)
+    def __init__(self, limits: Limits | None = None, *, cache: bool = False) -> None:
+        limits = limits or Limits()
+        self.scheduler = Scheduler(EPOCH, limits if cache else msgspec.structs.replace(limits, cache_bytes=0))
         self.now = 1000.0
         self.sent: list[Send] = []
         #: `Option` bits of the jobs of each batch.
         self._options: dict[int, bytes] = {}
+        #: Whether the last value of a vector is the number of the batch that computed it.
+        self.marks_batches = False
 
     def handle(self, peer: bytes, message: Message, *frames: bytes) -> None:
         """Deliver a message from a peer, encoded and decoded on the way."""
@@ -64,6 +68,11 @@ class Core:
         taken = [send for send in self.sent if isinstance(send.message, kind) and peer in (None, send.peer)]
         self.sent = [send for send in self.sent if send not in taken]
         return [(send.peer, send.message, [bytes(frame) for frame in send.frames]) for send in taken]  # type: ignore[misc]
+
+    def list_sent(self, kind: type[M]) -> list[tuple[bytes, M, list[bytes]]]:
+        """Return the sent messages of a kind, which no test has taken, with their peers and frames."""
+        sent = [send for send in self.sent if isinstance(send.message, kind)]
+        return [(send.peer, send.message, [bytes(frame) for frame in send.frames]) for send in sent]  # type: ignore[misc]
 
     def model(self, name: str = "m") -> Model:
         """Return the current revision of a model."""
@@ -133,6 +142,7 @@ class Core:
         client_jobs: int = 0,
         client_tokens: int = 0,
         revision: str = "",
+        caching: Caching = Caching.USE,
     ) -> None:
         """Submit a request from a frontend; its request id contains its number."""
         payloads = [text.encode() for text in texts]
@@ -141,6 +151,7 @@ class Core:
         submission = wire.Submission(
             *(request, model, lane, client, budget_ms, Kind.TEXT, lengths, options, origin, client_jobs, client_tokens),
             revision=revision,
+            caching=caching,
         )
         self.handle(peer, wire.Submit([submission]), b"".join(payloads))
 
@@ -164,7 +175,8 @@ class Core:
         peer, number, texts = batch
         failed = {failure.position for failure in failures}
         options = self._options[number]
-        rows = [row(text, options[at]) for at, text in enumerate(texts) if at not in failed]
+        batch_mark = number if self.marks_batches else 0
+        rows = [row(text, options[at], batch_mark) for at, text in enumerate(texts) if at not in failed]
         tokens = wire.pack_u32(len(text) + 2 for text in texts)
         sizes = wire.pack_u32(map(len, rows)) if any(one & Option.TOKENIZE for one in options) else b""
         result = wire.BatchResult(epoch, number, DIMENSION, tokens, list(failures), 5, credit, number, sizes=sizes)
@@ -197,9 +209,11 @@ def info(name: str = "m", revision: str = "r", **others: Any) -> ModelInfo:
     return ModelInfo(name, revision, DIMENSION, 100, **others)
 
 
-def row(text: str, options: int = 0) -> bytes:
-    """Return the answer to a text: a vector, or token ids between two special tokens."""
-    return wire.pack_u32([0, *map(ord, text), 0]) if options & Option.TOKENIZE else vector(text)
+def row(text: str, options: int = 0, batch: int = 0) -> bytes:
+    """Return the answer to a text: token ids between two special tokens, or a vector, which may end with its batch."""
+    if options & Option.TOKENIZE:
+        return wire.pack_u32([0, *map(ord, text), 0])
+    return vector(text)[:-4] + np.float32(batch).tobytes() if batch else vector(text)
 
 
 def vector(text: str) -> bytes:

@@ -62,28 +62,43 @@ def save_graph(graph: ov.Model, path: Path) -> Path:
 
 def encode_onnx(table: np.ndarray[Any, Any], location: str = "", output: str = "last_hidden_state") -> bytes:
     """Return an ONNX file that looks ids up in a table, which is in the file or at a location next to it."""
-    dims = b"".join(_encode(1, size) for size in table.shape)
-    tensor = dims + _encode(2, 1) + _encode(8, b"table")
+    dims = b"".join(encode_field(1, size) for size in table.shape)
+    tensor = dims + encode_field(2, 1) + encode_field(8, b"table")
     if location:
-        entry = _encode(1, b"location") + _encode(2, location.encode())
-        tensor += _encode(13, entry) + _encode(14, 1)
+        entry = encode_field(1, b"location") + encode_field(2, location.encode())
+        tensor += encode_field(13, entry) + encode_field(14, 1)
     else:
-        tensor += _encode(9, table.astype("<f4").tobytes())
-    node = _encode(1, b"table") + _encode(1, b"input_ids") + _encode(2, output.encode()) + _encode(4, b"Gather")
+        tensor += encode_field(9, table.astype("<f4").tobytes())
+    node = (
+        encode_field(1, b"table")
+        + encode_field(1, b"input_ids")
+        + encode_field(2, output.encode())
+        + encode_field(4, b"Gather")
+    )
     ids = _encode_value("input_ids", 7, ["batch", "length"])
     mask = _encode_value("attention_mask", 7, ["batch", "length"])
     states = _encode_value(output, 1, ["batch", "length", table.shape[1]])
-    graph = _encode(1, node) + _encode(2, b"g") + _encode(5, tensor) + _encode(11, ids) + _encode(11, mask)
-    return _encode(1, 8) + _encode(7, graph + _encode(12, states)) + _encode(8, _encode(1, b"") + _encode(2, 17))
+    graph = (
+        encode_field(1, node)
+        + encode_field(2, b"g")
+        + encode_field(5, tensor)
+        + encode_field(11, ids)
+        + encode_field(11, mask)
+    )
+    return (
+        encode_field(1, 8)
+        + encode_field(7, graph + encode_field(12, states))
+        + encode_field(8, encode_field(1, b"") + encode_field(2, 17))
+    )
 
 
 def _encode_value(name: str, kind: int, shape: Sequence[str | int]) -> bytes:
-    sizes = (_encode(1, size) if isinstance(size, int) else _encode(2, size.encode()) for size in shape)
-    tensor = _encode(1, kind) + _encode(2, b"".join(_encode(1, size) for size in sizes))
-    return _encode(1, name.encode()) + _encode(2, _encode(1, tensor))
+    sizes = (encode_field(1, size) if isinstance(size, int) else encode_field(2, size.encode()) for size in shape)
+    tensor = encode_field(1, kind) + encode_field(2, b"".join(encode_field(1, size) for size in sizes))
+    return encode_field(1, name.encode()) + encode_field(2, encode_field(1, tensor))
 
 
-def _encode(number: int, value: bytes | int) -> bytes:
+def encode_field(number: int, value: bytes | int) -> bytes:
     """Return a field of a protobuf message."""
     if isinstance(value, int):
         return _encode_varint(number << 3) + _encode_varint(value)

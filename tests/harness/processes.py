@@ -96,9 +96,9 @@ class Cluster:
         self.endpoints = {"frontend": f"ipc://{folder}/frontends.sock", "worker": f"ipc://{folder}/workers.sock"}
 
     def broker(self, *flags: str) -> Program:
-        """Start the broker."""
+        """Start the broker; without `--cache-bytes` it computes every input."""
         binds = ("--frontend-bind", self.endpoints["frontend"], "--worker-bind", self.endpoints["worker"])
-        return self._start("broker", *binds, "--metrics-bind", self.metrics_bind, *flags)
+        return self._start("broker", *binds, "--metrics-bind", self.metrics_bind, "--cache-bytes", "0", *flags)
 
     def worker(self, *flags: str, **fakery: int | str) -> Program:
         """Start a fake worker; `fakery` sets fields of `Fakery`, its backend's properties."""

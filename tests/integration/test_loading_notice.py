@@ -65,6 +65,18 @@ def test_failure_is_the_last_notice(broker: HandBroker, endpoint: str, text: str
     assert receive_message(broker, 200) is None
 
 
+def test_list_of_models_is_no_model(broker: HandBroker, endpoint: str) -> None:
+    broker.bind()
+    config = Config(broker=endpoint, config_path="config.json")
+    with announce_loading(config, LOADING, (TooLargeError,)) as announce:
+        assert receive_message(broker) == wire.WorkerLoading(LOADING.uuid, "host", 1, "")
+        announce("first")
+        assert receive_message(broker) == wire.WorkerLoading(LOADING.uuid, "host", 1, "first")
+    with pytest.raises(TooLargeError), announce_loading(config, LOADING, (TooLargeError,)):
+        raise TooLargeError("unreadable")
+    assert receive_message(broker) == wire.WorkerLoading(LOADING.uuid, "host", 1, "model", "unreadable")
+
+
 def test_notice_without_a_broker_does_not_hang(endpoint: str) -> None:
     with announce_loading(Config(broker=endpoint), LOADING, (TooLargeError,)):
         pass

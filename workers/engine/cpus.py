@@ -1,10 +1,13 @@
 """CPUs that a process may use: their number, and the part that is left to one of several workers of a host."""
 
+import contextlib
 import fcntl
 import hashlib
 import itertools
 import math
 import os
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -12,6 +15,8 @@ from typing import NamedTuple
 #: How much lower the priority of the threads is that run most inferences, in steps of nice(2). A thread of the spare
 #: stream, like the sockets, then gets 4.8 times their share of a CPU, about that of the interactive lane in the broker.
 NICE = 7
+#: Seconds after which the locks of a group without a worker are removed. Each start of scripts/serve has its own group.
+MAX_UNUSED_S = 3600.0
 #: Workers that divide the CPU quota of this process's cgroup, as `claim_part` was told.
 _sharers = 1
 
@@ -43,7 +48,7 @@ def claim_part(folder: Path, group: str, parts: int, root: Path = Path("/"), *, 
     global _sharers
     _sharers = parts if share_quota else 1
     cpus = list_cpus(root)
-    number = _lock_part(_find_lock_folder(folder, f"{group} {cpus}", root), parts)
+    number = _lock_part(folder, _find_lock_name(f"{group} {cpus}", root), parts)
     if number is None:
         return Part(cpus, None)
     part = divide_cpus(cpus, parts)[number]
@@ -76,25 +81,50 @@ def list_cpus(root: Path = Path("/")) -> list[int]:
     return sorted(os.sched_getaffinity(0), key=locate)
 
 
-def _find_lock_folder(folder: Path, group: str, root: Path) -> Path:
-    """Return the folder of a group's locks. Hosts that share a file system have different folders."""
+def _find_lock_name(group: str, root: Path) -> str:
+    """Return the name of the folder of a group's locks. Hosts that share a file system have different ones."""
     boot = _read_text(root / "proc/sys/kernel/random/boot_id").strip()
-    return folder / hashlib.sha256(f"{boot} {group}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{boot} {group}".encode()).hexdigest()[:16]
 
 
-def _lock_part(folder: Path, parts: int) -> int | None:
+def _lock_part(folder: Path, name: str, parts: int) -> int | None:
     """Lock and return the first free part. The kernel frees it when the process ends, however that happens."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(parts):
-        # The number of parts is in the name, so that workers with another number have other locks.
-        file = os.open(folder / f"{number + 1}-of-{parts}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-        else:
-            return number
+    with (folder / ".lock").open("a") as guard:
+        # No other worker claims a part while unused locks are removed.
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        _remove_unused_locks(folder, name)
+        (folder / name).mkdir(exist_ok=True)
+        for number in range(parts):
+            # The number of parts is in the name, so that workers with another number have other locks.
+            if _lock_file(folder / name / f"{number + 1}-of-{parts}") is not None:
+                return number
     return None
+
+
+def _lock_file(path: Path) -> int | None:
+    """Return the descriptor of a file that is now locked, or None if another process has locked the file."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    return file
+
+
+def _remove_unused_locks(folder: Path, kept: str) -> None:
+    """Remove the folders of other groups that have had no worker for a while."""
+    for group in folder.iterdir():
+        # A group that cannot be removed does no harm.
+        with contextlib.suppress(OSError):
+            if group.name == kept or not group.is_dir() or time.time() < group.stat().st_mtime + MAX_UNUSED_S:
+                continue
+            locked = [_lock_file(path) for path in group.iterdir()]
+            if None not in locked:
+                shutil.rmtree(group)
+            for file in filter(None, locked):
+                os.close(file)
 
 
 def _read_quotas(root: Path) -> Iterator[float]:

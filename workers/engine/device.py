@@ -163,11 +163,8 @@ def compile_model(
     core.set_property({"CACHE_DIR": str(open_compiled_cache(cache))})
     chosen = choose_device(device, core.available_devices)
     properties = choose_properties(chosen, streams, given)
-    if prepared.needs_float32 and str(properties["INFERENCE_PRECISION_HINT"]).casefold() in ("f16", "float16"):
-        raise DeviceError(
-            f"device {device} would compute in float16, which overflows in this model's family; choose CPU or GPU "
-            "with --precision auto, and set no INFERENCE_PRECISION_HINT"
-        )
+    if prepared.needs_float32:
+        refuse_overflow(device, str(properties["INFERENCE_PRECISION_HINT"]))
     lengths = list_lengths(prepared.max_tokens) if fixed_shapes or is_npu(chosen) else []
     try:
         with OPENVINO_LOCK:
@@ -178,6 +175,15 @@ def compile_model(
         reason = str(get_last_line(error)).rstrip(".")
         remedy = f"; the longest input has {lengths[-1]} tokens, lower it with --max-length" if len(lengths) > 1 else ""
         raise DeviceError(f"device {device} could not compile the model: {reason}{remedy}") from error
+
+
+def refuse_overflow(device: str, hint: str) -> None:
+    """Raise `DeviceError` if a device would compute a model in float16 that overflows there."""
+    if translate_hint(hint) == "f16":
+        raise DeviceError(
+            f"device {device} would compute in float16, which overflows in this model's family; choose CPU or GPU "
+            "with --precision auto, and set no INFERENCE_PRECISION_HINT"
+        )
 
 
 def read_float(compiled: "ov.CompiledModel | FixedModel") -> str:

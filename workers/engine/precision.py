@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workers.engine.backend import Vectors
-from workers.engine.device import DeviceError, DeviceFloats, can_round, read_floats, translate_hint
+from workers.engine.device import (
+    DeviceError,
+    DeviceFloats,
+    can_round,
+    read_floats,
+    refuse_overflow,
+    translate_hint,
+)
 from workers.engine.engine import Engine
 from workers.engine.verdicts import find_verdict, store_verdict
 from workers.models.json_files import get_last_line
@@ -79,6 +86,17 @@ def find_hint(given: Mapping[str, Any]) -> str:
     if hint := str(given.get("INFERENCE_PRECISION_HINT", "")):
         return translate_hint(hint)
     return "f32" if str(given.get("EXECUTION_MODE_HINT", "")).upper() == "ACCURACY" else ""
+
+
+def check_precision(device: str, overrides: Overrides, *, needs_float32: bool) -> None:
+    """Raise `DeviceError` if a device cannot compute a model in the wanted precision, as far as that is known before.
+
+    `needs_float32`: whether the model's activations overflow in float16.
+    """
+    given = overrides.properties
+    choice = choose_float(overrides.precision, device, read_floats(device), given, needs_float32=needs_float32)
+    if needs_float32:
+        refuse_overflow(device, choice.float_type)
 
 
 def load_engine(

@@ -11,9 +11,21 @@ from pathlib import Path
 
 from workers.models.json_files import REMEDY, ModelError, summarize_error
 
-#: Numbers of the fields: ModelProto.graph, GraphProto.initializer, TensorProto.external_data, and the key and value of
-#: StringStringEntryProto.
-_GRAPH, _INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 13, 1, 2
+#: Kind of the message in each field that may lead to a tensor, by the kind of message and the number of the field.
+#: Tensors are initializers and attributes of nodes, also in the graphs of other attributes and in functions.
+_FIELDS = {
+    "ModelProto": {7: "GraphProto", 25: "FunctionProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        **{5: "TensorProto", 6: "GraphProto", 10: "TensorProto", 11: "GraphProto"},
+        **{22: "SparseTensorProto", 23: "SparseTensorProto"},
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+}
+#: Numbers of the fields TensorProto.external_data, and of the key and value of StringStringEntryProto.
+_EXTERNAL_DATA, _KEY, _VALUE = 13, 1, 2
 #: Wire types of protobuf, with the sizes of those that are fixed.
 _VARINT, _LENGTH = 0, 2
 _FIXED = {1: 8, 5: 4}
@@ -40,20 +52,37 @@ def find_external_files(path: Path) -> list[Path]:
 
 
 def _read_locations(content: mmap.mmap) -> Iterator[str]:
-    for graph in _read_fields(content, 0, len(content), _GRAPH):
-        for tensor in _read_fields(content, *graph, _INITIALIZER):
-            for entry in _read_fields(content, *tensor, _EXTERNAL_DATA):
-                texts = [
-                    content[start:end].decode()
-                    for number in (_KEY, _VALUE)
-                    for start, end in _read_fields(content, *entry, number)
-                ]
-                if texts[:1] == ["location"]:
-                    yield "".join(texts[1:])
+    for tensor in _find_tensors(content):
+        for entry in _select_fields(content, *tensor, _EXTERNAL_DATA):
+            texts = [
+                content[start:end].decode()
+                for number in (_KEY, _VALUE)
+                for start, end in _select_fields(content, *entry, number)
+            ]
+            if texts[:1] == ["location"]:
+                yield "".join(texts[1:])
 
 
-def _read_fields(content: mmap.mmap, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-    """Yield where each message or text with a number begins and ends.
+def _find_tensors(content: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Yield where each tensor begins and ends."""
+    messages = [("ModelProto", 0, len(content))]
+    while messages:
+        kind, start, end = messages.pop()
+        if kind == "TensorProto":
+            yield start, end
+            continue
+        for number, first, last in _read_fields(content, start, end):
+            if inner := _FIELDS[kind].get(number):
+                messages.append((inner, first, last))
+
+
+def _select_fields(content: mmap.mmap, start: int, end: int, wanted: int) -> list[tuple[int, int]]:
+    """Return where each message or text with a number begins and ends."""
+    return [(first, last) for number, first, last in _read_fields(content, start, end) if number == wanted]
+
+
+def _read_fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the number of each message or text, and where it begins and ends.
 
     Raise `ValueError` if the bytes are no message.
     """
@@ -71,8 +100,8 @@ def _read_fields(content: mmap.mmap, start: int, end: int, wanted: int) -> Itera
             raise ValueError(f"unknown wire type {kind} at byte {start}")
         if size > end - start:
             raise ValueError(f"a field of {size} bytes at byte {start} does not fit")
-        if number == wanted and kind == _LENGTH:
-            yield start, start + size
+        if kind == _LENGTH:
+            yield number, start, start + size
         start += size
 
 

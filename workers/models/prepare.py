@@ -87,12 +87,21 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     truncates: bool = False
     #: Whether activations overflow in float16.
     needs_float32: bool = False
+    #: Keeps the files in the cache.
+    use: Any = None
 
 
-def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides | None = None) -> PreparedModel:
+def prepare_model(
+    path: Path,
+    cache: Path,
+    report: Report,
+    overrides: Overrides | None = None,
+    check: Callable[[bool], object] = lambda _: None,
+) -> PreparedModel:
     """Return the folder's model, converted if it is not in the cache. Raise `ModelError` if it cannot be served.
 
-    `report` gets a line for each step of a conversion.
+    `report` gets a line for each step of a conversion. `check` is called before a conversion with whether activations
+    overflow in float16, and may raise an exception.
     """
     overrides = overrides or Overrides()
     folder = _read_supported_folder(path, overrides)
@@ -104,12 +113,14 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
     prompts = read_prompts(folder)
     revision = _compute_revision(folder, prompts, overrides)
     made_by = _describe_versions()
-    facts = entries.find_entry(cache, revision, made_by)
-    if facts is None:
+    needs_float32 = folder.family in FLOAT32_FAMILIES
+    found = entries.find_entry(cache, revision, made_by)
+    if found is None:
+        check(needs_float32)
         report(f"converting {path}; the result stays in {cache}")
         try:
             with OPENVINO_LOCK:
-                facts = entries.store_entry(
+                found = entries.store_entry(
                     cache,
                     revision,
                     made_by,
@@ -117,7 +128,7 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
                 )
         except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError for a full disk, too
             raise ModelError(f"could not write the converted model to {cache}: {summarize_error(error)}") from None
-    entry = entries.get_entry_folder(cache, revision)
+    facts, entry = found.facts, entries.get_entry_folder(cache, revision)
     return PreparedModel(
         revision=revision,
         model_path=entry / entries.MODEL,
@@ -131,7 +142,8 @@ def prepare_model(path: Path, cache: Path, report: Report, overrides: Overrides 
         prompts=prompts,
         matryoshka=read_matryoshka(path, folder.config),
         truncates=overrides.truncate is True,
-        needs_float32=folder.family in FLOAT32_FAMILIES,
+        needs_float32=needs_float32,
+        use=found.use,
     )
 
 

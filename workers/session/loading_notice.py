@@ -26,12 +26,14 @@ def announce_loading(
 ) -> Iterator[Callable[[str], None]]:
     """Send notices in a thread while the caller prepares a model. Yield a function that sets the name of the model.
 
+    Before that, the name is empty if the configuration is a list of models; then `loading` names the list.
     An exception of the types `failures` is sent as the reason why there will be no worker, and raised again. Raise
     `KeyFileError` or `zmq.ZMQError` if a key or the broker's address cannot be used.
     """
     socket = connect_dealer(config)
     ended = threading.Event()
-    notices = [loading]
+    is_list = config.config_path or config.model_repository_path
+    notices = [msgspec.structs.replace(loading, model="") if is_list else loading]
     thread = threading.Thread(target=_send_notices, args=(socket, notices, ended), name="announce", daemon=True)
     thread.start()
 
@@ -42,7 +44,7 @@ def announce_loading(
         yield set_name
     except failures as error:
         failure = repair_failure(str(error))
-        notices.append(msgspec.structs.replace(notices[0], failure=failure))
+        notices.append(msgspec.structs.replace(notices[0], model=notices[0].model or loading.model, failure=failure))
         raise
     finally:
         ended.set()

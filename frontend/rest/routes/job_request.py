@@ -13,6 +13,7 @@ from frontend.api.schemas import (
     RequestOptions,
     TokenizeRequest,
     hash_client,
+    parse_caching,
     parse_deadline_s,
     parse_lane,
 )
@@ -58,10 +59,12 @@ def read_request_options(request: Request) -> RequestOptions:
     config: Config = request.app.ctx.config
     lane, deadline_s = parse_lane(request.headers), parse_deadline_s(request.headers, config.deadline_s)
     origin = Origin(request.ctx.request_id, request.ctx.traceparent)
+    caching = parse_caching(request.headers)
     key: Key | None = request.ctx.key
     if key is None:
         client = hash_client(f"{request.ip} {request.headers.get('authorization', '')}")
-        return RequestOptions(lane, deadline_s, client, address=hash_client(request.ip), origin=origin)
+        return RequestOptions(lane, deadline_s, client, address=hash_client(request.ip), origin=origin, caching=caching)
     # With a prefix, because the name of a key must differ from every hash.
     client = f"key {key.name}"
-    return RequestOptions(lane, deadline_s, client, key.jobs_in_flight, key.tokens_per_minute, origin=origin)
+    limits = (key.jobs_in_flight, key.tokens_per_minute)
+    return RequestOptions(lane, deadline_s, client, *limits, origin=origin, caching=caching)

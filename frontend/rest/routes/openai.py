@@ -89,6 +89,8 @@ def _build_headers(done: Pending | None, warning: str, started: float) -> dict[s
     if done:
         headers["x-queue-time"] = f"{done.queue_us / 1000:.3f}"
         headers["x-inference-time"] = f"{done.inference_us / 1000:.3f}"
+        computed, hit, coalesced = done.sources
+        headers["x-vecmill-cache"] = f"hit={hit}, coalesced={coalesced}, computed={computed}"
     if warning:
         headers["x-vecmill-warning"] = warning
     return headers

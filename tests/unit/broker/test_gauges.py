@@ -21,7 +21,10 @@ def read_gauges(core: Core) -> dict[str, Values]:
 
 def test_gauges_without_peers_have_no_models() -> None:
     gauges = read_gauges(Core())
-    assert {name: values for name, values in gauges.items() if values} == {"open_jobs": {(): 0}, "frontends": {(): 0}}
+    zero = {(): 0}
+    assert {name: values for name, values in gauges.items() if values} == dict.fromkeys(
+        ("cache_bytes", "open_jobs", "frontends"), zero
+    )
 
 
 def test_gauges_count_queues_workers_and_frontends(core: Core) -> None:
@@ -40,10 +43,11 @@ def test_gauges_count_queues_workers_and_frontends(core: Core) -> None:
 def test_worker_gauges_exist_for_each_model() -> None:
     core = Core()
     models = [
-        ModelInfo(name, "r", DIMENSION, 100, precision=precision) for name, precision in (("a", "f32"), ("b", "int8"))
+        ModelInfo(name, "r", DIMENSION, 100, precision=precision, streams=streams)
+        for name, precision, streams in (("a", "f32", 0), ("b", "int8", 4))
     ]
     core.handle(b"W1", wire.WorkerHello(1, 1, "", b"." * 16, 1, "h", 1, "CPU", models, 10, 1000, 3, streams=2))
-    assert read_gauges(core)["worker_streams"] == {("a", "CPU", "h/CPU/0"): 2, ("b", "CPU", "h/CPU/0"): 2}
+    assert read_gauges(core)["worker_streams"] == {("a", "CPU", "h/CPU/0"): 2, ("b", "CPU", "h/CPU/0"): 4}
     precisions = read_gauges(core)["worker_precision"]
     assert precisions == {("a", "CPU", "h/CPU/0", "f32"): 1, ("b", "CPU", "h/CPU/0", "int8"): 1}
 

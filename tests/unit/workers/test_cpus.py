@@ -112,6 +112,37 @@ def test_more_workers_than_cpus_are_logged_once(
     assert caplog.messages == [text]
 
 
+def test_locks_of_ended_servers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"""
+from pathlib import Path
+from workers.engine.cpus import claim_part
+claim_part(Path({str(tmp_path)!r}), "running", 1)
+print("claimed", flush=True)
+input()
+"""
+    command = [sys.executable, "-c", code]
+
+    def count_groups() -> int:
+        return len([path for path in tmp_path.iterdir() if path.is_dir()])
+
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout
+        assert worker.stdout.readline() == b"claimed\n"
+        (tmp_path / "ended").mkdir()
+        (tmp_path / "ended" / "1-of-2").touch()
+        claim_part(tmp_path, "new", 1)
+        # The locks are young.
+        assert count_groups() == 3
+        monkeypatch.setattr(module, "MAX_UNUSED_S", 0.0)
+        claim_part(tmp_path, "newer", 1)
+        assert not (tmp_path / "ended").exists()
+        # The other groups have a worker each: this process, and the other one.
+        assert count_groups() == 3
+        worker.kill()
+    claim_part(tmp_path, "newer", 1)
+    assert count_groups() == 2
+
+
 @pytest.mark.parametrize(
     ("device", "devices", "expected"),
     [

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.harness.graphs import encode_onnx
+from tests.harness.graphs import encode_field, encode_onnx
 from workers.models.graph_files import (
     find_graph_file,
     find_tokenizer_file,
@@ -98,6 +98,27 @@ def test_files_of_an_onnx_model_are_listed(tmp_path: Path) -> None:
         list_graph_files(path)
     touch(tmp_path, "weights/m.onnx_data")
     assert list_graph_files(path) == (path, tmp_path / "weights/m.onnx_data")
+
+
+@pytest.mark.parametrize("path", [(1, 5, 5), (1, 5, 10), (1, 5, 6, 5), (1, 5, 11, 1, 5, 5), (15, 1), (1, 5, 22, 2)])
+def test_files_of_constants_in_nodes_are_listed(tmp_path: Path, path: tuple[int, ...]) -> None:
+    entry = encode_field(1, b"location") + encode_field(2, b"weights.bin")
+    message = encode_field(2, 1) + encode_field(13, entry)
+    for number in reversed(path):
+        message = encode_field(number, message)
+    (tmp_path / "m.onnx").write_bytes(encode_onnx(TABLE) + encode_field(7, message))
+    with pytest.raises(ModelError, match=r"has no weights\.bin, which holds weights of m\.onnx"):
+        list_graph_files(tmp_path / "m.onnx")
+
+
+def test_files_of_constants_in_functions_are_listed(tmp_path: Path) -> None:
+    entry = encode_field(1, b"location") + encode_field(2, b"weights.bin")
+    message = encode_field(13, entry)
+    for number in (5, 5, 7, 25):
+        message = encode_field(number, message)
+    (tmp_path / "m.onnx").write_bytes(encode_onnx(TABLE) + message)
+    with pytest.raises(ModelError, match=r"has no weights\.bin"):
+        list_graph_files(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "a/../../secret", "x\0y"])

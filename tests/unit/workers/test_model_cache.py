@@ -1,9 +1,12 @@
 """The cache of converted models: entries are complete or absent, also after a kill or damage."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,3 +260,90 @@ def test_prepare_command_prints_the_entry_or_one_error(folder: Path, cache_folde
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("vecmill: the model folder")
     assert done.stderr.count("\n") == 1
+
+
+# --- unused entries --------------------------------------------------------------------------------------------------
+
+
+def store_small_entry(cache_folder: Path, name: str, age_s: float = 0.0) -> cache.Entry:
+    """Store an entry of 100 bytes and its facts, that was last used some seconds ago."""
+
+    def write(into: Path) -> cache.Facts:
+        (into / "model.bin").write_bytes(bytes(100))
+        return cache.Facts(dimension=1, vocabulary_size=1, pad_id=0, tokenizer="t", made_by="")
+
+    entry = cache.store_entry(cache_folder, name, "test", write)
+    used_at = time.time() - age_s
+    os.utime(cache_folder / "models" / name / cache.FACTS, (used_at, used_at))
+    return entry
+
+
+def list_entries(cache_folder: Path) -> set[str]:
+    return {path.parent.name for path in cache_folder.glob(f"models/*/{cache.FACTS}")}
+
+
+def test_entries_unused_for_long_are_removed(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MAX_UNUSED_S", 100.0)
+    for name in ("old", "used", "young"):
+        store_small_entry(cache_folder, name, 90)
+    monkeypatch.setattr(cache, "MAX_UNUSED_S", 80.0)
+    for name in ("used", "young"):
+        assert cache.find_entry(cache_folder, name, "test")
+    store_small_entry(cache_folder, "new")
+    assert list_entries(cache_folder) == {"used", "young", "new"}
+    assert list_scratch(cache_folder) == []
+
+
+def test_oldest_entries_beyond_the_size_are_removed(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MAX_BYTES", 700)
+    for age_s in (50, 40, 30, 20, 10):
+        store_small_entry(cache_folder, str(age_s), age_s)
+    assert list_entries(cache_folder) == {"20", "10"}
+    monkeypatch.setattr(cache, "MAX_BYTES", 1)
+    store_small_entry(cache_folder, "0")
+    assert list_entries(cache_folder) == {"10", "0"}
+
+
+def test_entry_in_use_stays(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MIN_ENTRIES", 0)
+    monkeypatch.setattr(cache, "MAX_BYTES", 0)
+    used = store_small_entry(cache_folder, "used", 1000)
+    store_small_entry(cache_folder, "free", 1000)
+    new = store_small_entry(cache_folder, "new")
+    assert list_entries(cache_folder) == {"used", "new"}
+    assert used == new
+    del used, new
+    store_small_entry(cache_folder, "newer")
+    assert list_entries(cache_folder) == {"newer"}
+
+
+def test_prepared_model_keeps_its_files(folder: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, _ = prepare_tiny(folder, cache_folder)
+    monkeypatch.setattr(cache, "MIN_ENTRIES", 0)
+    monkeypatch.setattr(cache, "MAX_BYTES", 0)
+    store_small_entry(cache_folder, "new")
+    assert prepared.model_path.exists()
+    again, converted = prepare_tiny(folder, cache_folder)
+    assert not converted
+    del prepared, again
+    store_small_entry(cache_folder, "newer")
+    assert prepare_tiny(folder, cache_folder)[1]
+
+
+def test_entry_that_is_being_removed_is_absent(cache_folder: Path) -> None:
+    store_small_entry(cache_folder, "entry")
+    with (cache_folder / "models" / "entry" / cache.FACTS).open() as facts:
+        fcntl.flock(facts, fcntl.LOCK_EX)
+        assert cache.find_entry(cache_folder, "entry", "test") is None
+    assert cache.find_entry(cache_folder, "entry", "test")
+
+
+def test_cache_without_locks_can_be_read(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_small_entry(cache_folder, "entry")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.find_entry(cache_folder, "entry", "test")

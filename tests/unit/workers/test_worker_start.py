@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import workers.engine.device
 import workers.engine.precision
 import workers.models.sources
 from broker.wire.protocol import ModelInfo
@@ -65,6 +66,27 @@ def test_revision_has_the_precision_if_mixes_are_forbidden(tmp_path: Path) -> No
     assert load().revision == plain.revision
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"precision": "f16", "device": "CPU"}, "device CPU does not compute in f16"),
+        ({"device": "QUANTUM"}, "device QUANTUM not found"),
+        ({"precision": "f32", "plugin_config": '{"INFERENCE_PRECISION_HINT": "bf16"}'}, "--precision f32 contradicts"),
+    ],
+)
+def test_refused_combination_is_not_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], reason: str
+) -> None:
+    folder = write_folder(tmp_path / "model")
+    floats = workers.engine.device.DeviceFloats("cpu", "f32")
+    if settings.get("device") != "QUANTUM":
+        monkeypatch.setattr(workers.engine.precision, "read_floats", lambda _: [floats])
+    config = Config(model=str(folder), model_name="m", cache=str(tmp_path / "cache"), **settings)
+    with pytest.raises(LoadError, match=reason):
+        load_model(config, "m", scan_models(config).wanted["m"])
+    assert not (tmp_path / "cache" / "models").exists()
+
+
 def test_unexpected_error_leaves_the_other_models(caplog: pytest.LogCaptureFixture) -> None:
     def load(name: str, version: Version) -> Loaded:
         if name == "odd":
@@ -84,6 +106,12 @@ def test_other_aliases_do_not_reload_a_model(tmp_path: Path) -> None:
     plain = Config(model=str(folder), model_name="m", cache=str(tmp_path / "cache"))
     scan = scan_models(plain)
     assert scan_models(msgspec.structs.replace(plain, aliases="ada=m")) == scan
+
+
+def test_alias_of_no_model_is_remarked(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model")
+    config = Config(model=str(folder), model_name="m", cache=str(tmp_path / "cache"), aliases="ada=m,bob=n")
+    assert scan_models(config).remarks == ("the alias bob has no effect, because no model is named n; choose one of m",)
 
 
 def test_download_is_no_remark_about_a_setting(

@@ -1,0 +1,267 @@
+"""`scripts/embed`: reading inputs, and the files of an output. Needs no server."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from embed_errors import RefusedError  # noqa: E402  after the path is set
+from embed_inputs import Part, count_rows, find_inputs, read_parts  # noqa: E402
+from embed_options import DTYPES, Options  # noqa: E402
+from embed_plan import Answer, Manifest, RowError  # noqa: E402
+from embed_readers import Columns, choose_columns  # noqa: E402
+from embed_store import OpenPart, Store, make_vectors, read_vectors  # noqa: E402
+
+TEXT = Columns(("", "text", ""))
+
+
+def options(**changes: object) -> Options:
+    return Options(inputs=("a",), output=Path("out"), format="parquet")._replace(**changes)  # type: ignore[arg-type]
+
+
+def read_all(path: Path, columns: Columns = TEXT, part_rows: int = 100, limit: int = 0) -> list[Part]:
+    inputs = find_inputs([str(path)], "", has_fields=True)
+    return list(read_parts(inputs, columns, part_rows, limit))
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_parts_have_fixed_ranges_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"{number}\n" for number in range(10_001)))
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfx\r\n\ny")
+    parts = read_all(tmp_path, part_rows=4000)
+    assert [(part.number, part.first_row, len(part.texts)) for part in parts] == [
+        (0, 0, 4000),
+        (1, 4000, 4000),
+        (2, 8000, 2004),
+    ]
+    assert parts[2].texts[-4:] == ["10000", "x", "", "y"]
+    assert parts[1].columns.column("id").to_pylist() == list(range(4000, 8000))
+    assert [len(part.texts) for part in read_all(tmp_path, part_rows=4000, limit=4100)] == [4000, 100]
+    assert count_rows(find_inputs([str(tmp_path)], "", has_fields=False)) == 10_003
+
+
+def test_template_joins_columns() -> None:
+    columns = choose_columns(options(template=r"{title}:\n{body}\\{n}"))
+    assert columns.text_names == ("title", "body", "n")
+    assert columns.make_text({"title": "T", "body": "B", "n": 1}) == "T:\nB\\1"
+    for row in ({"title": "T", "body": None, "n": 1}, {"title": "T"}, {"title": [1], "body": "B", "n": 1}):
+        with pytest.raises(ValueError, match=r"the row has no 'body'|is not a text"):
+            columns.make_text(row)
+    with pytest.raises(RefusedError, match="names no column"):
+        choose_columns(options(template="title"))
+
+
+def test_damaged_lines_are_problems_of_their_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a", "n": 1}\n[1]\n{"text": null}\n\xff\n{"text": "\xff"}\n\n{"text": 5, "n": 2}')
+    (part,) = read_all(path, TEXT._replace(keep=("n",)))
+    assert part.texts == ["a", None, None, None, None, None, "5"]
+    assert sorted(part.problems) == [1, 2, 3, 4, 5]
+    assert part.columns.column("n").to_pylist() == [1, None, None, None, None, None, 2]
+
+
+def test_kept_columns_have_the_first_blocks_types(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "i": 1, "f": 1, "m": "s", "l": [1]}\n{"text": "b", "f": 0.5, "m": 2}\n')
+    (part,) = read_all(path, TEXT._replace(keep=("*",)))
+    assert {field.name: str(field.type) for field in part.columns.schema if field.name != "id"} == {
+        "text": "string",
+        "i": "int64",
+        "f": "double",
+        "m": "string",
+        "l": "string",
+    }
+    assert part.columns.column("l").to_pylist() == ["[1]", None]
+    (tmp_path / "b.jsonl").write_text('{"text": "c", "i": "odd", "f": 1, "m": "s", "l": [1]}\n')
+    with pytest.raises(RefusedError, match=r"'i' has string in .*b\.jsonl, but int64 at the start"):
+        read_all(tmp_path, TEXT._replace(keep=("i",)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        (Columns(("", "none", "")), "no column 'none'"),
+        (TEXT._replace(id="none"), "no column 'none'"),
+        (TEXT._replace(keep=("id",)), "set --id id"),
+        (TEXT._replace(keep=("embedding",)), "'embedding'"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "arrow"])
+def test_wrong_columns_are_refused(tmp_path: Path, columns: Columns, text: str, ending: str) -> None:
+    table = pa.table({"id": [1], "text": ["a"], "embedding": [2]})
+    path = tmp_path / f"a.{ending}"
+    if ending == "csv":
+        path.write_text("id,text,embedding\n1,a,2\n")
+    elif ending == "jsonl":
+        path.write_text('{"id": 1, "text": "a", "embedding": 2}\n')
+    elif ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as file:
+            file.write_table(table)
+    with pytest.raises(RefusedError, match=text):
+        read_all(path, columns)
+    (part,) = read_all(path, TEXT._replace(id="id"))
+    assert (part.texts, [str(one) for one in part.columns.column("id").to_pylist()]) == (["a"], ["1"])
+
+
+def test_missing_and_unreadable_inputs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").touch()
+    (tmp_path / "a.parquet").write_text("no Parquet")
+    for name, text in (
+        ("a.bin", "set --input-format"),
+        ("none*", "there is no input"),
+        ("a.parquet", "cannot be read"),
+    ):
+        with pytest.raises(RefusedError, match=text):
+            read_all(tmp_path / name)
+    with pytest.raises(RefusedError, match="given twice"):
+        find_inputs([str(tmp_path / "a.parquet")] * 2, "", has_fields=True)
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def make_part(rows: int = 4) -> Part:
+    return Part(0, 0, [f"text {row}" for row in range(rows)], {}, pa.table({"id": range(rows)}))
+
+
+def make_answer(*rows: int) -> Answer:
+    return Answer(list(rows), np.outer(rows, [1.0, -2.0]).astype("<f4").tobytes(), 5)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "out")
+    with store.lock():
+        return store
+
+
+def test_journal_survives_and_goes_with_its_part(store: Store) -> None:
+    part = OpenPart(make_part(), 2)
+    for answer in (make_answer(2), make_answer(0, 1)):
+        part.add(answer)
+        part.unsaved.append(answer)
+        store.save_rows(part, 1)
+    journal = store.state / "000000.journal"
+    journal.write_bytes(journal.read_bytes()[:-3])
+    again = store.open_part(make_part(), 2, "float32")
+    assert again.list_pending() == [0, 1, 3]
+    for row in (0, 1, 3):
+        again.add(make_answer(row))
+        again.unsaved.append(make_answer(row))
+    store.save_rows(again, 1)
+    assert store.open_part(make_part(), 2, "float32").list_pending() == [1, 3]
+    assert store.check_part(make_part()) is None
+    store.write_part(again, "float32")
+    assert (store.check_part(make_part()), journal.exists()) == (0, False)
+    assert pq.read_table(store.list_parts()[0]).column("embedding").to_pylist() == [[n, -2.0 * n] for n in range(4)]
+
+
+def test_parts_of_other_rows_are_refused(store: Store) -> None:
+    part = store.open_part(make_part(), 2, "float32")
+    part.unsaved.append(make_answer(1))
+    store.save_rows(part, 1)
+    other = make_part()._replace(texts=["other"] * 4)
+    with pytest.raises(RefusedError, match="part 0 of the inputs has other rows"):
+        store.open_part(other, 2, "float32")
+    part.add(make_answer(0, 1, 2, 3))
+    store.write_part(part, "float32")
+    with pytest.raises(RefusedError, match="part 0 of the inputs has other rows"):
+        store.check_part(other)
+
+
+@pytest.mark.parametrize("name", ["000000.journal", "../part-000000.parquet.tmp", "000000.errors.tmp"])
+def test_full_disk_leaves_no_torn_file(store: Store, name: str) -> None:
+    part = OpenPart(make_part(), 2)
+    part.add(make_answer(0, 1, 2, 3))
+    part.errors[3] = RowError("invalid_input", "bad")
+    part.unsaved.append(make_answer(0, 1, 2, 3))
+    (store.state / name).symlink_to("/dev/full")
+    save = store.save_rows if "journal" in name else lambda part, _: store.write_part(part, "float32")
+    with pytest.raises(OSError, match="No space left"):
+        save(part, 1)
+    (store.state / name).unlink(missing_ok=True)
+    assert store.list_parts() == []
+    assert not list(store.folder.rglob("*.tmp"))
+    store.write_part(part, "float32")
+    assert store.check_part(make_part()) == 1
+
+
+def test_failed_append_leaves_an_intact_journal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(descriptor: int, content: bytes) -> None:
+        os.write(descriptor, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    part = OpenPart(make_part(), 2)
+    part.unsaved = [make_answer(0), make_answer(1)]
+    for saved in (0, 1):
+        with monkeypatch.context() as patched:
+            patched.setattr("embed_store._write_all", write_half)
+            with pytest.raises(OSError, match="No space left"):
+                store.save_rows(part, 1)
+        store.save_rows(part, 1)
+        assert store.open_part(make_part(), 2, "float32").list_pending() == list(range(saved + 1, 4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_of_each_dtype_read_back(dtype: str) -> None:
+    part = OpenPart(make_part(3), 10)
+    part.vectors[:] = np.linspace(-1, 1, 30).reshape(3, 10)
+    part.errors[1] = RowError("", "")
+    column = make_vectors(part, dtype)
+    present, vectors = read_vectors(pa.chunked_array([column]), dtype, 10)
+    assert present.tolist() == [True, False, True]
+    again = OpenPart(make_part(3), 10)
+    again.vectors[present] = vectors
+    again.errors = part.errors
+    assert make_vectors(again, dtype).equals(column)
+
+
+def test_only_errors_are_tried_again(store: Store) -> None:
+    part = OpenPart(make_part(), 2)
+    part.add(make_answer(0, 1, 2, 3))
+    part.errors[3] = RowError("internal_error", "fault")
+    store.write_part(part, "float32")
+    assert (store.check_part(make_part()), store.check_part(make_part(), retry=True)) == (1, None)
+    again = store.open_part(make_part(), 2, "float32")
+    assert again.list_pending() == [3]
+    again.add(make_answer(3))
+    store.write_part(again, "float32")
+    assert store.check_part(make_part(), retry=True) == 0
+    errors = store.folder / "_errors.jsonl"
+    errors.touch()
+    store.gather_errors(errors)
+    assert not errors.exists()
+
+
+def test_foreign_folders_and_second_runs_are_refused(store: Store) -> None:
+    with store.lock(), pytest.raises(RefusedError, match="another scripts/embed writes"), Store(store.folder).lock():
+        pass
+    manifest = Manifest(inputs=[], options={}, model="m", revision="r", dimension=2, part_rows=4)
+    foreign = store.folder.parent
+    (foreign / "letter.txt").touch()
+    with pytest.raises(RefusedError, match=r"has letter\.txt, but no _vecmill\.json"), Store(foreign).lock():
+        pass
+    assert sorted(path.name for path in foreign.iterdir()) == ["letter.txt", "out"]
+    assert store.begin(manifest) == manifest
+    assert store.begin(msgspec.structs.replace(manifest, model="n")).model == "n"
+    (store.folder / "letter.txt").touch()
+    (store.folder / "part-000000.parquet").touch()
+    store.clear()
+    assert sorted(path.name for path in store.folder.iterdir()) == ["_vecmill", "letter.txt"]
+    assert store.begin(manifest) == manifest
+    (store.folder / "_vecmill.json").write_text("{")
+    with pytest.raises(RefusedError, match="damaged"):
+        store.begin(manifest)
