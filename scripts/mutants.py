@@ -348,6 +348,21 @@ BUGS += [
         CACHE_TESTS,
     ),
 ]
+FILES, ROWS = "frontend/api/file_requests.py", "frontend/batches/rows.py"
+FILE_TESTS, ROW_TESTS = ("tests/unit/frontend/test_file_requests.py",), ("tests/unit/frontend/test_batch_rows.py",)
+BUGS += [
+    Bug("a range loses its last byte", FILES, "min(size, int(last) + 1)", "min(size, int(last))", FILE_TESTS),
+    Bug("a suffix range is longer than the file", FILES, "max(0, size - int(last)), size", "size - int(last), size", FILE_TESTS),
+    Bug("a range beyond the file is empty", FILES, "    if begin >= end:\n", "    if begin > end:\n", FILE_TESTS),
+    Bug("inputs of batches never expire", FILES, 'MAX_EXPIRY_S if purpose == "batch" else None', "None", FILE_TESTS),
+    Bug("names of files have folders", FILES, 'name.replace("\\\\", "/").rpartition("/")[2]', "name", FILE_TESTS),
+    Bug("a window has no limit", FILES, "if not 0 < seconds <= MAX_EXPIRY_S:", "if not seconds:", FILE_TESTS),
+    Bug("weak tags never match", FILES, '.removeprefix("W/")', "", FILE_TESTS),
+    Bug("ids are in no order", ROWS, "{time_ns:016x}{random.hex()}", "{random.hex()}{time_ns:016x}", ROW_TESTS),
+    Bug("a runner forgets a cancellation", ROWS, 'if current.status == "cancelling" and new.is_open:', "if False:", ROW_TESTS),
+    Bug("a runner overwrites the counts", ROWS, "    new.completed, new.failed, new.input_tokens = ", "    _ = ", ROW_TESTS),
+    Bug("ended batches are cancelled", ROWS, "    if batch.is_open and batch.status", "    if batch.status", ROW_TESTS),
+]  # fmt: skip
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
 
