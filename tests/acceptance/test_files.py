@@ -232,6 +232,28 @@ def test_wrong_key_reads_its_error(cluster: Cluster, tmp_path: Path) -> None:
     assert list_stored(cluster.folder) == []
 
 
+def send_everything(cluster: Cluster, key: str = "none") -> bytes:
+    """Return the answer to an upload of 30 MB, which is read when everything has been sent."""
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: a\r\nContent-Type: {FORM['Content-Type']}\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Length: 30000000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", cluster.port)) as connection:
+        connection.sendall(head.encode() + build_form(bytes(40_000_000), file_first=True)[:30_000_000])
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_refused_upload_reads_its_error(cluster: Cluster, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys.toml", "one")
+    start(cluster, "--api-keys", keys, "--max-stored-bytes", str(len(LINE)))
+    connect(cluster, "vm-one").files.create(file=("a.jsonl", LINE), purpose="batch")
+    for key, status, code in (("vm-one", 413, "storage_limit_exceeded"), ("vm-other", 401, "invalid_api_key")):
+        answer = send_everything(cluster, key)
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        assert code.encode() in answer
+    assert len(list_stored(cluster.folder)) == 1
+
+
 # --- full disk -------------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +489,7 @@ def test_server_without_data_has_no_files(cluster: Cluster) -> None:
     cluster.broker()
     cluster.frontend()
     until(lambda: is_live(cluster), what="the frontend")
+    assert send_everything(cluster).startswith(b"HTTP/1.1 404 ")
     client = connect(cluster)
     calls: list[Callable[[], object]] = [
         lambda: client.files.list(),

@@ -53,7 +53,7 @@ async def create_file(request: Request) -> HTTPResponse | None:
         raise too_many_bytes(config.max_stored_bytes)
     file_id = make_id("file-", time.time_ns(), os.urandom(8))
     key = f"files/{file_id}"
-    received = await uploads.receive(request, store.contents, key)
+    received = await uploads.receive(request, store.contents, key, owner or request.ip)
     created_at, expires_after_s = int(time.time()), received.form.expires_after_s
     file = File(
         id=file_id,
