@@ -133,7 +133,7 @@ def get_p99_ms(waits: list[float]) -> float:
 
 def main() -> None:
     """Print a table of results."""
-    parser = argparse.ArgumentParser(description="Bench of batches.")
+    parser = argparse.ArgumentParser(description="Bench of batches.", allow_abbrev=False)
     parser.add_argument("--lines", type=int, default=2000, help="lines of a batch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of bulk and batch (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="duration of a measurement (default: %(default)s)")

@@ -106,13 +106,14 @@ class Server(Process):
     path = "/v1/embeddings"
 
     def __init__(self, *flags: str, key: str = "") -> None:
-        """Start the server with these flags, and without a cache, which would answer texts that are sent again.
+        """Start the server with these flags, without a runner of batches and without a cache.
 
-        `key` is an API key for `read_counters`, if the server has keys.
+        A cache would answer texts that are sent again. `key` is an API key for `read_counters`, if the server has keys.
         """
         self._key = key
         self.port, self._metrics_port = find_free_port(), find_free_port()
-        command = [str(ROOT / "scripts" / "serve"), "--port", str(self.port), "--cache-bytes", "0", *flags]
+        command = [str(ROOT / "scripts" / "serve"), "--port", str(self.port), "--cache-bytes", "0", "--data", "none"]
+        command += flags
         super().__init__("scripts-serve", [*command, "--metrics-bind", f"127.0.0.1:{self._metrics_port}"])
         try:
             line = self.read_line("-d '")

@@ -6,6 +6,7 @@ that differs from the manifest is refused.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import os
@@ -95,11 +96,15 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
         with store.lock():
             manifest = begin(options, store, make_manifest(options, inputs, model))
             if manifest.rows is not None:
+                if options.format != "parquet":
+                    store.clear_parts()
                 print(f"{options.output} has all {manifest.rows:,} rows already", file=sys.stderr)
                 return ROW_ERRORS if errors_path.exists() else DONE
             start_counting(inputs, options.limit, progress)
             run = Run(options, manifest, model, store, client, progress)
             loop = asyncio.get_running_loop()
+            # Each thread that allocates keeps memory of its own.
+            loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1, "files"))
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, interrupt, run)
             parts = read_parts(inputs, columns, manifest.part_rows, options.limit)
@@ -114,6 +119,8 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
             if options.format != "parquet":
                 export_file(store, options.output, options.format, run.rows, with_ids=bool(options.id))
             store.write_manifest(msgspec.structs.replace(manifest, rows=run.rows))
+            if options.format != "parquet":
+                store.clear_parts()
     if progress.errors:
         print(f"{progress.errors:,} rows have errors, which {errors_path} lists", file=sys.stderr)
     return ROW_ERRORS if progress.errors else DONE
@@ -163,7 +170,7 @@ def start_counting(inputs: list[Input], limit: int, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def choose_server(options: Options) -> Iterator[str]:
-    """Yield the URL of the server, which is started for the run if the options say so."""
+    """Yield the URL of the server, which `--local` starts for the run."""
     if not options.local:
         yield options.url
         return

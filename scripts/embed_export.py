@@ -14,7 +14,7 @@ from embed_store import Store, replace_file
 
 
 def export_file(store: Store, path: Path, format_name: str, rows: int, *, with_ids: bool) -> None:
-    """Write the rows of all parts to one file, then delete the parts."""
+    """Write the rows of all parts to one file."""
     parts = store.list_parts()
     if format_name == "npy" and with_ids:
         _write_ids(path.with_suffix(".ids.jsonl"), parts)
@@ -23,7 +23,6 @@ def export_file(store: Store, path: Path, format_name: str, rows: int, *, with_i
             _write_npy(file, parts, rows)
         else:
             _write_jsonl(file, parts)
-    store.clear_parts()
 
 
 def _write_npy(file: IO[bytes], parts: list[Path], rows: int) -> None:

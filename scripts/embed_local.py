@@ -30,7 +30,7 @@ def serve_locally(model: str) -> Iterator[str]:
     Raise `RefusedError` if the server cannot start; its messages are on stderr.
     """
     port = _find_free_port()
-    command = [str(ROOT / "scripts" / "serve"), "--port", f"127.0.0.1:{port}", "--metrics-bind", ""]
+    command = [str(ROOT / "scripts" / "serve"), "--port", f"127.0.0.1:{port}", "--metrics-bind", "", "--data", "none"]
     command += ["--model", model] * bool(model)
     environ = {name: value for name, value in os.environ.items() if name not in _KEY_VARIABLES}
     with tempfile.TemporaryFile() as output:

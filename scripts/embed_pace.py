@@ -10,7 +10,7 @@ MEASURED_S, MEASURED_ROUNDS = 0.5, 2
 BETTER = 1.05
 #: Measurements at one number of requests before a higher one is tried again.
 HOLD = 20
-#: Seconds before a request is sent again: the first time, and at most, unless the server says when.
+#: Seconds before a request is sent again: the first time, and at most, unless Retry-After has more.
 FIRST_DELAY_S, MOST_DELAY_S = 0.5, 10.0
 #: Codes of rows and of requests that another try does not change.
 _PERMANENT = {"context_length_exceeded", "invalid_input", "poison_input"}

@@ -88,6 +88,7 @@ class Progress:
         parts = [f"{self.rows:,} rows in {seconds:.1f} s ({self.rows / seconds:,.0f} rows/s), {self.tokens:,} tokens"]
         parts += [f"{self.skipped:,} rows from earlier runs or without text"] * bool(self.skipped)
         parts += [f"{self.truncated:,} truncated"] * bool(self.truncated)
+        parts += [f"{self.cache_hits:,} from the server's cache"] * bool(self.cache_hits)
         parts += [f"{self.errors:,} errors", f"revision {revision}"]
         return ", ".join(parts)
 

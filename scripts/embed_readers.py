@@ -168,7 +168,7 @@ def _make_block(table: pa.Table, columns: Columns, copied: list[tuple[str, str]]
 
 
 def _open(path: str) -> io.BufferedReader:
-    """Return an open file, decompressed as its name says."""
+    """Return an open file, decompressed by its ending."""
     if path == "-":
         return cast(io.BufferedReader, sys.stdin.buffer)
     if path.lower().endswith(".gz"):

@@ -5,6 +5,7 @@ part, GET /v1/models must have the revision of the manifest.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 import time
@@ -322,9 +323,12 @@ def _start_feed(parts: Iterator[Part]) -> "asyncio.Queue[Part | BaseException | 
         try:
             for part in parts:
                 put(part)
+        except concurrent.futures.CancelledError:
+            return
         except Exception as error:
             end = error
-        put(end)
+        with contextlib.suppress(concurrent.futures.CancelledError):
+            put(end)
 
     # A daemon, because a read from stdin cannot be interrupted.
     threading.Thread(target=read, name="reader", daemon=True).start()

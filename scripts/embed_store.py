@@ -77,7 +77,10 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the folder, and keep other runs out of it."""
+        """Create the folder, and keep other runs out of it. Raise `RefusedError` if it has files of something else."""
+        names = sorted(path.name for path in self.folder.glob("*") if not path.name.startswith("_"))
+        if names and not (self.folder / "_vecmill.json").exists():
+            raise RefusedError(f"{self.folder} has {names[0]}, but no _vecmill.json; choose another output")
         self.state.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT)
         try:
@@ -112,9 +115,6 @@ class Store:
         """Return the manifest to go on with. Raise `RefusedError` if the output is of another run."""
         old = self.read_manifest()
         if old is None:
-            names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("_"))
-            if foreign := next(iter(names), ""):
-                raise RefusedError(f"{self.folder} has {foreign}, but no _vecmill.json; choose another output")
             self.write_manifest(manifest)
             return manifest
         difference = find_difference(old, manifest)
@@ -147,9 +147,9 @@ class Store:
         """Return the paths of all complete parts, in order."""
         return sorted(self.folder.glob("part-*.parquet"))
 
-    def part_path(self, index: int) -> Path:
+    def part_path(self, number: int) -> Path:
         """Return the path of a part."""
-        return self.folder / f"part-{index:06}.parquet"
+        return self.folder / f"part-{number:06}.parquet"
 
     def check_part(self, part: Part, *, retry: bool = False) -> int | None:
         """Return the number of errors of a complete part, or None if the part is not complete.
@@ -199,10 +199,16 @@ class Store:
     def save_rows(self, part: OpenPart, count: int) -> None:
         """Append the first `count` unsaved answers of a part to its journal."""
         unsaved = part.unsaved[:count]
-        path = self._journal_path(part.number)
-        start = b"" if path.exists() else part.digest.encode()
-        with path.open("ab", buffering=0) as file:
-            _write_all(file.fileno(), start + b"".join(map(encode_record, unsaved)))
+        with self._journal_path(part.number).open("ab", buffering=0) as file:
+            size = file.tell()
+            start = b"" if size else part.digest.encode()
+            try:
+                _write_all(file.fileno(), start + b"".join(map(encode_record, unsaved)))
+            except OSError:
+                # What is appended later must not follow a torn record.
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
         del part.unsaved[: len(unsaved)]
 
     def write_part(self, part: OpenPart, dtype: str) -> None:
@@ -244,9 +250,9 @@ class Store:
         with replace_file(path) as temporary:
             temporary.write_bytes(b"".join(msgspec.json.encode(line, enc_hook=str) + b"\n" for line in lines))
 
-    def _read_errors(self, index: int) -> list[bytes]:
+    def _read_errors(self, number: int) -> list[bytes]:
         """Return the lines of the errors of a complete part."""
-        path = self._errors_path(index)
+        path = self._errors_path(number)
         return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
     def gather_errors(self, path: Path) -> None:
@@ -261,11 +267,11 @@ class Store:
                 with part.open("rb") as lines:
                     shutil.copyfileobj(lines, file)
 
-    def _journal_path(self, index: int) -> Path:
-        return self.state / f"{index:06}.journal"
+    def _journal_path(self, number: int) -> Path:
+        return self.state / f"{number:06}.journal"
 
-    def _errors_path(self, index: int) -> Path:
-        return self.state / f"{index:06}.errors"
+    def _errors_path(self, number: int) -> Path:
+        return self.state / f"{number:06}.errors"
 
 
 def make_vectors(part: OpenPart, dtype: str) -> pa.Array:
@@ -298,9 +304,9 @@ def read_vectors(column: pa.ChunkedArray, dtype: str, dimension: int) -> tuple[n
     return present, values.astype(np.float32) / np.float32(127 if dtype == "int8" else 1)
 
 
-def describe_other_rows(index: int, path: Path) -> str:
+def describe_other_rows(number: int, path: Path) -> str:
     """Return the message for a part that was computed from other rows."""
-    return f"part {index} of the inputs has other rows than {path}; use --overwrite to begin again"
+    return f"part {number} of the inputs has other rows than {path}; use --overwrite to begin again"
 
 
 @contextlib.contextmanager

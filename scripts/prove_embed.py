@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+#: Processes of the server.
+ROLES = ("broker", "worker", "frontend")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -67,7 +69,22 @@ class Proof:
 
     def start_cluster(self) -> None:
         """Start broker, worker and frontend."""
-        self.cluster.all(1, dimension=self.options.dimension, us_per_token=self.options.us_per_token)
+        self.servers = {role: self.start_server(role) for role in ROLES}
+        self.cluster.until_workers(1)
+
+    def start_server(self, role: str) -> Program:
+        """Start a process of the server."""
+        if role == "worker":
+            return self.cluster.worker(dimension=self.options.dimension, us_per_token=self.options.us_per_token)
+        return self.cluster.broker() if role == "broker" else self.cluster.frontend()
+
+    def kill_servers(self, dice: random.Random) -> None:
+        """Kill some processes of the server at once, and start them again."""
+        victims = dice.sample(ROLES, dice.randint(1, len(ROLES)))
+        for role in victims:
+            self.servers[role].close()
+        for role in victims:
+            self.servers[role] = self.start_server(role)
 
     def command(self) -> list[str]:
         """Return the command."""
@@ -91,10 +108,9 @@ def prove_rows(proof: Proof) -> None:
     memory: list[float] = []
     program = proof.start()
     started = time.monotonic()
-    parts = proof.options.rows // 2
     while program.process.poll() is None:
         memory.append(read_memory_mib(program.process.pid))
-        if proof.options.interrupt and sum(1 for _ in proof.output.glob("part-*.parquet")) * part_rows(proof) > parts:
+        if proof.options.interrupt and count_written_rows(proof.output) > proof.options.rows // 2:
             program.process.send_signal(2)
             break
         time.sleep(0.1)
@@ -111,34 +127,36 @@ def prove_rows(proof: Proof) -> None:
     proof.check()
 
 
-def part_rows(proof: Proof) -> int:
-    """Return the rows of a part."""
-    return int(pq.read_metadata(proof.output / "part-000000.parquet").num_rows)
+def count_written_rows(folder: Path) -> int:
+    """Return the rows of the complete parts, which are equally long."""
+    parts = sorted(folder.glob("part-*.parquet"))
+    return len(parts) * int(pq.read_metadata(parts[0]).num_rows) if parts else 0
 
 
 def prove_kills(proof: Proof) -> None:
-    """Kill scripts/embed, or all processes at once, at random instants until all rows are done."""
+    """Kill scripts/embed, or with `--all` processes of the server, until all rows are done; repeat."""
     dice = random.Random(proof.options.seed)
     proof.start_cluster()
-    for kill in range(proof.options.kills):
-        program = proof.start("--quiet")
+    kills = {"scripts/embed": 0, "the server": 0}
+    program = proof.start("--quiet")
+    while sum(kills.values()) < proof.options.kills:
         try:
             status = program.wait(dice.uniform(0.1, proof.options.longest_s))
         except subprocess.TimeoutExpired:
+            victim = "the server" if proof.options.all and dice.random() < 0.4 else "scripts/embed"
+            kills[victim] += 1
+            if victim == "the server":
+                proof.kill_servers(dice)
+                continue
             program.close()
-            if proof.options.all and dice.random() < 0.3:
-                for victim in dice.sample(proof.cluster.programs, dice.randint(1, len(proof.cluster.programs))):
-                    victim.close()
-                proof.cluster.close()
-                proof.cluster.programs.clear()
-                proof.start_cluster()
-            continue
-        assert status == 0, program.output
-        print(f"all rows were done after {kill} kills; beginning again")
-        proof.check()
-        shutil.rmtree(proof.output)
-    done = subprocess.run(proof.command(), check=True, capture_output=True, text=True)
-    print(done.stderr.strip().splitlines()[-1])
+        else:
+            assert status == 0, program.output
+            proof.check()
+            shutil.rmtree(proof.output)
+        program = proof.start("--quiet")
+    status = program.wait(120)
+    assert status == 0, program.output
+    print(", ".join(f"{number} kills of {name}" for name, number in kills.items()))
     proof.check()
 
 
@@ -171,7 +189,9 @@ def iterate_until_done(proof: Proof) -> Iterator[str]:
 
 def main() -> None:
     """Run a proof."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
     add("proof", choices=("rows", "kills", "disk"))
     add("--rows", type=int, default=20_000)

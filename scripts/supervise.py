@@ -13,6 +13,7 @@ import shutil
 import signal
 import ssl
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterable, Sequence
@@ -149,12 +150,14 @@ def check_address(host: str, port: int) -> None:
 
 
 def choose_data(folder: str | None) -> str:
-    """Return the folder of files and batches; "" if the default folder cannot be made."""
+    """Return the folder of files and batches; "" if the default folder cannot be written."""
     if folder is None:
         try:
             DATA.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=DATA):
+                pass
         except OSError as error:
-            print_status(f"no /v1/files and /v1/batches: {DATA} cannot be made ({error.strerror}); choose --data")
+            print_status(f"no /v1/files and /v1/batches: {DATA} cannot be written ({error.strerror}); choose --data")
             return ""
     return str(DATA) if folder is None else folder
 

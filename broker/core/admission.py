@@ -15,7 +15,7 @@ from broker.core.models import Model
 from broker.core.state import State
 from broker.wire import protocol as wire
 from broker.wire.errors import MAX_RETRY_AFTER_S, ErrorCode, describe_no_worker, describe_queue, quote
-from broker.wire.protocol import Caching, Failure, Frame, Lane, ModelKey
+from broker.wire.protocol import Caching, Failure, Frame, Kind, Lane, ModelKey
 
 #: Retry-After if the throughput is unknown.
 UNKNOWN_WAIT_S = 1.0
@@ -60,6 +60,8 @@ class Admission:
         #: Answers of `_find_model` by name and revision.
         self._found: dict[tuple[str, str], Model | Rejection] = {}
         self._capacities: dict[ModelKey, Capacity] = {}
+        #: Keys by what distinguishes those of requests.
+        self._keys: dict[tuple[ModelKey, Kind, int, str | bytes, bool], InputKeys] = {}
 
     def consider_request(self, submission: wire.Submission, frame: Frame) -> Request | Failure:
         """Return the submission's request, ready to be admitted, or the failure to answer with."""
@@ -69,7 +71,7 @@ class Admission:
             return _build_failure(submission, found)
         model = found.info.key
         pricing = found.choose_pricing(submission.kind, submission.options)
-        keys = _choose_keys(state.limits, self._frontend.uuid, submission, model)
+        keys = self._choose_keys(submission, model)
         request = Request.from_submission(self._frontend.uuid, submission, frame, model, pricing, now, keys)
         capacity = self._capacities.get(model)
         if capacity is None:
@@ -89,16 +91,19 @@ class Admission:
             found = self._found[wanted] = _find_model(self._state, submission, self._now)
         return found
 
-
-def _choose_keys(limits: Limits, owner: bytes, submission: wire.Submission, model: ModelKey) -> InputKeys | None:
-    """Return the keys of a request's inputs; None if their results are neither looked up nor stored."""
-    if not limits.cache_bytes or submission.caching == Caching.SKIP or submission.options & TOKENIZE:
-        return None
-    # Clients without a key have an address, and share results.
-    shared = limits.cache_scope == "all" or submission.address
-    scope = "" if shared else submission.client or owner
-    looks_up = submission.caching == Caching.USE
-    return InputKeys(model, submission.kind, submission.options, scope, looks_up=looks_up)
+    def _choose_keys(self, submission: wire.Submission, model: ModelKey) -> InputKeys | None:
+        """Return the keys of a request's inputs; None if their results are neither looked up nor stored."""
+        limits = self._state.limits
+        if not limits.cache_bytes or submission.caching == Caching.SKIP or submission.options & TOKENIZE:
+            return None
+        # Clients without a key have an address, and share results.
+        shared = limits.cache_scope == "all" or submission.address
+        scope = "" if shared else submission.client or self._frontend.uuid
+        looks_up = submission.caching == Caching.USE
+        wanted = (model, submission.kind, submission.options, scope, looks_up)
+        if wanted not in self._keys:
+            self._keys[wanted] = InputKeys(model, submission.kind, submission.options, scope, looks_up=looks_up)
+        return self._keys[wanted]
 
 
 def _build_failure(submission: wire.Submission, rejection: Rejection) -> Failure:

@@ -73,11 +73,15 @@ class BatchRun:
             log.warning("%s: another runner has this batch now", self._batch.id)
         except StoreError as error:
             log.warning("%s: left to another runner: %s", self._batch.id, error)
+        except Exception:
+            # The lease runs out by itself, so that a fault of this program is not repeated at once.
+            log.exception("%s: failed, and is tried again when the lease runs out", self._batch.id)
+            return
         finally:
             keeper.cancel()
             expiry.cancel()
             await self._sender.close()
-            await self._leased.release()
+        await self._leased.release()
 
     async def _run_steps(self) -> None:
         parts = await self._leased.list_parts()

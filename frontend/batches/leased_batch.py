@@ -75,6 +75,7 @@ class LeasedBatch:
 
     async def keep(self, stop: Callable[[Stop], None]) -> None:
         """Renew the lease until the call is cancelled. Call `stop` if the lease is lost or the batch is cancelled."""
+        reason = ""
         while True:
             await asyncio.sleep(RENEW_S)
             try:
@@ -83,8 +84,11 @@ class LeasedBatch:
                 )
             except StoreError as error:
                 # If the lease runs out meanwhile, the next commit finds out whether another runner has claimed it.
-                log.warning("%s: could not renew the lease: %s", self.batch.id, error)
+                if str(error) != reason:
+                    reason = str(error)
+                    log.warning("%s: could not renew the lease: %s", self.batch.id, reason)
                 continue
+            reason = ""
             if row is None:
                 stop(Stop.LOST)
                 self.leave()

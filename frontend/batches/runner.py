@@ -73,9 +73,9 @@ class Runner:
             # A new holder for each claim, so that this process cannot continue a batch twice after it lost the lease.
             holder = uuid.uuid4().hex
             try:
-                batch = await asyncio.to_thread(database.claim_batch, holder, time.time(), LEASE_S, busy)
                 for status, count in (await asyncio.to_thread(database.count_open)).items():
                     metrics.batches.labels(status).set(count)
+                batch = await asyncio.to_thread(database.claim_batch, holder, time.time(), LEASE_S, busy)
             except StoreError as error:
                 if str(error) != self._reason:
                     self._reason = str(error)
@@ -87,12 +87,10 @@ class Runner:
             log.info("%s: claimed in status %s, with %d requests done", batch.id, batch.status, batch.completed)
             run = BatchRun(self._store, self._broker, self._config, batch, holder)
             task = self._runs[run] = asyncio.create_task(run.run())
-            task.add_done_callback(functools.partial(self._on_end, run))
+            task.add_done_callback(functools.partial(self._forget, run))
 
-    def _on_end(self, run: BatchRun, task: asyncio.Task[None]) -> None:
+    def _forget(self, run: BatchRun, _: asyncio.Task[None]) -> None:
         del self._runs[run]
-        if not task.cancelled() and (error := task.exception()):
-            log.error("a batch failed, and is tried again when its lease is over", exc_info=error)
 
     async def _clean(self) -> None:
         """Remove expired files every minute, and objects without a row every hour."""

@@ -65,9 +65,12 @@ class Sender:
         self.stop_event = asyncio.Event()
 
     def send(self, part: Part) -> None:
-        """Send the lines of the next part as soon as the pace allows."""
+        """Send the lines of the next part as soon as the pace allows; none after a stop."""
         for index, line in enumerate(part.lines):
-            heapq.heappush(self._waiting, (line.number, part, index))
+            if self.stopped:
+                part.settle(index, None)
+            else:
+                heapq.heappush(self._waiting, (line.number, part, index))
         self._send_more()
 
     def stop(self, stop: Stop, reason: str = "") -> None:

@@ -1,8 +1,11 @@
 """Batches with real processes: the whole cycle by OpenAI's client, killed processes, several runners, and a drain."""
 
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ from openai.types import Batch
 
 from tests.harness.batches import ENDPOINT, line
 from tests.harness.fake_worker import vector
-from tests.harness.processes import Cluster, free_port, until
+from tests.harness.processes import Cluster, Program, free_port, until
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 
@@ -198,6 +201,32 @@ def test_two_runners_never_share_a_batch(cluster: Cluster) -> None:
         check_complete(client, wait(client, batch), 200)
     for batch in batches:
         assert sum(runner.output.count(f"{batch.id}: claimed") for runner in runners) == 1
+
+
+def test_batch_waits_for_space_on_a_full_disk(cluster: Cluster) -> None:
+    data = cluster.folder / "data"
+    data.mkdir()
+    unshare = ["unshare", "--mount", *["--map-root-user"] * bool(os.geteuid())]
+    if subprocess.run([*unshare, "mount", "-t", "tmpfs", "tmpfs", data], capture_output=True).returncode:
+        pytest.skip("this machine allows no mount in a namespace")
+    cluster.broker()
+    cluster.worker(us_per_token=200)
+    known = f"--broker {cluster.endpoints['frontend']} --data {data}"
+    runner = f"{sys.executable} -m frontend.batches {known}"
+    frontend = f"exec {sys.executable} -m frontend --port {cluster.port} {known}"
+    script = f"mount -t tmpfs -o size=16m tmpfs {data} && {{ {runner} & {frontend}; }}"
+    program = Program("frontend", [*unshare, "sh", "-c", script], cluster.folder / "frontend.log")
+    cluster.programs.append(program)
+    cluster.until_workers(1)
+    client = openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none")
+    batch = create(client, numbered(3000))
+    filler = Path(f"/proc/{program.process.pid}/root{data}/filler")
+    space = os.statvfs(filler.parent)
+    filler.write_bytes(bytes(space.f_bavail * space.f_bsize - 200_000))
+    until(lambda: "waits for the store" in program.output, 60, "the full disk")
+    assert client.batches.retrieve(batch.id).status in ("validating", "in_progress")
+    filler.unlink()
+    check_complete(client, wait(client, batch), 3000)
 
 
 def test_runner_without_data_folder_is_refused(cluster: Cluster) -> None:

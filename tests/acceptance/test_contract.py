@@ -6,13 +6,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.contract import inputs, options, others
+from tests.acceptance.contract import files, inputs, options, others
 from tests.acceptance.contract.described import check_description
 from tests.acceptance.contract.row import Row
 from tests.acceptance.contract.servers import start_servers
 from tests.harness.processes import ROOT
 
-ROWS: list[Row] = [*inputs.ROWS, *options.ROWS, *others.ROWS]
+ROWS: list[Row] = [*inputs.ROWS, *options.ROWS, *others.ROWS, *files.ROWS]
 
 
 @pytest.fixture(scope="module")

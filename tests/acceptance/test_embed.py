@@ -255,6 +255,24 @@ def test_server_that_stays_away_exits_3(cluster: Cluster, tmp_path: Path) -> Non
     assert "run the same command again when it is back" in program.output
 
 
+def test_run_survives_the_end_of_all_processes(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.all()
+    embedder = Embedder(cluster, tmp_path)
+    texts = [*make_texts(1000), "wait go", *make_texts(1000)]
+    embedder.write(texts)
+    program = embedder.start(embedder.input, "-o", embedder.output, "--text", "body")
+    until((embedder.output / "part-000000.parquet").exists, what="the first part")
+    for process in list(cluster.programs):
+        process.close()
+    (tmp_path / "go").touch()
+    # This server accepts fewer texts in a request than the command sends.
+    cluster.broker()
+    cluster.worker()
+    cluster.frontend("--max-inputs", "10")
+    assert program.wait(60) == 0, program.output
+    check_rows(pq.read_table(embedder.output), texts)
+
+
 def test_wrong_requests_are_refused_with_a_reason(embedder: Embedder) -> None:
     output = ("-o", embedder.output)
     cases: list[tuple[list[str | Path], str]] = [

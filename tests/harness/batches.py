@@ -37,6 +37,8 @@ class FakeBroker:
         self.models = {"fake": fake_worker.model()}
         #: Called with the texts of each request; may raise `ApiError`.
         self.before: Callable[[Sequence[bytes]], None] = lambda _: None
+        #: Codes with which single inputs fail, each once.
+        self.failures: dict[bytes, ErrorCode] = {}
         #: Set while requests are answered.
         self.open = asyncio.Event()
         self.open.set()
@@ -79,8 +81,11 @@ class FakeBroker:
         submission = wire.Submission(
             1, model, wire.Lane.BULK, "", 0, kind, wire.pack_u32(map(len, inputs)), options, revision=info.revision
         )
-        pending = Pending(submission, b"", deadline, model_info=info)
+        pending = Pending(submission, b"", deadline, per_item=per_item, model_info=info)
         for position, text in enumerate(inputs):
+            if code := self.failures.pop(text, None):
+                pending.add_failure(wire.Failure(1, position, code, "failed"))
+                continue
             row = fake_worker.vector(text.decode(), revision=info.revision)
             pending.add_row(position, memoryview(row.tobytes()), len(text), 0)
         pending.revision = info.revision

@@ -1,5 +1,7 @@
 """`scripts/embed`: reading inputs, and the files of an output. Needs no server."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -197,6 +199,22 @@ def test_full_disk_leaves_no_torn_file(store: Store, name: str) -> None:
     assert store.check_part(make_part()) == 1
 
 
+def test_failed_append_leaves_an_intact_journal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(descriptor: int, content: bytes) -> None:
+        os.write(descriptor, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    part = OpenPart(make_part(), 2)
+    part.unsaved = [make_answer(0), make_answer(1)]
+    for saved in (0, 1):
+        with monkeypatch.context() as patched:
+            patched.setattr("embed_store._write_all", write_half)
+            with pytest.raises(OSError, match="No space left"):
+                store.save_rows(part, 1)
+        store.save_rows(part, 1)
+        assert store.open_part(make_part(), 2, "float32").list_pending() == list(range(saved + 1, 4))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_vectors_of_each_dtype_read_back(dtype: str) -> None:
     part = OpenPart(make_part(3), 10)
@@ -232,16 +250,18 @@ def test_foreign_folders_and_second_runs_are_refused(store: Store) -> None:
     with store.lock(), pytest.raises(RefusedError, match="another scripts/embed writes"), Store(store.folder).lock():
         pass
     manifest = Manifest(inputs=[], options={}, model="m", revision="r", dimension=2, part_rows=4)
-    (store.folder / "letter.txt").touch()
-    with pytest.raises(RefusedError, match=r"has letter\.txt, but no _vecmill\.json"):
-        store.begin(manifest)
-    (store.folder / "letter.txt").unlink()
+    foreign = store.folder.parent
+    (foreign / "letter.txt").touch()
+    with pytest.raises(RefusedError, match=r"has letter\.txt, but no _vecmill\.json"), Store(foreign).lock():
+        pass
+    assert sorted(path.name for path in foreign.iterdir()) == ["letter.txt", "out"]
     assert store.begin(manifest) == manifest
     assert store.begin(msgspec.structs.replace(manifest, model="n")).model == "n"
     (store.folder / "letter.txt").touch()
     (store.folder / "part-000000.parquet").touch()
     store.clear()
     assert sorted(path.name for path in store.folder.iterdir()) == ["_vecmill", "letter.txt"]
+    assert store.begin(manifest) == manifest
     (store.folder / "_vecmill.json").write_text("{")
     with pytest.raises(RefusedError, match="damaged"):
         store.begin(manifest)

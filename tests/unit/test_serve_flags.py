@@ -178,7 +178,7 @@ def test_data_folder_gets_a_runner(flag: str, runners: int, monkeypatch: pytest.
         assert ("--data", passed) in itertools.pairwise(child.command)
 
 
-def test_default_data_folder_that_cannot_be_made(
+def test_default_data_folder_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     headers: Mapping[str, str] = {}
     #: `real` serves the default model and `fake` the fake one; `locked` serves the fake one and requires API keys;
     #: `strict` serves it with a default prompt and low limits; `states` knows models that are not served; `empty` knows
-    #: no model.
+    #: no model; `stored` stores files.
     server: str = "real"
     #: Part of the error's message, its param and its code; empty: any.
     message: str = ""

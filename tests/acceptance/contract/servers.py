@@ -21,7 +21,7 @@ STRICT = ("--max-inputs", "3", "--max-request-tokens", "100", "--max-body-bytes"
 @contextlib.contextmanager
 def start_servers(folder: Path) -> Iterator[dict[str, str]]:
     """Start all servers, and give the URL of each by name."""
-    names = ("fake", "locked", "strict", "states", "empty")
+    names = ("fake", "locked", "strict", "states", "empty", "stored")
     for name in ("real", *names):
         (folder / name).mkdir()
     with contextlib.ExitStack() as stack:
@@ -38,8 +38,8 @@ def start_servers(folder: Path) -> Iterator[dict[str, str]]:
         clusters["strict"].frontend(*STRICT)
         for name in ("fake", "locked", "strict"):
             until(lambda url=clusters[name].url: _is_ready(url), what=f"a worker of {name}")  # type: ignore[misc]
-        for name in ("states", "empty"):
-            clusters[name].frontend("--broker-grace-s", "0.2")
+        for name, flags in (("states", ()), ("empty", ()), ("stored", ("--data", str(folder / "stored/data")))):
+            clusters[name].frontend("--broker-grace-s", "0.2", *flags)
             cluster = clusters[name]
             until(lambda cluster=cluster: cluster.health().get("broker") == "connected", what=name)  # type: ignore[misc]
         _start_states(clusters["states"], stack.enter_context(socket.create_server(("127.0.0.1", 0))))

@@ -132,6 +132,17 @@ def test_only_equal_requests_share_a_result(changes: dict[str, Any], hit: bool) 
     assert compute(core, "aa", number=2, **{"client": "key one", **changes}) == ([] if hit else ["aa"])
 
 
+def test_requests_of_one_message_have_their_own_keys() -> None:
+    core = start()
+    differing = [(0, "one"), (Option.RAW, "one"), (0, "two"), (0, "one")]
+    submissions = [
+        wire.Submission(number, "m", Lane.BULK, client, 1000, Kind.TEXT, wire.pack_u32([2]), options)
+        for number, (options, client) in enumerate(differing, 1)
+    ]
+    core.handle(b"F1", wire.Submit(submissions), *[b"aa"] * len(submissions))
+    assert answer_all(core) == ["aa"] * 3
+
+
 def test_another_kind_is_another_input() -> None:
     core = start()
     compute(core, "aaaa")

@@ -105,6 +105,23 @@ async def test_fields_of_each_line_count(bench: Bench) -> None:
 
 
 @asynchronous
+async def test_items_fail_alone_if_requested(bench: Bench) -> None:
+    lines = [
+        line("a", [[120], []], error_policy="per_item"),
+        line("b", [[]], error_policy="per_item"),
+        line("c", ["x", "late"], error_policy="per_item"),
+        line("d", ["y", "long"], error_policy="per_item"),
+    ]
+    bench.broker.failures = {b"late": ErrorCode.DEADLINE, b"long": ErrorCode.TOO_LONG}
+    batch = await bench.add(lines)
+    await bench.claim().run()
+    found = await bench.read(bench.find(batch).output_file_id)
+    errors = [["error" in item for item in one["response"]["body"]["data"]] for one in found]
+    # A temporary failure of an input is repeated.
+    assert errors == [[False, True], [True], [False, False], [False, True]]
+
+
+@asynchronous
 async def test_refused_requests_are_in_the_error_file(bench: Bench) -> None:
     lines = [
         line("a", "x"),
@@ -319,6 +336,19 @@ async def test_frozen_runner_cannot_commit(bench: Bench) -> None:
     bench.store.database.release_lease(batch.id, "two")
     await bench.claim("three").run()
     await check_complete(bench, batch, 12)
+
+
+@asynchronous
+async def test_fault_of_the_runner_is_not_repeated_at_once(bench: Bench) -> None:
+    batch = await bench.add(numbered(1))
+    run, list_parts = bench.claim(), bench.store.database.list_parts
+    bench.store.database.list_parts = lambda _: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    await run.run()
+    assert bench.store.database.claim_batch("two", time.time(), 10.0) is None
+    bench.store.database.list_parts = list_parts  # type: ignore[method-assign]
+    bench.store.database.release_lease(batch.id, "one")
+    await bench.claim().run()
+    await check_complete(bench, batch, 1)
 
 
 @asynchronous
