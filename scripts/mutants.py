@@ -182,6 +182,8 @@ BUGS = [
     Bug("an inference on all CPUs delays others", "workers/engine/pipeline.py", "if item.is_whole_batch and not self._running:", "if item.is_whole_batch:", ("tests/unit/workers/test_pipeline.py",)),
     Bug("a slower stream on all CPUs is kept", "workers/engine/engine.py", "if gain >= MIN_GAIN:", "if gain:", ("tests/unit/workers/test_spare_stream.py",)),
     Bug("the pipeline ends while a stream opens", "workers/engine/pipeline.py", "*self._inferring, *self._opening)", "*self._inferring)", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("slow inferences lower the costs", "workers/engine/cost_watch.py", "part if part < TOO_HIGH else None", "part", ("tests/unit/workers/test_cost_watch.py",)),
+    Bug("refused workers knock at once", "workers/session/session.py", "self._next_heartbeat = now + self._pause_s", "self._next_heartbeat = now + self._heartbeat_s", ("tests/unit/workers/test_session.py",)),
     Bug("locks of running workers are removed", "workers/engine/cpus.py", "            if None not in locked:\n", "            if True:\n", ("tests/unit/workers/test_cpus.py",)),
     Bug("files of running workers are removed", "workers/models/cache.py", "self._file, fcntl.LOCK_SH | fcntl.LOCK_NB", "self._file, fcntl.LOCK_UN", ("tests/unit/workers/test_model_cache.py",)),
     Bug("workers claim the same part", "workers/engine/cpus.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", ("tests/unit/workers/test_cpus.py",)),
