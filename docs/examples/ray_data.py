@@ -43,15 +43,12 @@ def main() -> None:
     ray.init()
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(id_column="id", checkpoint_path=f"{target}_checkpoint")
-    # About 700 vectors of 384 values. A crash repeats unfinished blocks, and large ones would leave actors idle.
-    context.target_max_block_size = 2**20
     # An actor waits for answers and needs no CPU. If actors reserved CPUs, a small cluster would have none left for
     # the filter of the checkpoint and for the writer, and the job would wait without end.
     embedders = ray.data.ActorPoolStrategy(size=IN_FLIGHT)
-    rows = ray.data.read_parquet(source, columns=["id", "text"])
-    rows = rows.map_batches(
-        Embedder, fn_constructor_args=(url,), batch_size=TEXTS, compute=embedders, num_cpus=0, max_restarts=-1
-    )
+    # Ray joins small files to one block, which one actor would get. A crash repeats unfinished blocks.
+    rows = ray.data.read_parquet(source).select_columns(["id", "text"]).repartition(target_num_rows_per_block=TEXTS)
+    rows = rows.map_batches(Embedder, fn_constructor_args=(url,), batch_size=TEXTS, compute=embedders, num_cpus=0)
     rows.write_parquet(target)
 
 
