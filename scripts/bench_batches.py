@@ -11,9 +11,9 @@ import contextlib
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +29,17 @@ from tests.harness.servers import MODEL, Server
 
 BULK_TEXTS, BULK_CLIENTS = 32, 4
 ENDPOINT = "/v1/embeddings"
+
+
+def make_body(model: str, texts: str | list[str]) -> dict[str, Any]:
+    """Return the body of a request."""
+    return {"model": model, "input": texts, "truncate": "end"}
+
+
+def make_request(model: str, texts: str | list[str]) -> bytes:
+    """Return a request on a connection that stays open."""
+    body = json.dumps(make_body(model, texts)).encode()
+    return f"POST {ENDPOINT} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 class Target:
@@ -55,20 +66,12 @@ class Target:
                     self.pids[names[words[2]]] = pid
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def make_body(self, texts: str | list[str]) -> dict[str, Any]:
-        """Return the body of a request."""
-        return {"model": self.model, "input": texts, "truncate": "end"}
-
-    def make_request(self, texts: str | list[str]) -> bytes:
-        """Return a request on a connection that stays open."""
-        body = json.dumps(self.make_body(texts)).encode()
-        head = f"POST {ENDPOINT} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
-        return head.encode() + body
-
     def start_batch(self, texts: list[str]) -> str:
         """Upload a line for each text, and return the id of the batch."""
         lines = [
-            json.dumps({"custom_id": str(number), "method": "POST", "url": ENDPOINT, "body": self.make_body(text)})
+            json.dumps(
+                {"custom_id": str(number), "method": "POST", "url": ENDPOINT, "body": make_body(self.model, text)}
+            )
             for number, text in enumerate(texts)
         ]
         files = {"file": ("input.jsonl", "\n".join(lines).encode())}
@@ -82,17 +85,33 @@ class Target:
         return found
 
 
-async def send_queries(target: Target, over: threading.Event, waits: list[float], seconds: float = 1e9) -> None:
-    """Send one short text after the other, and add the seconds of each answer."""
-    client, until = await Client(target.port).open(), time.monotonic() + seconds
+class Queries:
+    """Interactive client in a process of its own, because the work of this process would delay it."""
+
+    def __init__(self, target: Target) -> None:
+        command = [sys.executable, __file__, "--queries", str(target.port), target.model]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def stop(self) -> list[float]:
+        """Return the seconds of each answer."""
+        output, _ = self._process.communicate("")
+        assert self._process.returncode == 0
+        return [float(word) for word in output.split()]
+
+
+async def send_queries(port: int, model: str) -> None:
+    """Send one short text after the other until the end of standard input, and print the seconds of each answer."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin, over.set)
+    client = await Client(port).open()
     for number in itertools.count():
-        if over.is_set() or time.monotonic() > until:
-            break
-        status, waited = await client.send_request(target.make_request(f"a short query {number}"))
+        status, waited = await client.send_request(make_request(model, f"a short query {number}"))
         assert status == 200, client.body
-        waits.append(waited)
+        print(waited)
         # As a user who types; a closed loop would itself be a load.
-        await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), 0.02)
+            break
     client.close()
 
 
@@ -104,7 +123,7 @@ async def measure_bulk(target: Target, texts: Iterator[str], seconds: float) -> 
         nonlocal count
         client = await Client(target.port).open()
         while time.monotonic() < until:
-            status, _ = await client.send_request(target.make_request(list(itertools.islice(texts, BULK_TEXTS))))
+            status, _ = await client.send_request(make_request(target.model, list(itertools.islice(texts, BULK_TEXTS))))
             assert status == 200, client.body
             count += BULK_TEXTS
         client.close()
@@ -138,7 +157,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="rounds of bulk and batch (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="duration of a measurement (default: %(default)s)")
     parser.add_argument("--fake", action="store_true", help="a worker that computes next to nothing")
+    parser.add_argument("--queries", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.queries:
+        asyncio.run(send_queries(int(options.queries[0]), options.queries[1]))
+        return
     if options.fake:
         texts: Iterator[str] = (f"text {number}" for number in itertools.count())
     else:
@@ -153,23 +176,14 @@ def main() -> None:
             batch = measure_batch(target, list(itertools.islice(texts, options.lines)))
             ratios.append(batch / bulk)
             print(f"bulk {bulk:.0f} texts/s, batch {batch:.0f} lines/s, ratio {ratios[-1]:.2f}", flush=True)
-        alone: list[float] = []
-        asyncio.run(send_queries(target, threading.Event(), alone, options.seconds))
-        beside: list[float] = []
-        memory: dict[str, list[float]] = {}
-        near: list[float] = []
-        over = threading.Event()
-        queries = threading.Thread(target=lambda: asyncio.run(send_queries(target, over, near)))
-        queries.start()
+        queries = Queries(target)
+        time.sleep(options.seconds)
+        alone, queries = queries.stop(), Queries(target)
         asyncio.run(measure_bulk(target, texts, options.seconds))
-        over.set()
-        queries.join()
-        over = threading.Event()
-        queries = threading.Thread(target=lambda: asyncio.run(send_queries(target, over, beside)))
-        queries.start()
+        near, queries = queries.stop(), Queries(target)
+        memory: dict[str, list[float]] = {}
         rate = measure_batch(target, list(itertools.islice(texts, options.lines)), memory)
-        over.set()
-        queries.join()
+        beside = queries.stop()
         print(f"batch beside an interactive client: {rate:.0f} lines/s")
         for name, waits in (("alone", alone), ("beside bulk requests", near), ("beside the batch", beside)):
             print(f"client {name}: p99 {get_p99_ms(waits):.1f} ms, median {statistics.median(waits) * 1000:.1f} ms")

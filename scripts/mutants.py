@@ -175,10 +175,11 @@ BUGS = [
     Bug("a damaged version ends the old one", "workers/session/catalog.py", "            if not entry.in_memory:\n", "            if True:\n"),
     Bug("a stale version is served", "workers/session/catalog.py", "(entry.wanted is not None and entry.wanted != version)", "False"),
     Bug("a busy model is unloaded", "workers/session/catalog.py", "            if entry.info.key in busy:\n                entry.used_at = now\n            elif", "            if"),
-    Bug("bulk inputs take the spare stream", "workers/engine/pipeline.py", "if not item.is_interactive:", "if False:", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("bulk inputs take the spare stream", "workers/engine/pipeline.py", "if not item.is_interactive:\n            return []", "if False:\n            return []", ("tests/unit/workers/test_pipeline.py",)),
     Bug("a busy spare thread holds up another model", "workers/engine/pipeline.py", "if self._spare_waits and self._list_interactive(item):", "if self._list_interactive(item):", ("tests/unit/workers/test_pipeline.py",)),
     Bug("interactive inputs leave the spare stream idle", "workers/engine/pipeline.py", "if self._spare_waits and self._list_interactive(item):", "if False:", ("tests/unit/workers/test_pipeline.py",)),
-    Bug("an inference on all CPUs delays others", "workers/engine/pipeline.py", "if item.is_whole_batch and not self._running else", "if item.is_whole_batch else", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("a spare inference slows interactive ones", "workers/engine/pipeline.py", "if not all(running.is_interactive for running in self._running.copy()):", "if True:", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("an inference on all CPUs delays others", "workers/engine/pipeline.py", "if item.is_whole_batch and not self._running:", "if item.is_whole_batch:", ("tests/unit/workers/test_pipeline.py",)),
     Bug("a slower stream on all CPUs is kept", "workers/engine/engine.py", "if gain >= MIN_GAIN:", "if gain:", ("tests/unit/workers/test_spare_stream.py",)),
     Bug("the pipeline ends while a stream opens", "workers/engine/pipeline.py", "*self._inferring, *self._opening)", "*self._inferring)", ("tests/unit/workers/test_pipeline.py",)),
     Bug("locks of running workers are removed", "workers/engine/cpus.py", "            if None not in locked:\n", "            if True:\n", ("tests/unit/workers/test_cpus.py",)),
@@ -237,7 +238,7 @@ BUGS = [
     Bug("a refused batch pushes on", "frontend/batches/pace.py", "return now >= self.paused_until and (", "return (", ("tests/unit/frontend/test_batch_pace.py",)),
     Bug("a refused line is lost", "frontend/batches/sending.py", "        heapq.heappush(self._waiting, (part.lines[index].number, part, index))\n        if str", "        part.settle(index, None)\n        if str", ("tests/unit/frontend/test_batch_runs.py",)),
     Bug("a batch mixes revisions", "frontend/batches/answering.py", "        if revision != self._revision:", "        if False:", ("tests/unit/frontend/test_batch_runs.py",)),
-    Bug("a chunk is committed without its lease", "frontend/batches/database.py", "            current = _lock_batch(execute, chunk.batch, holder)\n            if current is None:\n                return False\n", "            current = self.find_batch(chunk.batch, \"\")\n", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("a chunk is committed without its lease", "frontend/batches/database.py", "SET holder = holder WHERE id = ? AND holder = ? AND", "SET holder = holder WHERE id = ? AND ? <> '' AND", ("tests/unit/frontend/test_batch_runs.py",)),
     Bug("a continued batch begins at its first line", "frontend/batches/batch_run.py", "offset, lines, part_lines = last.input_offset_end, last.end_line, FIRST_PART_LINES", "offset, lines, part_lines = 0, 0, FIRST_PART_LINES", ("tests/unit/frontend/test_batch_runs.py",)),
     Bug("lines after a gap are committed", "frontend/batches/batch_run.py", "                if not skipped:\n                    break\n", "                if not skipped:\n                    continue\n", ("tests/unit/frontend/test_batch_runs.py",)),
 ]  # fmt: skip
@@ -352,6 +353,21 @@ BUGS += [
         CACHE_TESTS,
     ),
 ]
+FILES, ROWS = "frontend/api/file_requests.py", "frontend/batches/rows.py"
+FILE_TESTS, ROW_TESTS = ("tests/unit/frontend/test_file_requests.py",), ("tests/unit/frontend/test_batch_rows.py",)
+BUGS += [
+    Bug("a range loses its last byte", FILES, "min(size, int(last) + 1)", "min(size, int(last))", FILE_TESTS),
+    Bug("a suffix range is longer than the file", FILES, "max(0, size - int(last)), size", "size - int(last), size", FILE_TESTS),
+    Bug("a range beyond the file is empty", FILES, "    if begin >= end:\n", "    if begin > end:\n", FILE_TESTS),
+    Bug("inputs of batches never expire", FILES, 'MAX_EXPIRY_S if purpose == "batch" else None', "None", FILE_TESTS),
+    Bug("names of files have folders", FILES, 'name.replace("\\\\", "/").rpartition("/")[2]', "name", FILE_TESTS),
+    Bug("a window has no limit", FILES, "if not 0 < seconds <= MAX_EXPIRY_S:", "if not seconds:", FILE_TESTS),
+    Bug("weak tags never match", FILES, '.removeprefix("W/")', "", FILE_TESTS),
+    Bug("ids are in no order", ROWS, "{time_ns:016x}{random.hex()}", "{random.hex()}{time_ns:016x}", ROW_TESTS),
+    Bug("a runner forgets a cancellation", ROWS, 'if current.status == "cancelling" and new.is_open:', "if False:", ROW_TESTS),
+    Bug("a runner overwrites the counts", ROWS, "    new.completed, new.failed, new.input_tokens = ", "    _ = ", ROW_TESTS),
+    Bug("ended batches are cancelled", ROWS, "    if batch.is_open and batch.status", "    if batch.status", ROW_TESTS),
+]  # fmt: skip
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
 
 

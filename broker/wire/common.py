@@ -1,13 +1,12 @@
 """Parts that messages in both directions share. Pure."""
 
 import enum
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from broker.wire.columns import U32, U63, Frame, Name, Text
-from broker.wire.errors import ErrorCode, RemoteProtocolError
+from broker.wire.columns import U32, U63, Name, Text
+from broker.wire.errors import ErrorCode
 
 
 class Message(msgspec.Struct, array_like=True, gc=False):
@@ -16,20 +15,6 @@ class Message(msgspec.Struct, array_like=True, gc=False):
     def frame_sizes(self) -> list[int]:
         """Return the sizes in bytes of the raw frames. Raise `RemoteProtocolError` if the header is inconsistent."""
         return []
-
-    def join_frames(self, frames: Sequence[Frame]) -> Sequence[Frame]:
-        """Return the raw frames as they are sent."""
-        return frames
-
-    def split_frames(self, frames: list[Frame]) -> list[Frame]:
-        """Return the raw frames that `join_frames` got. Raise `RemoteProtocolError` if they do not match the header."""
-        self.require_sizes(frames, self.frame_sizes())
-        return frames
-
-    def require_sizes(self, frames: Sequence[Frame], sizes: list[int]) -> None:
-        """Raise `RemoteProtocolError` if frames do not have these sizes."""
-        if [len(frame) for frame in frames] != sizes:
-            raise RemoteProtocolError(f"the raw frames of a {type(self).__name__} do not match its header")
 
 
 class Lane(enum.IntEnum):

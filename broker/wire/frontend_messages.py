@@ -1,6 +1,5 @@
 """Messages between frontends and the broker. Pure. Tags 1-15 go to the broker, 16-31 to the frontend."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -9,7 +8,6 @@ from broker.wire.columns import (
     U8,
     U32,
     U63,
-    Frame,
     Name,
     Text,
     U8Column,
@@ -23,9 +21,6 @@ from broker.wire.columns import (
 )
 from broker.wire.common import Caching, Kind, Lane, Message, ModelInfo, ModelState, Origin
 from broker.wire.errors import ErrorCode
-
-#: Size in bytes from which the frame of a submission is sent alone.
-JOINED_BYTES = 4096
 
 # --- frontend to broker ----------------------------------------------------------------------------------------------
 
@@ -70,33 +65,13 @@ class Submission(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 class Submit(Message, tag=2):
-    """Submissions of one turn of a frontend's event loop, with one raw frame each.
-
-    Frames below `JOINED_BYTES` are sent as one, before the others, because each takes 3 µs of the sender and the
-    receiver together.
-    """
+    """Submissions of one turn of a frontend's event loop, with one raw frame each."""
 
     submissions: list[Submission]
 
-    def join_frames(self, frames: Sequence[Frame]) -> list[Frame]:
+    def frame_sizes(self) -> list[int]:
         """See `Message`."""
-        small = [frame for frame in frames if len(frame) < JOINED_BYTES]
-        return [b"".join(small), *(frame for frame in frames if len(frame) >= JOINED_BYTES)]
-
-    def split_frames(self, frames: list[Frame]) -> list[Frame]:
-        """See `Message`. Parts of the joined frame are copies, so that none of them keeps the others in memory."""
-        sizes = [sum(unpack_u32(submission.lengths)) for submission in self.submissions]
-        large = [size for size in sizes if size >= JOINED_BYTES]
-        self.require_sizes(frames, [sum(sizes) - sum(large), *large])
-        joined, others, begin = bytes(frames[0]), iter(frames[1:]), 0
-        split: list[Frame] = []
-        for size in sizes:
-            if size < JOINED_BYTES:
-                split.append(joined[begin : begin + size])
-                begin += size
-            else:
-                split.append(next(others))
-        return split
+        return [sum(unpack_u32(submission.lengths)) for submission in self.submissions]
 
 
 class Cancel(Message, tag=3):

@@ -101,7 +101,7 @@ M = TypeVar("M", bound=Message)
 
 def encode(message: Message, frames: Sequence[Frame] = ()) -> list[Frame]:
     """Return the frames to send for a message and its raw frames."""
-    return [_encode(message), *message.join_frames(frames)]
+    return [_encode(message), *frames]
 
 
 def decode(decoder: "msgspec.msgpack.Decoder[M]", frames: Sequence[Frame]) -> tuple[M, list[Frame]]:
@@ -116,4 +116,7 @@ def decode(decoder: "msgspec.msgpack.Decoder[M]", frames: Sequence[Frame]) -> tu
         message = decoder.decode(frames[0])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"malformed header: {error}") from error
-    return message, message.split_frames(list(frames[1:]))
+    payload = list(frames[1:])
+    if [len(frame) for frame in payload] != message.frame_sizes():
+        raise RemoteProtocolError(f"the raw frames of a {type(message).__name__} do not match its header")
+    return message, payload

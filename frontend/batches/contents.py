@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from frontend.batches.rows import FilePart
 
 #: Bytes of one part of an upload to S3, whose parts have at least 5 MiB, and parts that are sent at a time.
 _PART_BYTES, _PARTS_AT_ONCE = 5 * 1024 * 1024, 2
+#: Retries of a request to S3. The default is 180 s, for which a client of this server would wait.
+_RETRIES: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=15)}
 #: Bytes that are read at a time.
 READ_BYTES = 256 * 1024
 
@@ -243,6 +246,7 @@ def open_contents(url: str, data: Path) -> Contents:
     try:
         # Endpoint, region and credentials are in AWS_* variables. Only loopback and private networks have plain HTTP.
         plain = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", "")).startswith("http://")
-        return Contents(from_url(url, client_options={"allow_http": plain, "timeout": "120s"}), None, name)
+        client: Any = {"allow_http": plain, "timeout": "120s"}
+        return Contents(from_url(url, client_options=client, retry_config=_RETRIES), None, name)
     except obstore.exceptions.BaseError as error:
         raise convert_error(name, error) from None

@@ -209,6 +209,9 @@ class Pipeline:
         claimed = any(item.claim(numbers) for numbers in sources)
         if claimed:
             self._running.add(item)
+            if not item.is_interactive:
+                # An interactive batch that waits may use the spare one now.
+                self._micro_batches.retry()
         return claimed
 
     def _list_interactive(self, item: MicroBatch) -> list[Numbers]:
@@ -218,9 +221,13 @@ class Pipeline:
         """
         if not item.is_interactive:
             return []
-        served = item.work.served
-        suitable = [served.wide] if item.is_whole_batch and not self._running else []
-        return [numbers for numbers in (*suitable, served.spare) if not numbers.empty()]
+        served, suitable = item.work.served, []
+        if item.is_whole_batch and not self._running:
+            suitable.append(served.wide)
+        # While only interactive batches run, one more inference would just slow them.
+        if not all(running.is_interactive for running in self._running.copy()):
+            suitable.append(served.spare)
+        return [numbers for numbers in suitable if not numbers.empty()]
 
     def _run_micro_batch(self, item: MicroBatch) -> None:
         backend, request = item.work.served.backend, item.request

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, RemoteProtocolError
-from broker.wire.frontend_messages import JOINED_BYTES
 from broker.wire.protocol import Kind, Lane, Message
 
 UUID = b"0123456789abcdef"
@@ -133,16 +132,3 @@ def test_frame_is_split_into_parts() -> None:
 def test_keys_of_batches_and_models_are_equal() -> None:
     batch = wire.Batch(1, 2, MODEL.name, b"", b"", revision=MODEL.revision)
     assert batch.key == MODEL.key == wire.ModelKey(MODEL.name, MODEL.revision)
-
-
-def test_small_frames_of_submissions_are_sent_as_one() -> None:
-    sizes = [0, 3, JOINED_BYTES, JOINED_BYTES - 1, JOINED_BYTES + 5, 1]
-    frames = [bytes([65 + at]) * size for at, size in enumerate(sizes)]
-    submissions = [msgspec.structs.replace(SUBMISSION, lengths=wire.pack_u32([size])) for size in sizes]
-    sent = wire.encode(wire.Submit(submissions), frames)
-    assert [len(frame) for frame in sent[1:]] == [JOINED_BYTES + 3, JOINED_BYTES, JOINED_BYTES + 5]
-    _, received = wire.decode(wire.FROM_FRONTEND, [memoryview(frame) for frame in sent])
-    assert received == frames
-    for wrong in (sent[:-1], [*sent, b""], [sent[0], sent[1][1:], *sent[2:]], sent[:1]):
-        with pytest.raises(RemoteProtocolError):
-            wire.decode(wire.FROM_FRONTEND, wrong)

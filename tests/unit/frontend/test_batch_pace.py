@@ -26,8 +26,8 @@ def test_refusals_at_once_halve_the_window_once() -> None:
     for _ in range(10):
         pace.end(1, answered=False)
         assert pace.refuse(2.0, 0.0) == 2.0
-    assert not pace.may_send(1, 1.9)
     pace.end(int(FIRST_INPUTS) - 10, answered=False)
+    assert not pace.may_send(1, 1.9)
     assert fill(pace, 2.0) == FIRST_INPUTS // 2
 
 

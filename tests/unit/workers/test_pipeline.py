@@ -106,8 +106,8 @@ class BlockedBackend(FakeBackend):
 class SparingBackend(FakeBackend):
     """Backend with a spare infer request."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(Fakery(requests=1, folder=str(folder)))
+    def __init__(self, folder: Path, requests: int = 1) -> None:
+        super().__init__(Fakery(requests=requests, folder=str(folder)))
         self._outputs *= 2
         self.used: list[tuple[int, str]] = []
 
@@ -138,36 +138,56 @@ def test_interactive_batch_runs_beside_bulk_batches(tmp_path: Path) -> None:
 def test_spare_stream_of_one_model_holds_up_no_other(tmp_path: Path) -> None:
     """Its thread is busy with the other model, but the other threads are idle."""
     finished = threading.Semaphore(0)
-    first, second = SparingBackend(tmp_path), SparingBackend(tmp_path)
+    first, second = SparingBackend(tmp_path, 2), SparingBackend(tmp_path, 2)
     pipeline = make_pipeline(first, finished.release)
     pipeline.add_model(ModelKey("other", ""), second)
-    for model in ("fake", "other"):
-        pipeline.submit(make_batch("bulk", model=model))
-        assert finished.acquire(timeout=10)
+    pipeline.submit(make_batch("bulk", model="other"))
+    assert finished.acquire(timeout=10)
+    pipeline.submit(make_batch("wait end"))
     until(lambda: not any(thread.name == "open-spare" for thread in threading.enumerate()))
-    until(lambda: pipeline._spare_waits)
-    pipeline.submit(make_batch("wait end", lane=Lane.INTERACTIVE))
-    until(lambda: (1, "wait end") in first.used)
+    until(lambda: first.used and pipeline._spare_waits)
+    pipeline.submit(make_batch("wait done", lane=Lane.INTERACTIVE))
+    until(lambda: (2, "wait done") in first.used)
     pipeline.submit(make_batch("urgent", lane=Lane.INTERACTIVE, model="other"))
     assert finished.acquire(timeout=10)
-    (tmp_path / "end").touch()
-    assert finished.acquire(timeout=10)
+    for name in ("end", "done"):
+        (tmp_path / name).touch()
+        assert finished.acquire(timeout=10)
     pipeline.stop()
-    assert second.used == [(0, "bulk"), (0, "urgent")]
+    assert second.used == [(0, "bulk"), (1, "urgent")]
 
 
 def test_free_stream_leaves_interactive_inputs_to_the_spare(tmp_path: Path) -> None:
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(backend := SparingBackend(tmp_path, 2), finished.release)
+    pipeline.submit(make_batch("wait end"))
+    until(lambda: not any(thread.name == "open-spare" for thread in threading.enumerate()))
+    until(lambda: backend.used)
+    for _ in range(20):
+        until(lambda: pipeline._spare_waits)
+        pipeline.submit(make_batch("urgent", lane=Lane.INTERACTIVE))
+        assert finished.acquire(timeout=10)
+    (tmp_path / "end").touch()
+    assert finished.acquire(timeout=10)
+    pipeline.stop()
+    assert backend.used == [(0, "wait end"), *[(2, "urgent")] * 20]
+
+
+def test_spare_stream_is_for_bulk_work_only(tmp_path: Path) -> None:
+    """One more inference would slow the interactive ones that run."""
     finished = threading.Semaphore(0)
     pipeline = make_pipeline(backend := SparingBackend(tmp_path), finished.release)
     pipeline.submit(make_batch("bulk"))
     assert finished.acquire(timeout=10)
     until(lambda: not any(thread.name == "open-spare" for thread in threading.enumerate()))
-    for _ in range(20):
-        until(lambda: pipeline._spare_waits)
-        pipeline.submit(make_batch("urgent", lane=Lane.INTERACTIVE))
+    pipeline.submit(make_batch("wait end", lane=Lane.INTERACTIVE))
+    until(lambda: (0, "wait end") in backend.used)
+    pipeline.submit(make_batch("second", lane=Lane.INTERACTIVE))
+    (tmp_path / "end").touch()
+    for _ in range(2):
         assert finished.acquire(timeout=10)
     pipeline.stop()
-    assert backend.used == [(0, "bulk"), *[(1, "urgent")] * 20]
+    assert backend.used == [(0, "bulk"), (0, "wait end"), (0, "second")]
 
 
 class WideBackend(SparingBackend):

@@ -1,0 +1,112 @@
+"""Files in a real S3 server: through the file store, and over HTTP."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from frontend.batches.contents import Contents, open_contents
+from frontend.batches.errors import StoreError
+from frontend.batches.rows import FilePart
+from tests.harness.processes import Cluster, until
+from tests.harness.s3 import BUCKET, run_s3
+
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Return the variables of a server."""
+    with run_s3(tmp_path_factory.mktemp("s3") / "server") as variables:
+        yield variables
+
+
+@pytest.fixture
+def contents(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Contents:
+    """Return a file store with a prefix of its own."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return open_contents(f"s3://{BUCKET}/{tmp_path.name}", tmp_path)
+
+
+async def list_keys(contents: Contents) -> list[str]:
+    return sorted([key async for keys in contents.list_old_keys(-60) for key in keys])
+
+
+def run(function: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await function()
+
+    asyncio.run(main())
+
+
+def test_object_is_stored_and_read(contents: Contents) -> None:
+    async def check() -> None:
+        blocks = [os.urandom(700_000) for _ in range(10)]
+        async with contents.upload("files/a", 10_000_000) as upload:
+            for block in blocks:
+                await upload.write(block)
+        await contents.put("batches/b/0-output", b"x" * 9)
+        parts = [FilePart("a", 0, "files/a", 7_000_000), FilePart("a", 1, "batches/b/0-output", 9)]
+        whole = b"".join(blocks) + b"x" * 9
+        assert b"".join([block async for block in contents.read_range(parts)]) == whole
+        assert (
+            b"".join([block async for block in contents.read_range(parts, 6_999_990, 7_000_003)]) == whole[6_999_990:-6]
+        )
+        assert await list_keys(contents) == ["batches/b/0-output", "files/a"]
+        await contents.delete(["files/a", "batches/b/0-output", "files/none"])
+        assert await list_keys(contents) == []
+
+    run(check)
+
+
+def test_failed_upload_leaves_no_object(contents: Contents) -> None:
+    async def fail() -> None:
+        async with contents.upload("files/a", 20_000_000) as upload:
+            for _ in range(12):
+                await upload.write(b"x" * 1_000_000)
+            raise ZeroDivisionError
+
+    async def check() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        assert await list_keys(contents) == []
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ENDPOINT", "http://127.0.0.1:1")]
+)
+def test_unusable_server_is_named(
+    contents: Contents, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    url = f"s3://{BUCKET}/x"
+    other = open_contents(url, tmp_path)
+
+    async def check() -> None:
+        with pytest.raises(StoreError, match=f"^the file store {url} cannot be used: "):
+            await other.put("files/a", b"x")
+
+    run(check)
+
+
+def test_files_are_served_from_s3(cluster: Cluster, variables: dict[str, str]) -> None:
+    flags = ("--data", str(cluster.folder / "data"), "--file-store", f"s3://{BUCKET}/served")
+    cluster.broker()
+    cluster.frontend(*flags, environ=variables)
+    until(lambda: cluster.health().get("broker") == "connected", what="the frontend")
+    content = os.urandom(6_000_000)
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.bin"\r\n\r\n'
+    field = b'\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n--b--\r\n'
+    file = httpx.post(f"{cluster.url}/v1/files", content=head + content + field, headers=FORM, timeout=30).json()
+    url = f"{cluster.url}/v1/files/{file['id']}"
+    assert httpx.get(f"{url}/content", timeout=30).content == content
+    assert httpx.get(f"{url}/content", headers={"Range": "bytes=-5"}).content == content[-5:]
+    assert httpx.delete(url).json()["deleted"]
+    assert httpx.get(f"{url}/content").status_code == 404
+    assert not (cluster.folder / "data/files").exists()
