@@ -1,8 +1,8 @@
 """Embed Parquet files on a Ray cluster: `python ray_data.py INPUT OUTPUT URL`, with `pip install "ray[data]" openai`.
 
 INPUT has the columns `id` and `text`; OUTPUT gets them and `embedding`. The same command goes on after a crash, and
-later embeds new rows only: ids in OUTPUT_checkpoint are left out. All nodes must reach INPUT, OUTPUT and URL.
-Without a cluster, `scripts/embed` does the same with less.
+later embeds new rows only: ids in OUTPUT_checkpoint are left out. All nodes must reach INPUT, OUTPUT and URL. Without a
+cluster, `scripts/embed` does the same with less.
 """
 
 import os
