@@ -74,7 +74,7 @@ def open_files(cluster: Cluster) -> Store:
 
 
 def list_stored(folder: Path) -> list[Path]:
-    return [path for path in (folder / "data/files").rglob("*") if path.is_file()]
+    return [path for path in (folder / "data/files/files").rglob("*") if path.is_file()]
 
 
 def build_form(content: bytes, *, file_first: bool, purpose: str = "batch") -> bytes:
@@ -258,7 +258,7 @@ def test_full_disk_is_answered_and_recovers(cluster: Cluster) -> None:
             client.files.create(file=("b.jsonl", LINE * 60_000), purpose="batch")
         assert (raised.value.status_code, raised.value.code) == (507, "insufficient_storage")
     assert "is full: " in program.output
-    assert [path.name for path in (data / "files").rglob("*") if path.is_file()] == [kept.id]
+    assert [path.name for path in (data / "files/files").rglob("*") if path.is_file()] == [kept.id]
     assert client.files.content(kept.id).content == LINE * 30_000
     client.files.delete(kept.id)
     assert client.files.create(file=("b.jsonl", LINE * 60_000), purpose="batch").bytes == len(LINE) * 60_000
@@ -277,7 +277,7 @@ def test_full_disk_of_the_database_loses_no_file(cluster: Cluster) -> None:
     filler.unlink()
     client.files.create(file=("a.jsonl", LINE), purpose="batch")
     ids = sorted(file.id for file in client.files.list())
-    assert sorted(path.name for path in (data / "files").rglob("*") if path.is_file()) == ids
+    assert sorted(path.name for path in (data / "files/files").rglob("*") if path.is_file()) == ids
     assert all(client.files.content(one).content == LINE for one in ids)
 
 

@@ -47,6 +47,7 @@ async def create_file(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     uploads: Uploads = request.app.ctx.uploads
     store, owner = get_store(request), get_owner(request)
+    await store.check_once()
     stored = await call(store.database.sum_bytes, owner, time.time()) if config.max_stored_bytes else 0
     if stored and stored >= config.max_stored_bytes:
         raise too_many_bytes(config.max_stored_bytes)
