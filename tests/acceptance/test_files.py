@@ -1,5 +1,6 @@
 """Files and batches over HTTP: uploads of all kinds, downloads in parts, owners, limits and full disks."""
 
+import gzip
 import io
 import os
 import re
@@ -212,6 +213,11 @@ def test_large_file_needs_little_memory(cluster: Cluster) -> None:
     client = connect(cluster)
     before_kb = read_peak_kb(program)
     file = client.files.create(file=("a.jsonl", io.BytesIO(LINE * 1_000_000)), purpose="batch")
+    form = gzip.compress(build_form(bytes(200_000_000), file_first=True), 1)
+    headers = FORM | {"Content-Encoding": "gzip"}
+    assert (
+        httpx.post(f"{cluster.url}/v1/files", content=form, headers=headers, timeout=60).json()["bytes"] == 200_000_000
+    )
     with client.files.with_streaming_response.content(file.id) as answer:
         size = sum(len(block) for block in answer.iter_bytes())
     assert size == file.bytes == len(LINE) * 1_000_000
