@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
+import math
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ import msgspec
 from embed_client import Client, Model, RequestError
 from embed_errors import AWAY, DONE, INTERRUPTED, REFUSED, ROW_ERRORS, RefusedError, SignalError, StopError
 from embed_export import export_file
-from embed_inputs import Input, Part, count_rows, find_inputs, read_parts
+from embed_inputs import STDIN, Input, Part, count_rows, find_inputs, read_parts
 from embed_local import serve_locally
 from embed_options import Options, parse_options
 from embed_plan import Manifest, choose_part_rows, cut_requests
@@ -68,6 +69,8 @@ def open_store(options: Options) -> tuple[Store, Path]:
 def begin(options: Options, store: Store, manifest: Manifest) -> Manifest:
     """Return the manifest to go on with. Raise `RefusedError` if the output is of another run."""
     is_file = options.format != "parquet"
+    if options.retry_errors and is_file:
+        raise RefusedError("--retry-errors needs an output of Parquet parts; use --overwrite alone to begin again")
     if options.overwrite:
         store.clear()
         if is_file:
@@ -75,8 +78,6 @@ def begin(options: Options, store: Store, manifest: Manifest) -> Manifest:
     elif is_file and options.output.exists() and store.read_manifest() is None:
         raise RefusedError(f"{options.output} exists already; choose another output, or use --overwrite")
     found = store.begin(manifest)
-    if options.retry_errors and is_file:
-        raise RefusedError("--retry-errors needs an output of Parquet parts; use --overwrite to begin again")
     if options.retry_errors or (is_file and not options.output.exists()):
         found = msgspec.structs.replace(found, rows=None)
         store.write_manifest(found)
@@ -93,6 +94,9 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
         if options.dry_run:
             await estimate(options, read_parts(inputs, columns, DRY_ROWS, options.limit), model, client)
             return DONE
+        if options.overwrite and inputs[0].path != STDIN:
+            # An input without the columns is refused before the old output is deleted.
+            next(read_parts(inputs, columns, 1, 1), None)
         with store.lock():
             manifest = begin(options, store, make_manifest(options, inputs, model))
             if manifest.rows is not None:
@@ -116,6 +120,7 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
                     store.gather_errors(errors_path)
                 if not options.quiet:
                     print(progress.summarize(manifest.revision), file=sys.stderr)
+            store.check_end(math.ceil(run.rows / manifest.part_rows))
             if options.format != "parquet":
                 export_file(store, options.output, options.format, run.rows, with_ids=bool(options.id))
             store.write_manifest(msgspec.structs.replace(manifest, rows=run.rows))

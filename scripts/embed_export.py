@@ -10,12 +10,17 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from embed_errors import RefusedError
 from embed_store import Store, replace_file
 
 
 def export_file(store: Store, path: Path, format_name: str, rows: int, *, with_ids: bool) -> None:
-    """Write the rows of all parts to one file."""
+    """Write the rows of all parts to one file. Raise `RefusedError` if the parts do not have as many rows."""
     parts = store.list_parts()
+    saved = sum(pq.read_metadata(part).num_rows for part in parts)
+    if saved != rows:
+        text = f"the parts in {store.folder} have {saved:,} rows, but the inputs have {rows:,}"
+        raise RefusedError(f"{text}; use --overwrite to begin again")
     if format_name == "npy" and with_ids:
         _write_ids(path.with_suffix(".ids.jsonl"), parts)
     with replace_file(path) as temporary, temporary.open("wb") as file:

@@ -6,6 +6,7 @@ A row's number depends only on the inputs and their order, so that a run that is
 import glob
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +60,7 @@ def find_inputs(inputs: Sequence[str], format_name: str, *, has_fields: bool) ->
     if list(inputs) == [STDIN]:
         return [Input(STDIN, format_name or ("jsonl" if has_fields else "text"))]
     found = [Input(path, format_name or _choose_format(path)) for name in inputs for path in _find_files(name)]
-    if repeated := next((one.path for number, one in enumerate(found) if one in found[:number]), ""):
+    if repeated := next((one.path for one, count in Counter(found).items() if count > 1), ""):
         raise RefusedError(f"{repeated} is given twice; give each input once")
     return found
 

@@ -141,6 +141,14 @@ class Store:
         """Return the journals or the errors of parts, also unfinished ones."""
         return sorted(self.state.glob(f"*.{kind}*"))
 
+    def check_end(self, parts: int) -> None:
+        """Raise `RefusedError` if earlier runs have saved rows after the first `parts` parts, where the inputs end."""
+        saved = [int(path.stem.removeprefix("part-")) for path in self.list_parts()]
+        saved += [int(path.name.partition(".")[0]) for path in self._list_state("journal")]
+        if saved and max(saved) >= parts:
+            text = f"the inputs end after {parts} parts, but {self.folder} has rows of part {max(saved)}"
+            raise RefusedError(f"{text}; give the same rows again, or use --overwrite to begin again")
+
     # --- parts -------------------------------------------------------------------------------------------------------
 
     def list_parts(self) -> list[Path]:

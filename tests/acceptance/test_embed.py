@@ -175,6 +175,20 @@ def test_stdin_and_compressed_files_are_read(embedder: Embedder) -> None:
     assert table.column("n").to_pylist() == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_stdin_that_ends_too_early_is_refused(embedder: Embedder) -> None:
+    texts = make_texts(1400)
+    whole = "".join(f"{text}\n" for text in texts).encode()
+    too_long = f"{'x' * (MAX_TOKENS + 1)}\n".encode() * 2
+    output = embedder.folder / "out.npy"
+    flags = ("-", "-o", output, "--in-flight", "1", "--max-errors", "1")
+    assert embedder.run(*flags, stdin=whole + too_long).returncode == 1
+    for shorter in (b"", "".join(f"{text}\n" for text in texts[:700]).encode()):
+        refused = embedder.run(*flags, stdin=shorter)
+        assert (refused.returncode, "has rows of part" in refused.stderr) == (2, True), refused.stderr
+        assert not output.exists()
+    assert len(list(embedder.folder.glob("out.npy.parts/part-*.parquet"))) == 3
+
+
 def test_rows_with_errors_are_listed_and_retried(embedder: Embedder) -> None:
     texts = ["fine", "x" * (MAX_TOKENS + 1), "good", "once marker raise"]
     embedder.write(texts)
@@ -275,18 +289,22 @@ def test_run_survives_the_end_of_all_processes(cluster: Cluster, tmp_path: Path)
 
 def test_wrong_requests_are_refused_with_a_reason(embedder: Embedder) -> None:
     output = ("-o", embedder.output)
+    earlier = embedder.folder / "earlier"
+    assert embedder.run(embedder.input, "-o", earlier, "--text", "body", "--limit", "2").returncode == 0
     cases: list[tuple[list[str | Path], str]] = [
         ([embedder.input, *output], "has no column 'text'"),
         ([embedder.input, *output, "--text", "body", "--model", "other"], "has no model other; it has fake"),
         ([embedder.input, *output, "--text", "body", "--prompt-name", "odd"], "prompt_name is 'odd'"),
         ([embedder.folder / "none", *output], "there is no input"),
         ([embedder.input, "-o", embedder.input, "--text", "body"], "exists already"),
+        ([embedder.input, "-o", earlier, "--overwrite"], "has no column 'text'"),
     ]
     for flags, text in cases:
         refused = embedder.run(*flags)
         assert refused.returncode == 2, (flags, refused.stderr)
         assert text in refused.stderr
         assert "Traceback" not in refused.stderr
+    assert pq.read_table(earlier).num_rows == 2
 
 
 def test_local_server_lives_as_long_as_the_run(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from embed_errors import RefusedError  # noqa: E402  after the path is set
+from embed import begin  # noqa: E402  after the path is set
+from embed_errors import RefusedError  # noqa: E402
+from embed_export import export_file  # noqa: E402
 from embed_inputs import Part, count_rows, find_inputs, read_parts  # noqa: E402
 from embed_options import DTYPES, Options  # noqa: E402
 from embed_plan import Answer, Manifest, RowError  # noqa: E402
@@ -244,6 +246,45 @@ def test_only_errors_are_tried_again(store: Store) -> None:
     errors.touch()
     store.gather_errors(errors)
     assert not errors.exists()
+
+
+def test_inputs_that_end_too_early_are_refused(store: Store) -> None:
+    part = store.open_part(make_part(), 2, "float32")
+    part.add(make_answer(0, 1, 2, 3))
+    store.write_part(part, "float32")
+    store.check_end(1)
+    with pytest.raises(RefusedError, match=r"the inputs end after 0 parts, but .* has rows of part 0"):
+        store.check_end(0)
+    later = OpenPart(make_part()._replace(number=2), 2)
+    later.unsaved.append(make_answer(1))
+    store.save_rows(later, 1)
+    store.check_end(3)
+    with pytest.raises(RefusedError, match="rows of part 2"):
+        store.check_end(2)
+
+
+@pytest.mark.parametrize("format_name", ["npy", "jsonl"])
+def test_export_of_missing_rows_is_refused(store: Store, format_name: str) -> None:
+    part = store.open_part(make_part(), 2, "float32")
+    part.add(make_answer(0, 1, 2, 3))
+    store.write_part(part, "float32")
+    path = store.folder.parent / "whole"
+    for rows in (0, 5):
+        with pytest.raises(RefusedError, match=f"have 4 rows, but the inputs have {rows}"):
+            export_file(store, path, format_name, rows, with_ids=False)
+    assert not path.exists()
+    export_file(store, path, format_name, 4, with_ids=False)
+    assert path.exists()
+
+
+def test_wrong_flags_keep_the_old_output(store: Store) -> None:
+    path = store.folder.parent / "out.npy"
+    path.touch()
+    manifest = Manifest(inputs=[], options={}, model="m", revision="r", dimension=2, part_rows=4)
+    with pytest.raises(RefusedError, match="--retry-errors needs an output of Parquet parts"):
+        begin(options(format="npy", output=path, overwrite=True, retry_errors=True), store, manifest)
+    assert path.exists()
+    assert store.read_manifest() is None
 
 
 def test_foreign_folders_and_second_runs_are_refused(store: Store) -> None:
