@@ -51,7 +51,9 @@ def main() -> None:
             read_dealer_keys(Path(config.keys), "frontend")
         check_endpoint(config.broker)
         if config.data:
-            open_store(config).database.close()
+            store = open_store(config)
+            store.check_at_start()
+            store.database.close()
     except (SettingsError, KeysError, KeyFileError, StoreError, TlsError) as error:
         exit_refused("frontend", error)
     except zmq.ZMQError as error:

@@ -1,8 +1,8 @@
 """Embed Parquet files on a Ray cluster: `python ray_data.py INPUT OUTPUT URL`, with `pip install "ray[data]" openai`.
 
-INPUT has the columns `id` and `text`; OUTPUT gets them and `embedding`. The same command goes on after a crash: rows
-whose ids are in OUTPUT_checkpoint are not embedded again. INPUT, OUTPUT and URL must be reachable from all nodes.
-Without a cluster, `scripts/embed` does the same with less.
+INPUT has the columns `id` and `text`; OUTPUT gets them and `embedding`. The same command goes on after a crash, and
+later embeds new rows only: ids in OUTPUT_checkpoint are left out. All nodes must reach INPUT, OUTPUT and URL. Without a
+cluster, `scripts/embed` does the same with less.
 """
 
 import os
@@ -42,7 +42,10 @@ def main() -> None:
     source, target, url = sys.argv[1:]
     ray.init()
     context = ray.data.DataContext.get_current()
-    context.checkpoint_config = CheckpointConfig(id_column="id", checkpoint_path=f"{target}_checkpoint")
+    # Kept after the end, so that another run embeds new rows only; otherwise it would add all rows again.
+    context.checkpoint_config = CheckpointConfig(
+        id_column="id", checkpoint_path=f"{target}_checkpoint", delete_checkpoint_on_success=False
+    )
     # An actor waits for answers and needs no CPU. If actors reserved CPUs, a small cluster would have none left for
     # the filter of the checkpoint and for the writer, and the job would wait without end.
     embedders = ray.data.ActorPoolStrategy(size=IN_FLIGHT)

@@ -53,6 +53,7 @@ def main() -> None:
         check_endpoint(config.broker)
         logs.set_up("batches", config.log_level, config.log_format)
         store = open_store(config)
+        store.check_at_start()
     except (SettingsError, KeyFileError, StoreError) as error:
         exit_refused("batches", error)
     except zmq.ZMQError as error:

@@ -18,12 +18,15 @@ Row = tuple[Any, ...]
 #: Runs a statement with its parameters, and returns the rows.
 Execute = Callable[..., list[Row]]
 
+#: Name of the SQLite database.
+DATABASE_NAME = "vecmill.db"
 #: Seconds to wait for the lock of another process.
 BUSY_S = 15.0
 #: Key of PostgreSQL's advisory lock while tables are created; any number that no other program uses.
 _CREATION_LOCK = 0x7665636D696C6C
 
 SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, owner TEXT NOT NULL, purpose TEXT NOT NULL,
         bytes BIGINT NOT NULL, expires_at BIGINT NOT NULL, body TEXT NOT NULL)""",
     "CREATE INDEX IF NOT EXISTS files_by_owner ON files (owner, id)",
@@ -159,7 +162,7 @@ def connect(database: str, data: Path) -> Connection:
     Raise `StoreError` if it cannot be used.
     """
     if not database:
-        return SqliteConnection(data / "vecmill.db")
+        return SqliteConnection(data / DATABASE_NAME)
     scheme = database.partition("://")[0]
     if scheme not in ("postgresql", "postgres"):
         raise StoreError(f"--database begins with {scheme[:20]!r}; give postgresql://USER@HOST/NAME, or leave it empty")

@@ -18,12 +18,14 @@ from obstore.store import LocalStore, from_url
 
 from broker.shared.files import sync_path
 from frontend.batches.errors import StoreError, TooLargeError, convert_error
-from frontend.batches.rows import FilePart
+from frontend.batches.rows import FilePart, is_key, is_unfinished_key
 
 #: Bytes of one part of an upload to S3, whose parts have at least 5 MiB, and parts that are sent at a time.
 _PART_BYTES, _PARTS_AT_ONCE = 5 * 1024 * 1024, 2
 #: Retries of a request to S3. The default is 180 s, for which a client of this server would wait.
 _RETRIES: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=15)}
+#: Folders of all objects but that of the identity, and its key.
+_FOLDERS, _IDENTITY_KEY = ("files", "batches"), "vecmill-store"
 #: Bytes that are read at a time.
 READ_BYTES = 256 * 1024
 
@@ -82,7 +84,8 @@ class Contents:
         """`folder` is the folder of a local store, and `name` is the store's name in errors."""
         self._store = store
         self._folder = folder
-        self._name = name
+        #: For messages.
+        self.name = name
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -196,12 +199,27 @@ class Contents:
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
-    async def list_old_keys(self, min_age_s: float) -> AsyncIterator[list[str]]:
-        """Yield the keys of all objects that are older than `min_age_s`, in lists."""
-        before = time.time() - min_age_s
+    def identify(self, identity: str) -> str:
+        """Write the identity of a new file store, and return that of the file store. Blocks."""
         with self._convert_errors():
-            async for objects in obstore.list(self._store, chunk_size=500):
-                yield [found["path"] for found in objects if found["last_modified"].timestamp() < before]
+            with contextlib.suppress(FileNotFoundError):
+                return bytes(obstore.get(self._store, _IDENTITY_KEY).bytes()).decode(errors="replace")
+            with contextlib.suppress(obstore.exceptions.AlreadyExistsError):
+                obstore.put(self._store, _IDENTITY_KEY, identity.encode(), mode="create", use_multipart=False)
+            return bytes(obstore.get(self._store, _IDENTITY_KEY).bytes()).decode(errors="replace")
+
+    def contains(self, path: Path) -> bool:
+        """Return whether a file is in the folder of a local file store."""
+        return self._folder is not None and path.resolve().is_relative_to(self._folder.resolve())
+
+    async def list_old_keys(self, min_age_s: float) -> AsyncIterator[list[str]]:
+        """Yield the keys of Vecmill's objects that are older than `min_age_s`, in lists."""
+        before = time.time() - min_age_s
+        for folder in _FOLDERS:
+            with self._convert_errors():
+                async for objects in obstore.list(self._store, folder, chunk_size=500):
+                    old = [found["path"] for found in objects if found["last_modified"].timestamp() < before]
+                    yield list(filter(is_key, old))
 
     def remove_unfinished(self, min_age_s: float) -> int:
         """Remove what uploads of killed processes have left in a local folder, and return the number of files.
@@ -209,11 +227,13 @@ class Contents:
         S3 does so by a lifecycle rule of the bucket (AbortIncompleteMultipartUpload). Blocks.
         """
         before, count = time.time() - min_age_s, 0
-        for path in self._folder.rglob("*#*") if self._folder else ():
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < before:
-                    path.unlink()
-                    count += 1
+        for folder in _FOLDERS if self._folder else ():
+            assert self._folder
+            for path in (self._folder / folder).rglob("*#*"):
+                with contextlib.suppress(OSError):
+                    if is_unfinished_key(str(path.relative_to(self._folder))) and path.stat().st_mtime < before:
+                        path.unlink()
+                        count += 1
         return count
 
     @contextlib.contextmanager
@@ -222,9 +242,9 @@ class Contents:
             yield
         except (obstore.exceptions.BaseError, OSError, StopAsyncIteration) as error:
             if reads and isinstance(error, FileNotFoundError | StopAsyncIteration):
-                text = f"{self._name} has less of a file than was written; restore it from a backup"
+                text = f"{self.name} has less of a file than was written; restore it from a backup"
                 raise StoreError(text) from None
-            raise convert_error(self._name, error) from None
+            raise convert_error(self.name, error) from None
 
 
 def open_contents(url: str, data: Path) -> Contents:

@@ -227,6 +227,15 @@ class Database:
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
+    def keep_setting(self, name: str, value: str) -> str:
+        """Note a setting of the whole store unless it has a value. Return the value."""
+
+        def keep(execute: Execute) -> str:
+            execute("INSERT INTO settings VALUES (?, ?) ON CONFLICT DO NOTHING", name, value)
+            return str(execute("SELECT value FROM settings WHERE name = ?", name)[0][0])
+
+        return self._connection.transact(keep)
+
     def find_unused_keys(self, keys: Collection[str]) -> set[str]:
         """Return the keys of objects that belong neither to a file nor to an open batch."""
         statement = """SELECT 1 FROM parts WHERE key = ?

@@ -16,6 +16,10 @@ class StoreFullError(StoreError):
     """The disk of the database or of the file store is full."""
 
 
+class ForeignStoreError(StoreError):
+    """The file store belongs to another database."""
+
+
 class TooLargeError(Exception):
     """An upload is larger than allowed."""
 

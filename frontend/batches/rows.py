@@ -3,6 +3,7 @@
 Times are whole seconds since 1970. A new field needs a default, because rows of earlier releases do not have it.
 """
 
+import re
 from typing import Literal
 
 from msgspec import Struct
@@ -11,6 +12,10 @@ Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "ev
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 #: States of a batch that a runner has still to work on.
 OPEN: tuple[Status, ...] = ("validating", "in_progress", "finalizing", "cancelling")
+#: Key of an object of the file store: of an uploaded file, or of a chunk's output or errors.
+_KEY = re.compile(r"files/file-[0-9a-f]{32}|batches/batch_[0-9a-f]{32}/[0-9]{6,}-[0-9a-f]{8}-(output|errors)")
+#: What obstore adds to the name of a file that is not complete yet.
+_UNFINISHED = re.compile(r"#[0-9]+")
 
 
 class File(Struct, kw_only=True):
@@ -118,6 +123,17 @@ def make_id(prefix: str, time_ns: int, random: bytes) -> str:
     page can begin after an id that has been deleted.
     """
     return f"{prefix}{time_ns:016x}{random.hex()}"
+
+
+def is_key(key: str) -> bool:
+    """Return whether Vecmill makes objects with this key. All others in a file store belong to somebody else."""
+    return _KEY.fullmatch(key) is not None
+
+
+def is_unfinished_key(key: str) -> bool:
+    """Return whether a file of this name in a local file store is an object that is not complete."""
+    key, mark, number = key.partition("#")
+    return is_key(key) and _UNFINISHED.fullmatch(mark + number) is not None
 
 
 def merge_batch(current: Batch, new: Batch) -> Batch:

@@ -73,6 +73,7 @@ class Runner:
             # A new holder for each claim, so that this process cannot continue a batch twice after it lost the lease.
             holder = uuid.uuid4().hex
             try:
+                await self._store.check_once()
                 for status, count in (await asyncio.to_thread(database.count_open)).items():
                     metrics.batches.labels(status).set(count)
                 batch = await asyncio.to_thread(database.claim_batch, holder, time.time(), LEASE_S, busy)

@@ -250,7 +250,8 @@ class TimedRequest(Request):
         try:
             async with waiting:
                 async for part in stream:
-                    context.incoming.append(body, decoder.decode(part))
+                    for block in decoder.decode(part):
+                        context.incoming.append(body, block)
                     # Many small parts that have arrived must not block the event loop.
                     if time.monotonic() >= turn_ends:
                         waiting.reschedule(min(clock() + limit_s, ends))

@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sanic.exceptions import PayloadTooLarge
@@ -12,6 +12,8 @@ from frontend.api.errors import ApiError, from_failure
 
 #: `wbits` of zlib for one gzip member.
 _GZIP = 16 + zlib.MAX_WBITS
+#: Bytes that are decoded at a time. A part of 64 KiB may decode to 64 MiB.
+_STEP_BYTES = 256 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -86,21 +88,26 @@ class Decoder:
         self._gzip = zlib.decompressobj(_GZIP) if names else None
         self._rest_bytes = max_bytes
 
-    def decode(self, part: bytes) -> bytes:
-        """Return the decoded part. Raise `ApiError` 400 if it is damaged."""
+    def decode(self, part: bytes) -> Iterator[bytes]:
+        """Yield the decoded part in blocks, so that it needs little memory. Raise `ApiError` 400 if it is damaged."""
         if self._gzip is None:
-            return part
-        try:
-            # One byte more, because 0 means without limit.
-            decoded = self._gzip.decompress(part, self._rest_bytes + 1)
-        except zlib.error:
-            raise self._damaged() from None
-        self._rest_bytes -= len(decoded)
-        if self._rest_bytes < 0:
-            raise PayloadTooLarge("Request body exceeds the size limit")
-        if self._gzip.unused_data:
-            raise self._damaged()
-        return decoded
+            yield part
+            return
+        complete = False
+        while not complete:
+            try:
+                block = self._gzip.decompress(part, _STEP_BYTES)
+            except zlib.error:
+                raise self._damaged() from None
+            self._rest_bytes -= len(block)
+            if self._rest_bytes < 0:
+                raise PayloadTooLarge("Request body exceeds the size limit")
+            if self._gzip.unused_data:
+                raise self._damaged()
+            part = self._gzip.unconsumed_tail
+            # zlib may keep decoded bytes of a part that it has read completely.
+            complete = not part and len(block) < _STEP_BYTES
+            yield block
 
     def finish(self) -> None:
         """Raise `ApiError` 400 if the body has ended too early."""

@@ -104,7 +104,8 @@ class Uploads:
             if received > max_bytes:
                 raise PayloadTooLarge
             metrics.file_bytes.labels("upload").inc(len(part))
-            yield decoder.decode(part)
+            for block in decoder.decode(part):
+                yield block
         decoder.finish()
 
 

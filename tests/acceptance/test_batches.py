@@ -115,7 +115,7 @@ def test_client_runs_the_whole_cycle(cluster: Cluster, tmp_path: Path) -> None:
     other = create(client, numbered(3))
     check_complete(client, wait(client, other), 3)
     assert [one.id for one in client.batches.list(limit=1)] == [other.id, batch.id]
-    cancelled = create(client, numbered(3))
+    cancelled = create(client, numbered(800))
     client.batches.cancel(cancelled.id)
     assert wait(client, cancelled).status in ("cancelled", "completed")
     client.files.delete(batch.output_file_id)

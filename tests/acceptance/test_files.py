@@ -1,5 +1,6 @@
 """Files and batches over HTTP: uploads of all kinds, downloads in parts, owners, limits and full disks."""
 
+import gzip
 import io
 import os
 import re
@@ -74,7 +75,7 @@ def open_files(cluster: Cluster) -> Store:
 
 
 def list_stored(folder: Path) -> list[Path]:
-    return [path for path in (folder / "data/files").rglob("*") if path.is_file()]
+    return [path for path in (folder / "data/files/files").rglob("*") if path.is_file()]
 
 
 def build_form(content: bytes, *, file_first: bool, purpose: str = "batch") -> bytes:
@@ -212,6 +213,11 @@ def test_large_file_needs_little_memory(cluster: Cluster) -> None:
     client = connect(cluster)
     before_kb = read_peak_kb(program)
     file = client.files.create(file=("a.jsonl", io.BytesIO(LINE * 1_000_000)), purpose="batch")
+    form = gzip.compress(build_form(bytes(200_000_000), file_first=True), 1)
+    headers = FORM | {"Content-Encoding": "gzip"}
+    assert (
+        httpx.post(f"{cluster.url}/v1/files", content=form, headers=headers, timeout=60).json()["bytes"] == 200_000_000
+    )
     with client.files.with_streaming_response.content(file.id) as answer:
         size = sum(len(block) for block in answer.iter_bytes())
     assert size == file.bytes == len(LINE) * 1_000_000
@@ -258,7 +264,7 @@ def test_full_disk_is_answered_and_recovers(cluster: Cluster) -> None:
             client.files.create(file=("b.jsonl", LINE * 60_000), purpose="batch")
         assert (raised.value.status_code, raised.value.code) == (507, "insufficient_storage")
     assert "is full: " in program.output
-    assert [path.name for path in (data / "files").rglob("*") if path.is_file()] == [kept.id]
+    assert [path.name for path in (data / "files/files").rglob("*") if path.is_file()] == [kept.id]
     assert client.files.content(kept.id).content == LINE * 30_000
     client.files.delete(kept.id)
     assert client.files.create(file=("b.jsonl", LINE * 60_000), purpose="batch").bytes == len(LINE) * 60_000
@@ -277,7 +283,7 @@ def test_full_disk_of_the_database_loses_no_file(cluster: Cluster) -> None:
     filler.unlink()
     client.files.create(file=("a.jsonl", LINE), purpose="batch")
     ids = sorted(file.id for file in client.files.list())
-    assert sorted(path.name for path in (data / "files").rglob("*") if path.is_file()) == ids
+    assert sorted(path.name for path in (data / "files/files").rglob("*") if path.is_file()) == ids
     assert all(client.files.content(one).content == LINE for one in ids)
 
 

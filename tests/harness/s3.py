@@ -49,6 +49,10 @@ def run_s3(folder: Path) -> Iterator[dict[str, str]]:
         }
     finally:
         program.close()
+        # Named after the ports of this server.
+        for number in (value for value in settings.values() if isinstance(value, int) and value > 1024):
+            for path in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                path.unlink()
 
 
 def _answers(endpoint: str) -> bool:

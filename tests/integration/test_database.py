@@ -37,7 +37,7 @@ def open_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ca
 
     if url:
         connection = PostgresConnection(url)
-        connection.transact(lambda execute: execute("DROP TABLE files, parts, batches, chunks"))
+        connection.transact(lambda execute: execute("DROP TABLE settings, files, parts, batches, chunks"))
         connection.close()
     yield open_one
     for database in opened:

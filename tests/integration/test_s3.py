@@ -14,6 +14,7 @@ from frontend.batches.rows import FilePart
 from tests.harness.processes import Cluster, until
 from tests.harness.s3 import BUCKET, run_s3
 
+KEY, CHUNK_KEY = "files/file-" + "0" * 32, f"batches/batch_{'0' * 32}/000000-12345678-output"
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
@@ -46,18 +47,18 @@ def run(function: Callable[[], Awaitable[None]]) -> None:
 def test_object_is_stored_and_read(contents: Contents) -> None:
     async def check() -> None:
         blocks = [os.urandom(700_000) for _ in range(10)]
-        async with contents.upload("files/a", 10_000_000) as upload:
+        async with contents.upload(KEY, 10_000_000) as upload:
             for block in blocks:
                 await upload.write(block)
-        await contents.put("batches/b/0-output", b"x" * 9)
-        parts = [FilePart("a", 0, "files/a", 7_000_000), FilePart("a", 1, "batches/b/0-output", 9)]
+        await contents.put(CHUNK_KEY, b"x" * 9)
+        parts = [FilePart("a", 0, KEY, 7_000_000), FilePart("a", 1, CHUNK_KEY, 9)]
         whole = b"".join(blocks) + b"x" * 9
         assert b"".join([block async for block in contents.read_range(parts)]) == whole
         assert (
             b"".join([block async for block in contents.read_range(parts, 6_999_990, 7_000_003)]) == whole[6_999_990:-6]
         )
-        assert await list_keys(contents) == ["batches/b/0-output", "files/a"]
-        await contents.delete(["files/a", "batches/b/0-output", "files/none"])
+        assert await list_keys(contents) == [CHUNK_KEY, KEY]
+        await contents.delete([KEY, CHUNK_KEY, "files/none"])
         assert await list_keys(contents) == []
 
     run(check)
@@ -65,7 +66,7 @@ def test_object_is_stored_and_read(contents: Contents) -> None:
 
 def test_failed_upload_leaves_no_object(contents: Contents) -> None:
     async def fail() -> None:
-        async with contents.upload("files/a", 20_000_000) as upload:
+        async with contents.upload(KEY, 20_000_000) as upload:
             for _ in range(12):
                 await upload.write(b"x" * 1_000_000)
             raise ZeroDivisionError
@@ -90,7 +91,7 @@ def test_unusable_server_is_named(
 
     async def check() -> None:
         with pytest.raises(StoreError, match=f"^the file store {url} cannot be used: "):
-            await other.put("files/a", b"x")
+            await other.put(KEY, b"x")
 
     run(check)
 

@@ -25,6 +25,8 @@ from tests.harness.core import DIMENSION, EPOCH, Core
 CALL, INPUT = 6000, 25
 #: Instructions for each input that is dispatched, however many wait. Measured: 250.
 DISPATCHED = 400
+#: Instructions for each input that is looked up, and the most short inputs that one call looks up. Measured: 240.
+LOOKED_UP, MOST_LOOKED_UP = 350, 256
 
 
 def count_instructions(call: Callable[[], Any]) -> int:
@@ -46,9 +48,9 @@ def count_instructions(call: Callable[[], Any]) -> int:
     return count
 
 
-def make_scheduler(clients: int, requests: int, inputs: int) -> Scheduler:
+def make_scheduler(clients: int, requests: int, inputs: int, *, cache: bool = False) -> Scheduler:
     """Return a scheduler with a busy worker and open requests, divided equally among the clients."""
-    core = Core(Limits(max_wait_s=1e9, max_jobs=10**6, max_client_share=1))
+    core = Core(Limits(max_wait_s=1e9, max_jobs=10**6, max_client_share=1), cache=cache)
     core.frontend()
     core.worker(batch_tokens=100)
     core.submit(10**6, ["keeps the worker busy"] * 4)
@@ -91,6 +93,17 @@ def test_request_cost_is_independent_of_open_jobs(clients: int, requests: int, i
     )
     scheduler.check_invariants()
     assert scheduler.count_totals()["requests_rejected"] == 2
+
+
+@given(inputs=st.integers(1, 2048), requests=st.integers(0, 20))
+@settings(max_examples=10, deadline=None)
+def test_look_ups_of_a_call_are_bounded(inputs: int, requests: int) -> None:
+    scheduler = make_scheduler(2, requests, 2048, cache=True)
+    most = CALL + MOST_LOOKED_UP * LOOKED_UP
+    assert count_instructions(lambda: submit_request(scheduler, 10**7, inputs, "new")) <= most + INPUT * inputs
+    assert count_instructions(lambda: scheduler.tick(1000.0)) <= most
+    assert count_instructions(lambda: cancel_request(scheduler, 10**7)) <= most
+    scheduler.check_invariants()
 
 
 @given(requests=st.integers(4, 60), inputs=st.integers(64, 2048), abandoned=st.booleans())

@@ -40,7 +40,7 @@ def test_correlation_counts_order_and_not_size() -> None:
 
 def test_top_has_the_nearest_documents_in_order() -> None:
     dice = np.random.default_rng(0)
-    queries, documents = (dice.normal(size=(count, 8)).astype(np.float32) for count in (130, 50))
+    queries, documents = (dice.normal(size=(count, 8)).astype(np.float32) for count in (130, 2000))
     found = np.array(list(find_top(queries, documents)))
     assert (found == np.argsort(-(queries @ documents.T), 1)[:, :10]).all()
     assert [len(top) for top in find_top(queries[:1], documents[:3])] == [3]

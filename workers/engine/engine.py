@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_l
 from workers.engine.backend import Ids, Vectors
 from workers.engine.calibration import Calibration
 from workers.engine.compiled_cache import get_version_folder
+from workers.engine.cost_watch import CostWatch
 from workers.engine.cpus import NICE, count_cpus
 from workers.engine.device import DeviceError, compile_model, count_streams, read_float, translate_hint
 from workers.engine.feeds import pack_ids, pad_ids
@@ -88,6 +90,11 @@ class Engine:
         self._input_names = [port.get_any_name() for port in self._compiled.inputs]
         #: A guess until `warm_up` measures the costs.
         self.costs = Costs(1, 0.1, 0, pads="places" not in self._input_names)
+        #: Whether `warm_up` has measured them.
+        self._is_measured = False
+        #: Numbers of the streams that run an inference.
+        self._running: set[int] = set()
+        self._watch, self._watch_lock = CostWatch(), threading.Lock()
         self._costs_path = find_costs_path(get_version_folder(cache / "compiled"), prepared.revision, self._compiled)
         #: Prompts in UTF-8 that the pooling leaves out, with their tokens, the longest first.
         self._prompts: list[tuple[bytes, int]] = []
@@ -121,7 +128,32 @@ class Engine:
 
     def run_inference(self, request: int, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         """See `Backend`."""
-        return self._infer(self._requests[request], ids, prompt_tokens)
+        if request >= self.streams:
+            return self._infer(self._requests[request], ids, prompt_tokens)
+        self._running.add(request)
+        is_busy, started = len(self._running) == self.streams, time.monotonic()
+        try:
+            vectors = self._infer(self._requests[request], ids, prompt_tokens)
+        finally:
+            is_busy &= len(self._running) == self.streams
+            self._running.discard(request)
+        if is_busy and self._is_measured:
+            self._check_costs(ids, 1000 * (time.monotonic() - started))
+        return vectors
+
+    def _check_costs(self, ids: Sequence[Ids], duration_ms: float) -> None:
+        """Lower the costs if inferences turn out to be faster, because the host was busy when they were measured."""
+        predicted_ms = self.costs.predict_ms([len(each) for each in ids])
+        with self._watch_lock:
+            factor = self._watch.record_inference(predicted_ms, duration_ms)
+            if factor is None:
+                return
+            self.costs = self.costs.scale(factor)
+        store_costs(self._costs_path, self.costs)
+        text = (
+            "inferences take %.2f times as long as expected, because the host was busy when their costs were measured"
+        )
+        log.info(text, factor)
 
     def _infer(self, infer_request: Any, ids: Sequence[Ids], prompt_tokens: Sequence[int] = ()) -> Vectors:
         values = pad_ids(ids, self._pad) if self.costs.pads else pack_ids(ids)
@@ -218,9 +250,10 @@ class Engine:
         stored = load_costs(self._costs_path)
         if stored and stored.pads == self.costs.pads and calibration.confirm_costs(stored):
             self.costs = stored
-            return
-        self.costs = calibration.measure_costs()
-        store_costs(self._costs_path, self.costs)
+        else:
+            self.costs = calibration.measure_costs()
+            store_costs(self._costs_path, self.costs)
+        self._is_measured = True
 
 
 def run_niced(function: Callable[[], T]) -> T:

@@ -40,6 +40,10 @@ class Costs(msgspec.Struct, frozen=True):
         """Return the duration of one inference of inputs of these lengths in tokens."""
         return _make_prediction(sorted(lengths, reverse=True), self)(0, len(lengths))
 
+    def scale(self, factor: float) -> "Costs":
+        """Return the costs of a device on which everything takes this many times as long."""
+        return Costs(factor * self.inference_ms, factor * self.token_ms, factor * self.pair_ms, self.pads)
+
     def compute_row_ms(self, length: int) -> float:
         """Return what a row of this length in tokens adds to an inference whose longest row it is."""
         return self.token_ms * length + self.pair_ms * length * length

@@ -47,6 +47,7 @@ async def create_file(request: Request) -> HTTPResponse | None:
     config: Config = request.app.ctx.config
     uploads: Uploads = request.app.ctx.uploads
     store, owner = get_store(request), get_owner(request)
+    await store.check_once()
     stored = await call(store.database.sum_bytes, owner, time.time()) if config.max_stored_bytes else 0
     if stored and stored >= config.max_stored_bytes:
         raise too_many_bytes(config.max_stored_bytes)
@@ -91,13 +92,18 @@ async def list_files(request: Request) -> HTTPResponse | None:
     return await send_object(request, render_files(rows, has_more))
 
 
-async def retrieve_file(request: Request, file_id: str) -> HTTPResponse | None:
-    """GET /v1/files/{file_id}: return a file's object."""
+async def use_file(request: Request, file_id: str) -> HTTPResponse | None:
+    """GET or DELETE /v1/files/{file_id}: return a file's object, or delete the file.
+
+    One route, because Sanic names no methods in `Allow` if several routes have the same path with a parameter.
+    """
+    if request.method == "DELETE":
+        return await _delete_file(request, file_id)
     return await send_object(request, render_file(await _find_file(request, file_id)))
 
 
-async def delete_file(request: Request, file_id: str) -> HTTPResponse | None:
-    """DELETE /v1/files/{file_id}: delete a file. An open batch that reads it is completed all the same."""
+async def _delete_file(request: Request, file_id: str) -> HTTPResponse | None:
+    """Delete a file. An open batch that reads it is completed all the same."""
     store, file_id = get_store(request), urllib.parse.unquote(file_id)
     keys = await call(store.database.remove_file, file_id, get_owner(request), time.time()) if is_id(file_id) else None
     if keys is None:
@@ -148,6 +154,5 @@ for prefix in PREFIXES:
     path, one = f"{prefix}/files", f"{prefix}/files/<file_id>"
     files.add_route(create_file, path, methods=["POST"], name=f"upload_{version}", stream=True)
     files.add_route(list_files, path, methods=["GET"], name=f"files_{version}")
-    files.add_route(retrieve_file, one, methods=["GET"], name=f"file_{version}")
-    files.add_route(delete_file, one, methods=["DELETE"], name=f"delete_file_{version}")
+    files.add_route(use_file, one, methods=["GET", "DELETE"], name=f"file_{version}")
     files.add_route(retrieve_content, f"{one}/content", methods=["GET"], name=f"file_content_{version}")

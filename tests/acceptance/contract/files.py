@@ -60,6 +60,7 @@ ROWS = [
     *(get(f"/v1/files/{name}", 404, server="stored", message="No such File object: ") for name in ("x", "%00", "file-%2e%2e%2f", "ü")),
     Row("files: delete an unknown file", "DELETE", f"/v1/files/{FILE}", 404, headers={"Content-Type": "application/json"}, server="stored", message=NO_FILE),
     Row("files: a wrong method", "PUT", "/v1/files", 405, server="stored", sends={"allow": ...}),
+    Row("files: methods of a file", "OPTIONS", f"/v1/files/{FILE}", 204, server="stored", sends={"allow": "DELETE, GET, HEAD, OPTIONS"}),
     create("an unknown file", 404, message=NO_FILE, param="input_file_id"),
     create("an id of another kind", 404, input_file_id="x", message="No such File object: x"),
     create("no file", 400, input_file_id=..., message="Missing required parameter: 'input_file_id'.", code="missing_required_parameter"),

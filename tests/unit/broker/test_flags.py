@@ -1,7 +1,7 @@
 """Command lines of all programs: errors of one sentence, no abbreviations."""
 
 import argparse
-import re
+import ast
 
 import pytest
 
@@ -69,5 +69,7 @@ def test_count_and_duration_are_read() -> None:
 def test_no_program_accepts_abbreviations() -> None:
     for folder in ("broker", "frontend", "workers", "scripts"):
         for path in (ROOT / folder).rglob("*.py"):
-            for call in re.findall(r"argparse\.ArgumentParser\((?!\))(?:[^()]|\([^()]*\))*\)", path.read_text()):
-                assert "allow_abbrev=False" in call, path
+            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            for call in calls:
+                if ast.unparse(call.func) == "argparse.ArgumentParser":
+                    assert "allow_abbrev=False" in map(ast.unparse, call.keywords), path

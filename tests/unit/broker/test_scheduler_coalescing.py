@@ -213,6 +213,14 @@ def test_followers_of_a_returned_batch_return_to_their_queues() -> None:
     assert count(core)["misses"] == 1
 
 
+def test_cancelled_follower_returns_to_no_queue() -> None:
+    core = start()
+    batch = follow(core, 1)
+    cancel(core, 2)
+    core.handle(batch[0], wire.WorkerDrain(wire.pack_u64([batch[1]])))
+    assert core.waiting() == [(1, 0)]
+
+
 def test_poison_fails_followers_after_its_trial() -> None:
     core = start(workers=3)
     batch = follow(core)

@@ -164,15 +164,18 @@ def test_lines_are_read_from_an_offset(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_leftovers_are_found_by_age(tmp_path: Path) -> None:
     async def check(contents: Contents) -> None:
-        await put_parts(contents, b"old", b"new")
-        old, unfinished = tmp_path / "files/batches/b/0-output", tmp_path / "files/batches/b/2-output#1"
+        batch = "batches/batch_" + "0" * 32
+        keys = [f"{batch}/{number:06}-12345678-output" for number in range(3)]
+        for key in keys[:2]:
+            await contents.put(key, b"x")
+        old, unfinished = tmp_path / "files" / keys[0], tmp_path / f"files/{keys[2]}#1"
         unfinished.touch()
         for path in (old, unfinished):
             os.utime(path, (time.time() - 100,) * 2)
-        assert [key async for keys in contents.list_old_keys(50) for key in keys] == ["batches/b/0-output"]
+        assert [key async for keys in contents.list_old_keys(50) for key in keys] == keys[:1]
         assert (contents.remove_unfinished(200), contents.remove_unfinished(50)) == (0, 1)
-        assert list_files(tmp_path) == ["files/batches/b/0-output", "files/batches/b/1-output"]
-        await contents.delete(["batches/b/0-output", "batches/b/1-output"])
+        assert list_files(tmp_path) == [f"files/{key}" for key in keys[:2]]
+        await contents.delete(keys[:2])
         assert list(tmp_path.rglob("*")) == [tmp_path / "files"]
 
     run(tmp_path, check)

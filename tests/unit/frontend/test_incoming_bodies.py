@@ -7,7 +7,7 @@ import pytest
 from sanic.exceptions import PayloadTooLarge
 
 from frontend.api.errors import ApiError
-from frontend.rest.incoming_bodies import Decoder, IncomingBodies
+from frontend.rest.incoming_bodies import _STEP_BYTES, Decoder, IncomingBodies
 
 
 async def wait_for_end(bodies: IncomingBodies, size: int) -> ApiError | None:
@@ -78,27 +78,36 @@ def test_ended_body_takes_no_more_parts() -> None:
 def test_gzip_is_decoded_in_parts() -> None:
     decoder = Decoder(["GZIP"], 300)
     packed = gzip.compress(b"text" * 75)
-    assert b"".join(decoder.decode(bytes([byte])) for byte in packed) == b"text" * 75
+    assert b"".join(block for byte in packed for block in decoder.decode(bytes([byte]))) == b"text" * 75
     decoder.finish()
 
 
 def test_gzip_bomb_is_refused_early() -> None:
     with pytest.raises(PayloadTooLarge):
-        Decoder(["gzip"], 1000).decode(gzip.compress(b"0" * 10_000_000))
+        list(Decoder(["gzip"], 1000).decode(gzip.compress(b"0" * 10_000_000)))
+
+
+@pytest.mark.parametrize("size", [0, 1, _STEP_BYTES, _STEP_BYTES + 1, 10_000_000])
+def test_gzip_is_decoded_in_small_blocks(size: int) -> None:
+    decoder = Decoder(["gzip"], size)
+    blocks = list(decoder.decode(gzip.compress(b"0" * size)))
+    decoder.finish()
+    assert b"".join(blocks) == b"0" * size
+    assert max(map(len, blocks)) <= _STEP_BYTES
 
 
 @pytest.mark.parametrize("packed", [b"{}", gzip.compress(b"{}")[:-1], gzip.compress(b"{}") + b"{}", b""])
 def test_damaged_gzip_is_refused(packed: bytes) -> None:
     decoder = Decoder(["x-gzip"], 1000)
     with pytest.raises(ApiError, match="not valid gzip"):  # noqa: PT012
-        decoder.decode(packed)
+        list(decoder.decode(packed))
         decoder.finish()
 
 
 @pytest.mark.parametrize("codings", [[], [""], ["identity"], ["Identity, identity"]])
 def test_plain_body_is_left_alone(codings: list[str]) -> None:
     decoder = Decoder(codings, 1)
-    assert decoder.decode(b"text") == b"text"
+    assert list(decoder.decode(b"text")) == [b"text"]
     decoder.finish()
 
 

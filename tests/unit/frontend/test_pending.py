@@ -2,12 +2,13 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Kind, Lane, ModelInfo, Option
+from broker.wire.protocol import Kind, Lane, ModelInfo, Option, Source
 from frontend.session.pending import (
     MAX_REFUSALS,
     NOT_FINITE,
@@ -160,6 +161,16 @@ def test_rows_have_own_sizes_and_truncated_tokens(requests: PendingRequests) -> 
     ]
     assert second.rows[0] is not None
     assert (first.truncated, second.truncated) == ({1: 9}, {})
+
+
+def test_rows_are_counted_by_their_source(requests: PendingRequests) -> None:
+    pending = add_request(requests, b"a", b"b", b"c", b"d")
+    message, frame = make_answers((1, 0, 1.0), (1, 1, 2.0), (1, 2, 3.0))
+    requests.apply_answers(msgspec.structs.replace(message, sources=bytes([Source.CACHE, 0, Source.COALESCED])), frame)
+    requests.apply_answers(*make_answers((1, 3, 4.0)))
+    assert pending.sources == [2, 1, 1]
+    pending.clear_rows()
+    assert pending.sources == [0, 0, 0]
 
 
 def test_times_are_maxima_over_batches(requests: PendingRequests) -> None:

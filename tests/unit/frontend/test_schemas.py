@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from broker.wire.errors import ErrorCode
-from broker.wire.protocol import Lane, Option
+from broker.wire.protocol import Caching, Lane, Option
 from frontend.api.errors import (
     MAX_MESSAGE_CHARACTERS,
     ApiError,
@@ -19,6 +19,7 @@ from frontend.api.schemas import (
     TokenizeRequest,
     hash_client,
     list_credentials,
+    parse_caching,
     parse_deadline_s,
     parse_embeddings,
     parse_lane,
@@ -407,6 +408,22 @@ def test_failure_without_text_gets_the_codes_text() -> None:
 def test_headers_choose_lane_and_deadline(headers: dict[str, str], lane: Lane | None, deadline_s: float) -> None:
     assert parse_lane(headers) == lane
     assert parse_deadline_s(headers, 60.0) == deadline_s
+
+
+@pytest.mark.parametrize(
+    ("text", "caching"),
+    [
+        (None, Caching.USE),
+        ("", Caching.USE),
+        ("max-age=0, no-transform", Caching.USE),
+        ("no-cache", Caching.REFRESH),
+        ("No-Store", Caching.SKIP),
+        ("no-cache,\tno-store", Caching.SKIP),
+        ("x-no-store", Caching.USE),
+    ],
+)
+def test_cache_control_chooses_how_results_are_used(text: str | None, caching: Caching) -> None:
+    assert parse_caching({} if text is None else {"cache-control": text}) == caching
 
 
 @pytest.mark.parametrize(

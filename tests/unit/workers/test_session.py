@@ -27,6 +27,12 @@ def test_hello_grants_the_free_slots(session: Session) -> None:
     assert hello.credit == 1
 
 
+def test_precisions_are_those_of_all_models(session: Session) -> None:
+    assert session.precisions == ""
+    session.announce([ModelInfo(name, "r", 4, 10, precision=name) for name in ("f32", "bf16")])
+    assert session.precisions == "bf16+f32"
+
+
 def test_heartbeat_is_due_with_the_credit(session: Session) -> None:
     session.handle(BATCH, 0.5)
     assert session.due(0.9) == []
