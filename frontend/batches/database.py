@@ -163,7 +163,7 @@ class Database:
     def count_open(self) -> dict[str, int]:
         """Return the number of batches that have not ended, by status."""
         statement = "SELECT status, COUNT(*) FROM batches WHERE is_open = 1 GROUP BY status"
-        counts = dict(self._connection.transact(lambda execute: execute(statement)))
+        counts: dict[str, int] = dict(self._connection.transact(lambda execute: execute(statement)))
         return {status: counts.get(status, 0) for status in OPEN}
 
     def renew_lease(self, batch_id: str, holder: str, now: float, lease_s: float) -> Batch | None:

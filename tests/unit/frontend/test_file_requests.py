@@ -221,4 +221,4 @@ def test_errors_have_statuses_and_codes() -> None:
         (404, "unknown_url"),
     ]
     assert str(errors[0]) == "No such File object: file-1"
-    assert "--data" in str(errors[4])
+    assert "--data" in str(errors[5])
