@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 #: Seconds between two looks for the model of a batch that no worker serves yet.
 MODEL_PAUSE_S = 2.0
 #: Code and message of lines that did not run before the batch expired, as in OpenAI's error files.
-_EXPIRED = "batch_expired", "This request could not be executed before the completion window expired."
+_EXPIRED = BatchError("batch_expired", "This request could not be executed before the completion window expired.")
 
 
 class BatchRun:
@@ -47,8 +47,6 @@ class BatchRun:
         self._client = batch.owner or hash_client(batch.id)
         #: When the batch expires, by the monotonic clock.
         self._expiry = time.monotonic() + batch.expires_at - time.time()
-        #: Whether lines were committed that never ran.
-        self._skipped = False
 
     @property
     def owner(self) -> str:
@@ -171,6 +169,9 @@ class BatchRun:
         """Run the lines that are not committed. Return False if another runner must go on."""
         chunks = await self._leased.list_chunks()
         last = chunks[-1] if chunks else Chunk(batch="", number=-1, first_line=0, end_line=0, input_offset_end=0)
+        if last.skipped:
+            # The runner before has committed that no further line runs.
+            self._sender.stop(Stop.EXPIRE if last.skipped == _EXPIRED else Stop.REPLACE, last.skipped.message)
         number, committed = last.number, last.end_line
         offset, lines, part_lines = last.input_offset_end, last.end_line, FIRST_PART_LINES
         self._answerer = Answerer(
@@ -192,10 +193,10 @@ class BatchRun:
                 break
             part = parts.popleft()
             await part.settled.wait()
-            done = self._list_answers(part)
+            done, skipped = self._list_answers(part)
             if done:
                 number += 1
-                await self._commit(number, committed, part.lines[: len(done)], done)
+                await self._commit(number, committed, part.lines[: len(done)], done, skipped)
                 committed = part.lines[len(done) - 1].number
             if len(done) < len(part.lines):
                 break
@@ -210,23 +211,31 @@ class BatchRun:
         options = make_options(self._client, self._batch.client_jobs, self._batch.client_tokens, self._expiry)
         return await self._answerer.answer(line, options)
 
-    def _list_answers(self, part: Part) -> list[Answer]:
-        """Return the answers to commit: all of them, or those before the first line that did not run."""
-        skipped = {
-            Stop.EXPIRE: _EXPIRED,
-            Stop.REPLACE: ("model_replaced", self._sender.stop_reason),
-        }.get(self._sender.stopped or Stop.DRAIN)
+    def _list_answers(self, part: Part) -> tuple[list[Answer], BatchError | None]:
+        """Return the answers to commit: all of them, or those before the first line that did not run.
+
+        Return as well why lines did not run if they get an error as their answer.
+        """
+        replaced = BatchError("model_replaced", self._sender.stop_reason, "model")
+        skipped = {Stop.EXPIRE: _EXPIRED, Stop.REPLACE: replaced}.get(self._sender.stopped or Stop.DRAIN)
         answers: list[Answer] = []
+        complete = None not in part.answers
         for line, answer in zip(part.lines, part.answers, strict=True):
             if answer is None:
                 if not skipped:
                     break
-                answer = render_skipped(line, *skipped)
-                self._skipped = True
+                answer = render_skipped(line, skipped.code, skipped.message)
             answers.append(answer)
-        return answers
+        return answers, None if complete else skipped
 
-    async def _commit(self, number: int, first_line: int, lines: Sequence[Line], answers: Sequence[Answer]) -> None:
+    async def _commit(
+        self,
+        number: int,
+        first_line: int,
+        lines: Sequence[Line],
+        answers: Sequence[Answer],
+        skipped: BatchError | None,
+    ) -> None:
         """Write the objects of a chunk, then commit it. Raise `LeaseLostError` if another runner has the batch."""
         chunk = Chunk(
             batch=self._batch.id,
@@ -237,6 +246,7 @@ class BatchRun:
             completed=sum(answer.succeeded for answer in answers),
             failed=sum(not answer.succeeded for answer in answers),
             tokens=sum(answer.tokens for answer in answers),
+            skipped=skipped,
         )
         # With the holder, so that a runner that was frozen cannot replace what the next holder has committed.
         key = f"batches/{self._batch.id}/{number:06}-{self._leased.holder[:8]}"
@@ -264,16 +274,15 @@ class BatchRun:
         errors = self._make_file("error", [(one.error_key, one.error_bytes) for one in chunks])
         batch.output_file_id = output[0].id if output else None
         batch.error_file_id = errors[0].id if errors else None
-        match stop:
-            case Stop.EXPIRE if self._skipped:
-                batch.status, batch.expired_at = "expired", now
-            case Stop.CANCEL:
-                batch.status, batch.cancelled_at = "cancelled", now
-            case Stop.REPLACE if self._skipped:
-                batch.status, batch.failed_at = "failed", now
-                batch.errors = [BatchError("model_replaced", self._sender.stop_reason, "model")]
-            case _:
-                batch.status, batch.completed_at = "completed", now
+        skipped = next((one.skipped for one in chunks if one.skipped), None)
+        if stop == Stop.CANCEL:
+            batch.status, batch.cancelled_at = "cancelled", now
+        elif skipped is None:
+            batch.status, batch.completed_at = "completed", now
+        elif skipped == _EXPIRED:
+            batch.status, batch.expired_at = "expired", now
+        else:
+            batch.status, batch.failed_at, batch.errors = "failed", now, [skipped]
         await self._leased.end([file for file in (output, errors) if file])
 
     def _make_file(self, kind: str, objects: list[tuple[str, int]]) -> tuple[File, list[FilePart]] | None:

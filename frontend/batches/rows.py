@@ -112,6 +112,8 @@ class Chunk(Struct, kw_only=True):
     completed: int = 0
     failed: int = 0
     tokens: int = 0
+    #: Why the last lines of the chunk never ran; None: all ran.
+    skipped: BatchError | None = None
 
 
 def make_id(prefix: str, time_ns: int, random: bytes) -> str:

@@ -18,6 +18,7 @@ from frontend.api.errors import ApiError, from_failure
 from frontend.batches import batch_run, leased_batch, pace, runner
 from frontend.batches.errors import StoreError, StoreFullError
 from frontend.batches.rows import Batch
+from frontend.batches.sending import Stop
 from tests.harness import fake_worker
 from tests.harness.batches import Bench, line, refuse
 
@@ -372,46 +373,89 @@ async def test_full_disk_is_waited_for(bench: Bench) -> None:
     assert len(bench.broker.texts) == 10
 
 
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("method", ["put", "save_batch", "commit_chunk", "list_chunks", "finish_batch"])
-@pytest.mark.parametrize("call", [0, 1])
+async def run_killed(bench: Bench, batch: Batch, method: str, call: int, *, after: bool, expires: bool = False) -> None:
+    """Run a batch whose runner is killed before or after a call of the store, and then by another runner.
+
+    If it `expires`, it does so at the sixth line of the first runner.
+    """
+    database, contents = bench.store.database, bench.store.contents
+    target: Any = contents if method == "put" else database
+    whole, calls = getattr(target, method), 0
+
+    def dies(now: bool) -> None:
+        if now and calls == call + 1:
+            raise StoreError("killed")
+
+    def kill(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        dies(not after)
+        found = whole(*arguments)
+        dies(after)
+        return found
+
+    async def kill_later(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        dies(not after)
+        await whole(*arguments)
+        dies(after)
+
+    first = bench.claim()
+    if expires:
+        bench.broker.before = lambda _: first._sender.stop(Stop.EXPIRE) if len(bench.broker.texts) > 5 else None
+    # A store that fails ends a runner that drains, as a kill does, with the database as it is.
+    first._leased.leave()
+    setattr(target, method, kill_later if method == "put" else kill)
+    with contextlib.suppress(ApiError):
+        await first.run()
+    setattr(target, method, whole)
+    if bench.find(batch).status not in ("completed", "expired", "failed"):
+        second = bench.claim("two")
+        second._expiry = 0.0 if expires else second._expiry
+        await second.run()
+
+
+KILLS = [
+    pytest.mark.parametrize("after", [False, True]),
+    pytest.mark.parametrize("method", ["put", "save_batch", "commit_chunk", "list_chunks", "finish_batch"]),
+    pytest.mark.parametrize("call", [0, 1]),
+]
+
+
+def killed_at_each_step(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test with a kill before and after each of the first calls of the store."""
+    return functools.reduce(lambda marked, mark: mark(marked), KILLS, test)
+
+
+@killed_at_each_step
 def test_runner_killed_at_each_step(bench: Bench, method: str, call: int, after: bool) -> None:
     async def check() -> None:
         batch = await bench.add([*numbered(9)])
-        database, contents = bench.store.database, bench.store.contents
-        target: Any = contents if method == "put" else database
-        whole, calls = getattr(target, method), 0
-
-        def dies(now: bool) -> None:
-            if now and calls == call + 1:
-                raise StoreError("killed")
-
-        def kill(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            dies(not after)
-            found = whole(*arguments)
-            dies(after)
-            return found
-
-        async def kill_later(*arguments: Any) -> None:
-            nonlocal calls
-            calls += 1
-            dies(not after)
-            await whole(*arguments)
-            dies(after)
-
-        first = bench.claim()
-        # A store that fails ends a runner that drains, as a kill does, with the database as it is.
-        first._leased.leave()
-        setattr(target, method, kill_later if method == "put" else kill)
-        with contextlib.suppress(ApiError):
-            await first.run()
-        setattr(target, method, whole)
-        if bench.find(batch).status != "completed":
-            await bench.claim("two").run()
+        await run_killed(bench, batch, method, call, after=after)
         await check_complete(bench, batch, 9)
         assert len(bench.broker.texts) <= 9 + 8
+
+    asyncio.run(asyncio.wait_for(check(), 30))
+
+
+@killed_at_each_step
+@pytest.mark.parametrize("status", ["expired", "failed"])
+def test_skipped_lines_outlive_a_kill(bench: Bench, status: str, method: str, call: int, after: bool) -> None:
+    async def check() -> None:
+        batch = await bench.add(numbered(11))
+        if status == "failed":
+            other = msgspec.structs.replace(fake_worker.model(), revision="revision-2")
+            bench.broker.before = lambda _: (
+                bench.broker.models.update(fake=other) if len(bench.broker.texts) > 5 else None
+            )
+        await run_killed(bench, batch, method, call, after=after, expires=status == "expired")
+        row = bench.find(batch)
+        assert row.status == status
+        assert [one.code for one in row.errors] == ["model_replaced"] * (status == "failed")
+        output, errors = await bench.read(row.output_file_id), await bench.read(row.error_file_id)
+        assert sorted(map(int, ids(output) + ids(errors))) == list(range(11))
+        assert errors
 
     asyncio.run(asyncio.wait_for(check(), 30))
 
