@@ -20,6 +20,10 @@ class ForeignStoreError(StoreError):
     """The file store belongs to another database."""
 
 
+class TooManyBatchesError(Exception):
+    """The owner of a batch has as many open batches as allowed."""
+
+
 class TooLargeError(Exception):
     """An upload is larger than allowed."""
 

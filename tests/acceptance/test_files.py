@@ -478,6 +478,22 @@ def test_deleted_input_stays_for_its_batch(shared: Cluster) -> None:
     assert file.id in [path.name for path in list_stored(shared.folder)]
 
 
+def test_open_batches_are_limited(cluster: Cluster) -> None:
+    start(cluster, "--max-open-batches", "1", "--max-stored-bytes", "200")
+    client = connect(cluster)
+    file = client.files.create(file=("a.jsonl", LINE), purpose="batch")
+
+    def create() -> str:
+        return client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h").id
+
+    create()
+    with pytest.raises(openai.RateLimitError, match="this key has 1 batches that have not ended; send this one"):
+        create()
+    client.files.create(file=("b.bin", b"x" * (200 - len(LINE))), purpose="user_data")
+    with pytest.raises(openai.APIStatusError, match="the files of this key would have more than 200 bytes"):
+        create()
+
+
 def test_other_purpose_is_no_input(shared: Cluster) -> None:
     client = connect(shared)
     file = client.files.create(file=("a.jsonl", LINE), purpose="evals")
