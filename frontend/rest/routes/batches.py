@@ -16,6 +16,7 @@ from frontend.api.file_requests import (
     unknown_batch,
     unknown_file,
 )
+from frontend.api.model_names import list_names
 from frontend.api.openapi import PREFIXES
 from frontend.batches.errors import StoreError
 from frontend.batches.objects import render_batch, render_batches
@@ -50,6 +51,7 @@ async def create_batch(request: Request) -> HTTPResponse | None:
         output_expires_after_s=body.output_expires_after.seconds if body.output_expires_after else None,
         client_jobs=key.jobs_in_flight if key else 0,
         client_tokens=key.tokens_per_minute if key else 0,
+        served=list(list_names(request.app.ctx.broker.models)),
     )
     if not await call(store.database.add_batch, batch):
         raise unknown_file(file_id, "input_file_id")
