@@ -18,6 +18,8 @@ R = TypeVar("R", File, Batch)
 _NEVER, _DELETED = 2**62, 0
 #: Condition of a file: an open batch reads it.
 _IS_READ = "EXISTS (SELECT 1 FROM batches WHERE input_file_id = files.id AND is_open = 1)"
+#: `lease_until` of a batch that was cancelled while no runner had it.
+_CANCELLED = -1.0
 #: Most files that one call removes.
 MAX_REMOVED = 500
 
@@ -119,7 +121,9 @@ class Database:
             if max_open and execute(count, batch.owner)[0][0] >= max_open:
                 raise TooManyBatchesError
             values = batch.id, batch.owner, batch.input_file_id, int(batch.is_open), batch.status
-            execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, 0, '', 0.0, ?)", *values, _encode(batch))
+            execute(
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, 0, '', ?, ?)", *values, batch.created_at, _encode(batch)
+            )
             return True
 
         return self._connection.transact(add)
@@ -142,22 +146,35 @@ class Database:
             batch = _decode(execute(statement, batch_id, owner), Batch)
             if batch:
                 _update_batch(execute, cancel(batch, int(now)))
+                # The next claim takes a cancelled batch first, also if the batch is deferred.
+                execute("UPDATE batches SET lease_until = ? WHERE id = ? AND holder = ''", _CANCELLED, batch_id)
             return batch
 
         return self._connection.transact(change)
 
     # --- runners -----------------------------------------------------------------------------------------------------
 
-    def claim_batch(self, holder: str, now: float, lease_s: float, busy_owners: Collection[str] = ()) -> Batch | None:
+    def claim_batch(
+        self,
+        holder: str,
+        now: float,
+        lease_s: float,
+        busy_owners: Collection[str] = (),
+        deferred: Collection[str] = (),
+    ) -> Batch | None:
         """Lease the oldest open batch that no runner holds, of another owner than these, to the runner `holder`.
+
+        The age of a batch that was released because it waits begins at its release. Batches that are `deferred` are
+        left to other runners, unless they have been cancelled.
 
         Return None if there is none, or if another runner has claimed the batch at the same moment.
         """
-        others = f"AND owner NOT IN ({', '.join('?' * len(busy_owners))})" if busy_owners else ""
+        others = _exclude("owner", busy_owners) + _exclude("id", deferred)
+        others = f"AND (lease_until = {_CANCELLED} OR (1 = 1 {others}))"
         statement = f"""UPDATE batches SET holder = ?, lease_until = ? WHERE lease_until <= ? AND id = (
-            SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? {others} ORDER BY id LIMIT 1)
+            SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? {others} ORDER BY lease_until, id LIMIT 1)
             RETURNING body"""
-        values = holder, now + lease_s, now, now, *busy_owners
+        values = holder, now + lease_s, now, now, *busy_owners, *deferred
         return _decode(self._connection.transact(lambda execute: execute(statement, *values)), Batch)
 
     def count_open(self) -> dict[str, int]:
@@ -173,10 +190,10 @@ class Database:
             self._connection.transact(lambda execute: execute(statement, now + lease_s, batch_id, holder)), Batch
         )
 
-    def release_lease(self, batch_id: str, holder: str) -> None:
-        """Let other runners claim the batch at once."""
-        statement = "UPDATE batches SET holder = '', lease_until = 0 WHERE id = ? AND holder = ?"
-        self._connection.transact(lambda execute: execute(statement, batch_id, holder))
+    def release_lease(self, batch_id: str, holder: str, turn: float = 0.0) -> None:
+        """Let other runners claim the batch at once, after the batches with an earlier `turn`."""
+        statement = "UPDATE batches SET holder = '', lease_until = ? WHERE id = ? AND holder = ?"
+        self._connection.transact(lambda execute: execute(statement, turn, batch_id, holder))
 
     def save_batch(self, batch: Batch, holder: str) -> bool:
         """Save a batch except for its counts, which only `commit_chunk` changes, and keep a cancellation.
@@ -292,6 +309,11 @@ def _encode(row: File | Batch | Chunk) -> str:
 
 def _decode(rows: list[tuple[str]], kind: type[R]) -> R | None:
     return msgspec.json.decode(rows[0][0], type=kind) if rows else None
+
+
+def _exclude(column: str, values: Collection[str]) -> str:
+    """Return a condition that rows have none of the values in a column."""
+    return f"AND {column} NOT IN ({', '.join('?' * len(values))})" if values else ""
 
 
 def _insert_file(execute: Execute, file: File, parts: Sequence[FilePart]) -> None:
