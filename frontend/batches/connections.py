@@ -71,7 +71,7 @@ class Connection(Protocol):
     def transact(self, function: Callable[[Execute], T]) -> T:
         """Return the result of the function, which runs statements in one transaction.
 
-        Raise `StoreError` if the database cannot be used; then nothing is committed, or, if the connection ended at
+        Raise `StoreError` if the database cannot be used; then no statement is committed, or, if the connection ended at
         the commit, everything.
         """
 

@@ -1,7 +1,6 @@
 """Bytes of files in a local folder or in S3, through obstore. Methods run on the event loop.
 
-An object is written once and never changed, except that the object of a chunk may be written again with the same
-content. An object is complete or missing: S3 and obstore's folders put it into place at the end.
+An object never changes; a write that failed may be repeated with the same content. An object is complete or missing: S3 and obstore's folders put it into place at the end.
 """
 
 import asyncio

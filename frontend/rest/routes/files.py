@@ -1,6 +1,8 @@
 """OpenAI's API of files: upload, list, describe, download and delete."""
 
 import asyncio
+import contextlib
+import logging
 import os
 import time
 import urllib.parse
@@ -36,6 +38,8 @@ from frontend.rest.routes.stored import (
 from frontend.rest.unread_answers import UnreadAnswers
 from frontend.rest.uploads import Uploads
 
+log = logging.getLogger(__name__)
+
 OCTETS = "application/octet-stream"
 
 files = Blueprint("files")
@@ -48,6 +52,11 @@ async def start_store(app: Sanic) -> None:  # type: ignore[type-arg]
     config: Config = app.ctx.config
     app.ctx.store = await asyncio.to_thread(open_store, config) if config.data else None
     app.ctx.uploads = Uploads(config)
+    if app.ctx.store and app.ctx.keys.required:
+        # A server starts without its database.
+        with contextlib.suppress(StoreError):
+            if await call_database(app.ctx.store.database.sum_bytes, "", time.time()):
+                log.warning("files that were made without API keys exist, which no key finds; see docs/batches.md")
 
 
 async def create_file(request: Request) -> HTTPResponse | None:
