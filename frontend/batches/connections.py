@@ -71,8 +71,8 @@ class Connection(Protocol):
     def transact(self, function: Callable[[Execute], T]) -> T:
         """Return the result of the function, which runs statements in one transaction.
 
-        Raise `StoreError` if the database cannot be used; then no statement is committed, or, if the connection ended at
-        the commit, everything.
+        Raise `StoreError` if the database cannot be used; then the transaction is not committed, except perhaps if the
+        connection ended at the commit.
         """
 
     def read(self, function: Callable[[Execute], T]) -> T:

@@ -1,6 +1,7 @@
 """Bytes of files in a local folder or in S3, through obstore. Methods run on the event loop.
 
-An object never changes; a write that failed may be repeated with the same content. An object is complete or missing: S3 and obstore's folders put it into place at the end.
+An object never changes; a write that failed may be repeated with the same content. An object is complete or missing:
+S3 and obstore's folders put it into place at the end.
 """
 
 import asyncio

@@ -245,6 +245,11 @@ class Database:
         first = make_id("batch_", int(before * 1e9), b"")
         return len(self._connection.transact(lambda execute: execute(statement, first)))
 
+    def save_setting(self, name: str, value: str) -> None:
+        """Note a setting of the whole store in place of an earlier value."""
+        statement = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+        self._connection.transact(lambda execute: execute(statement, name, value))
+
     def keep_setting(self, name: str, value: str) -> str:
         """Note a setting of the whole store unless it has a value. Return the value."""
 
