@@ -9,12 +9,13 @@ import collections
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from frontend.api.schemas import hash_client
 from frontend.batches import metrics
 from frontend.batches.answering import Answer, Answerer, Line, make_options, render_skipped
-from frontend.batches.errors import StoreError
+from frontend.batches.errors import MissingContentError, StoreError
 from frontend.batches.leased_batch import LeasedBatch, LeaseLostError
 from frontend.batches.model_search import ModelSearch
 from frontend.batches.pace import FIRST_PART_LINES, adapt_part_lines
@@ -27,6 +28,8 @@ from frontend.config import Config
 from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Code and message of lines that did not run before the batch expired, as in OpenAI's error files.
 _EXPIRED = BatchError("batch_expired", "This request could not be executed before the completion window expired.")
@@ -42,6 +45,8 @@ class BatchRun:
         self._sender = Sender(self._answer)
         self._answerer = Answerer(broker, config, batch.id, batch.endpoint, batch.revision)
         self._client = batch.owner or hash_client(batch.id)
+        #: Whether the batch ends without the rest of its input, because the file store is away.
+        self._unread = False
         #: When the batch expires, by the monotonic clock.
         self._expiry = time.monotonic() + batch.expires_at - time.time()
 
@@ -93,14 +98,15 @@ class BatchRun:
         file = InputFile(self._contents, parts, self._config.max_body_bytes)
         try:
             if not parts:
-                raise FileNotFoundError
+                raise MissingContentError("the content of the input file is missing")
             if self._batch.status == "validating" and not await self._validate(file):
                 return
             if self._batch.status != "finalizing" and not await self._run_lines(file):
                 return
-        except FileNotFoundError:
-            await self._fail([BatchError("input_file_missing", "the content of the input file is missing")])
-            return
+        except MissingContentError as error:
+            if self._sender.stopped != Stop.CANCEL:
+                await self._fail([BatchError("input_file_missing", f"the input cannot be read: {error}")])
+                return
         await self._finish()
 
     # --- validation --------------------------------------------------------------------------------------------------
@@ -125,14 +131,27 @@ class BatchRun:
     async def _check_file(self, file: InputFile) -> list[BatchError]:
         """Read the whole file, and note its models and number of requests if it is valid. Return its errors."""
         began = time.monotonic()
-        validator = await self._leased.insist(lambda: self._check_lines(file))
-        if self._sender.stopped in (*PAUSES, Stop.CANCEL):
+        validator = await self._read(lambda: self._check_lines(file))
+        if validator is None or self._sender.stopped in (*PAUSES, Stop.CANCEL):
             return []
         validator.finish()
         if not validator.errors:
             self._batch.names, self._batch.total = validator.models, validator.requests
             log.info("%s: %d requests validated in %.1f s", self.id, validator.requests, time.monotonic() - began)
         return validator.errors
+
+    async def _read(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Return what a call reads of the input; None if the batch has stopped and the input cannot be read."""
+        try:
+            return await self._leased.insist(call, self._sender.stop_event)
+        except MissingContentError:
+            raise
+        except StoreError as error:
+            if self._sender.stopped not in (Stop.CANCEL, Stop.EXPIRE, Stop.REPLACE):
+                raise
+            log.warning("%s: ends without the rest of its input: %s", self.id, error)
+            self._unread = True
+            return None
 
     async def _check_lines(self, file: InputFile) -> Validator:
         validator = Validator(self._batch.endpoint, self._config.max_batch_inputs, file.max_line_bytes)
@@ -160,7 +179,7 @@ class BatchRun:
         more, began = True, time.monotonic()
         while True:
             while more and len(parts) < 2 and self._sender.stopped not in (*PAUSES, Stop.CANCEL):
-                found = await self._leased.insist(
+                found = await self._read(
                     lambda: file.read_part(self._answerer, offset, lines, part_lines)  # noqa: B023  called at once
                 )
                 more = bool(found)
@@ -195,8 +214,7 @@ class BatchRun:
 
         Return as well why lines did not run if they get an error as their answer.
         """
-        replaced = BatchError("model_replaced", self._sender.stop_reason, "model")
-        skipped = {Stop.EXPIRE: _EXPIRED, Stop.REPLACE: replaced}.get(self._sender.stopped or Stop.DRAIN)
+        skipped = self._explain_skips()
         answers: list[Answer] = []
         complete = None not in part.answers
         for line, answer in zip(part.lines, part.answers, strict=True):
@@ -206,6 +224,11 @@ class BatchRun:
                 answer = render_skipped(line, skipped.code, skipped.message)
             answers.append(answer)
         return answers, None if complete else skipped
+
+    def _explain_skips(self) -> BatchError | None:
+        """Return the error of lines that never ran; None if another runner goes on, or if the batch is cancelled."""
+        replaced = BatchError("model_replaced", self._sender.stop_reason, "model")
+        return {Stop.EXPIRE: _EXPIRED, Stop.REPLACE: replaced}.get(self._sender.stopped or Stop.DRAIN)
 
     async def _commit(
         self,
@@ -249,11 +272,7 @@ class BatchRun:
             batch.status, batch.finalizing_at = "finalizing", now
             await self._leased.save()
         chunks = await self._leased.list_chunks()
-        output = self._make_file("output", [(one.output_key, one.output_bytes) for one in chunks])
-        errors = self._make_file("error", [(one.error_key, one.error_bytes) for one in chunks])
-        batch.output_file_id = output[0].id if output else None
-        batch.error_file_id = errors[0].id if errors else None
-        skipped = next((one.skipped for one in chunks if one.skipped), None)
+        skipped = next((one.skipped for one in chunks if one.skipped), self._explain_skips() if self._unread else None)
         if stop == Stop.CANCEL:
             batch.status, batch.cancelled_at = "cancelled", now
         elif skipped is None:
@@ -262,6 +281,14 @@ class BatchRun:
             batch.status, batch.expired_at = "expired", now
         else:
             batch.status, batch.failed_at, batch.errors = "failed", now, [skipped]
+        await self._end(chunks)
+
+    async def _end(self, chunks: Sequence[Chunk]) -> None:
+        """Save the row of a batch that has ended, and its files of the committed chunks."""
+        output = self._make_file("output", [(one.output_key, one.output_bytes) for one in chunks])
+        errors = self._make_file("error", [(one.error_key, one.error_bytes) for one in chunks])
+        self._batch.output_file_id = output[0].id if output else None
+        self._batch.error_file_id = errors[0].id if errors else None
         await self._leased.end([file for file in (output, errors) if file])
 
     def _make_file(self, kind: str, objects: list[tuple[str, int]]) -> tuple[File, list[FilePart]] | None:
@@ -284,4 +311,4 @@ class BatchRun:
     async def _fail(self, errors: list[BatchError]) -> None:
         batch = self._batch
         batch.status, batch.failed_at, batch.errors = "failed", int(time.time()), errors
-        await self._leased.end()
+        await self._end(await self._leased.list_chunks())

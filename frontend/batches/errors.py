@@ -20,6 +20,10 @@ class ForeignStoreError(StoreError):
     """The file store belongs to another database."""
 
 
+class MissingContentError(StoreError):
+    """The file store has less of a file than was written."""
+
+
 class TooLargeError(Exception):
     """An upload is larger than allowed."""
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from frontend.batches import metrics
-from frontend.batches.errors import StoreError, StoreFullError
+from frontend.batches.errors import MissingContentError, StoreError, StoreFullError
 from frontend.batches.rows import Batch, Chunk, File, FilePart
 from frontend.batches.sending import Stop
 from frontend.batches.store import Store
@@ -21,6 +21,8 @@ T = TypeVar("T")
 LEASE_S, RENEW_S = 6.0, 1.5
 #: First and longest pause before a failed call is repeated, in seconds.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 10.0
+#: Repetitions of a failed read of the input after the batch was cancelled or has expired.
+LATE_TRIES = 8
 
 
 class LeaseLostError(Exception):
@@ -103,21 +105,25 @@ class LeasedBatch:
         except StoreError as error:
             log.warning("%s: could not release the lease, which ends by itself: %s", self.batch.id, error)
 
-    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of a call, repeated while it raises `StoreError`."""
-        pause_s, reason = FIRST_PAUSE_S, ""
+    async def insist(self, call: Callable[[], Awaitable[T]], end: asyncio.Event | None = None) -> T:
+        """Return the result of a call, repeated while it raises `StoreError`, at most `LATE_TRIES` times after `end`.
+
+        Raise `MissingContentError` at once.
+        """
+        pause_s, reason, late = FIRST_PAUSE_S, "", 0
         while True:
             try:
                 result = await call()
             except StoreError as error:
                 metrics.store_errors.labels("full" if isinstance(error, StoreFullError) else "unavailable").inc()
-                if self._left.is_set():
+                late += end is not None and end.is_set()
+                if self._left.is_set() or late > LATE_TRIES or isinstance(error, MissingContentError):
                     raise
                 if str(error) != reason:
                     reason = str(error)
                     log.error("%s: waits for the store: %s", self.batch.id, reason)
                 await wait_for(self._left, pause_s)
-                pause_s = min(MAX_PAUSE_S, pause_s * 2)
+                pause_s = FIRST_PAUSE_S if late else min(MAX_PAUSE_S, pause_s * 2)
             else:
                 if reason:
                     log.info("%s: the store works again", self.batch.id)

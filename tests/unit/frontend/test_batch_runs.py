@@ -552,6 +552,64 @@ def test_skipped_lines_outlive_a_kill(bench: Bench, status: str, method: str, ca
     asyncio.run(asyncio.wait_for(check(), 30))
 
 
+@pytest.mark.parametrize("when", ["before", "between", "cancelled"])
+def test_lost_input_ends_the_batch(bench: Bench, when: str) -> None:
+    async def check() -> None:
+        batch = await bench.add(numbered(30))
+        key = f"files/{batch.input_file_id}"
+        if when == "before":
+            await bench.store.contents.delete([key])
+        else:
+            commit = bench.store.database.commit_chunk
+
+            def lose(*arguments: Any) -> bool:
+                (Path(bench.config.data) / "files" / key).unlink(missing_ok=True)
+                if when == "cancelled":
+                    bench.store.database.cancel_batch(batch.id, "", time.time())
+                    run._sender.stop(Stop.CANCEL)
+                return commit(*arguments)
+
+            bench.store.database.commit_chunk = lose  # type: ignore[method-assign]
+        run = bench.claim()
+        await run.run()
+        row = bench.find(batch)
+        assert row.status == ("cancelled" if when == "cancelled" else "failed")
+        assert [one.code for one in row.errors] == ["input_file_missing"] * (when != "cancelled")
+        done = ids(await bench.read(row.output_file_id))
+        assert done == [str(number) for number in range(row.completed)]
+        assert (row.completed == 0) == (when == "before")
+
+    asyncio.run(asyncio.wait_for(check(), 30))
+
+
+@pytest.mark.parametrize("lines", [0, 8])
+@pytest.mark.parametrize(("stop", "status"), [(Stop.EXPIRE, "expired"), (Stop.CANCEL, "cancelled")])
+def test_stopped_batch_ends_although_reads_fail(bench: Bench, stop: Stop, status: str, lines: int) -> None:
+    async def check() -> None:
+        batch = await bench.add(numbered(30))
+        read_lines = bench.store.contents.read_lines
+
+        async def fail(*known: Any, **more: Any) -> AsyncIterator[Any]:
+            if len(bench.broker.texts) >= lines:
+                raise StoreError("the file store is away")
+            async for found in read_lines(*known, **more):
+                yield found
+
+        bench.store.contents.read_lines = fail  # type: ignore[method-assign, assignment]
+        run = bench.claim()
+        running = asyncio.create_task(run.run())
+        await until(lambda: bench.find(batch).completed >= lines // 2)
+        await asyncio.sleep(0.05)
+        assert not running.done()
+        run._sender.stop(stop)
+        await running
+        row = bench.find(batch)
+        assert (row.status, row.completed, row.failed) == (status, lines, 0)
+        assert len(await bench.read(row.output_file_id)) == lines
+
+    asyncio.run(asyncio.wait_for(check(), 30))
+
+
 def test_body_above_the_limit_fails_alone(tmp_path: Path) -> None:
     async def check() -> None:
         bench = Bench(tmp_path, max_body_bytes=1000)
