@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from frontend.api.schemas import hash_client
 from frontend.batches import metrics
 from frontend.batches.answering import Answer, Answerer, Line, make_options, render_skipped
 from frontend.batches.errors import MissingContentError, StoreError
@@ -44,7 +43,6 @@ class BatchRun:
         self._leased = LeasedBatch(store, batch, holder)
         self._sender = Sender(self._answer)
         self._answerer = Answerer(broker, config, batch.id, batch.endpoint, batch.revision)
-        self._client = batch.owner or hash_client(batch.id)
         #: Whether the batch ends without the rest of its input, because the file store is away.
         self._unread = False
         #: When the batch expires, by the monotonic clock.
@@ -206,8 +204,7 @@ class BatchRun:
         return self._sender.stopped not in PAUSES
 
     async def _answer(self, line: Line) -> Answer:
-        options = make_options(self._client, self._batch.client_jobs, self._batch.client_tokens, self._expiry)
-        return await self._answerer.answer(line, options)
+        return await self._answerer.answer(line, make_options(self._batch, self._expiry))
 
     def _list_answers(self, part: Part) -> tuple[list[Answer], BatchError | None]:
         """Return the answers to commit: all of them, or those before the first line that did not run.

@@ -87,6 +87,8 @@ class Batch(Struct, kw_only=True):
     #: Limits of the owner's API key, as in `RequestOptions`; 0: no limit.
     client_jobs: int = 0
     client_tokens: int = 0
+    #: How the lines use the cache of results: `Caching` as a number.
+    caching: int = 0
     #: Names of the models that the frontend's broker had when the batch was created.
     served: list[str] = []
     #: Names of the models in the input file, with the first line of each; empty before the whole file is valid.

@@ -18,6 +18,7 @@ from frontend.api.file_requests import (
 )
 from frontend.api.model_names import list_names
 from frontend.api.openapi import PREFIXES
+from frontend.api.schemas import parse_caching
 from frontend.batches.errors import StoreError
 from frontend.batches.objects import render_batch, render_batches
 from frontend.batches.rows import Batch, make_id
@@ -51,6 +52,7 @@ async def create_batch(request: Request) -> HTTPResponse | None:
         output_expires_after_s=body.output_expires_after.seconds if body.output_expires_after else None,
         client_jobs=key.jobs_in_flight if key else 0,
         client_tokens=key.tokens_per_minute if key else 0,
+        caching=int(parse_caching(request.headers)),
         served=list(list_names(request.app.ctx.broker.models)),
     )
     if not await call(store.database.add_batch, batch):

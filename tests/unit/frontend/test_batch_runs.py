@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from broker.wire.errors import ErrorCode
+from broker.wire.protocol import Caching
 from frontend.api.errors import ApiError, from_failure, unknown_model
 from frontend.batches import batch_run, leased_batch, model_search, pace, runner, sending
 from frontend.batches.errors import StoreError, StoreFullError
@@ -103,6 +104,21 @@ async def test_fields_of_each_line_count(bench: Bench) -> None:
     assert bench.broker.texts[1] == b"query: x"
     assert len(found[2]["response"]["body"]["data"]) == 2
     assert {options.lane for options in bench.broker.options} == {1}
+
+
+@asynchronous
+async def test_batches_without_keys_share_results(bench: Bench) -> None:
+    for _ in range(2):
+        await bench.add([line("a", "x")])
+        await bench.claim().run()
+    one, other = bench.broker.options
+    # The broker gives clients with an address one scope, and counts the holdings of each client and address.
+    assert one.address
+    assert len({one.client, one.address, other.client, other.address}) == 4
+    await bench.add([line("a", "x")], owner="key k", caching=Caching.SKIP)
+    await bench.claim().run()
+    last = bench.broker.options[-1]
+    assert (last.client, last.address, last.caching) == ("key k", "", Caching.SKIP)
 
 
 @asynchronous
@@ -569,7 +585,7 @@ def test_lost_input_ends_the_batch(bench: Bench, when: str) -> None:
                     run._sender.stop(Stop.CANCEL)
                 return commit(*arguments)
 
-            bench.store.database.commit_chunk = lose  # type: ignore[method-assign]
+            bench.store.database.commit_chunk = lose  # type: ignore[method-assign, assignment]
         run = bench.claim()
         await run.run()
         row = bench.find(batch)
