@@ -25,6 +25,9 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     max_file_bytes: Annotated[int, Meta(gt=0, description="maximum size of an uploaded file")] = 200 * 1024 * 1024
     max_stored_bytes: Annotated[int, Meta(ge=0, description="maximum size of all files of an API key; 0: no limit")] = 0
+    max_open_batches: Annotated[
+        int, Meta(ge=0, description="maximum number of batches of an API key that have not ended; 0: no limit")
+    ] = 100
     max_batch_inputs: Annotated[
         int, Meta(gt=0, description="maximum number of lines in a batch, and of inputs over all lines")
     ] = 50_000

@@ -99,7 +99,9 @@ def embed_corpus(port: int, model: str, texts: Sequence[str], headers: dict[str,
 
 def main() -> None:
     """Print both parts."""
-    parser = argparse.ArgumentParser(prog="bench_cache.py", description="Measure the cache of results.")
+    parser = argparse.ArgumentParser(
+        prog="bench_cache.py", description="Measure the cache of results.", allow_abbrev=False
+    )
     parser.add_argument("--texts", type=int, default=4096, help="texts of the corpus")
     parser.add_argument("--core", action="store_true", help="measure only the scheduler")
     options = parser.parse_args()

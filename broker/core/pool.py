@@ -69,10 +69,12 @@ class Pool:
 
         Return 1 for a worker that already holds a batch of the lane.
         """
+        if worker.list_leases(lane):
+            return 1.0
         free = [
             other.models[model].tokens_per_s for other in self._list_available(model) if not other.list_leases(lane)
         ]
-        return 1.0 if worker.list_leases(lane) else worker.models[model].tokens_per_s / sum(free)
+        return worker.models[model].tokens_per_s / sum(free)
 
     def next_dispatch_at(self, model: ModelKey, lanes: Sequence[Lane], reserved: Container[Worker]) -> float | None:
         """Return when a worker should next get a batch of these lanes, all of which have waiting jobs.
@@ -108,8 +110,11 @@ class Pool:
 
     def list_kept(self, model: ModelKey) -> list[Worker]:
         """Return the workers that have a model in memory and want to keep it there."""
-        ready = self.list_ready(model)
-        return [worker for worker in ready if worker.models[model].loaded and worker.models[model].retired_at is None]
+        return [
+            worker
+            for worker in self.workers.values()
+            if (known := worker.models.get(model)) and known.loaded and known.retired_at is None and not worker.draining
+        ]
 
     def list_loaded(self, model: ModelKey) -> list[Worker]:
         """Return the workers that may get a model's batches: those that keep it, else those that wait to free it."""
@@ -124,10 +129,11 @@ class Pool:
 
     def _list_candidates(self, model: ModelKey, lane: Lane, reserved: Container[Worker]) -> list[Worker]:
         """Return the workers that may get a batch of the lane, now or after the ones that they hold."""
+        # The quickest test first, because this runs for each message.
         return [
             worker
-            for worker in self._list_available(model)
-            if worker not in reserved and len(worker.list_leases(lane)) < MAX_HELD
+            for worker in self.list_loaded(model)
+            if len(worker.list_leases(lane)) < MAX_HELD and worker not in reserved and worker.available
         ]
 
     def has_worker(self, model: ModelKey) -> bool:

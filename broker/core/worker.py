@@ -102,8 +102,11 @@ class Worker:
         self.credit = hello.credit
         #: Batches sent since then.
         self.unseen: deque[int] = deque()
-        #: Leases by batch number, oldest first.
+        #: Leases by batch number, oldest first; the same by lane.
         self.leases: dict[int, Lease] = {}
+        self._lanes: dict[Lane, list[Lease]] = {lane: [] for lane in Lane}
+        #: Results of `next_dispatch_at` since the leases or the throughput changed.
+        self._dispatch_at: dict[Lane, float] = {}
         self.last_heard = now
         self.draining = False
         #: Suspects run in a row.
@@ -128,7 +131,10 @@ class Worker:
     @property
     def suspect_model(self) -> ModelKey | None:
         """Model of the suspect that the worker runs; None if it runs none."""
-        return next((lease.model for lease in self.leases.values() if lease.jobs[0].suspect), None)
+        for lease in self.leases.values():
+            if lease.jobs[0].suspect:
+                return lease.model
+        return None
 
     def list_model(self, info: ModelInfo, now: float) -> None:
         """Record that the worker announces a model."""
@@ -149,12 +155,14 @@ class Worker:
     def add_lease(self, lease: Lease) -> None:
         """Record that a batch is sent."""
         self.leases[lease.batch] = lease
+        self._lanes[lease.lane].append(lease)
+        self._dispatch_at.clear()
         self.unseen.append(lease.batch)
         self.suspects = self.suspects + 1 if lease.jobs[0].suspect else 0
 
     def list_leases(self, lane: Lane) -> list[Lease]:
-        """Return the leases of a lane, oldest first."""
-        return [lease for lease in self.leases.values() if lease.lane == lane]
+        """Return the leases of a lane, oldest first. The list changes with the leases."""
+        return self._lanes[lane]
 
     def list_running(self) -> list[Lease]:
         """Return the leases of batches that may be running: the oldest of each lane."""
@@ -164,6 +172,8 @@ class Worker:
         """Remove and return a batch's lease, and start the time of the next one in its lane; None if there is none."""
         lease = self.leases.pop(batch, None)
         if lease:
+            self._lanes[lease.lane].remove(lease)
+            self._dispatch_at.clear()
             for following in self.list_leases(lease.lane)[:1]:
                 if following.batch > batch:
                     following.since = max(following.since, now)
@@ -176,6 +186,7 @@ class Worker:
         counted together with the interactive tokens of its model answered meanwhile, and not counted if there were
         tokens of another model. An interactive batch that ran together with a bulk batch is not counted.
         """
+        self._dispatch_at.clear()
         throughput = self.models[lease.model].throughput
         others = self.list_leases(Lane.BULK if lease.lane == Lane.INTERACTIVE else Lane.INTERACTIVE)
         for other in others[:1]:
@@ -191,10 +202,13 @@ class Worker:
 
         The worker must hold a batch of the lane.
         """
-        leases = self.list_leases(lane)
-        first_s = self._predict_seconds(leases[0])
-        rest_s = sum(self._predict_seconds(lease) for lease in leases[1:])
-        return leases[0].since + first_s + rest_s - min(LEAD_S + LEAD_SHARE * first_s, first_s / 2)
+        if lane not in self._dispatch_at:
+            leases = self.list_leases(lane)
+            first_s = self._predict_seconds(leases[0])
+            rest_s = sum(self._predict_seconds(lease) for lease in leases[1:])
+            lead_s = min(LEAD_S + LEAD_SHARE * first_s, first_s / 2)
+            self._dispatch_at[lane] = leases[0].since + first_s + rest_s - lead_s
+        return self._dispatch_at[lane]
 
     def _predict_seconds(self, lease: Lease) -> float:
         throughput = self.models[lease.model].throughput

@@ -229,6 +229,12 @@ def too_many_bytes(max_bytes: int) -> ApiError:
     return ApiError(413, text, param="file", code="storage_limit_exceeded")
 
 
+def too_many_batches(max_open: int) -> ApiError:
+    """Return the error for a batch whose owner has as many open batches as allowed."""
+    text = f"this key has {max_open} batches that have not ended; send this one again when one of them has"
+    return ApiError(429, text, kind="rate_limit_error", code="too_many_batches", retry_after_s=60)
+
+
 def files_disabled(path: str) -> ApiError:
     """Return the error of all paths of files and batches on a server without `--data`."""
     text = f"Invalid request URL: there is no {path[:100]}, because this server stores no files; start it with --data"

@@ -44,7 +44,7 @@ _STATUSES = {
     416: "The file has no byte of the range",
     417: "The server does not support the expectation in the header Expect",
     422: "The input crashed every worker that processed it",
-    429: "The client's quota is used up",
+    429: "The client's quota is used up, or too many of its batches have not ended",
     431: "The request's headers are too large",
     500: "Internal error",
     501: "The transfer coding is not supported",
@@ -215,7 +215,7 @@ def _describe_files() -> Schema:
 def _describe_batches() -> Schema:
     """Describe the paths of batches, which a server without `--data` answers with 404."""
     batch = file_answers.BatchObject
-    create = _describe("Start a batch", batch, 400, 404, 408, 413, 415, 503, 507, tag="Batches")
+    create = _describe("Start a batch", batch, 400, 404, 408, 413, 415, 429, 503, 507, tag="Batches")
     content = {"application/json": {"schema": _refer(file_requests.BatchRequest)}}
     create["requestBody"] = {"required": True, "content": content}
     page = _describe("List batches", file_answers.BatchList, 400, 404, 503, tag="Batches")

@@ -3,19 +3,21 @@
 All methods raise `StoreError` if the database cannot be used. Times are seconds since 1970.
 """
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from frontend.batches.connections import Connection, Execute
-from frontend.batches.rows import OPEN, Batch, Chunk, File, FilePart, add_chunk, cancel, merge_batch
+from frontend.batches.errors import TooManyBatchesError
+from frontend.batches.rows import OPEN, Batch, Chunk, File, FilePart, add_chunk, cancel, make_id, merge_batch
 
 R = TypeVar("R", File, Batch)
 
 #: `expires_at` of a file that does not expire, and of a file that its owner has deleted while a batch reads it.
 _NEVER, _DELETED = 2**62, 0
+#: Condition of a file: an open batch reads it.
+_IS_READ = "EXISTS (SELECT 1 FROM batches WHERE input_file_id = files.id AND is_open = 1)"
 #: `lease_until` of a batch that was cancelled while no runner had it.
 _CANCELLED = -1.0
 #: Most files that one call removes.
@@ -93,36 +95,35 @@ class Database:
 
         def pop(execute: Execute) -> list[str]:
             statement = f"""UPDATE files SET expires_at = expires_at WHERE id IN (
-                SELECT id FROM files WHERE expires_at <= ? AND NOT EXISTS (
-                    SELECT 1 FROM batches WHERE input_file_id = files.id AND is_open = 1)
+                SELECT id FROM files WHERE expires_at <= ? AND NOT {_IS_READ}
                 ORDER BY expires_at LIMIT {MAX_REMOVED}) RETURNING id"""
             return [key for (file_id,) in execute(statement, int(now)) for key in _delete_file(execute, file_id)]
 
         return self._connection.transact(pop)
 
     def sum_bytes(self, owner: str, now: float) -> int:
-        """Return the size of all files of an owner."""
+        """Return the size of all files of an owner, of those that open batches read, and of their results so far."""
         return self._connection.transact(lambda execute: _sum_bytes(execute, owner, now))
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
-    def add_batch(self, batch: Batch) -> bool:
-        """Add a batch. Return False, and add no batch, if its owner has no such input file any more."""
+    def add_batch(self, batch: Batch, max_open: int = 0) -> bool:
+        """Add a batch. Return False, and add no batch, if its owner has no such input file any more.
+
+        Raise `TooManyBatchesError` if the owner has `max_open` open batches; 0: no limit.
+        """
 
         def add(execute: Execute) -> bool:
             statement = "UPDATE files SET bytes = bytes WHERE id = ? AND owner = ? AND expires_at > ? RETURNING id"
             if not execute(statement, batch.input_file_id, batch.owner, batch.created_at):
                 return False
-            values = (
-                batch.id,
-                batch.owner,
-                batch.input_file_id,
-                int(batch.is_open),
-                "",
-                batch.created_at,
-                _encode(batch),
+            count = "SELECT COUNT(*) FROM batches WHERE owner = ? AND is_open = 1"
+            if max_open and execute(count, batch.owner)[0][0] >= max_open:
+                raise TooManyBatchesError
+            values = batch.id, batch.owner, batch.input_file_id, int(batch.is_open), batch.status
+            execute(
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, 0, '', ?, ?)", *values, batch.created_at, _encode(batch)
             )
-            execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
             return True
 
         return self._connection.transact(add)
@@ -178,9 +179,9 @@ class Database:
 
     def count_open(self) -> dict[str, int]:
         """Return the number of batches that have not ended, by status."""
-        rows = self._connection.transact(lambda execute: execute("SELECT body FROM batches WHERE is_open = 1"))
-        statuses = Counter(msgspec.json.decode(body, type=Batch).status for (body,) in rows)
-        return {status: statuses[status] for status in OPEN}
+        statement = "SELECT status, COUNT(*) FROM batches WHERE is_open = 1 GROUP BY status"
+        counts: dict[str, int] = dict(self._connection.transact(lambda execute: execute(statement)))
+        return {status: counts.get(status, 0) for status in OPEN}
 
     def renew_lease(self, batch_id: str, holder: str, now: float, lease_s: float) -> Batch | None:
         """Renew a lease. Return the current row, which may have been cancelled, or None if the lease is lost."""
@@ -219,6 +220,8 @@ class Database:
             if not execute(statement, chunk.batch, chunk.number, _encode(chunk)):
                 return False
             _update_batch(execute, add_chunk(current, chunk))
+            size = chunk.output_bytes + chunk.error_bytes
+            execute("UPDATE batches SET bytes = bytes + ? WHERE id = ?", size, chunk.batch)
             return True
 
         return self._connection.transact(commit)
@@ -249,6 +252,12 @@ class Database:
         return self._connection.transact(finish)
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
+
+    def remove_batches(self, before: float) -> int:
+        """Remove batches that have ended and were created before a time. Return their number."""
+        statement = "DELETE FROM batches WHERE is_open = 0 AND id < ? RETURNING id"
+        first = make_id("batch_", int(before * 1e9), b"")
+        return len(self._connection.transact(lambda execute: execute(statement, first)))
 
     def keep_setting(self, name: str, value: str) -> str:
         """Note a setting of the whole store unless it has a value. Return the value."""
@@ -324,8 +333,9 @@ def _delete_file(execute: Execute, file_id: str) -> list[str]:
 
 
 def _sum_bytes(execute: Execute, owner: str, now: float) -> int:
-    statement = "SELECT COALESCE(SUM(bytes), 0) FROM files WHERE owner = ? AND expires_at > ?"
-    return int(execute(statement, owner, int(now))[0][0])
+    files = f"SELECT COALESCE(SUM(bytes), 0) FROM files WHERE owner = ? AND (expires_at > ? OR {_IS_READ})"
+    results = "SELECT COALESCE(SUM(bytes), 0) FROM batches WHERE owner = ? AND is_open = 1"
+    return int(execute(files, owner, int(now))[0][0]) + int(execute(results, owner)[0][0])
 
 
 def _lock_batch(execute: Execute, batch_id: str, holder: str) -> Batch | None:
@@ -335,5 +345,5 @@ def _lock_batch(execute: Execute, batch_id: str, holder: str) -> Batch | None:
 
 
 def _update_batch(execute: Execute, batch: Batch) -> None:
-    statement = "UPDATE batches SET is_open = ?, body = ? WHERE id = ?"
-    execute(statement, int(batch.is_open), _encode(batch), batch.id)
+    statement = "UPDATE batches SET is_open = ?, status = ?, body = ? WHERE id = ?"
+    execute(statement, int(batch.is_open), batch.status, _encode(batch), batch.id)

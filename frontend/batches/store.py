@@ -15,6 +15,8 @@ from frontend.config import StoreConfig
 ORPHAN_AGE_S = 3600.0
 #: Age at which an unfinished upload is a leftover. Its file gets older only while its client pauses.
 UNFINISHED_AGE_S = 3600.0
+#: Time after its creation at which a batch that has ended is removed, in seconds. A batch runs for 30 days at most.
+BATCH_AGE_S = 120 * 86400.0
 
 
 class Store:
@@ -54,7 +56,11 @@ class Store:
             await asyncio.to_thread(self.check)
 
     async def remove_expired(self, now: float) -> int:
-        """Remove files that have expired or that were deleted while a batch read them. Return the number of objects."""
+        """Remove files that have expired or that were deleted while a batch read them, and old batches.
+
+        Return the number of removed objects.
+        """
+        await asyncio.to_thread(self.database.remove_batches, now - BATCH_AGE_S)
         count = 0
         while keys := await asyncio.to_thread(self.database.pop_expired_files, now):
             await self.contents.delete(keys)

@@ -32,6 +32,7 @@ from frontend.rest.routes.openai import openai
 from frontend.rest.routes.operations import operations
 from frontend.rest.routes.ovms import ovms
 from frontend.rest.unread_answers import UnreadAnswers
+from frontend.rest.uploads import discard_rest
 from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
@@ -60,13 +61,14 @@ class Server(Sanic):  # type: ignore[type-arg]
 
     async def handle_request(self, request: Any) -> None:
         """Find the route of a request, read the body, call the handler, and write the answer or the error."""
-        began = False
+        began = streams = False
         try:
             # No route depends on the host.
             request.route, handler, arguments = self.router.get(request.path, request.method, None)
             request._match_info = dict(arguments)
+            streams = hasattr(handler, "is_stream")
             middleware.authenticate_request(request)
-            if hasattr(handler, "is_stream"):
+            if streams:
                 # The handler reads the body, and limits its size.
                 request.stream.request_max_size = math.inf
             elif request.stream.request_body and not request.route.extra.ignore_body:
@@ -79,6 +81,8 @@ class Server(Sanic):  # type: ignore[type-arg]
             response = await request.respond(response) if response else request.stream.response
             await response.send(end_stream=True)
         except Exception as error:
+            if streams:
+                discard_rest(request, self.ctx.config)
             await self.handle_exception(request, error, run_middleware=not began)
 
 

@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 from sanic import Request
 from sanic.exceptions import PayloadTooLarge
 
-from broker.wire.errors import ErrorCode
-from frontend.api.errors import ApiError, from_failure
+from frontend.api.errors import ApiError
 from frontend.api.file_requests import Upload, clean_filename, parse_upload, too_large_file
 from frontend.batches.contents import Contents
 from frontend.batches.contents import Upload as OpenUpload
@@ -18,6 +18,7 @@ from frontend.config import Config
 from frontend.rest import metrics
 from frontend.rest.incoming_bodies import Decoder
 from frontend.rest.multipart import FormReader, PartBegin, PartData
+from frontend.rest.upload_slots import Slot, UploadSlots
 
 #: Bytes of a form beyond its file, and of all values of its fields.
 MAX_OVERHEAD_BYTES, MAX_FIELD_BYTES = 1024 * 1024, 64 * 1024
@@ -37,38 +38,30 @@ class Uploads:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._open = 0
-        self._max_open = max(1, config.max_incoming_bytes // UPLOAD_MEMORY_BYTES)
+        self._slots = UploadSlots(max(1, config.max_incoming_bytes // UPLOAD_MEMORY_BYTES), time.monotonic)
 
-    async def receive(self, request: Request, contents: Contents, key: str) -> Received:
-        """Write the file of a form to the file store under a key.
+    async def receive(self, request: Request, contents: Contents, key: str, client: str) -> Received:
+        """Write the file of a form to the file store under a key. `client` shares the room for uploads with others.
 
         Raise `ApiError` if the form is invalid, too large or too slow, and `StoreError` if it cannot be stored. Then,
         or if the client leaves, the object does not exist.
         """
-        if self._open >= self._max_open:
-            _discard_rest(request, self._config)
-            raise from_failure(ErrorCode.OVERLOADED, "too many files are uploaded at once; send this one again", 1000)
-        self._open += 1
+        slot = self._slots.open(client)
         metrics.open_uploads.inc()
         try:
-            return await self._receive_form(request, contents, key)
+            return await self._receive_form(request, contents, key, slot)
         except PayloadTooLarge:
-            _discard_rest(request, self._config)
             raise too_large_file(self._config.max_file_bytes) from None
-        except BaseException:
-            _discard_rest(request, self._config)
-            raise
         finally:
-            self._open -= 1
+            self._slots.close(slot)
             metrics.open_uploads.dec()
 
-    async def _receive_form(self, request: Request, contents: Contents, key: str) -> Received:
+    async def _receive_form(self, request: Request, contents: Contents, key: str, slot: Slot) -> Received:
         max_bytes = self._config.max_file_bytes
         reader = FormReader(request.headers.get("content-type", ""))
         async with contextlib.AsyncExitStack() as stack:
             form = _Form(contents, key, max_bytes, stack)
-            async for content in self._read_body(request, max_bytes + MAX_OVERHEAD_BYTES):
+            async for content in self._read_body(request, max_bytes + MAX_OVERHEAD_BYTES, slot):
                 for event in reader.feed(content):
                     await form.take(event)
             reader.finish()
@@ -76,7 +69,7 @@ class Uploads:
             received = form.finish()
         return received
 
-    async def _read_body(self, request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    async def _read_body(self, request: Request, max_bytes: int, slot: Slot) -> AsyncIterator[bytes]:
         """Yield the decoded parts of the body. Raise `ApiError` 408 if the client pauses or is too slow.
 
         A client may take `--body-timeout-s` for each `--max-body-bytes`, so that large files have more time.
@@ -88,25 +81,30 @@ class Uploads:
         stream.expecting_continue = request.headers.get("expect", "").lower() == "100-continue"
         decoder = Decoder(request.headers.getall("content-encoding", []), max_bytes)
         started, received = clock(), 0
-        while True:
+        while not slot.refusal:
             allowed_s = config.body_timeout_s * max(1.0, received / config.max_body_bytes)
             limit_s = min(config.request_timeout_s, started + allowed_s - clock())
             try:
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout(limit_s) as slot.waiting:
                     part = await stream.read()
             except TimeoutError:
+                if slot.refusal:
+                    break
                 stream.keep_alive, stream.request_body = False, None
                 text = f"the file did not arrive in time ({received} bytes so far); send it faster and without pauses"
                 raise ApiError(408, text, code="request_timeout") from None
             if part is None:
-                break
+                decoder.finish()
+                return
             received += len(part)
+            slot.received_bytes = received
             if received > max_bytes:
                 raise PayloadTooLarge
             metrics.file_bytes.labels("upload").inc(len(part))
             for block in decoder.decode(part):
                 yield block
-        decoder.finish()
+        assert slot.refusal
+        raise slot.refusal
 
 
 class _Form:
@@ -164,10 +162,11 @@ class _Form:
         return Received(self._parse(), self._upload.bytes)
 
 
-def _discard_rest(request: Request, config: Config) -> None:
+def discard_rest(request: Request, config: Config) -> None:
     """Let a client that still sends its file finish, so that it reads the answer; then close the connection."""
-    if request.stream:
-        stream = _get_stream(request)
+    stream = _get_stream(request)
+    # Not the truth value of the stream, which is whether a request is being handled.
+    if stream is not None and stream.request_body:
         stream.keep_alive = False
         stream.request_max_size = stream.protocol.request_max_size = config.max_file_bytes + MAX_OVERHEAD_BYTES
 

@@ -232,6 +232,28 @@ def test_wrong_key_reads_its_error(cluster: Cluster, tmp_path: Path) -> None:
     assert list_stored(cluster.folder) == []
 
 
+def send_everything(cluster: Cluster, key: str = "none") -> bytes:
+    """Return the answer to an upload of 30 MB, which is read when everything has been sent."""
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: a\r\nContent-Type: {FORM['Content-Type']}\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Length: 30000000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", cluster.port)) as connection:
+        connection.sendall(head.encode() + build_form(bytes(40_000_000), file_first=True)[:30_000_000])
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_refused_upload_reads_its_error(cluster: Cluster, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys.toml", "one")
+    start(cluster, "--api-keys", keys, "--max-stored-bytes", str(len(LINE)))
+    connect(cluster, "vm-one").files.create(file=("a.jsonl", LINE), purpose="batch")
+    for key, status, code in (("vm-one", 413, "storage_limit_exceeded"), ("vm-other", 401, "invalid_api_key")):
+        answer = send_everything(cluster, key)
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        assert code.encode() in answer
+    assert len(list_stored(cluster.folder)) == 1
+
+
 # --- full disk -------------------------------------------------------------------------------------------------------
 
 
@@ -456,6 +478,22 @@ def test_deleted_input_stays_for_its_batch(shared: Cluster) -> None:
     assert file.id in [path.name for path in list_stored(shared.folder)]
 
 
+def test_open_batches_are_limited(cluster: Cluster) -> None:
+    start(cluster, "--max-open-batches", "1", "--max-stored-bytes", "200")
+    client = connect(cluster)
+    file = client.files.create(file=("a.jsonl", LINE), purpose="batch")
+
+    def create() -> str:
+        return client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h").id
+
+    create()
+    with pytest.raises(openai.RateLimitError, match="this key has 1 batches that have not ended; send this one"):
+        create()
+    client.files.create(file=("b.bin", b"x" * (200 - len(LINE))), purpose="user_data")
+    with pytest.raises(openai.APIStatusError, match="the files of this key would have more than 200 bytes"):
+        create()
+
+
 def test_other_purpose_is_no_input(shared: Cluster) -> None:
     client = connect(shared)
     file = client.files.create(file=("a.jsonl", LINE), purpose="evals")
@@ -467,6 +505,7 @@ def test_server_without_data_has_no_files(cluster: Cluster) -> None:
     cluster.broker()
     cluster.frontend()
     until(lambda: is_live(cluster), what="the frontend")
+    assert send_everything(cluster).startswith(b"HTTP/1.1 404 ")
     client = connect(cluster)
     calls: list[Callable[[], object]] = [
         lambda: client.files.list(),

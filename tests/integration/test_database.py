@@ -11,7 +11,7 @@ import pytest
 
 from frontend.batches.connections import PostgresConnection, SqliteConnection, connect
 from frontend.batches.database import Database
-from frontend.batches.errors import StoreError, StoreFullError
+from frontend.batches.errors import StoreError, StoreFullError, TooManyBatchesError
 from frontend.batches.rows import Batch, Chunk, File, FilePart, Purpose, make_id
 from tests.harness.postgres import run_postgres
 
@@ -80,7 +80,8 @@ def add_batch(database: Database, owner: str = "", input_file_id: str = "") -> B
 def make_chunk(batch: Batch, number: int) -> Chunk:
     return Chunk(
         batch=batch.id, number=number, first_line=number * 4, end_line=number * 4 + 4, input_offset_end=9,
-        output_key=f"batches/{batch.id}/{number}-output", completed=3, failed=1, tokens=7,
+        output_key=f"batches/{batch.id}/{number}-output", output_bytes=30, error_bytes=2, completed=3,
+        failed=1, tokens=7,
     )  # fmt: skip
 
 
@@ -214,6 +215,54 @@ def test_chunk_is_committed_once(database: Database) -> None:
     found = database.find_batch(batch.id, "")
     assert found is not None
     assert (found.completed, found.failed, found.input_tokens) == (6, 2, 14)
+
+
+def test_bytes_of_open_batches_count(database: Database) -> None:
+    file = add_file(database, "key a", expires_at=300)
+    batch = add_batch(database, "key a", file.id)
+    assert database.remove_file(file.id, "key a", 200) == []
+    # The open batch keeps its input, also if it is deleted or has expired.
+    assert database.sum_bytes("key a", 200) == database.sum_bytes("key a", 400) == 10
+    assert database.claim_batch("runner", 200, 30)
+    assert database.commit_chunk(make_chunk(batch, 0), "runner")
+    assert (database.sum_bytes("key a", 200), database.sum_bytes("key b", 200)) == (42, 0)
+    output = msgspec.structs.replace(file, id="file-output", expires_at=None, bytes=32)
+    assert database.finish_batch(msgspec.structs.replace(batch, status="completed"), "runner", [(output, [])])
+    assert database.sum_bytes("key a", 200) == 32
+
+
+def test_open_batches_are_limited(database: Database) -> None:
+    first, second = add_batch(database, "key a"), add_batch(database, "key a")
+    more = msgspec.structs.replace(second, id=make_id("batch_", next(numbers), b"12345678"))
+    with pytest.raises(TooManyBatchesError):
+        database.add_batch(more, max_open=2)
+    assert database.count_open() == {"validating": 2, "in_progress": 0, "finalizing": 0, "cancelling": 0}
+    add_batch(database, "key b")
+    database.cancel_batch(second.id, "key a", 110)
+    assert database.count_open() == {"validating": 2, "in_progress": 0, "finalizing": 0, "cancelling": 1}
+    assert database.claim_batch("runner", 200, 30, ["key b"])
+    assert database.claim_batch("runner", 200, 30, ["key b"])
+    assert database.finish_batch(msgspec.structs.replace(first, status="completed"), "runner")
+    assert database.add_batch(more, max_open=2)
+
+
+def test_old_batches_are_removed(database: Database) -> None:
+    batches = [
+        msgspec.structs.replace(add_batch(database), id=make_id("batch_", seconds * 10**9, b"12345678"))
+        for seconds in (100, 200, 300)
+    ]
+    for batch in batches:
+        assert database.add_batch(batch)
+    while found := database.claim_batch("runner", 200, 30):
+        if found.id != batches[0].id:
+            assert database.finish_batch(msgspec.structs.replace(found, status="completed"), "runner")
+    database.release_lease(batches[0].id, "runner")
+    assert database.remove_batches(0.0) == 0
+    # Three have ids of the first second.
+    assert database.remove_batches(300.0) == 4
+    assert database.find_batch(batches[1].id, "") is None
+    assert database.find_batch(batches[0].id, "")
+    assert database.find_batch(batches[2].id, "")
 
 
 def test_lost_lease_changes_nothing(database: Database) -> None:

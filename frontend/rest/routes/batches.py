@@ -13,17 +13,27 @@ from frontend.api.file_requests import (
     is_id,
     parse_batch,
     parse_window_s,
+    too_many_batches,
     unknown_batch,
     unknown_file,
 )
 from frontend.api.model_names import list_names
 from frontend.api.openapi import PREFIXES
 from frontend.api.schemas import parse_caching
-from frontend.batches.errors import StoreError
+from frontend.batches.errors import StoreError, TooManyBatchesError
 from frontend.batches.objects import render_batch, render_batches
 from frontend.batches.rows import Batch, make_id
+from frontend.config import Config
 from frontend.rest.api_keys import Key
-from frontend.rest.routes.stored import call, get_owner, get_store, read_page, render_store_error, send_object
+from frontend.rest.routes.stored import (
+    call,
+    check_room,
+    get_owner,
+    get_store,
+    read_page,
+    render_store_error,
+    send_object,
+)
 
 batches = Blueprint("batches")
 batches.exception(StoreError)(render_store_error)
@@ -31,6 +41,7 @@ batches.exception(StoreError)(render_store_error)
 
 async def create_batch(request: Request) -> HTTPResponse | None:
     """POST /v1/batches: start a batch, and return its object."""
+    config: Config = request.app.ctx.config
     store, owner = get_store(request), get_owner(request)
     body = parse_batch(request.body)
     file_id, now, key = body.input_file_id, int(time.time()), _get_key(request)
@@ -40,6 +51,7 @@ async def create_batch(request: Request) -> HTTPResponse | None:
     if file.purpose != "batch":
         text = f"the purpose of the file {file_id} is {file.purpose}; upload it with the purpose batch"
         raise ApiError(400, text, param="input_file_id", code="invalid_value")
+    await check_room(request, store, owner)
     batch = Batch(
         id=make_id("batch_", time.time_ns(), os.urandom(8)),
         owner=owner,
@@ -55,7 +67,11 @@ async def create_batch(request: Request) -> HTTPResponse | None:
         caching=int(parse_caching(request.headers)),
         served=list(list_names(request.app.ctx.broker.models)),
     )
-    if not await call(store.database.add_batch, batch):
+    try:
+        added = await call(store.database.add_batch, batch, config.max_open_batches)
+    except TooManyBatchesError:
+        raise too_many_batches(config.max_open_batches) from None
+    if not added:
         raise unknown_file(file_id, "input_file_id")
     request.ctx.log |= {"batch": batch.id}
     return await send_object(request, render_batch(batch))

@@ -24,7 +24,15 @@ from frontend.batches.objects import render_file, render_files
 from frontend.batches.rows import File, FilePart, make_id
 from frontend.batches.store import open_store
 from frontend.config import Config
-from frontend.rest.routes.stored import call, get_owner, get_store, read_page, render_store_error, send_object
+from frontend.rest.routes.stored import (
+    call,
+    check_room,
+    get_owner,
+    get_store,
+    read_page,
+    render_store_error,
+    send_object,
+)
 from frontend.rest.unread_answers import UnreadAnswers
 from frontend.rest.uploads import Uploads
 
@@ -48,12 +56,10 @@ async def create_file(request: Request) -> HTTPResponse | None:
     uploads: Uploads = request.app.ctx.uploads
     store, owner = get_store(request), get_owner(request)
     await store.check_once()
-    stored = await call(store.database.sum_bytes, owner, time.time()) if config.max_stored_bytes else 0
-    if stored and stored >= config.max_stored_bytes:
-        raise too_many_bytes(config.max_stored_bytes)
+    await check_room(request, store, owner)
     file_id = make_id("file-", time.time_ns(), os.urandom(8))
     key = f"files/{file_id}"
-    received = await uploads.receive(request, store.contents, key)
+    received = await uploads.receive(request, store.contents, key, owner or request.ip)
     created_at, expires_after_s = int(time.time()), received.form.expires_after_s
     file = File(
         id=file_id,

@@ -11,7 +11,7 @@ from sanic import HTTPResponse, Request
 from sanic.response import raw
 
 from frontend.api.errors import ApiError
-from frontend.api.file_requests import Page, files_disabled, parse_page
+from frontend.api.file_requests import Page, files_disabled, parse_page, too_many_bytes
 from frontend.batches.errors import StoreError, StoreFullError
 from frontend.batches.store import Store
 from frontend.config import Config
@@ -42,6 +42,14 @@ def get_owner(request: Request) -> str:
 async def call(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """Return the result of a blocking function, which a thread runs."""
     return await asyncio.to_thread(function, *arguments, **named)
+
+
+async def check_room(request: Request, store: Store, owner: str) -> None:
+    """Raise `ApiError` 413 if an owner's files have as many bytes as allowed."""
+    config: Config = request.app.ctx.config
+    stored = await call(store.database.sum_bytes, owner, time.time()) if config.max_stored_bytes else 0
+    if stored and stored >= config.max_stored_bytes:
+        raise too_many_bytes(config.max_stored_bytes)
 
 
 def read_page(request: Request, max_limit: int, default_limit: int) -> Page:

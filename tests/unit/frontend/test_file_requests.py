@@ -19,6 +19,7 @@ from frontend.api.file_requests import (
     parse_upload,
     parse_window_s,
     too_large_file,
+    too_many_batches,
     too_many_bytes,
     unknown_batch,
     unknown_file,
@@ -208,6 +209,7 @@ def test_errors_have_statuses_and_codes() -> None:
         unknown_batch("batch_1"),
         too_large_file(9),
         too_many_bytes(9),
+        too_many_batches(9),
         files_disabled("/v1/files"),
     ]
     assert [(error.status, error.code) for error in errors] == [
@@ -215,7 +217,8 @@ def test_errors_have_statuses_and_codes() -> None:
         (404, "batch_not_found"),
         (413, "file_too_large"),
         (413, "storage_limit_exceeded"),
+        (429, "too_many_batches"),
         (404, "unknown_url"),
     ]
     assert str(errors[0]) == "No such File object: file-1"
-    assert "--data" in str(errors[4])
+    assert "--data" in str(errors[5])
