@@ -6,6 +6,7 @@ parts run at a time, so that the workers have work while one is committed; a cra
 
 import asyncio
 import collections
+import contextlib
 import logging
 import secrets
 import time
@@ -75,6 +76,7 @@ class BatchRun:
         expiry = asyncio.get_running_loop().call_later(wait_s, self._sender.stop, Stop.EXPIRE)
         if self._batch.status == "cancelling":
             self._sender.stop(Stop.CANCEL)
+        faulty = False
         try:
             await self._run_steps()
         except LeaseLostError:
@@ -82,14 +84,30 @@ class BatchRun:
         except StoreError as error:
             log.warning("%s: left to another runner: %s", self._batch.id, error)
         except Exception:
-            # The lease runs out by itself, so that a fault of this program is not repeated at once.
             log.exception("%s: failed, and is tried again when the lease runs out", self._batch.id)
-            return
+            faulty = True
         finally:
             keeper.cancel()
             expiry.cancel()
             await self._sender.close()
-        await self._leased.release(waits=self.waits)
+        if faulty:
+            await self._handle_fault()
+        else:
+            await self._leased.release(waits=self.waits)
+
+    async def _handle_fault(self) -> None:
+        """Leave the batch for a while, or end it with the files of its committed lines after several faults."""
+        try:
+            if await self._leased.record_fault():
+                self._batch = self._leased.batch
+                text = "the server failed to process this batch; its log has the reason"
+                await self._fail([BatchError("internal_error", text)])
+        except (LeaseLostError, StoreError) as error:
+            log.warning("%s: left to another runner: %s", self.id, error)
+        except Exception:
+            log.exception("%s: ends without its files", self.id)
+            with contextlib.suppress(Exception):
+                await self._leased.end()
 
     async def _run_steps(self) -> None:
         parts = await self._leased.list_parts()

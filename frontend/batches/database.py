@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from frontend.batches.connections import Connection, Execute
-from frontend.batches.errors import TooManyBatchesError
+from frontend.batches.errors import DamagedRowError, TooManyBatchesError
 from frontend.batches.rows import OPEN, Batch, Chunk, File, FilePart, add_chunk, cancel, make_id, merge_batch
 
 R = TypeVar("R", File, Batch)
@@ -167,15 +167,21 @@ class Database:
         The age of a batch that was released because it waits begins at its release. Batches that are `deferred` are
         left to other runners, unless they have been cancelled.
 
-        Return None if there is none, or if another runner has claimed the batch at the same moment.
+        Return None if there is none, or if another runner has claimed the batch at the same moment. Raise
+        `DamagedRowError` if the row cannot be decoded.
         """
         others = _exclude("owner", busy_owners) + _exclude("id", deferred)
         others = f"AND (lease_until = {_CANCELLED} OR (1 = 1 {others}))"
         statement = f"""UPDATE batches SET holder = ?, lease_until = ? WHERE lease_until <= ? AND id = (
             SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? {others} ORDER BY lease_until, id LIMIT 1)
-            RETURNING body"""
+            RETURNING id, body"""
         values = holder, now + lease_s, now, now, *busy_owners, *deferred
-        return _decode(self._connection.transact(lambda execute: execute(statement, *values)), Batch)
+        for batch_id, body in self._connection.transact(lambda execute: execute(statement, *values)):
+            try:
+                return msgspec.json.decode(body, type=Batch)
+            except msgspec.MsgspecError as error:
+                raise DamagedRowError(batch_id, str(error)) from None
+        return None
 
     def count_open(self) -> dict[str, int]:
         """Return the number of batches that have not ended, by status."""

@@ -21,6 +21,8 @@ T = TypeVar("T")
 LEASE_S, RENEW_S = 6.0, 1.5
 #: First and longest pause before a failed call is repeated, in seconds.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 10.0
+#: Faults of this program after which a batch fails, and longest pause after a fault, in seconds: 11 minutes in all.
+MAX_FAULTS, MAX_FAULT_PAUSE_S = 8, 300.0
 #: Repetitions of a failed read of the input after the batch was cancelled or has expired.
 LATE_TRIES = 8
 
@@ -96,6 +98,23 @@ class LeasedBatch:
                 self.leave()
             elif row.status == "cancelling":
                 stop(Stop.CANCEL)
+
+    async def record_fault(self) -> bool:
+        """Count a fault of this program, and return whether the batch must end.
+
+        Otherwise keep its lease for a while, twice as long each time, so that the fault is not repeated at once.
+        `batch` becomes the row as it was saved last.
+        """
+        now, lease_s = time.time(), min(MAX_FAULT_PAUSE_S, LEASE_S * 2**self.batch.faults)
+        row = await self._ask(self._store.database.renew_lease, self.batch.id, self.holder, now, lease_s)
+        if row is None:
+            raise LeaseLostError
+        self.batch = row
+        row.faults += 1
+        if row.faults >= MAX_FAULTS or now >= row.expires_at:
+            return True
+        await self.save()
+        return False
 
     async def release(self, *, waits: bool = False) -> None:
         """Let another runner go on at once if the batch has not ended; if it `waits`, after other batches."""

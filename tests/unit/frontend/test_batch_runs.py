@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -460,6 +461,26 @@ async def test_fault_of_the_runner_is_not_repeated_at_once(bench: Bench) -> None
     await check_complete(bench, batch, 1)
 
 
+@pytest.mark.parametrize("expired", [False, True])
+@pytest.mark.parametrize("method", ["list_parts", "_make_file"])
+def test_repeated_faults_end_the_batch(bench: Bench, method: str, expired: bool) -> None:
+    async def check() -> None:
+        batch = await bench.add(numbered(5), expires_at=int(time.time()) + (-1 if expired else 1000))
+        for faults in range(1, 2 if expired else leased_batch.MAX_FAULTS + 1):
+            assert bench.find(batch).status != "failed"
+            run = bench.claim()
+            assert run._batch.faults == faults - 1
+            target = run if method == "_make_file" else bench.store.database
+            with patch.object(target, method, side_effect=ZeroDivisionError):
+                await run.run()
+            assert bench.store.database.claim_batch("two", time.time() + 1, 10.0) is None
+            bench.store.database.release_lease(batch.id, "one")
+        row = bench.find(batch)
+        assert (row.status, [one.code for one in row.errors]) == ("failed", ["internal_error"])
+
+    asyncio.run(asyncio.wait_for(check(), 30))
+
+
 @asynchronous
 async def test_full_disk_is_waited_for(bench: Bench) -> None:
     batch = await bench.add(numbered(10))
@@ -681,3 +702,37 @@ async def test_batches_without_model_leave_room_for_others(bench: Bench) -> None
         await until(lambda: bench.find(dead[0]).status == "cancelled")
     one.drain()
     await running
+
+
+@asynchronous
+async def test_damaged_row_stops_no_other_batch(bench: Bench) -> None:
+    damaged = await bench.add(numbered(1))
+    live = await bench.add(numbered(1))
+    statement = "UPDATE batches SET body = '{\"id\": 5}' WHERE id = ?"
+    bench.store.database._connection.transact(lambda execute: execute(statement, damaged.id))
+    one = runner.Runner(bench.store, bench.broker, bench.config, "")  # type: ignore[arg-type]
+    running = asyncio.create_task(one.run())
+    await until(lambda: bench.find(live).status == "completed" or running.done())
+    one.drain()
+    await running
+
+
+def test_health_file_is_touched_beside_a_slow_database(bench: Bench, tmp_path: Path) -> None:
+    async def check() -> None:
+        health, free = tmp_path / "health", threading.Event()
+        one = runner.Runner(bench.store, bench.broker, bench.config, str(health))  # type: ignore[arg-type]
+        one._health.due = 0.0
+        with (
+            patch.object(runner, "HEALTH_INTERVAL_S", 0.001),
+            patch.object(bench.store.database, "claim_batch", side_effect=lambda *_: free.wait(30) and None),
+        ):
+            running = asyncio.create_task(one.run())
+            await until(health.exists)
+            health.unlink()
+            one._health.due = 0.0
+            await until(health.exists)
+            free.set()
+            one.drain()
+            await running
+
+    asyncio.run(asyncio.wait_for(check(), 30))
