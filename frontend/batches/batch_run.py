@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from frontend.batches import metrics
 from frontend.batches.answering import Answer, Answerer, Line, make_options, render_skipped
 from frontend.batches.errors import MissingContentError, StoreError
@@ -24,7 +26,7 @@ from frontend.batches.rows import Batch, BatchError, Chunk, File, FilePart, make
 from frontend.batches.sending import PAUSES, Part, Sender, Stop
 from frontend.batches.store import Store
 from frontend.batches.validation import Validator
-from frontend.config import Config
+from frontend.config import ANSWER_SETTINGS, Config
 from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,10 @@ class BatchRun:
     """A batch that this runner has claimed."""
 
     def __init__(self, store: Store, broker: BrokerClient, config: Config, batch: Batch, holder: str) -> None:
-        self._contents, self._broker, self._config = store.contents, broker, config
+        self._contents, self._broker = store.contents, broker
+        # Answers are those of the frontend that has accepted the batch, which may have other settings than this runner.
+        known = {name: batch.settings[name] for name in ANSWER_SETTINGS if name in batch.settings}
+        config = self._config = msgspec.structs.replace(config, **known)
         self._batch = batch
         self._leased = LeasedBatch(store, batch, holder)
         self._sender = Sender(self._answer)

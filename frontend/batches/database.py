@@ -170,18 +170,18 @@ class Database:
         Return None if there is none, or if another runner has claimed the batch at the same moment. Raise
         `DamagedRowError` if the row cannot be decoded.
         """
-        others = _exclude("owner", busy_owners) + _exclude("id", deferred)
-        others = f"AND (lease_until = {_CANCELLED} OR (1 = 1 {others}))"
+        excluded = [(column, values) for column, values in (("owner", busy_owners), ("id", deferred)) if values]
+        others = "".join(f" AND {column} NOT IN ({', '.join('?' * len(values))})" for column, values in excluded)
+        others = f"AND (lease_until = {_CANCELLED} OR (1 = 1{others}))"
         statement = f"""UPDATE batches SET holder = ?, lease_until = ? WHERE lease_until <= ? AND id = (
             SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? {others} ORDER BY lease_until, id LIMIT 1)
             RETURNING id, body"""
         values = holder, now + lease_s, now, now, *busy_owners, *deferred
-        for batch_id, body in self._connection.transact(lambda execute: execute(statement, *values)):
-            try:
-                return msgspec.json.decode(body, type=Batch)
-            except msgspec.MsgspecError as error:
-                raise DamagedRowError(batch_id, str(error)) from None
-        return None
+        rows = self._connection.transact(lambda execute: execute(statement, *values))
+        try:
+            return msgspec.json.decode(rows[0][1], type=Batch) if rows else None
+        except msgspec.MsgspecError as error:
+            raise DamagedRowError(rows[0][0], str(error)) from None
 
     def count_open(self) -> dict[str, int]:
         """Return the number of batches that have not ended, by status."""
@@ -315,11 +315,6 @@ def _encode(row: File | Batch | Chunk) -> str:
 
 def _decode(rows: list[tuple[str]], kind: type[R]) -> R | None:
     return msgspec.json.decode(rows[0][0], type=kind) if rows else None
-
-
-def _exclude(column: str, values: Collection[str]) -> str:
-    """Return a condition that rows have none of the values in a column."""
-    return f"AND {column} NOT IN ({', '.join('?' * len(values))})" if values else ""
 
 
 def _insert_file(execute: Execute, file: File, parts: Sequence[FilePart]) -> None:

@@ -91,6 +91,8 @@ class Batch(Struct, kw_only=True):
     faults: int = 0
     #: How the lines use the cache of results: `Caching` as a number.
     caching: int = 0
+    #: The frontend's settings on which answers depend, by their names in `Config`.
+    settings: dict[str, bool | int | str] = {}
     #: Names of the models that the frontend's broker had when the batch was created.
     served: list[str] = []
     #: Names of the models in the input file, with the first line of each; empty before the whole file is valid.

@@ -23,7 +23,7 @@ from frontend.api.schemas import parse_caching
 from frontend.batches.errors import StoreError, TooManyBatchesError
 from frontend.batches.objects import render_batch, render_batches
 from frontend.batches.rows import Batch, make_id
-from frontend.config import Config
+from frontend.config import ANSWER_SETTINGS, Config
 from frontend.rest.api_keys import Key
 from frontend.rest.routes.stored import (
     call,
@@ -65,6 +65,7 @@ async def create_batch(request: Request) -> HTTPResponse | None:
         client_jobs=key.jobs_in_flight if key else 0,
         client_tokens=key.tokens_per_minute if key else 0,
         caching=int(parse_caching(request.headers)),
+        settings={name: getattr(config, name) for name in ANSWER_SETTINGS},
         served=list(list_names(request.app.ctx.broker.models)),
     )
     try:

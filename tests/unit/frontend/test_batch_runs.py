@@ -123,6 +123,16 @@ async def test_batches_without_keys_share_results(bench: Bench) -> None:
 
 
 @asynchronous
+async def test_answers_depend_on_the_frontends_settings(bench: Bench) -> None:
+    settings: dict[str, bool | int | str] = {"max_inputs": 1, "no_token_ids": True, "gone": 1}
+    batch = await bench.add([line("a", "x"), line("b", ["x", "y"]), line("c", [1, 2])], settings=settings)
+    await bench.claim().run()
+    row = bench.find(batch)
+    assert ids(await bench.read(row.output_file_id)) == ["a"]
+    assert ids(await bench.read(row.error_file_id)) == ["b", "c"]
+
+
+@asynchronous
 async def test_items_fail_alone_if_requested(bench: Bench) -> None:
     lines = [
         line("a", [[120], []], error_policy="per_item"),
