@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from frontend.batches.connections import Connection, Execute
-from frontend.batches.errors import TooManyBatchesError
+from frontend.batches.errors import DamagedRowError, TooManyBatchesError
 from frontend.batches.rows import OPEN, Batch, Chunk, File, FilePart, add_chunk, cancel, make_id, merge_batch
 
 R = TypeVar("R", File, Batch)
@@ -168,16 +168,22 @@ class Database:
         The age of a batch that was released because it waits begins at its release. Batches that are `deferred` are
         left to other runners, unless they have been cancelled.
 
-        Return None if there is none, or if another runner has claimed the batch at the same moment.
+        Return None if there is none, or if another runner has claimed the batch at the same moment. Raise
+        `DamagedRowError` if the row cannot be decoded.
         """
         now += self._connection.clock_offset_s
-        others = _exclude("owner", busy_owners) + _exclude("id", deferred)
-        others = f"AND (lease_until = {_CANCELLED} OR (1 = 1 {others}))"
+        excluded = [(column, values) for column, values in (("owner", busy_owners), ("id", deferred)) if values]
+        others = "".join(f" AND {column} NOT IN ({', '.join('?' * len(values))})" for column, values in excluded)
+        others = f"AND (lease_until = {_CANCELLED} OR (1 = 1{others}))"
         statement = f"""UPDATE batches SET holder = ?, lease_until = ? WHERE lease_until <= ? AND id = (
             SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? {others} ORDER BY lease_until, id LIMIT 1)
-            RETURNING body"""
+            RETURNING id, body"""
         values = holder, now + lease_s, now, now, *busy_owners, *deferred
-        return _decode(self._connection.transact(lambda execute: execute(statement, *values)), Batch)
+        rows = self._connection.transact(lambda execute: execute(statement, *values))
+        try:
+            return msgspec.json.decode(rows[0][1], type=Batch) if rows else None
+        except msgspec.MsgspecError as error:
+            raise DamagedRowError(rows[0][0], str(error)) from None
 
     def count_open(self) -> dict[str, int]:
         """Return the number of batches that have not ended, by status."""
@@ -262,11 +268,6 @@ class Database:
         first = make_id("batch_", int(before * 1e9), b"")
         return len(self._connection.transact(lambda execute: execute(statement, first)))
 
-    def save_setting(self, name: str, value: str) -> None:
-        """Note a setting of the whole store in place of an earlier value."""
-        statement = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-        self._connection.transact(lambda execute: execute(statement, name, value))
-
     def keep_setting(self, name: str, value: str) -> str:
         """Note a setting of the whole store unless it has a value. Return the value."""
 
@@ -317,11 +318,6 @@ def _encode(row: File | Batch | Chunk) -> str:
 
 def _decode(rows: list[tuple[str]], kind: type[R]) -> R | None:
     return msgspec.json.decode(rows[0][0], type=kind) if rows else None
-
-
-def _exclude(column: str, values: Collection[str]) -> str:
-    """Return a condition that rows have none of the values in a column."""
-    return f"AND {column} NOT IN ({', '.join('?' * len(values))})" if values else ""
 
 
 def _insert_file(execute: Execute, file: File, parts: Sequence[FilePart]) -> None:
