@@ -122,9 +122,8 @@ class Database:
             if max_open and execute(count, batch.owner)[0][0] >= max_open:
                 raise TooManyBatchesError
             values = batch.id, batch.owner, batch.input_file_id, int(batch.is_open), batch.status
-            execute(
-                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, 0, '', ?, ?)", *values, batch.created_at, _encode(batch)
-            )
+            statement = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, 0, '', ?, ?)"
+            execute(statement, *values, batch.created_at, _encode(batch))
             return True
 
         return self._connection.transact(add)
@@ -166,14 +165,12 @@ class Database:
         """Lease the oldest open batch that no runner holds, of another owner than these, to the runner `holder`.
 
         The age of a batch that was released because it waits begins at its release. Batches that are `deferred` are
-        left to other runners, unless they have been cancelled.
-
-        Return None if there is none, or if another runner has claimed the batch at the same moment. Raise
-        `DamagedRowError` if the row cannot be decoded.
+        left to other runners, unless they have been cancelled. Return None if there is none, or if another runner has
+        claimed the batch at the same moment. Raise `DamagedRowError` if the row cannot be decoded.
         """
         now += self._connection.clock_offset_s
-        excluded = [(column, values) for column, values in (("owner", busy_owners), ("id", deferred)) if values]
-        others = "".join(f" AND {column} NOT IN ({', '.join('?' * len(values))})" for column, values in excluded)
+        excluded = (("owner", busy_owners), ("id", deferred))
+        others = "".join(f" AND {column} NOT IN ({', '.join('?' * len(ids))})" for column, ids in excluded if ids)
         others = f"AND (lease_until = {_CANCELLED} OR (1 = 1{others}))"
         statement = f"""UPDATE batches SET holder = ?, lease_until = ? WHERE lease_until <= ? AND id = (
             SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? {others} ORDER BY lease_until, id LIMIT 1)
