@@ -59,11 +59,14 @@ class Scheduler:
 
     def __init__(self, epoch: int, limits: Limits | None = None) -> None:
         self.state = State(epoch, limits or Limits())
+        #: Latest time of a message.
+        self._handled_at = 0.0
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
     def handle(self, peer: bytes, message: Message, now: float, frames: Sequence[Frame] = ()) -> list[Send]:
         """Process a decoded message of a peer. Return the messages to send."""
+        self._handled_at = max(self._handled_at, now)
         frontend, worker = self.state.ledger.by_peer.get(peer), self.state.pool.workers.get(peer)
         if isinstance(message, wire.WorkerLoading):
             self.state.models_changed |= self.state.loading.record_notice(peer, message, now)
@@ -88,6 +91,8 @@ class Scheduler:
         silent.
         """
         state = self.state
+        # `now` may be from before those messages were read. No request arrives in the future.
+        now = max(now, self._handled_at)
         for worker in state.pool.find_silent(now):
             evict_worker(state, worker, EvictionReason.SILENT, now)
         for worker in state.pool.find_hung(now):

@@ -396,3 +396,17 @@ def test_settings_of_the_cache_are_checked() -> None:
         msgspec.convert({"cache_bytes": -1}, Limits)
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"cache_scope": "host"}, Limits)
+
+
+def test_late_tick_answers_requests_that_came_before() -> None:
+    """The time of a tick may be from before the last messages were read."""
+    core = start(Limits(), workers=1)
+    compute(core, "a")
+    core.now += 5
+    many = ["a"] * 300
+    core.submit(1, many, lane=Lane.BULK)
+    for send in core.scheduler.tick(core.now - 1):
+        if isinstance(send.message, wire.Answers):
+            assert send.message.queue_us >= 0
+            assert wire.encode(send.message, send.frames)
+    core.tick()
