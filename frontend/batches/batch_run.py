@@ -11,17 +11,16 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from broker.wire.protocol import ModelInfo
-from frontend.api.errors import ApiError
 from frontend.api.schemas import hash_client
 from frontend.batches import metrics
 from frontend.batches.answering import Answer, Answerer, Line, make_options, render_skipped
 from frontend.batches.errors import StoreError
-from frontend.batches.leased_batch import LeasedBatch, LeaseLostError, wait_for
+from frontend.batches.leased_batch import LeasedBatch, LeaseLostError
+from frontend.batches.model_search import ModelSearch
 from frontend.batches.pace import FIRST_PART_LINES, adapt_part_lines
 from frontend.batches.reading import InputFile
 from frontend.batches.rows import Batch, BatchError, Chunk, File, FilePart, make_id
-from frontend.batches.sending import Part, Sender, Stop
+from frontend.batches.sending import PAUSES, Part, Sender, Stop
 from frontend.batches.store import Store
 from frontend.batches.validation import Validator
 from frontend.config import Config
@@ -29,8 +28,6 @@ from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for the model of a batch that no worker serves yet.
-MODEL_PAUSE_S = 2.0
 #: Code and message of lines that did not run before the batch expired, as in OpenAI's error files.
 _EXPIRED = BatchError("batch_expired", "This request could not be executed before the completion window expired.")
 
@@ -52,6 +49,16 @@ class BatchRun:
     def owner(self) -> str:
         """Client whose batch this is."""
         return self._batch.owner
+
+    @property
+    def id(self) -> str:
+        """Id of the batch."""
+        return self._batch.id
+
+    @property
+    def waits(self) -> bool:
+        """Whether the batch has given up its slot because it waits."""
+        return self._sender.stopped == Stop.WAIT
 
     def drain(self) -> None:
         """Send no further line, and commit those that are with the broker."""
@@ -79,7 +86,7 @@ class BatchRun:
             keeper.cancel()
             expiry.cancel()
             await self._sender.close()
-        await self._leased.release()
+        await self._leased.release(waits=self.waits)
 
     async def _run_steps(self) -> None:
         parts = await self._leased.list_parts()
@@ -100,68 +107,40 @@ class BatchRun:
 
     async def _validate(self, file: InputFile) -> bool:
         """Check the input file and begin to run it. Return False if another runner must go on, or if it failed."""
-        began = time.monotonic()
-        validator = await self._leased.insist(lambda: self._check_lines(file))
-        if self._sender.stopped in (Stop.DRAIN, Stop.LOST):
-            return False
-        if self._sender.stopped != Stop.CANCEL:
-            validator.finish()
-            errors = validator.errors or await self._choose_model(validator)
-            if self._sender.stopped in (Stop.DRAIN, Stop.LOST):
-                return False
-            if errors:
-                await self._fail(errors)
-                return False
         batch = self._batch
-        batch.total = validator.requests
+        errors = [] if batch.names else await self._check_file(file)
+        errors = errors or await ModelSearch(batch, self._broker, self._sender).run()
+        if self._sender.stopped == Stop.WAIT:
+            # The next claim need not read the file again.
+            await self._leased.save()
+        if self._sender.stopped in PAUSES:
+            return False
+        if errors:
+            await self._fail(errors)
+            return False
         batch.status, batch.in_progress_at = "in_progress", int(time.time())
         await self._leased.save()
-        log.info("%s: %d requests validated in %.1f s", batch.id, batch.total, time.monotonic() - began)
         return True
+
+    async def _check_file(self, file: InputFile) -> list[BatchError]:
+        """Read the whole file, and note its models and number of requests if it is valid. Return its errors."""
+        began = time.monotonic()
+        validator = await self._leased.insist(lambda: self._check_lines(file))
+        if self._sender.stopped in (*PAUSES, Stop.CANCEL):
+            return []
+        validator.finish()
+        if not validator.errors:
+            self._batch.names, self._batch.total = validator.models, validator.requests
+            log.info("%s: %d requests validated in %.1f s", self.id, validator.requests, time.monotonic() - began)
+        return validator.errors
 
     async def _check_lines(self, file: InputFile) -> Validator:
         validator = Validator(self._batch.endpoint, self._config.max_batch_inputs, file.max_line_bytes)
         async for line in file.read_lines():
             validator.add_line(line)
-            if validator.complete or self._sender.stopped in (Stop.DRAIN, Stop.LOST, Stop.CANCEL):
+            if validator.complete or self._sender.stopped in (*PAUSES, Stop.CANCEL):
                 break
         return validator
-
-    async def _choose_model(self, validator: Validator) -> list[BatchError]:
-        """Note the model and its revision. Return errors if there is no such model or if there are several."""
-        names: set[str] = set()
-        for name, number in validator.models.items():
-            try:
-                model = await self._find_model(name)
-            except ApiError as error:
-                return [BatchError("model_not_found", f"line {number}: {error}", "model", number)]
-            if model is None:
-                return []
-            names.add(model.name)
-            if len(names) > 1:
-                text = f"line {number}: the model differs from that of earlier lines; put each model in its own batch"
-                return [BatchError("model_mismatch", text, "model", number)]
-            self._batch.model = self._batch.model or name
-            self._batch.revision = model.revision
-        return []
-
-    async def _find_model(self, name: str) -> ModelInfo | None:
-        """Return a model, after waiting for its first worker; None if the batch has stopped meanwhile.
-
-        Raise `ApiError` if the server has other models but not this one.
-        """
-        reason = ""
-        while not self._sender.stopped:
-            try:
-                return await self._broker.find_model(name)
-            except ApiError as error:
-                if error.status == 404:
-                    raise
-                if str(error) != reason:
-                    reason = str(error)
-                    log.warning("%s: waits for its model: %s", self._batch.id, reason)
-            await wait_for(self._sender.stop_event, MODEL_PAUSE_S)
-        return None
 
     # --- lines -------------------------------------------------------------------------------------------------------
 
@@ -180,7 +159,7 @@ class BatchRun:
         parts: collections.deque[Part] = collections.deque()
         more, began = True, time.monotonic()
         while True:
-            while more and len(parts) < 2 and self._sender.stopped not in (Stop.DRAIN, Stop.LOST, Stop.CANCEL):
+            while more and len(parts) < 2 and self._sender.stopped not in (*PAUSES, Stop.CANCEL):
                 found = await self._leased.insist(
                     lambda: file.read_part(self._answerer, offset, lines, part_lines)  # noqa: B023  called at once
                 )
@@ -205,7 +184,7 @@ class BatchRun:
             began = time.monotonic()
         if self._sender.stopped == Stop.LOST:
             raise LeaseLostError
-        return self._sender.stopped != Stop.DRAIN
+        return self._sender.stopped not in PAUSES
 
     async def _answer(self, line: Line) -> Answer:
         options = make_options(self._client, self._batch.client_jobs, self._batch.client_tokens, self._expiry)

@@ -96,10 +96,11 @@ class LeasedBatch:
             elif row.status == "cancelling":
                 stop(Stop.CANCEL)
 
-    async def release(self) -> None:
-        """Let another runner go on at once if the batch has not ended."""
+    async def release(self, *, waits: bool = False) -> None:
+        """Let another runner go on at once if the batch has not ended; if it `waits`, after other batches."""
+        turn = time.time() if waits else 0.0
         try:
-            await asyncio.to_thread(self._store.database.release_lease, self.batch.id, self.holder)
+            await asyncio.to_thread(self._store.database.release_lease, self.batch.id, self.holder, turn)
         except StoreError as error:
             log.warning("%s: could not release the lease, which ends by itself: %s", self.batch.id, error)
 

@@ -87,6 +87,12 @@ class Batch(Struct, kw_only=True):
     #: Limits of the owner's API key, as in `RequestOptions`; 0: no limit.
     client_jobs: int = 0
     client_tokens: int = 0
+    #: Names of the models that the frontend's broker had when the batch was created.
+    served: list[str] = []
+    #: Names of the models in the input file, with the first line of each; empty before the whole file is valid.
+    names: dict[str, int] = {}
+    #: Since when no runner has found the model; None: a runner has, or none has searched.
+    missing_since: float | None = None
 
     @property
     def is_open(self) -> bool:

@@ -13,6 +13,7 @@ from frontend.batches import metrics
 from frontend.batches.batch_run import BatchRun
 from frontend.batches.errors import StoreError
 from frontend.batches.leased_batch import LEASE_S
+from frontend.batches.pace import Deferrals
 from frontend.batches.store import Store
 from frontend.config import Config
 from frontend.session.broker_client import BrokerClient
@@ -36,6 +37,7 @@ class Runner:
         self._store, self._broker, self._config = store, broker, config
         self._health = HealthFile(health_file)
         self._runs: dict[BatchRun, asyncio.Task[None]] = {}
+        self._deferrals = Deferrals()
         self._draining = asyncio.Event()
         #: Message of the last failed claim, to log each once.
         self._reason = ""
@@ -70,13 +72,14 @@ class Runner:
         while len(self._runs) < MAX_BATCHES:
             counts = Counter(run.owner for run in self._runs)
             busy = [owner for owner, count in counts.items() if count >= MAX_CLIENT_BATCHES]
+            deferred = self._deferrals.list_deferred(time.monotonic())
             # A new holder for each claim, so that this process cannot continue a batch twice after it lost the lease.
             holder = uuid.uuid4().hex
             try:
                 await self._store.check_once()
                 for status, count in (await asyncio.to_thread(database.count_open)).items():
                     metrics.batches.labels(status).set(count)
-                batch = await asyncio.to_thread(database.claim_batch, holder, time.time(), LEASE_S, busy)
+                batch = await asyncio.to_thread(database.claim_batch, holder, time.time(), LEASE_S, busy, deferred)
             except StoreError as error:
                 if str(error) != self._reason:
                     self._reason = str(error)
@@ -92,6 +95,10 @@ class Runner:
 
     def _forget(self, run: BatchRun, _: asyncio.Task[None]) -> None:
         del self._runs[run]
+        if run.waits:
+            self._deferrals.add(run.id, time.monotonic())
+        else:
+            self._deferrals.remove(run.id)
 
     async def _clean(self) -> None:
         """Remove expired files every minute, and objects without a row every hour."""

@@ -24,6 +24,14 @@ class Stop(enum.Enum):
     CANCEL = "cancel"
     EXPIRE = "expire"
     REPLACE = "replace"
+    #: The model, the queue or a quota has admitted no line for long; this or another runner goes on later.
+    WAIT = "wait"
+
+
+#: Stops after which the batch goes on later.
+PAUSES = (Stop.DRAIN, Stop.LOST, Stop.WAIT)
+#: Seconds without an answer after which a batch gives its slot to others.
+WAIT_S = 10.0
 
 
 class Part:
@@ -59,6 +67,8 @@ class Sender:
         self._timer: asyncio.TimerHandle | None = None
         #: Message of the last refusal, to log each once.
         self._reason = ""
+        #: When a line was answered last, or when sending began after a pause, by the monotonic clock.
+        self._answered_at = time.monotonic()
         self.stopped: Stop | None = None
         #: Why the batch stopped, if it was replaced.
         self.stop_reason = ""
@@ -66,6 +76,8 @@ class Sender:
 
     def send(self, part: Part) -> None:
         """Send the lines of the next part as soon as the pace allows; none after a stop."""
+        if not self._waiting and not self._tasks:
+            self._answered_at = time.monotonic()
         for index, line in enumerate(part.lines):
             if self.stopped:
                 part.settle(index, None)
@@ -119,6 +131,7 @@ class Sender:
             log.exception("line failed")
             text = "the server failed to process this request; its log has the reason"
             answer = render_failure(line, ApiError(500, text, kind="server_error", code="internal_error"))
+        self._answered_at = time.monotonic()
         self._pace.end(line.inputs, answered=answer is not None)
         part.settle(index, answer)
         self._reason = "" if answer else self._reason
@@ -127,6 +140,8 @@ class Sender:
     def _retry(self, part: Part, index: int, refusal: RefusedError) -> None:
         now = time.monotonic()
         until = self._pace.refuse(refusal.pause_s, now)
+        if not self._pace.sent and now - self._answered_at >= WAIT_S:
+            self.stop(Stop.WAIT)
         if self.stopped:
             part.settle(index, None)
             return

@@ -138,8 +138,9 @@ def test_invalid_files_fail_with_line_numbers(cluster: Cluster) -> None:
         line("a", "x" * 20_000_000): "line_too_large",
         line("a") + "\0": "invalid_json_line",
         "\r\n\r\n": "empty_file",
-        line("a", model="unknown"): "model_not_found",
     }
+    # A batch of a model that no server has yet does not stop the others.
+    waiting = [create(client, line("a", model="unknown")) for _ in range(5)]
     batches = {code: create(client, content) for content, code in cases.items()}
     for code, batch in batches.items():
         found = wait(client, batch)
@@ -150,6 +151,10 @@ def test_invalid_files_fail_with_line_numbers(cluster: Cluster) -> None:
         assert (found.errors.data[0].line is None) == (code == "empty_file")
     good = create(client, "\ufeff" + numbered(5).replace("\n", "\r\n"))
     check_complete(client, wait(client, good), 5)
+    for batch in waiting:
+        assert client.batches.retrieve(batch.id).status == "validating"
+        client.batches.cancel(batch.id)
+        assert wait(client, batch).status == "cancelled"
 
 
 def test_batch_survives_kills_of_all_processes(cluster: Cluster) -> None:

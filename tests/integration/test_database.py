@@ -182,6 +182,18 @@ def test_oldest_free_batch_is_claimed(open_database: Callable[[], Database]) -> 
     assert other.claim_batch("other", 132, 30) == first
 
 
+def test_waiting_batches_are_claimed_after_others(database: Database) -> None:
+    first, second = add_batch(database), add_batch(database)
+    assert database.claim_batch("runner", 200, 30) == first
+    database.release_lease(first.id, "runner", 201)
+    assert database.claim_batch("runner", 202, 30, deferred=[second.id]) == first
+    database.release_lease(first.id, "runner", 203)
+    assert database.claim_batch("runner", 204, 30, deferred=[first.id]) == second
+    assert database.claim_batch("runner", 205, 30, ["key a"], [first.id]) is None
+    cancelled = database.cancel_batch(first.id, "", 206)
+    assert database.claim_batch("runner", 207, 30, [""], [first.id]) == cancelled
+
+
 def test_concurrent_runners_claim_different_batches(open_database: Callable[[], Database]) -> None:
     databases = [open_database() for _ in range(4)]
     batches = [add_batch(databases[0]) for _ in range(8)]

@@ -17,6 +17,7 @@ from frontend.api.file_requests import (
     unknown_batch,
     unknown_file,
 )
+from frontend.api.model_names import list_names
 from frontend.api.openapi import PREFIXES
 from frontend.batches.errors import StoreError, TooManyBatchesError
 from frontend.batches.objects import render_batch, render_batches
@@ -62,6 +63,7 @@ async def create_batch(request: Request) -> HTTPResponse | None:
         output_expires_after_s=body.output_expires_after.seconds if body.output_expires_after else None,
         client_jobs=key.jobs_in_flight if key else 0,
         client_tokens=key.tokens_per_minute if key else 0,
+        served=list(list_names(request.app.ctx.broker.models)),
     )
     try:
         added = await call_database(store.database.add_batch, batch, config.max_open_batches)

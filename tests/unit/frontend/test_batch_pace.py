@@ -1,6 +1,15 @@
 """Pace of a batch."""
 
-from frontend.batches.pace import FIRST_INPUTS, MAX_PAUSE_S, MIN_PAUSE_S, Pace, adapt_part_lines
+from frontend.batches.pace import (
+    FIRST_DEFERRAL_S,
+    FIRST_INPUTS,
+    MAX_DEFERRAL_S,
+    MAX_PAUSE_S,
+    MIN_PAUSE_S,
+    Deferrals,
+    Pace,
+    adapt_part_lines,
+)
 
 
 def fill(pace: Pace, now: float = 0.0) -> int:
@@ -49,3 +58,26 @@ def test_parts_adapt_to_their_duration() -> None:
     assert adapt_part_lines(128, 9.0) == 64
     assert adapt_part_lines(16, 9.0) == 16
     assert adapt_part_lines(1024, 0.1) == 1024
+
+
+def test_deferrals_double_up_to_their_limit() -> None:
+    deferrals = Deferrals()
+    deferrals.add("a", 0.0)
+    assert deferrals.list_deferred(FIRST_DEFERRAL_S - 0.1) == ["a"]
+    assert deferrals.list_deferred(FIRST_DEFERRAL_S) == []
+    deferrals.add("a", 10.0)
+    assert deferrals.list_deferred(10.0 + 2 * FIRST_DEFERRAL_S - 0.1) == ["a"]
+    for _ in range(10):
+        deferrals.add("a", 20.0)
+    assert deferrals.list_deferred(20.0 + MAX_DEFERRAL_S) == []
+    deferrals.remove("a")
+    deferrals.add("a", 30.0)
+    assert deferrals.list_deferred(30.0 + FIRST_DEFERRAL_S) == []
+
+
+def test_old_deferrals_are_forgotten() -> None:
+    deferrals = Deferrals()
+    deferrals.add("a", 0.0)
+    assert deferrals.list_deferred(1000.0) == []
+    deferrals.add("a", 1000.0)
+    assert deferrals.list_deferred(1000.0 + FIRST_DEFERRAL_S) == []

@@ -5,17 +5,18 @@ import base64
 import contextlib
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
 import pytest
 
 from broker.wire.errors import ErrorCode
-from frontend.api.errors import ApiError, from_failure
-from frontend.batches import batch_run, leased_batch, pace, runner
+from frontend.api.errors import ApiError, from_failure, unknown_model
+from frontend.batches import batch_run, leased_batch, model_search, pace, runner, sending
 from frontend.batches.errors import StoreError, StoreFullError
 from frontend.batches.rows import Batch
 from frontend.batches.sending import Stop
@@ -30,7 +31,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Return a store and a broker, with short parts and pauses."""
     monkeypatch.setattr(batch_run, "FIRST_PART_LINES", 4)
     monkeypatch.setattr(batch_run, "adapt_part_lines", lambda lines, took_s: lines)
-    monkeypatch.setattr(batch_run, "MODEL_PAUSE_S", 0.01)
     monkeypatch.setattr(pace, "MIN_PAUSE_S", 0.001)
     monkeypatch.setattr(leased_batch, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(leased_batch, "RENEW_S", 0.02)
@@ -177,10 +177,84 @@ async def test_empty_file_fails(bench: Bench) -> None:
 @asynchronous
 async def test_unknown_model_fails_the_batch(bench: Bench) -> None:
     batch = await bench.add([line("a"), line("b", model="other")])
-    await bench.claim().run()
+    with patch.object(model_search, "UNKNOWN_S", 0.0):
+        await bench.claim().run()
     (error,) = bench.find(batch).errors
     assert (error.code, error.line) == ("model_not_found", 2)
     assert "other" in error.message
+
+
+@asynchronous
+async def test_unknown_model_is_left_to_other_runners(bench: Bench) -> None:
+    batch = await bench.add([line("a", "text a", model="other")])
+    read_lines = bench.store.contents.read_lines
+    await bench.claim("one").run()
+    assert (bench.find(batch).status, bench.find(batch).total) == ("validating", 1)
+    late = bench.claim("two")
+    bench.broker.models["other"] = msgspec.structs.replace(fake_worker.model(), name="other")
+    reads: list[int] = []
+    bench.store.contents.read_lines = lambda *_, **known: reads.append(1) or read_lines(*_, **known)  # type: ignore
+    await late.run()
+    assert bench.find(batch).status == "completed"
+    # Only the run reads the file again, not the validation.
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "served", "status"),
+    [
+        ("other", ["other"], "validating"),
+        ("other:query", ["other"], "validating"),
+        ("fake:odd", ["fake"], "failed"),
+        ("third", ["other"], "failed"),
+    ],
+)
+def test_model_known_at_creation_is_awaited(bench: Bench, name: str, served: list[str], status: str) -> None:
+    async def check() -> None:
+        batch = await bench.add([line("a", model=name)], served=served)
+        with (
+            patch.object(model_search, "UNKNOWN_S", 0.0),
+            patch.object(bench.broker, "find_model", side_effect=unknown_model(name, served=())),
+        ):
+            await bench.claim().run()
+        assert bench.find(batch).status == status
+
+    asyncio.run(check())
+
+
+@asynchronous
+async def test_loading_model_counts_as_known(bench: Bench) -> None:
+    batch = await bench.add([line("a", model="other")])
+    with patch.object(bench.broker, "find_model", side_effect=from_failure(ErrorCode.NO_WORKER)):
+        await bench.claim().run()
+    assert bench.find(batch).missing_since is None
+    await bench.claim().run()
+    since = bench.find(batch).missing_since
+    assert since
+    await bench.claim().run()
+    assert bench.find(batch).missing_since == since
+
+
+@asynchronous
+async def test_batch_without_progress_gives_its_slot_to_others(bench: Bench) -> None:
+    batch = await bench.add(numbered(6))
+
+    def fail(_: Any) -> None:
+        if len(bench.broker.texts) > 4:
+            raise refuse(ErrorCode.NO_WORKER)
+
+    bench.broker.before = fail
+    with patch.object(sending, "WAIT_S", 0.05):
+        run = bench.claim()
+        await run.run()
+    assert run.waits
+    assert (bench.find(batch).status, bench.find(batch).completed) == ("in_progress", 4)
+    bench.broker.before = lambda _: None
+    later = await bench.add(numbered(1), created_at=int(time.time()) - 1)
+    await bench.claim().run()
+    assert bench.find(later).status == "completed"
+    await bench.claim().run()
+    await check_complete(bench, batch, 6)
 
 
 @asynchronous
@@ -232,7 +306,8 @@ async def test_missing_model_is_awaited(bench: Bench) -> None:
 
     bench.broker.find_model = find_model  # type: ignore[method-assign]
     batch = await bench.add(numbered(2))
-    await bench.claim().run()
+    for _ in range(3):
+        await bench.claim().run()
     await check_complete(bench, batch, 2)
 
 
@@ -265,6 +340,23 @@ async def test_batch_cancelled_before_its_claim_ends(bench: Bench) -> None:
     await bench.claim().run()
     row = bench.find(batch)
     assert (row.status, row.output_file_id, row.error_file_id) == ("cancelled", None, None)
+
+
+@asynchronous
+async def test_batch_cancelled_in_validation_has_no_total(bench: Bench) -> None:
+    batch = await bench.add(numbered(3))
+    run = bench.claim()
+    bench.store.database.cancel_batch(batch.id, "", time.time())
+    read_lines = bench.store.contents.read_lines
+
+    async def read_slowly(*known: Any, **more: Any) -> AsyncIterator[Any]:
+        async for found in read_lines(*known, **more):
+            yield found
+            await run._sender.stop_event.wait()
+
+    bench.store.contents.read_lines = read_slowly  # type: ignore[method-assign, assignment]
+    await run.run()
+    assert (bench.find(batch).status, bench.find(batch).total) == ("cancelled", 0)
 
 
 @asynchronous
@@ -498,5 +590,20 @@ async def test_client_leaves_room_for_others(bench: Bench) -> None:
         ("key one", 0),
         ("key two", 7),
     }
+    one.drain()
+    await running
+
+
+@asynchronous
+async def test_batches_without_model_leave_room_for_others(bench: Bench) -> None:
+    dead = [await bench.add([line("a", model="other")]) for _ in range(runner.MAX_BATCHES + 2)]
+    live = await bench.add(numbered(5))
+    one = runner.Runner(bench.store, bench.broker, bench.config, "")  # type: ignore[arg-type]
+    with patch.object(pace, "FIRST_DEFERRAL_S", 1000.0), patch.object(pace, "MAX_DEFERRAL_S", 1000.0):
+        running = asyncio.create_task(one.run())
+        await until(lambda: bench.find(live).status == "completed")
+        assert {bench.find(batch).status for batch in dead} == {"validating"}
+        bench.store.database.cancel_batch(dead[0].id, "", time.time())
+        await until(lambda: bench.find(dead[0]).status == "cancelled")
     one.drain()
     await running
