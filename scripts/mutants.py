@@ -368,6 +368,10 @@ BUGS += [
     Bug("ids are in no order", ROWS, "{time_ns:016x}{random.hex()}", "{random.hex()}{time_ns:016x}", ROW_TESTS),
     Bug("a runner forgets a cancellation", ROWS, 'if current.status == "cancelling" and new.is_open:', "if False:", ROW_TESTS),
     Bug("a runner overwrites the counts", ROWS, "    new.completed, new.failed, new.input_tokens = ", "    _ = ", ROW_TESTS),
+    Bug("the search for leftovers removes files of others", ROWS, "    return _KEY.fullmatch(key) is not None", "    return True", ("tests/unit/frontend/test_store.py",)),
+    Bug("the file store of another database is used", "frontend/batches/store.py", "identity) != identity:", "identity) != identity and False:", ("tests/unit/frontend/test_store.py",)),
+    Bug("gzip is decoded at once", "frontend/rest/incoming_bodies.py", "self._gzip.decompress(part, _STEP_BYTES)", "self._gzip.decompress(part)", ("tests/unit/frontend/test_incoming_bodies.py",)),
+    Bug("a client takes all uploads", "frontend/rest/upload_slots.py", "max_open // SHARE", "max_open", ("tests/unit/frontend/test_upload_slots.py",)),
     Bug("ended batches are cancelled", ROWS, "    if batch.is_open and batch.status", "    if batch.status", ROW_TESTS),
 ]  # fmt: skip
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]
