@@ -119,6 +119,12 @@ class Config(StoreConfig, frozen=True, kw_only=True):
     log_format: LogFormat = "text"
 
 
+#: Settings of a frontend on which answers depend. A batch keeps those of the frontend that has accepted it.
+ANSWER_SETTINGS = (
+    *("max_body_bytes", "max_inputs", "max_request_tokens", "truncate", "no_token_ids", "dimensions_policy"),
+)
+
+
 def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
     """Return the configuration. Raise SettingsError if a value is invalid."""
     return settings.load(Config, "VECMILL_FRONTEND_", "python -m frontend", "Vecmill's frontend.", arguments, environ)

@@ -1,7 +1,6 @@
 """`python -m frontend.batches`: run the batches of all clients until SIGTERM."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -20,9 +19,7 @@ from broker.wire.curve import KeyFileError, read_dealer_keys
 from frontend.batches import metrics
 from frontend.batches.errors import StoreError
 from frontend.batches.runner import Runner
-from frontend.batches.shared_settings import compare_settings
 from frontend.batches.store import Store, open_store
-from frontend.batches.threads import call_database
 from frontend.config import Config
 from frontend.session.broker_client import BrokerClient
 from frontend.session.link import check_endpoint
@@ -71,10 +68,6 @@ def main() -> None:
 
 async def run(store: Store, config: RunnerConfig) -> None:
     """Run batches until SIGTERM or SIGINT."""
-    # A runner starts without its database.
-    with contextlib.suppress(StoreError):
-        for text in await call_database(compare_settings, store.database, config, "runners", "frontends"):
-            log.warning("%s; give both the same", text)
     broker = BrokerClient(config)
     broker.open()
     runner = Runner(store, broker, config, config.health_file)

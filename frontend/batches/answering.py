@@ -3,11 +3,11 @@
 import time
 from typing import NamedTuple
 
-from broker.wire.protocol import Lane, Origin
+from broker.wire.protocol import Caching, Lane, Origin
 from frontend.api.errors import ApiError, body_too_large, from_failure
 from frontend.api.model_names import resolve_name
 from frontend.api.rendering import render_embeddings
-from frontend.api.schemas import EmbeddingsRequest, RequestOptions, parse_embeddings
+from frontend.api.schemas import EmbeddingsRequest, RequestOptions, hash_client, parse_embeddings
 from frontend.api.submission import apply_model_defaults, build_submission, choose_prompt_by_name
 from frontend.batches.lines import (
     InputLine,
@@ -18,6 +18,7 @@ from frontend.batches.lines import (
     render_error,
     render_unsent,
 )
+from frontend.batches.rows import Batch
 from frontend.config import Config
 from frontend.session.broker_client import BrokerClient
 from frontend.session.rendering import render_pending
@@ -184,7 +185,11 @@ def render_skipped(line: Line, code: str, message: str) -> Answer:
     return Answer(False, render_unsent(line.request_id, line.custom_id, code, message))
 
 
-def make_options(client: str, jobs: int, tokens_per_minute: int, until: float) -> RequestOptions:
+def make_options(batch: Batch, until: float) -> RequestOptions:
     """Return the options of a batch's requests, none of which is left with the broker after the time `until`."""
     deadline_s = max(0.0, min(LINE_DEADLINE_S, until - time.monotonic()))
-    return RequestOptions(Lane.BULK, deadline_s, client, jobs, tokens_per_minute)
+    # Without keys, each batch is a client of its own. The address lets it share results, as all clients without keys.
+    client = batch.owner or hash_client(batch.id)
+    address = "" if batch.owner else hash_client(f"address of {batch.id}")
+    limits = batch.client_jobs, batch.client_tokens
+    return RequestOptions(Lane.BULK, deadline_s, client, *limits, address=address, caching=Caching(batch.caching))

@@ -6,15 +6,18 @@ parts run at a time, so that the workers have work while one is committed; a cra
 
 import asyncio
 import collections
+import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from frontend.api.schemas import hash_client
+import msgspec
+
 from frontend.batches import metrics
 from frontend.batches.answering import Answer, Answerer, Line, make_options, render_skipped
-from frontend.batches.errors import StoreError
+from frontend.batches.errors import MissingContentError, StoreError
 from frontend.batches.leased_batch import LeasedBatch, LeaseLostError
 from frontend.batches.model_search import ModelSearch
 from frontend.batches.pace import FIRST_PART_LINES, adapt_part_lines
@@ -23,10 +26,12 @@ from frontend.batches.rows import Batch, BatchError, Chunk, File, FilePart, make
 from frontend.batches.sending import PAUSES, Part, Sender, Stop
 from frontend.batches.store import Store
 from frontend.batches.validation import Validator
-from frontend.config import Config
+from frontend.config import ANSWER_SETTINGS, Config
 from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Code and message of lines that did not run before the batch expired, as in OpenAI's error files.
 _EXPIRED = BatchError("batch_expired", "This request could not be executed before the completion window expired.")
@@ -36,12 +41,16 @@ class BatchRun:
     """A batch that this runner has claimed."""
 
     def __init__(self, store: Store, broker: BrokerClient, config: Config, batch: Batch, holder: str) -> None:
-        self._contents, self._broker, self._config = store.contents, broker, config
+        self._contents, self._broker = store.contents, broker
+        # Answers are those of the frontend that has accepted the batch, which may have other settings than this runner.
+        known = {name: batch.settings[name] for name in ANSWER_SETTINGS if name in batch.settings}
+        config = self._config = msgspec.structs.replace(config, **known)
         self._batch = batch
         self._leased = LeasedBatch(store, batch, holder)
         self._sender = Sender(self._answer)
         self._answerer = Answerer(broker, config, batch.id, batch.endpoint, batch.revision)
-        self._client = batch.owner or hash_client(batch.id)
+        #: Whether the batch ends without the rest of its input, because the file store is away.
+        self._unread = False
         #: When the batch expires, by the monotonic clock.
         self._expiry = time.monotonic() + batch.expires_at - time.time()
 
@@ -72,6 +81,7 @@ class BatchRun:
         expiry = asyncio.get_running_loop().call_later(wait_s, self._sender.stop, Stop.EXPIRE)
         if self._batch.status == "cancelling":
             self._sender.stop(Stop.CANCEL)
+        faulty = False
         try:
             await self._run_steps()
         except LeaseLostError:
@@ -79,28 +89,45 @@ class BatchRun:
         except StoreError as error:
             log.warning("%s: left to another runner: %s", self._batch.id, error)
         except Exception:
-            # The lease runs out by itself, so that a fault of this program is not repeated at once.
             log.exception("%s: failed, and is tried again when the lease runs out", self._batch.id)
-            return
+            faulty = True
         finally:
             keeper.cancel()
             expiry.cancel()
             await self._sender.close()
-        await self._leased.release(waits=self.waits)
+        if faulty:
+            await self._handle_fault()
+        else:
+            await self._leased.release(waits=self.waits)
+
+    async def _handle_fault(self) -> None:
+        """Leave the batch for a while, or end it with the files of its committed lines after several faults."""
+        try:
+            if await self._leased.record_fault():
+                self._batch = self._leased.batch
+                text = "the server failed to process this batch; its log has the reason"
+                await self._fail([BatchError("internal_error", text)])
+        except (LeaseLostError, StoreError) as error:
+            log.warning("%s: left to another runner: %s", self.id, error)
+        except Exception:
+            log.exception("%s: ends without its files", self.id)
+            with contextlib.suppress(Exception):
+                await self._leased.end()
 
     async def _run_steps(self) -> None:
         parts = await self._leased.list_parts()
         file = InputFile(self._contents, parts, self._config.max_body_bytes)
         try:
             if not parts:
-                raise FileNotFoundError
+                raise MissingContentError("the content of the input file is missing")
             if self._batch.status == "validating" and not await self._validate(file):
                 return
             if self._batch.status != "finalizing" and not await self._run_lines(file):
                 return
-        except FileNotFoundError:
-            await self._fail([BatchError("input_file_missing", "the content of the input file is missing")])
-            return
+        except MissingContentError as error:
+            if self._sender.stopped != Stop.CANCEL:
+                await self._fail([BatchError("input_file_missing", f"the input cannot be read: {error}")])
+                return
         await self._finish()
 
     # --- validation --------------------------------------------------------------------------------------------------
@@ -125,14 +152,27 @@ class BatchRun:
     async def _check_file(self, file: InputFile) -> list[BatchError]:
         """Read the whole file, and note its models and number of requests if it is valid. Return its errors."""
         began = time.monotonic()
-        validator = await self._leased.insist(lambda: self._check_lines(file))
-        if self._sender.stopped in (*PAUSES, Stop.CANCEL):
+        validator = await self._read(lambda: self._check_lines(file))
+        if validator is None or self._sender.stopped in (*PAUSES, Stop.CANCEL):
             return []
         validator.finish()
         if not validator.errors:
             self._batch.names, self._batch.total = validator.models, validator.requests
             log.info("%s: %d requests validated in %.1f s", self.id, validator.requests, time.monotonic() - began)
         return validator.errors
+
+    async def _read(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Return what a call reads of the input; None if the batch has stopped and the input cannot be read."""
+        try:
+            return await self._leased.insist(call, self._sender.stop_event)
+        except MissingContentError:
+            raise
+        except StoreError as error:
+            if self._sender.stopped not in (Stop.CANCEL, Stop.EXPIRE, Stop.REPLACE):
+                raise
+            log.warning("%s: ends without the rest of its input: %s", self.id, error)
+            self._unread = True
+            return None
 
     async def _check_lines(self, file: InputFile) -> Validator:
         validator = Validator(self._batch.endpoint, self._config.max_batch_inputs, file.max_line_bytes)
@@ -160,7 +200,7 @@ class BatchRun:
         more, began = True, time.monotonic()
         while True:
             while more and len(parts) < 2 and self._sender.stopped not in (*PAUSES, Stop.CANCEL):
-                found = await self._leased.insist(
+                found = await self._read(
                     lambda: file.read_part(self._answerer, offset, lines, part_lines)  # noqa: B023  called at once
                 )
                 more = bool(found)
@@ -187,16 +227,14 @@ class BatchRun:
         return self._sender.stopped not in PAUSES
 
     async def _answer(self, line: Line) -> Answer:
-        options = make_options(self._client, self._batch.client_jobs, self._batch.client_tokens, self._expiry)
-        return await self._answerer.answer(line, options)
+        return await self._answerer.answer(line, make_options(self._batch, self._expiry))
 
     def _list_answers(self, part: Part) -> tuple[list[Answer], BatchError | None]:
         """Return the answers to commit: all of them, or those before the first line that did not run.
 
         Return as well why lines did not run if they get an error as their answer.
         """
-        replaced = BatchError("model_replaced", self._sender.stop_reason, "model")
-        skipped = {Stop.EXPIRE: _EXPIRED, Stop.REPLACE: replaced}.get(self._sender.stopped or Stop.DRAIN)
+        skipped = self._explain_skips()
         answers: list[Answer] = []
         complete = None not in part.answers
         for line, answer in zip(part.lines, part.answers, strict=True):
@@ -206,6 +244,11 @@ class BatchRun:
                 answer = render_skipped(line, skipped.code, skipped.message)
             answers.append(answer)
         return answers, None if complete else skipped
+
+    def _explain_skips(self) -> BatchError | None:
+        """Return the error of lines that never ran; None if another runner goes on, or if the batch is cancelled."""
+        replaced = BatchError("model_replaced", self._sender.stop_reason, "model")
+        return {Stop.EXPIRE: _EXPIRED, Stop.REPLACE: replaced}.get(self._sender.stopped or Stop.DRAIN)
 
     async def _commit(
         self,
@@ -249,11 +292,7 @@ class BatchRun:
             batch.status, batch.finalizing_at = "finalizing", now
             await self._leased.save()
         chunks = await self._leased.list_chunks()
-        output = self._make_file("output", [(one.output_key, one.output_bytes) for one in chunks])
-        errors = self._make_file("error", [(one.error_key, one.error_bytes) for one in chunks])
-        batch.output_file_id = output[0].id if output else None
-        batch.error_file_id = errors[0].id if errors else None
-        skipped = next((one.skipped for one in chunks if one.skipped), None)
+        skipped = next((one.skipped for one in chunks if one.skipped), self._explain_skips() if self._unread else None)
         if stop == Stop.CANCEL:
             batch.status, batch.cancelled_at = "cancelled", now
         elif skipped is None:
@@ -262,6 +301,14 @@ class BatchRun:
             batch.status, batch.expired_at = "expired", now
         else:
             batch.status, batch.failed_at, batch.errors = "failed", now, [skipped]
+        await self._end(chunks)
+
+    async def _end(self, chunks: Sequence[Chunk]) -> None:
+        """Save the row of a batch that has ended, and its files of the committed chunks."""
+        output = self._make_file("output", [(one.output_key, one.output_bytes) for one in chunks])
+        errors = self._make_file("error", [(one.error_key, one.error_bytes) for one in chunks])
+        self._batch.output_file_id = output[0].id if output else None
+        self._batch.error_file_id = errors[0].id if errors else None
         await self._leased.end([file for file in (output, errors) if file])
 
     def _make_file(self, kind: str, objects: list[tuple[str, int]]) -> tuple[File, list[FilePart]] | None:
@@ -284,4 +331,4 @@ class BatchRun:
     async def _fail(self, errors: list[BatchError]) -> None:
         batch = self._batch
         batch.status, batch.failed_at, batch.errors = "failed", int(time.time()), errors
-        await self._leased.end()
+        await self._end(await self._leased.list_chunks())

@@ -17,7 +17,7 @@ import obstore
 from obstore.store import LocalStore, from_url
 
 from broker.shared.files import sync_path
-from frontend.batches.errors import StoreError, TooLargeError, convert_error
+from frontend.batches.errors import MissingContentError, StoreError, TooLargeError, convert_error
 from frontend.batches.rows import FilePart, is_key, is_unfinished_key
 
 #: Bytes of one part of an upload to S3, whose parts have at least 5 MiB, and parts that are sent at a time.
@@ -244,7 +244,7 @@ class Contents:
         except (obstore.exceptions.BaseError, OSError, StopAsyncIteration) as error:
             if reads and isinstance(error, FileNotFoundError | StopAsyncIteration):
                 text = f"{self.name} has less of a file than was written; restore it from a backup"
-                raise StoreError(text) from None
+                raise MissingContentError(text) from None
             raise convert_error(self.name, error) from None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from frontend.batches.connections import Connection, Execute
-from frontend.batches.errors import TooManyBatchesError
+from frontend.batches.errors import DamagedRowError, TooManyBatchesError
 from frontend.batches.rows import OPEN, Batch, Chunk, File, FilePart, add_chunk, cancel, make_id, merge_batch
 from frontend.batches.statements import (
     IS_READ,
@@ -172,16 +172,21 @@ class Database:
         The age of a batch that was released because it waits begins at its release. Batches that are `deferred` are
         left to other runners, unless they have been cancelled.
 
-        Return None if there is none, or if another runner has claimed the batch at the same moment.
+        Return None if there is none, or if another runner has claimed the batch at the same moment. Raise
+        `DamagedRowError` if the row cannot be decoded.
         """
         now += self._connection.clock_offset_s
         others = exclude("owner", busy_owners) + exclude("id", deferred)
         others = f"AND (lease_until = {_CANCELLED} OR (1 = 1 {others}))"
         statement = f"""UPDATE batches SET holder = ?, lease_until = ? WHERE lease_until <= ? AND id = (
             SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? {others} ORDER BY lease_until, id LIMIT 1)
-            RETURNING body"""
+            RETURNING id, body"""
         values = holder, now + lease_s, now, now, *busy_owners, *deferred
-        return decode(self._connection.transact(lambda execute: execute(statement, *values)), Batch)
+        rows = self._connection.transact(lambda execute: execute(statement, *values))
+        try:
+            return msgspec.json.decode(rows[0][1], type=Batch) if rows else None
+        except msgspec.MsgspecError as error:
+            raise DamagedRowError(rows[0][0], str(error)) from None
 
     def count_open(self) -> dict[str, int]:
         """Return the number of batches that have not ended, by status."""
@@ -266,11 +271,6 @@ class Database:
         statement = "DELETE FROM batches WHERE is_open = 0 AND id < ? RETURNING id"
         first = make_id("batch_", int(before * 1e9), b"")
         return len(self._connection.transact(lambda execute: execute(statement, first)))
-
-    def save_setting(self, name: str, value: str) -> None:
-        """Note a setting of the whole store in place of an earlier value."""
-        statement = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-        self._connection.transact(lambda execute: execute(statement, name, value))
 
     def keep_setting(self, name: str, value: str) -> str:
         """Note a setting of the whole store unless it has a value. Return the value."""

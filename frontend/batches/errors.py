@@ -20,8 +20,20 @@ class ForeignStoreError(StoreError):
     """The file store belongs to another database."""
 
 
+class MissingContentError(StoreError):
+    """The file store has less of a file than was written."""
+
+
 class TooManyBatchesError(Exception):
     """The owner of a batch has as many open batches as allowed."""
+
+
+class DamagedRowError(Exception):
+    """A batch's row cannot be decoded, for example because a later release has written it."""
+
+    def __init__(self, batch: str, reason: str) -> None:
+        super().__init__(f"{batch}: the row of this batch is damaged or of a later release, and is left: {reason}")
+        self.batch = batch
 
 
 class TooLargeError(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from frontend.batches import metrics
-from frontend.batches.errors import StoreError, StoreFullError
+from frontend.batches.errors import MissingContentError, StoreError, StoreFullError
 from frontend.batches.rows import Batch, Chunk, File, FilePart
 from frontend.batches.sending import Stop
 from frontend.batches.store import Store
@@ -22,6 +22,10 @@ T = TypeVar("T")
 LEASE_S, RENEW_S = 6.0, 1.5
 #: First and longest pause before a failed call is repeated, in seconds.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 10.0
+#: Faults of this program after which a batch fails, and longest pause after a fault, in seconds: 11 minutes in all.
+MAX_FAULTS, MAX_FAULT_PAUSE_S = 8, 300.0
+#: Repetitions of a failed read of the input after the batch was cancelled or has expired.
+LATE_TRIES = 8
 
 
 class LeaseLostError(Exception):
@@ -96,6 +100,23 @@ class LeasedBatch:
             elif row.status == "cancelling":
                 stop(Stop.CANCEL)
 
+    async def record_fault(self) -> bool:
+        """Count a fault of this program, and return whether the batch must end.
+
+        Otherwise keep its lease for a while, twice as long each time, so that the fault is not repeated at once.
+        `batch` becomes the row as it was saved last.
+        """
+        now, lease_s = time.time(), min(MAX_FAULT_PAUSE_S, LEASE_S * 2**self.batch.faults)
+        row = await self._ask(self._store.database.renew_lease, self.batch.id, self.holder, now, lease_s)
+        if row is None:
+            raise LeaseLostError
+        self.batch = row
+        row.faults += 1
+        if row.faults >= MAX_FAULTS or now >= row.expires_at:
+            return True
+        await self.save()
+        return False
+
     async def release(self, *, waits: bool = False) -> None:
         """Let another runner go on at once if the batch has not ended; if it `waits`, after other batches."""
         turn = time.time() if waits else 0.0
@@ -104,21 +125,25 @@ class LeasedBatch:
         except StoreError as error:
             log.warning("%s: could not release the lease, which ends by itself: %s", self.batch.id, error)
 
-    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of a call, repeated while it raises `StoreError`."""
-        pause_s, reason = FIRST_PAUSE_S, ""
+    async def insist(self, call: Callable[[], Awaitable[T]], end: asyncio.Event | None = None) -> T:
+        """Return the result of a call, repeated while it raises `StoreError`, at most `LATE_TRIES` times after `end`.
+
+        Raise `MissingContentError` at once.
+        """
+        pause_s, reason, late = FIRST_PAUSE_S, "", 0
         while True:
             try:
                 result = await call()
             except StoreError as error:
                 metrics.store_errors.labels("full" if isinstance(error, StoreFullError) else "unavailable").inc()
-                if self._left.is_set():
+                late += end is not None and end.is_set()
+                if self._left.is_set() or late > LATE_TRIES or isinstance(error, MissingContentError):
                     raise
                 if str(error) != reason:
                     reason = str(error)
                     log.error("%s: waits for the store: %s", self.batch.id, reason)
                 await wait_for(self._left, pause_s)
-                pause_s = min(MAX_PAUSE_S, pause_s * 2)
+                pause_s = FIRST_PAUSE_S if late else min(MAX_PAUSE_S, pause_s * 2)
             else:
                 if reason:
                     log.info("%s: the store works again", self.batch.id)

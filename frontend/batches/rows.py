@@ -87,6 +87,12 @@ class Batch(Struct, kw_only=True):
     #: Limits of the owner's API key, as in `RequestOptions`; 0: no limit.
     client_jobs: int = 0
     client_tokens: int = 0
+    #: Faults of runners in a row, without a committed chunk between them.
+    faults: int = 0
+    #: How the lines use the cache of results: `Caching` as a number.
+    caching: int = 0
+    #: The frontend's settings on which answers depend, by their names in `Config`.
+    settings: dict[str, bool | int | str] = {}
     #: Names of the models that the frontend's broker had when the batch was created.
     served: list[str] = []
     #: Names of the models in the input file, with the first line of each; empty before the whole file is valid.
@@ -159,6 +165,7 @@ def add_chunk(batch: Batch, chunk: Chunk) -> Batch:
     batch.completed += chunk.completed
     batch.failed += chunk.failed
     batch.input_tokens += chunk.tokens
+    batch.faults = 0
     return batch
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from broker.shared.health import HealthFile
 from frontend.batches import metrics
 from frontend.batches.batch_run import BatchRun
-from frontend.batches.errors import StoreError
+from frontend.batches.errors import DamagedRowError, StoreError
 from frontend.batches.leased_batch import LEASE_S
 from frontend.batches.pace import Deferrals
 from frontend.batches.store import Store
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 MAX_BATCHES, MAX_CLIENT_BATCHES = 16, 4
 #: Seconds between two looks for batches to claim, and for expired files.
 CLAIM_INTERVAL_S, EXPIRY_INTERVAL_S = 0.5, 60.0
+#: Seconds between two touches of the health file.
+HEALTH_INTERVAL_S = 0.5
 #: Seconds between two searches for objects without a row.
 ORPHANS_INTERVAL_S = 3600.0
 #: Seconds for which a draining runner waits for lines that are with the broker.
@@ -38,6 +40,8 @@ class Runner:
         self._health = HealthFile(health_file)
         self._runs: dict[BatchRun, asyncio.Task[None]] = {}
         self._deferrals = Deferrals()
+        #: Batches that this release cannot read.
+        self._damaged: set[str] = set()
         self._draining = asyncio.Event()
         #: Message of the last failed claim, to log each once.
         self._reason = ""
@@ -48,20 +52,19 @@ class Runner:
 
     async def run(self) -> None:
         """Claim and run batches until `drain` is called and the lines that are with the broker are committed."""
-        cleaning = asyncio.create_task(self._clean())
+        tasks = [asyncio.create_task(self._clean()), asyncio.create_task(self._touch_health())]
         while not self._draining.is_set():
-            self._health.touch(time.monotonic())
             await self._claim()
             metrics.running.set(len(self._runs))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._draining.wait(), CLAIM_INTERVAL_S)
         log.info("draining: %d batches", len(self._runs))
-        cleaning.cancel()
+        tasks[0].cancel()
         for run in self._runs:
             run.drain()
-        tasks = list(self._runs.values())
-        if tasks:
-            await asyncio.wait(tasks, timeout=DRAIN_S)
+        if self._runs:
+            await asyncio.wait(self._runs.values(), timeout=DRAIN_S)
+        tasks += self._runs.values()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -72,7 +75,7 @@ class Runner:
         while len(self._runs) < MAX_BATCHES:
             counts = Counter(run.owner for run in self._runs)
             busy = [owner for owner, count in counts.items() if count >= MAX_CLIENT_BATCHES]
-            deferred = self._deferrals.list_deferred(time.monotonic())
+            deferred = [*self._damaged, *self._deferrals.list_deferred(time.monotonic())]
             # A new holder for each claim, so that this process cannot continue a batch twice after it lost the lease.
             holder = uuid.uuid4().hex
             try:
@@ -80,6 +83,10 @@ class Runner:
                 for status, count in (await asyncio.to_thread(database.count_open)).items():
                     metrics.batches.labels(status).set(count)
                 batch = await asyncio.to_thread(database.claim_batch, holder, time.time(), LEASE_S, busy, deferred)
+            except DamagedRowError as error:
+                log.error("%s", error)
+                self._damaged.add(error.batch)
+                continue
             except StoreError as error:
                 if str(error) != self._reason:
                     self._reason = str(error)
@@ -92,6 +99,12 @@ class Runner:
             run = BatchRun(self._store, self._broker, self._config, batch, holder)
             task = self._runs[run] = asyncio.create_task(run.run())
             task.add_done_callback(functools.partial(self._forget, run))
+
+    async def _touch_health(self) -> None:
+        """Touch the health file while the event loop runs, however long the database takes."""
+        while True:
+            self._health.touch(time.monotonic())
+            await asyncio.sleep(HEALTH_INTERVAL_S)
 
     def _forget(self, run: BatchRun, _: asyncio.Task[None]) -> None:
         del self._runs[run]

@@ -78,7 +78,9 @@ def check_complete(client: openai.OpenAI, batch: Batch, count: int) -> None:
 def test_client_runs_the_whole_cycle(cluster: Cluster, tmp_path: Path) -> None:
     client = start(cluster)
     health, metrics = tmp_path / "health", free_port()
-    cluster.runner("--health-file", str(health), "--metrics-bind", f"127.0.0.1:{metrics}")
+    # The answers have the limits of the frontend, not of the runner.
+    limits = ("--max-inputs", "1", "--truncate", "start", "--no-token-ids", "true")
+    cluster.runner("--health-file", str(health), "--metrics-bind", f"127.0.0.1:{metrics}", *limits)
     bodies = [
         {"model": "fake", "input": "a"},
         {"model": "fake", "input": ["a", "b"], "encoding_format": "base64"},

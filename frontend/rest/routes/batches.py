@@ -19,11 +19,12 @@ from frontend.api.file_requests import (
 )
 from frontend.api.model_names import list_names
 from frontend.api.openapi import PREFIXES
+from frontend.api.schemas import parse_caching
 from frontend.batches.errors import StoreError, TooManyBatchesError
 from frontend.batches.objects import render_batch, render_batches
 from frontend.batches.rows import Batch, make_id
 from frontend.batches.threads import call_database
-from frontend.config import Config
+from frontend.config import ANSWER_SETTINGS, Config
 from frontend.rest.api_keys import Key
 from frontend.rest.routes.stored import (
     check_room,
@@ -63,6 +64,8 @@ async def create_batch(request: Request) -> HTTPResponse | None:
         output_expires_after_s=body.output_expires_after.seconds if body.output_expires_after else None,
         client_jobs=key.jobs_in_flight if key else 0,
         client_tokens=key.tokens_per_minute if key else 0,
+        caching=int(parse_caching(request.headers)),
+        settings={name: getattr(config, name) for name in ANSWER_SETTINGS},
         served=list(list_names(request.app.ctx.broker.models)),
     )
     try:

@@ -24,8 +24,7 @@ from frontend.api.openapi import PREFIXES
 from frontend.batches.errors import StoreError
 from frontend.batches.objects import render_file, render_files
 from frontend.batches.rows import File, FilePart, make_id
-from frontend.batches.shared_settings import compare_settings
-from frontend.batches.store import Store, open_store
+from frontend.batches.store import open_store
 from frontend.batches.threads import call_database
 from frontend.config import Config
 from frontend.rest.routes.stored import (
@@ -53,20 +52,11 @@ async def start_store(app: Sanic) -> None:  # type: ignore[type-arg]
     config: Config = app.ctx.config
     app.ctx.store = await asyncio.to_thread(open_store, config) if config.data else None
     app.ctx.uploads = Uploads(config)
-    # A server starts without its database.
-    with contextlib.suppress(StoreError):
-        await _warn(app)
-
-
-async def _warn(app: Sanic) -> None:  # type: ignore[type-arg]
-    """Log settings that do not fit the store."""
-    store: Store | None = app.ctx.store
-    if store is None:
-        return
-    for text in await call_database(compare_settings, store.database, app.ctx.config, "frontends", "runners"):
-        log.warning("%s; give both the same", text)
-    if app.ctx.keys.required and await call_database(store.database.sum_bytes, "", time.time()):
-        log.warning("files that were made without API keys exist, which no key finds; see docs/batches.md")
+    if app.ctx.store and app.ctx.keys.required:
+        # A server starts without its database.
+        with contextlib.suppress(StoreError):
+            if await call_database(app.ctx.store.database.sum_bytes, "", time.time()):
+                log.warning("files that were made without API keys exist, which no key finds; see docs/batches.md")
 
 
 async def create_file(request: Request) -> HTTPResponse | None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from broker.wire.errors import ErrorCode
+from broker.wire.protocol import Caching
 from frontend.api.errors import ApiError, from_failure, unknown_model
 from frontend.batches import batch_run, leased_batch, model_search, pace, runner, sending
 from frontend.batches.errors import StoreError, StoreFullError
@@ -103,6 +105,31 @@ async def test_fields_of_each_line_count(bench: Bench) -> None:
     assert bench.broker.texts[1] == b"query: x"
     assert len(found[2]["response"]["body"]["data"]) == 2
     assert {options.lane for options in bench.broker.options} == {1}
+
+
+@asynchronous
+async def test_batches_without_keys_share_results(bench: Bench) -> None:
+    for _ in range(2):
+        await bench.add([line("a", "x")])
+        await bench.claim().run()
+    one, other = bench.broker.options
+    # The broker gives clients with an address one scope, and counts the holdings of each client and address.
+    assert one.address
+    assert len({one.client, one.address, other.client, other.address}) == 4
+    await bench.add([line("a", "x")], owner="key k", caching=Caching.SKIP)
+    await bench.claim().run()
+    last = bench.broker.options[-1]
+    assert (last.client, last.address, last.caching) == ("key k", "", Caching.SKIP)
+
+
+@asynchronous
+async def test_answers_depend_on_the_frontends_settings(bench: Bench) -> None:
+    settings: dict[str, bool | int | str] = {"max_inputs": 1, "no_token_ids": True, "gone": 1}
+    batch = await bench.add([line("a", "x"), line("b", ["x", "y"]), line("c", [1, 2])], settings=settings)
+    await bench.claim().run()
+    row = bench.find(batch)
+    assert ids(await bench.read(row.output_file_id)) == ["a"]
+    assert ids(await bench.read(row.error_file_id)) == ["b", "c"]
 
 
 @asynchronous
@@ -444,6 +471,26 @@ async def test_fault_of_the_runner_is_not_repeated_at_once(bench: Bench) -> None
     await check_complete(bench, batch, 1)
 
 
+@pytest.mark.parametrize("expired", [False, True])
+@pytest.mark.parametrize("method", ["list_parts", "_make_file"])
+def test_repeated_faults_end_the_batch(bench: Bench, method: str, expired: bool) -> None:
+    async def check() -> None:
+        batch = await bench.add(numbered(5), expires_at=int(time.time()) + (-1 if expired else 1000))
+        for faults in range(1, 2 if expired else leased_batch.MAX_FAULTS + 1):
+            assert bench.find(batch).status != "failed"
+            run = bench.claim()
+            assert run._batch.faults == faults - 1
+            target = run if method == "_make_file" else bench.store.database
+            with patch.object(target, method, side_effect=ZeroDivisionError):
+                await run.run()
+            assert bench.store.database.claim_batch("two", time.time() + 1, 10.0) is None
+            bench.store.database.release_lease(batch.id, "one")
+        row = bench.find(batch)
+        assert (row.status, [one.code for one in row.errors]) == ("failed", ["internal_error"])
+
+    asyncio.run(asyncio.wait_for(check(), 30))
+
+
 @asynchronous
 async def test_full_disk_is_waited_for(bench: Bench) -> None:
     batch = await bench.add(numbered(10))
@@ -552,6 +599,64 @@ def test_skipped_lines_outlive_a_kill(bench: Bench, status: str, method: str, ca
     asyncio.run(asyncio.wait_for(check(), 30))
 
 
+@pytest.mark.parametrize("when", ["before", "between", "cancelled"])
+def test_lost_input_ends_the_batch(bench: Bench, when: str) -> None:
+    async def check() -> None:
+        batch = await bench.add(numbered(30))
+        key = f"files/{batch.input_file_id}"
+        if when == "before":
+            await bench.store.contents.delete([key])
+        else:
+            commit = bench.store.database.commit_chunk
+
+            def lose(*arguments: Any) -> bool:
+                (Path(bench.config.data) / "files" / key).unlink(missing_ok=True)
+                if when == "cancelled":
+                    bench.store.database.cancel_batch(batch.id, "", time.time())
+                    run._sender.stop(Stop.CANCEL)
+                return commit(*arguments)
+
+            bench.store.database.commit_chunk = lose  # type: ignore[method-assign, assignment]
+        run = bench.claim()
+        await run.run()
+        row = bench.find(batch)
+        assert row.status == ("cancelled" if when == "cancelled" else "failed")
+        assert [one.code for one in row.errors] == ["input_file_missing"] * (when != "cancelled")
+        done = ids(await bench.read(row.output_file_id))
+        assert done == [str(number) for number in range(row.completed)]
+        assert (row.completed == 0) == (when == "before")
+
+    asyncio.run(asyncio.wait_for(check(), 30))
+
+
+@pytest.mark.parametrize("lines", [0, 8])
+@pytest.mark.parametrize(("stop", "status"), [(Stop.EXPIRE, "expired"), (Stop.CANCEL, "cancelled")])
+def test_stopped_batch_ends_although_reads_fail(bench: Bench, stop: Stop, status: str, lines: int) -> None:
+    async def check() -> None:
+        batch = await bench.add(numbered(30))
+        read_lines = bench.store.contents.read_lines
+
+        async def fail(*known: Any, **more: Any) -> AsyncIterator[Any]:
+            if len(bench.broker.texts) >= lines:
+                raise StoreError("the file store is away")
+            async for found in read_lines(*known, **more):
+                yield found
+
+        bench.store.contents.read_lines = fail  # type: ignore[method-assign, assignment]
+        run = bench.claim()
+        running = asyncio.create_task(run.run())
+        await until(lambda: bench.find(batch).completed >= lines // 2)
+        await asyncio.sleep(0.05)
+        assert not running.done()
+        run._sender.stop(stop)
+        await running
+        row = bench.find(batch)
+        assert (row.status, row.completed, row.failed) == (status, lines, 0)
+        assert len(await bench.read(row.output_file_id)) == lines
+
+    asyncio.run(asyncio.wait_for(check(), 30))
+
+
 def test_body_above_the_limit_fails_alone(tmp_path: Path) -> None:
     async def check() -> None:
         bench = Bench(tmp_path, max_body_bytes=1000)
@@ -607,3 +712,37 @@ async def test_batches_without_model_leave_room_for_others(bench: Bench) -> None
         await until(lambda: bench.find(dead[0]).status == "cancelled")
     one.drain()
     await running
+
+
+@asynchronous
+async def test_damaged_row_stops_no_other_batch(bench: Bench) -> None:
+    damaged = await bench.add(numbered(1))
+    live = await bench.add(numbered(1))
+    statement = "UPDATE batches SET body = '{\"id\": 5}' WHERE id = ?"
+    bench.store.database._connection.transact(lambda execute: execute(statement, damaged.id))
+    one = runner.Runner(bench.store, bench.broker, bench.config, "")  # type: ignore[arg-type]
+    running = asyncio.create_task(one.run())
+    await until(lambda: bench.find(live).status == "completed" or running.done())
+    one.drain()
+    await running
+
+
+def test_health_file_is_touched_beside_a_slow_database(bench: Bench, tmp_path: Path) -> None:
+    async def check() -> None:
+        health, free = tmp_path / "health", threading.Event()
+        one = runner.Runner(bench.store, bench.broker, bench.config, str(health))  # type: ignore[arg-type]
+        one._health.due = 0.0
+        with (
+            patch.object(runner, "HEALTH_INTERVAL_S", 0.001),
+            patch.object(bench.store.database, "claim_batch", side_effect=lambda *_: free.wait(30) and None),
+        ):
+            running = asyncio.create_task(one.run())
+            await until(health.exists)
+            health.unlink()
+            one._health.due = 0.0
+            await until(health.exists)
+            free.set()
+            one.drain()
+            await running
+
+    asyncio.run(asyncio.wait_for(check(), 30))

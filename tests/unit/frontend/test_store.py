@@ -9,9 +9,8 @@ import pytest
 
 from frontend.batches.errors import ForeignStoreError, StoreError
 from frontend.batches.rows import File, FilePart, make_id
-from frontend.batches.shared_settings import compare_settings
 from frontend.batches.store import Store, open_store
-from frontend.config import Config, StoreConfig
+from frontend.config import StoreConfig
 
 #: Ids as those that `make_id` returns.
 FILES = [make_id("file-", number, b"12345678") for number in range(3)]
@@ -121,15 +120,6 @@ def test_server_starts_without_its_database(tmp_path: Path) -> None:
     store.check_at_start()
     with pytest.raises(StoreError, match="the database of --database cannot be used"):
         asyncio.run(store.check_once())
-
-
-def test_different_settings_are_named(store: Store) -> None:
-    database = store.database
-    assert compare_settings(database, Config(max_inputs=9), "frontends", "runners") == []
-    texts = ["--max-inputs is 2048, but 9 in frontends", "--truncate is 'end', but '' in frontends"]
-    assert compare_settings(database, Config(truncate="end"), "runners", "frontends") == texts
-    assert len(compare_settings(database, Config(max_inputs=9), "frontends", "runners")) == 2
-    assert compare_settings(database, Config(truncate="end"), "frontends", "runners") == []
 
 
 def test_unusable_data_folder_is_named(tmp_path: Path) -> None:
