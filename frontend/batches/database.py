@@ -128,7 +128,8 @@ class Database:
             if max_open and execute(count, batch.owner)[0][0] >= max_open:
                 raise TooManyBatchesError
             values = batch.id, batch.owner, batch.input_file_id, int(batch.is_open), batch.status
-            execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, 0, '', ?, ?)", *values, batch.created_at, encode(batch))
+            turn = batch.created_at + self._connection.clock_offset_s
+            execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, 0, '', ?, ?)", *values, turn, encode(batch))
             return True
 
         return self._connection.transact(add)
@@ -170,10 +171,8 @@ class Database:
         """Lease the oldest open batch that no runner holds, of another owner than these, to the runner `holder`.
 
         The age of a batch that was released because it waits begins at its release. Batches that are `deferred` are
-        left to other runners, unless they have been cancelled.
-
-        Return None if there is none, or if another runner has claimed the batch at the same moment. Raise
-        `DamagedRowError` if the row cannot be decoded.
+        left to other runners, unless they have been cancelled. Return None if there is none, or if another runner has
+        claimed the batch at the same moment. Raise `DamagedRowError` if the row cannot be decoded.
         """
         now += self._connection.clock_offset_s
         others = exclude("owner", busy_owners) + exclude("id", deferred)

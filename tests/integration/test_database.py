@@ -170,16 +170,17 @@ def test_batches_are_listed_by_owner(database: Database) -> None:
 def test_oldest_free_batch_is_claimed(open_database: Callable[[], Database]) -> None:
     one, other = open_database(), open_database()
     first, second = add_batch(one), add_batch(one)
-    assert one.claim_batch("one", 100, 30) == first
-    assert other.claim_batch("other", 100, 30) == second
+    # A second after their creation, because the clock of PostgreSQL may be late by less.
+    assert one.claim_batch("one", 101, 30) == first
+    assert other.claim_batch("other", 101, 30) == second
     assert one.claim_batch("one", 129, 30) is None
     assert one.renew_lease(first.id, "one", 129, 30) == first
-    assert one.claim_batch("third", 131, 30) == second
-    assert other.renew_lease(second.id, "other", 131, 30) is None
+    assert one.claim_batch("third", 132, 30) == second
+    assert other.renew_lease(second.id, "other", 132, 30) is None
     one.release_lease(first.id, "other")
-    assert one.claim_batch("other", 132, 30) is None
+    assert one.claim_batch("other", 133, 30) is None
     one.release_lease(first.id, "one")
-    assert other.claim_batch("other", 132, 30) == first
+    assert other.claim_batch("other", 133, 30) == first
 
 
 def test_waiting_batches_are_claimed_after_others(database: Database) -> None:
