@@ -240,7 +240,7 @@ BUGS = [
     Bug("a refused batch pushes on", "frontend/batches/pace.py", "return now >= self.paused_until and (", "return (", ("tests/unit/frontend/test_batch_pace.py",)),
     Bug("a refused line is lost", "frontend/batches/sending.py", "        heapq.heappush(self._waiting, (part.lines[index].number, part, index))\n        if str", "        part.settle(index, None)\n        if str", ("tests/unit/frontend/test_batch_runs.py",)),
     Bug("a batch mixes revisions", "frontend/batches/answering.py", "        if revision != self._revision:", "        if False:", ("tests/unit/frontend/test_batch_runs.py",)),
-    Bug("a chunk is committed without its lease", "frontend/batches/database.py", "SET holder = holder WHERE id = ? AND holder = ? AND", "SET holder = holder WHERE id = ? AND ? <> '' AND", ("tests/unit/frontend/test_batch_runs.py",)),
+    Bug("a chunk is committed without its lease", "frontend/batches/statements.py", "SET holder = holder WHERE id = ? AND holder = ? AND", "SET holder = holder WHERE id = ? AND ? <> '' AND", ("tests/unit/frontend/test_batch_runs.py",)),
     Bug("a continued batch begins at its first line", "frontend/batches/batch_run.py", "offset, lines, part_lines = last.input_offset_end, last.end_line, FIRST_PART_LINES", "offset, lines, part_lines = 0, 0, FIRST_PART_LINES", ("tests/unit/frontend/test_batch_runs.py",)),
     Bug("lines after a gap are committed", "frontend/batches/batch_run.py", "                if not skipped:\n                    break\n", "                if not skipped:\n                    continue\n", ("tests/unit/frontend/test_batch_runs.py",)),
 ]  # fmt: skip
@@ -374,6 +374,10 @@ BUGS += [
     Bug("a shorter stdin ends the output", "scripts/embed_store.py", "if saved and max(saved) >= parts:", "if False:", ("tests/unit/test_embed_files.py",)),
     Bug("a runner forgets a cancellation", ROWS, 'if current.status == "cancelling" and new.is_open:', "if False:", ROW_TESTS),
     Bug("a runner overwrites the counts", ROWS, "    new.completed, new.failed, new.input_tokens = ", "    _ = ", ROW_TESTS),
+    Bug("the search for leftovers removes files of others", ROWS, "    return _KEY.fullmatch(key) is not None", "    return True", ("tests/unit/frontend/test_store.py",)),
+    Bug("the file store of another database is used", "frontend/batches/store.py", "identity) != identity:", "identity) != identity and False:", ("tests/unit/frontend/test_store.py",)),
+    Bug("gzip is decoded at once", "frontend/rest/incoming_bodies.py", "self._gzip.decompress(part, _STEP_BYTES)", "self._gzip.decompress(part)", ("tests/unit/frontend/test_incoming_bodies.py",)),
+    Bug("a client takes all uploads", "frontend/rest/upload_slots.py", "max_open // SHARE", "max_open", ("tests/unit/frontend/test_upload_slots.py",)),
     Bug("ended batches are cancelled", ROWS, "    if batch.is_open and batch.status", "    if batch.status", ROW_TESTS),
 ]  # fmt: skip
 BUGS += [Bug(bug.name, bug.path, bug.right, bug.wrong, bug.arguments) for bug in MODEL_BUGS]

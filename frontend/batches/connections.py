@@ -181,7 +181,8 @@ class _PostgresSession:
 
     def _read_clock(self) -> None:
         row = self._execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())::double precision")[0]
-        self.clock_offset_s = row[0] - time.time()
+        # Whole seconds: less does not matter to a lease, and the answer takes time.
+        self.clock_offset_s = float(round(row[0] - time.time()))
 
     def _create_tables(self) -> None:
         """Create the tables, unless the last one exists: the user may not be allowed to create any."""

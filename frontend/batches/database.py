@@ -5,20 +5,26 @@ leases are kept by the database's clock, so that the clocks of hosts may differ.
 """
 
 from collections.abc import Collection, Sequence
-from typing import TypeVar
 
 import msgspec
 
 from frontend.batches.connections import Connection, Execute
 from frontend.batches.errors import DamagedRowError, TooManyBatchesError
 from frontend.batches.rows import OPEN, Batch, Chunk, File, FilePart, add_chunk, cancel, make_id, merge_batch
+from frontend.batches.statements import (
+    IS_READ,
+    decode,
+    delete_file,
+    encode,
+    exclude,
+    insert_file,
+    lock_batch,
+    sum_bytes,
+    update_batch,
+)
 
-R = TypeVar("R", File, Batch)
-
-#: `expires_at` of a file that does not expire, and of a file that its owner has deleted while a batch reads it.
-_NEVER, _DELETED = 2**62, 0
-#: Condition of a file: an open batch reads it.
-_IS_READ = "EXISTS (SELECT 1 FROM batches WHERE input_file_id = files.id AND is_open = 1)"
+#: `expires_at` of a file that its owner has deleted while a batch reads it.
+_DELETED = 0
 #: `lease_until` of a batch that was cancelled while no runner had it.
 _CANCELLED = -1.0
 #: Most files that one call removes.
@@ -44,10 +50,10 @@ class Database:
         """
 
         def add(execute: Execute) -> bool:
-            stored = _sum_bytes(execute, file.owner, file.created_at) if max_stored_bytes else 0
+            stored = sum_bytes(execute, file.owner, file.created_at) if max_stored_bytes else 0
             if max_stored_bytes and stored + file.bytes > max_stored_bytes:
                 return False
-            _insert_file(execute, file, parts)
+            insert_file(execute, file, parts)
             return True
 
         return self._connection.transact(add)
@@ -56,7 +62,7 @@ class Database:
         """Return a file of this owner that has neither expired nor been deleted."""
         statement = "SELECT body FROM files WHERE id = ? AND owner = ? AND expires_at > ?"
         rows = self._connection.read(lambda execute: execute(statement, file_id, owner, int(now)))
-        return _decode(rows, File)
+        return decode(rows, File)
 
     def list_parts(self, file: str) -> list[FilePart]:
         """Return the parts of a file in order, also if the file has expired or been deleted while a batch reads it."""
@@ -84,7 +90,7 @@ class Database:
         def remove(execute: Execute) -> list[str] | None:
             statement = "UPDATE files SET expires_at = ? WHERE id = ? AND owner = ? AND expires_at > ? RETURNING id"
             found = execute(statement, _DELETED, file_id, owner, int(now))
-            return _delete_file(execute, file_id) if found else None
+            return delete_file(execute, file_id) if found else None
 
         return self._connection.transact(remove)
 
@@ -96,15 +102,15 @@ class Database:
 
         def pop(execute: Execute) -> list[str]:
             statement = f"""UPDATE files SET expires_at = expires_at WHERE id IN (
-                SELECT id FROM files WHERE expires_at <= ? AND NOT {_IS_READ}
+                SELECT id FROM files WHERE expires_at <= ? AND NOT {IS_READ}
                 ORDER BY expires_at LIMIT {MAX_REMOVED}) RETURNING id"""
-            return [key for (file_id,) in execute(statement, int(now)) for key in _delete_file(execute, file_id)]
+            return [key for (file_id,) in execute(statement, int(now)) for key in delete_file(execute, file_id)]
 
         return self._connection.transact(pop)
 
     def sum_bytes(self, owner: str, now: float) -> int:
         """Return the size of all files of an owner, of those that open batches read, and of their results so far."""
-        return self._connection.read(lambda execute: _sum_bytes(execute, owner, now))
+        return self._connection.read(lambda execute: sum_bytes(execute, owner, now))
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
@@ -122,8 +128,8 @@ class Database:
             if max_open and execute(count, batch.owner)[0][0] >= max_open:
                 raise TooManyBatchesError
             values = batch.id, batch.owner, batch.input_file_id, int(batch.is_open), batch.status
-            statement = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, 0, '', ?, ?)"
-            execute(statement, *values, batch.created_at, _encode(batch))
+            turn = batch.created_at + self._connection.clock_offset_s
+            execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, 0, '', ?, ?)", *values, turn, encode(batch))
             return True
 
         return self._connection.transact(add)
@@ -131,7 +137,7 @@ class Database:
     def find_batch(self, batch_id: str, owner: str) -> Batch | None:
         """Return a batch of this owner."""
         statement = "SELECT body FROM batches WHERE id = ? AND owner = ?"
-        return _decode(self._connection.read(lambda execute: execute(statement, batch_id, owner)), Batch)
+        return decode(self._connection.read(lambda execute: execute(statement, batch_id, owner)), Batch)
 
     def list_batches(self, owner: str, *, after: str = "", limit: int) -> tuple[list[Batch], bool]:
         """Return batches of an owner, the latest first, and whether there are more; see `list_files`."""
@@ -143,9 +149,9 @@ class Database:
 
         def change(execute: Execute) -> Batch | None:
             statement = "UPDATE batches SET is_open = is_open WHERE id = ? AND owner = ? RETURNING body"
-            batch = _decode(execute(statement, batch_id, owner), Batch)
+            batch = decode(execute(statement, batch_id, owner), Batch)
             if batch:
-                _update_batch(execute, cancel(batch, int(now)))
+                update_batch(execute, cancel(batch, int(now)))
                 # The next claim takes a cancelled batch first, also if the batch is deferred.
                 execute("UPDATE batches SET lease_until = ? WHERE id = ? AND holder = ''", _CANCELLED, batch_id)
             return batch
@@ -169,9 +175,8 @@ class Database:
         claimed the batch at the same moment. Raise `DamagedRowError` if the row cannot be decoded.
         """
         now += self._connection.clock_offset_s
-        excluded = (("owner", busy_owners), ("id", deferred))
-        others = "".join(f" AND {column} NOT IN ({', '.join('?' * len(ids))})" for column, ids in excluded if ids)
-        others = f"AND (lease_until = {_CANCELLED} OR (1 = 1{others}))"
+        others = exclude("owner", busy_owners) + exclude("id", deferred)
+        others = f"AND (lease_until = {_CANCELLED} OR (1 = 1 {others}))"
         statement = f"""UPDATE batches SET holder = ?, lease_until = ? WHERE lease_until <= ? AND id = (
             SELECT id FROM batches WHERE is_open = 1 AND lease_until <= ? {others} ORDER BY lease_until, id LIMIT 1)
             RETURNING id, body"""
@@ -192,13 +197,14 @@ class Database:
         """Renew a lease. Return the current row, which may have been cancelled, or None if the lease is lost."""
         now += self._connection.clock_offset_s
         statement = "UPDATE batches SET lease_until = ? WHERE id = ? AND holder = ? AND is_open = 1 RETURNING body"
-        return _decode(
+        return decode(
             self._connection.transact(lambda execute: execute(statement, now + lease_s, batch_id, holder)), Batch
         )
 
     def release_lease(self, batch_id: str, holder: str, turn: float = 0.0) -> None:
         """Let other runners claim the batch at once, after the batches with an earlier `turn`."""
         statement = "UPDATE batches SET holder = '', lease_until = ? WHERE id = ? AND holder = ?"
+        turn = turn and turn + self._connection.clock_offset_s
         self._connection.transact(lambda execute: execute(statement, turn, batch_id, holder))
 
     def save_batch(self, batch: Batch, holder: str) -> bool:
@@ -208,9 +214,9 @@ class Database:
         """
 
         def save(execute: Execute) -> bool:
-            current = _lock_batch(execute, batch.id, holder)
+            current = lock_batch(execute, batch.id, holder)
             if current:
-                _update_batch(execute, merge_batch(current, msgspec.structs.replace(batch)))
+                update_batch(execute, merge_batch(current, msgspec.structs.replace(batch)))
             return current is not None
 
         return self._connection.transact(save)
@@ -219,13 +225,13 @@ class Database:
         """Commit a chunk and its counts at once. Return False if the lease is lost or the chunk has been committed."""
 
         def commit(execute: Execute) -> bool:
-            current = _lock_batch(execute, chunk.batch, holder)
+            current = lock_batch(execute, chunk.batch, holder)
             if current is None:
                 return False
             statement = "INSERT INTO chunks VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING number"
-            if not execute(statement, chunk.batch, chunk.number, _encode(chunk)):
+            if not execute(statement, chunk.batch, chunk.number, encode(chunk)):
                 return False
-            _update_batch(execute, add_chunk(current, chunk))
+            update_batch(execute, add_chunk(current, chunk))
             size = chunk.output_bytes + chunk.error_bytes
             execute("UPDATE batches SET bytes = bytes + ? WHERE id = ?", size, chunk.batch)
             return True
@@ -245,12 +251,12 @@ class Database:
         """
 
         def finish(execute: Execute) -> bool:
-            current = _lock_batch(execute, batch.id, holder)
+            current = lock_batch(execute, batch.id, holder)
             if current is None:
                 return False
             for file, parts in files:
-                _insert_file(execute, file, parts)
-            _update_batch(execute, merge_batch(current, msgspec.structs.replace(batch)))
+                insert_file(execute, file, parts)
+            update_batch(execute, merge_batch(current, msgspec.structs.replace(batch)))
             execute("DELETE FROM chunks WHERE batch = ?", batch.id)
             execute("UPDATE batches SET holder = '', lease_until = 0 WHERE id = ?", batch.id)
             return True
@@ -307,44 +313,3 @@ class Database:
             ORDER BY id {order} LIMIT ?"""
         rows = self._connection.read(lambda execute: execute(statement, owner, *values, after, after, limit + 1))
         return [body for (body,) in rows[:limit]], len(rows) > limit
-
-
-def _encode(row: File | Batch | Chunk) -> str:
-    return msgspec.json.encode(row).decode()
-
-
-def _decode(rows: list[tuple[str]], kind: type[R]) -> R | None:
-    return msgspec.json.decode(rows[0][0], type=kind) if rows else None
-
-
-def _insert_file(execute: Execute, file: File, parts: Sequence[FilePart]) -> None:
-    expires_at = _NEVER if file.expires_at is None else file.expires_at
-    values = file.id, file.owner, file.purpose, file.bytes, expires_at, _encode(file)
-    execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", *values)
-    for part in parts:
-        execute("INSERT INTO parts VALUES (?, ?, ?, ?)", part.file, part.number, part.key, part.bytes)
-
-
-def _delete_file(execute: Execute, file_id: str) -> list[str]:
-    """Delete the rows of a file, which must be locked, unless an open batch reads it. Return its objects' keys."""
-    if execute("SELECT 1 FROM batches WHERE input_file_id = ? AND is_open = 1 LIMIT 1", file_id):
-        return []
-    execute("DELETE FROM files WHERE id = ?", file_id)
-    return [key for (key,) in execute("DELETE FROM parts WHERE file = ? RETURNING key", file_id)]
-
-
-def _sum_bytes(execute: Execute, owner: str, now: float) -> int:
-    files = f"SELECT COALESCE(SUM(bytes), 0) FROM files WHERE owner = ? AND (expires_at > ? OR {_IS_READ})"
-    results = "SELECT COALESCE(SUM(bytes), 0) FROM batches WHERE owner = ? AND is_open = 1"
-    return int(execute(files, owner, int(now))[0][0]) + int(execute(results, owner)[0][0])
-
-
-def _lock_batch(execute: Execute, batch_id: str, holder: str) -> Batch | None:
-    """Return the current row of a batch if the runner has its lease, and let no other transaction change it."""
-    statement = "UPDATE batches SET holder = holder WHERE id = ? AND holder = ? AND is_open = 1 RETURNING body"
-    return _decode(execute(statement, batch_id, holder), Batch)
-
-
-def _update_batch(execute: Execute, batch: Batch) -> None:
-    statement = "UPDATE batches SET is_open = ?, status = ?, body = ? WHERE id = ?"
-    execute(statement, int(batch.is_open), batch.status, _encode(batch), batch.id)

@@ -4,7 +4,18 @@ from typing import get_args
 
 import pytest
 
-from frontend.batches.rows import OPEN, Batch, Chunk, Status, add_chunk, cancel, make_id, merge_batch
+from frontend.batches.rows import (
+    OPEN,
+    Batch,
+    Chunk,
+    Status,
+    add_chunk,
+    cancel,
+    is_key,
+    is_unfinished_key,
+    make_id,
+    merge_batch,
+)
 
 
 def make_batch(status: Status = "in_progress", total: int = 0) -> Batch:
@@ -18,6 +29,17 @@ def test_ids_sort_by_time() -> None:
     ids = [make_id("file-", time, random) for time, random in [(9, b"\xff" * 8), (10, b"\0" * 8), (2**60, b"\0" * 8)]]
     assert ids == sorted(ids)
     assert all(len(one) == len("file-") + 32 for one in ids)
+
+
+def test_keys_of_objects_are_recognized() -> None:
+    file, batch = make_id("file-", 1, b"\0" * 8), make_id("batch_", 1, b"\0" * 8)
+    keys = [f"files/{file}", f"batches/{batch}/000000-0123abcd-output", f"batches/{batch}/1000000-0123abcd-errors"]
+    for key in keys:
+        assert is_key(key)
+        assert is_unfinished_key(f"{key}#1")
+    others = [f"files/{file}x", f"x/files/{file}", f"files/{batch}", f"batches/{batch}/000000-output", "vecmill-store"]
+    assert not any(map(is_key, others))
+    assert not any(map(is_unfinished_key, [*keys, f"files/{file}#", f"files/{file}#1x", "files/a#1"]))
 
 
 def test_saved_batch_keeps_committed_counts() -> None:
