@@ -187,8 +187,11 @@ class Run:
 
     def _check_errors(self) -> None:
         most = self._options.max_errors
-        if most and self._progress.errors > most:
-            raise ErrorLimitError(f"more than {most} rows have errors; see the error file, or raise --max-errors")
+        if most is not None and self._progress.errors > most:
+            number = f"more than {most:,} {'row has an error' if most == 1 else 'rows have errors'}"
+            raise ErrorLimitError(
+                f"{number if most else 'a row has an error'}; see the error file, or raise --max-errors"
+            )
 
     async def _pause(self, failure: RequestError) -> None:
         """Let no request start for a while. Raise `AwayError` if the server has not answered for too long."""

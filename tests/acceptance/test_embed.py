@@ -230,7 +230,9 @@ def test_rows_with_errors_are_listed_and_retried(embedder: Embedder) -> None:
     assert pq.read_table(embedder.output).equals(table)
     stopped = embedder.run(*flags, "--overwrite", "--max-errors", "1")
     assert stopped.returncode == 1
-    assert "more than 1 rows have errors" in stopped.stderr
+    assert "more than 1 row has an error" in stopped.stderr
+    stopped = embedder.run(*flags, "--overwrite", "--max-errors", "0")
+    assert (stopped.returncode, "a row has an error; see" in stopped.stderr) == (1, True), stopped.stderr
 
 
 def test_other_inputs_and_options_are_refused(embedder: Embedder) -> None:
