@@ -77,7 +77,7 @@ def begin(options: Options, store: Store, manifest: Manifest) -> Manifest:
             options.output.unlink(missing_ok=True)
     elif is_file and options.output.exists() and store.read_manifest() is None:
         raise RefusedError(f"{options.output} exists already; choose another output, or use --overwrite")
-    found = store.begin(manifest)
+    found = store.begin(manifest, retry=options.retry_errors)
     if options.retry_errors or (is_file and not options.output.exists()):
         found = msgspec.structs.replace(found, rows=None, digests=[])
         store.write_manifest(found)

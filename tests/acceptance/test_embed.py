@@ -228,6 +228,11 @@ def test_rows_with_errors_are_listed_and_retried(embedder: Embedder) -> None:
     again = embedder.run(*flags, "--retry-errors")
     assert again.returncode == 1
     assert pq.read_table(embedder.output).equals(table)
+    cut = embedder.run(*flags, "--retry-errors", "--truncate", "end")
+    assert (cut.returncode, "2 rows have errors" in cut.stderr) == (1, True), cut.stderr
+    assert pq.read_table(embedder.output).column("embedding").is_null().to_pylist() == [False] * 4 + [True] * 2
+    refused = embedder.run(*flags, "--retry-errors")
+    assert (refused.returncode, "begun with --truncate end" in refused.stderr) == (2, True), refused.stderr
     stopped = embedder.run(*flags, "--overwrite", "--max-errors", "1")
     assert stopped.returncode == 1
     assert "more than 1 row has an error" in stopped.stderr
