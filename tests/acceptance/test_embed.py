@@ -214,6 +214,8 @@ def test_rows_with_errors_are_listed_and_retried(embedder: Embedder) -> None:
     flags = (embedder.input, "-o", embedder.output, "--text", "body", "--id", "doc")
     done = embedder.run(*flags)
     assert done.returncode == 1, done.stderr
+    assert "4 rows in " in done.stderr
+    assert "2 rows without text, 3 errors" in done.stderr
     errors = [json.loads(line) for line in (embedder.output / "_errors.jsonl").read_text().splitlines()]
     assert [(error["row"], error["id"], error["code"]) for error in errors] == [
         (1, "d1", "context_length_exceeded"),
@@ -330,7 +332,20 @@ def test_wrong_requests_are_refused_with_a_reason(embedder: Embedder) -> None:
         assert refused.returncode == 2, (flags, refused.stderr)
         assert text in refused.stderr
         assert "Traceback" not in refused.stderr
+        # No summary, which reads like success.
+        assert "rows/s" not in refused.stderr
     assert pq.read_table(earlier).num_rows == 2
+
+
+def test_dry_run_estimates_without_an_output(embedder: Embedder) -> None:
+    flags = (embedder.input, "-o", embedder.output, "--text", "body", "--dimensions", "4")
+    refused = embedder.run(*flags, "--dry-run", "--input-type", "zz")
+    assert (refused.returncode, "refuses the request: input_type is 'zz'" in refused.stderr) == (2, True)
+    estimated = embedder.run(*flags, "--dry-run")
+    assert estimated.returncode == 0, estimated.stderr
+    assert estimated.stdout.startswith("2,500 rows, 0 without text, and "), estimated.stdout
+    assert "tokens and less than 1 s, by the length and the time of the first request" in estimated.stdout
+    assert not embedder.output.exists()
 
 
 def test_local_server_lives_as_long_as_the_run(tmp_path: Path) -> None:
