@@ -144,6 +144,8 @@ def summarize(options: Options, progress: Progress, revision: str) -> Iterator[N
 def end(options: Options, store: Store, manifest: Manifest, rows: int) -> None:
     """Write the single file of an output, and note that all rows are written."""
     store.check_end(math.ceil(rows / manifest.part_rows))
+    if not rows:
+        raise RefusedError(f"the inputs have no rows, so that {options.output} is not written; check the inputs")
     if options.format != "parquet":
         export_file(store, options.output, options.format, rows, with_ids=bool(options.id))
     store.write_manifest(msgspec.structs.replace(manifest, rows=rows, digests=store.list_digests()))

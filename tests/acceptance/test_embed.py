@@ -337,6 +337,15 @@ def test_wrong_requests_are_refused_with_a_reason(embedder: Embedder) -> None:
     assert pq.read_table(earlier).num_rows == 2
 
 
+@pytest.mark.parametrize("name", ["out", "out.npy", "out.jsonl"])
+def test_inputs_without_rows_are_refused(embedder: Embedder, name: str) -> None:
+    output = embedder.folder / name
+    refused = embedder.run("-", "-o", output)
+    assert (refused.returncode, "the inputs have no rows" in refused.stderr) == (2, True), refused.stderr
+    assert not output.is_file()
+    assert embedder.run("-", "-o", output, stdin=b"text\n").returncode == 0
+
+
 def test_dry_run_estimates_without_an_output(embedder: Embedder) -> None:
     flags = (embedder.input, "-o", embedder.output, "--text", "body", "--dimensions", "4")
     refused = embedder.run(*flags, "--dry-run", "--input-type", "zz")
