@@ -372,6 +372,8 @@ def test_local_server_lives_as_long_as_the_run(tmp_path: Path) -> None:
 
     until(has_ended, 100, "the end of the run")
     assert program.wait() == 0, program.output
+    assert "ready after" not in program.output
+    assert "open requests" not in program.output
     assert len(servers) >= 4
     assert not any(map(alive, servers))
     assert np.allclose(np.load(tmp_path / "out.npy"), [row["vector"] for row in golden], atol=1e-5)

@@ -18,6 +18,7 @@ from embed import begin  # noqa: E402  after the path is set
 from embed_errors import RefusedError  # noqa: E402
 from embed_export import export_file  # noqa: E402
 from embed_inputs import Part, count_rows, find_inputs, read_parts  # noqa: E402
+from embed_local import show_messages  # noqa: E402
 from embed_options import DTYPES, Options  # noqa: E402
 from embed_part import OpenPart, make_vectors, read_vectors  # noqa: E402
 from embed_plan import Answer, Manifest, RowError  # noqa: E402
@@ -131,6 +132,16 @@ def test_missing_and_unreadable_inputs_are_refused(tmp_path: Path) -> None:
             read_all(tmp_path / name)
     with pytest.raises(RefusedError, match="given twice"):
         find_inputs([str(tmp_path / "a.parquet")] * 2, "", has_fields=True)
+
+
+def test_messages_of_a_ready_server_wait(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    path = tmp_path / "messages"
+    path.write_bytes(b"starting\nvecmill: ready after 1 s\nstopping\n")
+    with path.open("rb") as file:
+        end = show_messages(file.fileno(), show_messages(file.fileno(), 0, b"ready after"), b"ready after")
+        assert (end, capfdbinary.readouterr().err) == (9, b"starting\n")
+        show_messages(file.fileno(), end)
+    assert capfdbinary.readouterr().err == b"vecmill: ready after 1 s\nstopping\n"
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------
