@@ -1,7 +1,7 @@
 """Bytes of files in a local folder or in S3, through obstore. Methods run on the event loop.
 
-An object is written once and never changed, except that the object of a chunk may be written again with the same
-content. An object is complete or missing: S3 and obstore's folders put it into place at the end.
+An object never changes; a write that failed may be repeated with the same content. An object is complete or missing:
+S3 and obstore's folders put it into place at the end.
 """
 
 import asyncio
@@ -139,8 +139,9 @@ class Contents:
         """Write an object of a local folder, and its name, to the disk. obstore itself does not sync."""
         if self._folder:
             path = self._folder / key
-            await asyncio.to_thread(sync_path, path)
-            await asyncio.to_thread(sync_path, path.parent)
+            # All folders up to the store's, because those between may be new.
+            above = [parent for parent in path.parents if parent.is_relative_to(self._folder)]
+            await asyncio.to_thread(_sync_paths, [path, *above])
 
     async def delete(self, keys: Iterable[str]) -> None:
         """Delete objects. Those that do not exist are ignored."""
@@ -247,6 +248,11 @@ class Contents:
             raise convert_error(self.name, error) from None
 
 
+def _sync_paths(paths: Iterable[Path]) -> None:
+    for path in paths:
+        sync_path(path)
+
+
 def open_contents(url: str, data: Path) -> Contents:
     """Return the file store at a URL, or the folder `files` in `data` if the URL is empty.
 
@@ -256,7 +262,9 @@ def open_contents(url: str, data: Path) -> Contents:
         folder = Path(url.removeprefix("file://")) if url else data / "files"
         name = f"the file store {folder}"
         try:
-            os.makedirs(folder, exist_ok=True)
+            if not folder.is_dir():
+                os.makedirs(folder, exist_ok=True)
+                sync_path(folder.absolute().parent)
             return Contents(LocalStore(folder.absolute(), automatic_cleanup=True), folder.absolute(), name)
         except (obstore.exceptions.BaseError, OSError) as error:
             raise convert_error(name, error) from None

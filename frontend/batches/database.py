@@ -1,6 +1,7 @@
 """Rows of files and batches in SQLite or PostgreSQL. Methods block and may be called from any thread.
 
-All methods raise `StoreError` if the database cannot be used. Times are seconds since 1970.
+All methods raise `StoreError` if the database cannot be used. Times are seconds since 1970, by this host's clock;
+leases are kept by the database's clock, so that the clocks of hosts may differ.
 """
 
 from collections.abc import Collection, Sequence
@@ -54,13 +55,13 @@ class Database:
     def find_file(self, file_id: str, owner: str, now: float) -> File | None:
         """Return a file of this owner that has neither expired nor been deleted."""
         statement = "SELECT body FROM files WHERE id = ? AND owner = ? AND expires_at > ?"
-        rows = self._connection.transact(lambda execute: execute(statement, file_id, owner, int(now)))
+        rows = self._connection.read(lambda execute: execute(statement, file_id, owner, int(now)))
         return _decode(rows, File)
 
     def list_parts(self, file: str) -> list[FilePart]:
         """Return the parts of a file in order, also if the file has expired or been deleted while a batch reads it."""
         statement = "SELECT file, number, key, bytes FROM parts WHERE file = ? ORDER BY number"
-        return [FilePart(*row) for row in self._connection.transact(lambda execute: execute(statement, file))]
+        return [FilePart(*row) for row in self._connection.read(lambda execute: execute(statement, file))]
 
     def list_files(
         self, owner: str, now: float, *, purpose: str = "", after: str = "", limit: int, ascending: bool = False
@@ -103,7 +104,7 @@ class Database:
 
     def sum_bytes(self, owner: str, now: float) -> int:
         """Return the size of all files of an owner, of those that open batches read, and of their results so far."""
-        return self._connection.transact(lambda execute: _sum_bytes(execute, owner, now))
+        return self._connection.read(lambda execute: _sum_bytes(execute, owner, now))
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
@@ -131,7 +132,7 @@ class Database:
     def find_batch(self, batch_id: str, owner: str) -> Batch | None:
         """Return a batch of this owner."""
         statement = "SELECT body FROM batches WHERE id = ? AND owner = ?"
-        return _decode(self._connection.transact(lambda execute: execute(statement, batch_id, owner)), Batch)
+        return _decode(self._connection.read(lambda execute: execute(statement, batch_id, owner)), Batch)
 
     def list_batches(self, owner: str, *, after: str = "", limit: int) -> tuple[list[Batch], bool]:
         """Return batches of an owner, the latest first, and whether there are more; see `list_files`."""
@@ -170,6 +171,7 @@ class Database:
         Return None if there is none, or if another runner has claimed the batch at the same moment. Raise
         `DamagedRowError` if the row cannot be decoded.
         """
+        now += self._connection.clock_offset_s
         excluded = [(column, values) for column, values in (("owner", busy_owners), ("id", deferred)) if values]
         others = "".join(f" AND {column} NOT IN ({', '.join('?' * len(values))})" for column, values in excluded)
         others = f"AND (lease_until = {_CANCELLED} OR (1 = 1{others}))"
@@ -186,11 +188,12 @@ class Database:
     def count_open(self) -> dict[str, int]:
         """Return the number of batches that have not ended, by status."""
         statement = "SELECT status, COUNT(*) FROM batches WHERE is_open = 1 GROUP BY status"
-        counts: dict[str, int] = dict(self._connection.transact(lambda execute: execute(statement)))
+        counts: dict[str, int] = dict(self._connection.read(lambda execute: execute(statement)))
         return {status: counts.get(status, 0) for status in OPEN}
 
     def renew_lease(self, batch_id: str, holder: str, now: float, lease_s: float) -> Batch | None:
         """Renew a lease. Return the current row, which may have been cancelled, or None if the lease is lost."""
+        now += self._connection.clock_offset_s
         statement = "UPDATE batches SET lease_until = ? WHERE id = ? AND holder = ? AND is_open = 1 RETURNING body"
         return _decode(
             self._connection.transact(lambda execute: execute(statement, now + lease_s, batch_id, holder)), Batch
@@ -235,7 +238,7 @@ class Database:
     def list_chunks(self, batch: str) -> list[Chunk]:
         """Return the committed chunks of an open batch in order."""
         statement = "SELECT body FROM chunks WHERE batch = ? ORDER BY number"
-        rows = self._connection.transact(lambda execute: execute(statement, batch))
+        rows = self._connection.read(lambda execute: execute(statement, batch))
         return [msgspec.json.decode(body, type=Chunk) for (body,) in rows]
 
     def finish_batch(self, batch: Batch, holder: str, files: Sequence[tuple[File, Sequence[FilePart]]] = ()) -> bool:
@@ -289,7 +292,7 @@ class Database:
                     unused.add(key)
             return unused
 
-        return self._connection.transact(find)
+        return self._connection.read(find)
 
     def _list(
         self,
@@ -305,7 +308,7 @@ class Database:
         sign, order = (">", "ASC") if ascending else ("<", "DESC")
         statement = f"""SELECT body FROM {table} WHERE owner = ? AND {condition} AND (id {sign} ? OR ? = '')
             ORDER BY id {order} LIMIT ?"""
-        rows = self._connection.transact(lambda execute: execute(statement, owner, *values, after, after, limit + 1))
+        rows = self._connection.read(lambda execute: execute(statement, owner, *values, after, after, limit + 1))
         return [body for (body,) in rows[:limit]], len(rows) > limit
 
 

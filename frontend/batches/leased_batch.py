@@ -12,6 +12,7 @@ from frontend.batches.errors import MissingContentError, StoreError, StoreFullEr
 from frontend.batches.rows import Batch, Chunk, File, FilePart
 from frontend.batches.sending import Stop
 from frontend.batches.store import Store
+from frontend.batches.threads import call_database
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class LeasedBatch:
 
     async def _ask(self, method: Callable[..., T], *arguments: object) -> T:
         """Call a method of the database, which blocks."""
-        return await self.insist(lambda: asyncio.to_thread(method, *arguments))
+        return await self.insist(lambda: call_database(method, *arguments))
 
 
 async def wait_for(event: asyncio.Event, timeout_s: float) -> None:

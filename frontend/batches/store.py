@@ -8,6 +8,7 @@ from frontend.batches.connections import DATABASE_NAME, connect
 from frontend.batches.contents import Contents, open_contents
 from frontend.batches.database import Database
 from frontend.batches.errors import ForeignStoreError, StoreError, convert_error
+from frontend.batches.threads import call_database
 from frontend.config import StoreConfig
 
 #: Age at which an object without a row is a leftover of a killed process, in seconds. An upload gets its row when it is
@@ -60,9 +61,9 @@ class Store:
 
         Return the number of removed objects.
         """
-        await asyncio.to_thread(self.database.remove_batches, now - BATCH_AGE_S)
+        await call_database(self.database.remove_batches, now - BATCH_AGE_S)
         count = 0
-        while keys := await asyncio.to_thread(self.database.pop_expired_files, now):
+        while keys := await call_database(self.database.pop_expired_files, now):
             await self.contents.delete(keys)
             count += len(keys)
         return count
@@ -72,7 +73,7 @@ class Store:
         await asyncio.to_thread(self.check)
         count = await asyncio.to_thread(self.contents.remove_unfinished, max(min_age_s, UNFINISHED_AGE_S))
         async for keys in self.contents.list_old_keys(min_age_s):
-            unused = await asyncio.to_thread(self.database.find_unused_keys, keys)
+            unused = await call_database(self.database.find_unused_keys, keys)
             await self.contents.delete(unused)
             count += len(unused)
         return count

@@ -421,6 +421,20 @@ def test_files_belong_to_a_key(cluster: Cluster, tmp_path: Path) -> None:
     assert len(list_stored(cluster.folder)) == 2
 
 
+def test_files_without_owner_are_named(cluster: Cluster, tmp_path: Path) -> None:
+    first = start(cluster)
+    file = connect(cluster).files.create(file=("a.jsonl", LINE), purpose="batch")
+    first.close()
+    second = start(cluster, "--api-keys", write_keys(tmp_path / "keys.toml", "one"))
+    assert "files that were made without API keys exist, which no key finds" in second.output
+    client = connect(cluster, "vm-one")
+    assert list(client.files.list()) == []
+    # As docs/batches.md describes.
+    statement = "UPDATE files SET owner = 'key one' WHERE owner = ''"
+    open_files(cluster).database._connection.transact(lambda execute: execute(statement))
+    assert [one.id for one in client.files.list()] == [file.id]
+
+
 def test_lists_have_pages(cluster: Cluster) -> None:
     start(cluster, "--processes", "2")
     client = connect(cluster)

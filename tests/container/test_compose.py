@@ -100,6 +100,16 @@ def test_image_is_small_and_has_no_tools(image: str) -> None:
     assert run_command("docker", "run", "--rm", image, "python", "-c", script).split() == ["None"] * 3
 
 
+def test_frontend_and_runner_share_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"VECMILL_FRONTEND_MAX_INPUTS": "9", "VECMILL_FRONTEND_FILE_STORE": "s3://a/b", "AWS_REGION": "r"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    services = json.loads(run_command("docker", "compose", "config", "--format", "json"))["services"]
+    frontend, batches = services["frontend"]["environment"], services["batches"]["environment"]
+    assert batches.items() <= frontend.items()
+    assert given.items() <= batches.items()
+
+
 @pytest.mark.parametrize("device", ["gpu", "npu"])
 def test_overlay_gives_the_worker_the_device(device: str) -> None:
     text = run_command(

@@ -101,7 +101,8 @@ class Bench:
     """A store in a folder, a broker, and the batches in them."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        self.store: Store = open_store(StoreConfig(data=str(folder / "data")))
+        store = {name: value for name, value in settings.items() if name in StoreConfig.__struct_fields__}
+        self.store: Store = open_store(StoreConfig(data=str(folder / "data"), **store))
         self.config = Config(data=str(folder / "data"), **settings)
         self.broker = FakeBroker()
 

@@ -3,12 +3,14 @@
 import itertools
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from frontend.batches import connections
 from frontend.batches.connections import PostgresConnection, SqliteConnection, connect
 from frontend.batches.database import Database
 from frontend.batches.errors import StoreError, StoreFullError, TooManyBatchesError
@@ -25,6 +27,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+def drop_tables(url: str) -> None:
+    connection = PostgresConnection(url)
+    connection.transact(lambda execute: execute("DROP TABLE settings, files, parts, batches, chunks"))
+    connection.close()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def open_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Database]]:
     """Return a function that opens one more connection to the same, empty database."""
@@ -36,9 +44,7 @@ def open_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ca
         return opened[-1]
 
     if url:
-        connection = PostgresConnection(url)
-        connection.transact(lambda execute: execute("DROP TABLE settings, files, parts, batches, chunks"))
-        connection.close()
+        drop_tables(url)
     yield open_one
     for database in opened:
         database.close()
@@ -325,6 +331,45 @@ def test_failed_transaction_commits_nothing(database: Database) -> None:
     assert database.find_file(file.id, "", 200) == file
 
 
+def test_tables_are_created_after_a_failure(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop_tables(postgres)
+    one, other = Database(PostgresConnection(postgres)), Database(PostgresConnection(postgres))
+    with monkeypatch.context() as broken:
+        broken.setattr(connections, "SCHEMA", (*connections.SCHEMA, "CREATE nothing"))
+        with pytest.raises(StoreError, match="syntax error"):
+            one.sum_bytes("", 100)
+    add_file(one)
+    # A user who may not create tables can use those that exist.
+    monkeypatch.setattr(connections, "SCHEMA", ("CREATE nothing",))
+    assert other.sum_bytes("", 100) == 10
+    for database in (one, other):
+        database.close()
+
+
+def test_silent_server_is_given_up(postgres: str) -> None:
+    connection = PostgresConnection(f"{postgres}{'&' if '?' in postgres else '?'}keepalives_idle=7")
+    shown = connection.transact(lambda execute: execute("SHOW statement_timeout"))
+    assert shown == [("15s",)]
+    parameters = connection._writer._connection.info.get_parameters()
+    assert (parameters["tcp_user_timeout"], parameters["keepalives_idle"]) == ("10000", "7")
+    connection.close()
+
+
+def test_clocks_of_hosts_may_differ(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Database(PostgresConnection(postgres)), Database(PostgresConnection(postgres))
+    batch = add_batch(one)
+    while (claimed := one.claim_batch("one", time.time(), 6)) and claimed.id != batch.id:
+        pass
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 100)
+    other.count_open()
+    other.keep_setting("a", "b")
+    assert other.claim_batch("other", time.time(), 6) is None
+    assert one.renew_lease(batch.id, "one", time.time() - 100, 6)
+    for database in (one, other):
+        database.close()
+
+
 def test_lost_connection_is_opened_again(postgres: str) -> None:
     connection, other = PostgresConnection(postgres), PostgresConnection(postgres)
     database = Database(connection)
@@ -375,6 +420,22 @@ def test_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "vecmill.db").write_text("not a database" * 1000)
     with pytest.raises(StoreError, match=r"vecmill.db cannot be used: file is not a database$"):
         connect("", tmp_path)
+
+
+def test_readers_do_not_wait_for_writers(tmp_path: Path) -> None:
+    database = Database(connect("", tmp_path))
+    file = add_file(database)
+    other = sqlite3.connect(tmp_path / "vecmill.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writer = threading.Thread(target=add_file, args=(database,))
+    writer.start()
+    assert database.find_file(file.id, "", 200) == file
+    assert database.list_files("", 200, limit=5) == ([file], False)
+    assert writer.is_alive()
+    other.execute("COMMIT")
+    writer.join()
+    other.close()
+    database.close()
 
 
 def test_sqlite_waits_for_another_process(tmp_path: Path) -> None:

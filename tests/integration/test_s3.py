@@ -8,9 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from frontend.batches import batch_run
 from frontend.batches.contents import Contents, open_contents
-from frontend.batches.errors import StoreError
+from frontend.batches.errors import ForeignStoreError, StoreError, TooLargeError
 from frontend.batches.rows import FilePart
+from frontend.batches.store import open_store
+from frontend.config import StoreConfig
+from tests.harness.batches import Bench, FakeBroker, line
 from tests.harness.processes import Cluster, until
 from tests.harness.s3 import BUCKET, run_s3
 
@@ -75,6 +79,57 @@ def test_failed_upload_leaves_no_object(contents: Contents) -> None:
         with pytest.raises(ZeroDivisionError):
             await fail()
         assert await list_keys(contents) == []
+
+    run(check)
+
+
+def test_upload_beyond_the_limit_leaves_no_object(contents: Contents) -> None:
+    async def fail() -> None:
+        async with contents.upload(KEY, 8_000_000) as upload:
+            for _ in range(12):
+                await upload.write(b"x" * 1_000_000)
+
+    async def check() -> None:
+        with pytest.raises(TooLargeError):
+            await fail()
+        assert await list_keys(contents) == []
+
+    run(check)
+
+
+def test_leftovers_are_removed(variables: dict[str, str], contents: Contents, tmp_path: Path) -> None:
+    url = f"s3://{BUCKET}/{tmp_path.name}"
+    one, other = (open_store(StoreConfig(data=str(tmp_path / name), file_store=url)) for name in ("one", "other"))
+
+    async def check() -> None:
+        await contents.put(KEY, b"left")
+        await contents.put("files/notes.txt", b"of others")
+        assert await one.remove_orphans(3600) == 0
+        with pytest.raises(ForeignStoreError, match=f"^the file store {url} belongs to another database"):
+            await other.remove_orphans(-60)
+        assert await list_keys(contents) == [KEY]
+        assert await one.remove_orphans(-60) == 1
+        assert await list_keys(contents) == []
+        assert b"".join([block async for block in contents.read_range([FilePart("a", 0, "files/notes.txt", 9)])])
+
+    run(check)
+
+
+def test_batch_runs_in_s3(
+    variables: dict[str, str], contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_run, "FIRST_PART_LINES", 4)
+    bench = Bench(tmp_path, file_store=f"s3://{BUCKET}/{tmp_path.name}")
+
+    async def check() -> None:
+        bench.broker = FakeBroker()
+        batch = await bench.add([line(str(number), f"text {number}") for number in range(10)])
+        await bench.claim("0123456789abcdef").run()
+        row = bench.find(batch)
+        assert (row.status, row.completed) == ("completed", 10)
+        assert [one["custom_id"] for one in await bench.read(row.output_file_id)] == [*map(str, range(10))]
+        # The input and three chunks, all with keys that Vecmill makes.
+        assert len(await list_keys(contents)) == 4
 
     run(check)
 

@@ -23,10 +23,10 @@ from frontend.api.schemas import parse_caching
 from frontend.batches.errors import StoreError, TooManyBatchesError
 from frontend.batches.objects import render_batch, render_batches
 from frontend.batches.rows import Batch, make_id
+from frontend.batches.threads import call_database
 from frontend.config import ANSWER_SETTINGS, Config
 from frontend.rest.api_keys import Key
 from frontend.rest.routes.stored import (
-    call,
     check_room,
     get_owner,
     get_store,
@@ -45,7 +45,7 @@ async def create_batch(request: Request) -> HTTPResponse | None:
     store, owner = get_store(request), get_owner(request)
     body = parse_batch(request.body)
     file_id, now, key = body.input_file_id, int(time.time()), _get_key(request)
-    file = await call(store.database.find_file, file_id, owner, now) if is_id(file_id) else None
+    file = await call_database(store.database.find_file, file_id, owner, now) if is_id(file_id) else None
     if file is None:
         raise unknown_file(file_id, "input_file_id")
     if file.purpose != "batch":
@@ -69,7 +69,7 @@ async def create_batch(request: Request) -> HTTPResponse | None:
         served=list(list_names(request.app.ctx.broker.models)),
     )
     try:
-        added = await call(store.database.add_batch, batch, config.max_open_batches)
+        added = await call_database(store.database.add_batch, batch, config.max_open_batches)
     except TooManyBatchesError:
         raise too_many_batches(config.max_open_batches) from None
     if not added:
@@ -81,14 +81,16 @@ async def create_batch(request: Request) -> HTTPResponse | None:
 async def list_batches(request: Request) -> HTTPResponse | None:
     """GET /v1/batches: return a page of the key's batches."""
     store, page = get_store(request), read_page(request, MAX_BATCHES, DEFAULT_BATCHES)
-    rows, has_more = await call(store.database.list_batches, get_owner(request), after=page.after, limit=page.limit)
+    rows, has_more = await call_database(
+        store.database.list_batches, get_owner(request), after=page.after, limit=page.limit
+    )
     return await send_object(request, render_batches(rows, has_more))
 
 
 async def retrieve_batch(request: Request, batch_id: str) -> HTTPResponse | None:
     """GET /v1/batches/{batch_id}: return a batch's object."""
     store, batch_id = get_store(request), urllib.parse.unquote(batch_id)
-    batch = await call(store.database.find_batch, batch_id, get_owner(request)) if is_id(batch_id) else None
+    batch = await call_database(store.database.find_batch, batch_id, get_owner(request)) if is_id(batch_id) else None
     if batch is None:
         raise unknown_batch(batch_id)
     return await send_object(request, render_batch(batch))
@@ -98,7 +100,7 @@ async def cancel_batch(request: Request, batch_id: str) -> HTTPResponse | None:
     """POST /v1/batches/{batch_id}/cancel: let the runner end the batch with the results so far. The body is ignored."""
     store, batch_id = get_store(request), urllib.parse.unquote(batch_id)
     owner = get_owner(request)
-    batch = await call(store.database.cancel_batch, batch_id, owner, time.time()) if is_id(batch_id) else None
+    batch = await call_database(store.database.cancel_batch, batch_id, owner, time.time()) if is_id(batch_id) else None
     if batch is None:
         raise unknown_batch(batch_id)
     if not batch.is_open:

@@ -1,6 +1,8 @@
 """OpenAI's API of files: upload, list, describe, download and delete."""
 
 import asyncio
+import contextlib
+import logging
 import os
 import time
 import urllib.parse
@@ -23,9 +25,9 @@ from frontend.batches.errors import StoreError
 from frontend.batches.objects import render_file, render_files
 from frontend.batches.rows import File, FilePart, make_id
 from frontend.batches.store import open_store
+from frontend.batches.threads import call_database
 from frontend.config import Config
 from frontend.rest.routes.stored import (
-    call,
     check_room,
     get_owner,
     get_store,
@@ -35,6 +37,8 @@ from frontend.rest.routes.stored import (
 )
 from frontend.rest.unread_answers import UnreadAnswers
 from frontend.rest.uploads import Uploads
+
+log = logging.getLogger(__name__)
 
 OCTETS = "application/octet-stream"
 
@@ -48,6 +52,11 @@ async def start_store(app: Sanic) -> None:  # type: ignore[type-arg]
     config: Config = app.ctx.config
     app.ctx.store = await asyncio.to_thread(open_store, config) if config.data else None
     app.ctx.uploads = Uploads(config)
+    if app.ctx.store and app.ctx.keys.required:
+        # A server starts without its database.
+        with contextlib.suppress(StoreError):
+            if await call_database(app.ctx.store.database.sum_bytes, "", time.time()):
+                log.warning("files that were made without API keys exist, which no key finds; see docs/batches.md")
 
 
 async def create_file(request: Request) -> HTTPResponse | None:
@@ -72,7 +81,7 @@ async def create_file(request: Request) -> HTTPResponse | None:
     )
     parts = [FilePart(file_id, 0, key, received.bytes)]
     try:
-        added = await call(store.database.add_file, file, parts, config.max_stored_bytes)
+        added = await call_database(store.database.add_file, file, parts, config.max_stored_bytes)
     except StoreError:
         await store.contents.delete([key])
         raise
@@ -86,7 +95,7 @@ async def create_file(request: Request) -> HTTPResponse | None:
 async def list_files(request: Request) -> HTTPResponse | None:
     """GET /v1/files: return a page of the key's files."""
     store, page = get_store(request), read_page(request, MAX_FILES, MAX_FILES)
-    rows, has_more = await call(
+    rows, has_more = await call_database(
         store.database.list_files,
         get_owner(request),
         time.time(),
@@ -111,7 +120,11 @@ async def use_file(request: Request, file_id: str) -> HTTPResponse | None:
 async def _delete_file(request: Request, file_id: str) -> HTTPResponse | None:
     """Delete a file. An open batch that reads it is completed all the same."""
     store, file_id = get_store(request), urllib.parse.unquote(file_id)
-    keys = await call(store.database.remove_file, file_id, get_owner(request), time.time()) if is_id(file_id) else None
+    keys = (
+        await call_database(store.database.remove_file, file_id, get_owner(request), time.time())
+        if is_id(file_id)
+        else None
+    )
     if keys is None:
         raise unknown_file(file_id)
     await store.contents.delete(keys)
@@ -142,7 +155,7 @@ async def retrieve_content(request: Request, file_id: str) -> HTTPResponse | Non
     if request.method == "HEAD":
         return raw(b"", headers=headers | {"content-length": str(file.bytes)}, content_type=OCTETS)
     request.ctx.log |= {"file": file.id, "bytes": end - begin}
-    parts = await call(store.database.list_parts, file.id)
+    parts = await call_database(store.database.list_parts, file.id)
     blocks = store.contents.read_range(parts, begin, end)
     return await unread.send_blocks(request, blocks, end - begin, status, headers, OCTETS)
 
@@ -150,7 +163,9 @@ async def retrieve_content(request: Request, file_id: str) -> HTTPResponse | Non
 async def _find_file(request: Request, file_id: str) -> File:
     """Return a file of the request's key. Raise `ApiError` 404 if there is none."""
     store, file_id = get_store(request), urllib.parse.unquote(file_id)
-    if is_id(file_id) and (file := await call(store.database.find_file, file_id, get_owner(request), time.time())):
+    if is_id(file_id) and (
+        file := await call_database(store.database.find_file, file_id, get_owner(request), time.time())
+    ):
         return file
     raise unknown_file(file_id)
 

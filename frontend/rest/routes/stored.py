@@ -1,10 +1,7 @@
 """What the routes of files and batches share: the store, and to whom files and batches belong."""
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 import msgspec
 from sanic import HTTPResponse, Request
@@ -14,15 +11,13 @@ from frontend.api.errors import ApiError
 from frontend.api.file_requests import Page, files_disabled, parse_page, too_many_bytes
 from frontend.batches.errors import StoreError, StoreFullError
 from frontend.batches.store import Store
+from frontend.batches.threads import call_database
 from frontend.config import Config
 from frontend.rest.api_keys import Key
 from frontend.rest.routes.openai import JSON
 from frontend.rest.unread_answers import UnreadAnswers, send_answer
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def get_store(request: Request) -> Store:
@@ -39,15 +34,10 @@ def get_owner(request: Request) -> str:
     return f"key {key.name}" if key else ""
 
 
-async def call(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Return the result of a blocking function, which a thread runs."""
-    return await asyncio.to_thread(function, *arguments, **named)
-
-
 async def check_room(request: Request, store: Store, owner: str) -> None:
     """Raise `ApiError` 413 if an owner's files have as many bytes as allowed."""
     config: Config = request.app.ctx.config
-    stored = await call(store.database.sum_bytes, owner, time.time()) if config.max_stored_bytes else 0
+    stored = await call_database(store.database.sum_bytes, owner, time.time()) if config.max_stored_bytes else 0
     if stored and stored >= config.max_stored_bytes:
         raise too_many_bytes(config.max_stored_bytes)
 

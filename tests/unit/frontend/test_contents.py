@@ -181,6 +181,17 @@ def test_leftovers_are_found_by_age(tmp_path: Path) -> None:
     run(tmp_path, check)
 
 
+def test_new_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(module, "sync_path", lambda path: synced.append(str(path.relative_to(tmp_path))))
+
+    async def check(contents: Contents) -> None:
+        await contents.put("batches/b/0-output", b"x")
+
+    run(tmp_path, check)
+    assert synced == [".", *(f"files{name}" for name in ("/batches/b/0-output", "/batches/b", "/batches", ""))]
+
+
 @pytest.mark.parametrize("url", ["gs://bucket/prefix", "https://host/prefix"])
 def test_other_store_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(StoreError, match=f"^--file-store is '{url}'; give a folder or s3://BUCKET/PREFIX$"):
