@@ -154,6 +154,30 @@ def test_unknown_frontend_sends_hello_again(frontend: Frontend) -> None:
     assert frontend.flush() == [("submit", [pending.number])]
 
 
+def test_malformed_answer_resubmits_requests_once(frontend: Frontend) -> None:
+    first = frontend.submit()
+    frontend.flush()
+    waiting = frontend.submit()
+    assert frontend.session.handle_malformed(frontend.now).sends == [(HELLO, ())]
+    assert not frontend.session.connected
+    # More malformed messages of the session that has ended do not count.
+    assert frontend.session.handle_malformed(frontend.now) == Step()
+    frontend.join(M)
+    assert frontend.flush() == [("submit", [first.number, waiting.number])]
+    step = frontend.session.handle_malformed(frontend.now)
+    assert (step.ended, len(step.sends)) == ([first], 1)
+    assert first.failure
+    assert first.failure.code == ErrorCode.INTERNAL
+    frontend.join(M)
+    assert frontend.flush() == [("submit", [waiting.number])]
+
+
+def test_malformed_message_without_requests_is_ignored(frontend: Frontend) -> None:
+    frontend.submit()
+    assert frontend.session.handle_malformed(frontend.now) == Step()
+    assert frontend.session.connected
+
+
 def test_goodbye_disconnects_and_hellos_continue(frontend: Frontend) -> None:
     frontend.receive(wire.Goodbye(ErrorCode.REVOKED, "this key has been taken off the list"))
     assert not frontend.session.connected
