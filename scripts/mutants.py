@@ -133,6 +133,7 @@ BUGS = [
     Bug("a frontend that was not read is forgotten", "scheduler.py", "state.ledger.find_silent(now) if frontends_read else []:", "state.ledger.find_silent(now):"),
     Bug("unanswered requests are not sent again", "frontend/session/session.py", "for pending in self._requests.list_unanswered() if pending.model in new]", "for pending in self._requests.list_unanswered() if pending.model in new and False]"),
     Bug("a broker that forgot a frontend is not greeted again", "frontend/session/session.py", "                self.disconnect(now)\n                return self.connect()\n", "                self.disconnect(now)\n"),
+    Bug("malformed answers loop", "frontend/session/session.py", "if pending.malformed >= MAX_MALFORMED", "if False", ("tests/unit/frontend/test_session.py",)),
     Bug("a silent broker is waited for", "frontend/session/session.py", "if self.connected and now >= self._last_message_at + self._liveness_s:", "if False:"),
     Bug("requests wait forever for a broker", "frontend/session/session.py", "self._fail_unserved() if now >= since + self._grace_s else ()", "()"),
     Bug("a worker evicted for an invalid result counts as left", "events.py", "in (EvictionReason.LEFT, EvictionReason.REPLACED)", "in (EvictionReason.LEFT, EvictionReason.REPLACED, EvictionReason.INVALID_RESULT)"),

@@ -46,7 +46,7 @@ class BrokerClient:
         # - the session, which has the requests, the models and the state of the connection;
         self._session = Session(hello, config.broker_grace_s, time.monotonic())
         # - the socket;
-        self._link = Link(config, self._on_connect, self._on_disconnect, self._on_message)
+        self._link = Link(config, self._on_connect, self._on_disconnect, self._on_message, self._on_malformed)
         # - each call of `run` that has not returned, by the request's number: until when it waits, and its future;
         self._waiting: dict[int, tuple[float, asyncio.Future[None]]] = {}
         # - whether the event loop is about to call `_flush`;
@@ -214,6 +214,9 @@ class BrokerClient:
                 self._stats_came = asyncio.Event()
             case wire.ModelsReloaded():
                 self._wake_reloads()
+
+    def _on_malformed(self) -> None:
+        self._run_step(lambda: self._session.handle_malformed(time.monotonic()))
 
     def _on_timer(self) -> None:
         try:

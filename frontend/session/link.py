@@ -41,9 +41,11 @@ class Link:
         on_connect: Callable[[], None],
         on_disconnect: Callable[[], None],
         on_message: Callable[[Message, Sequence[Frame]], None],
+        on_malformed: Callable[[], None],
     ) -> None:
         self._config = config
-        self._on_connect, self._on_disconnect, self._on_message = on_connect, on_disconnect, on_message
+        self._on_connect, self._on_disconnect = on_connect, on_disconnect
+        self._on_message, self._on_malformed = on_message, on_malformed
 
     def open(self) -> None:
         """Start to connect. Must be called on the running event loop."""
@@ -93,7 +95,8 @@ class Link:
                 try:
                     message, payload = wire.decode(wire.TO_FRONTEND, [header.bytes, *(part.buffer for part in frames)])
                 except RemoteProtocolError as error:
-                    log.warning("ignored malformed message: %s", error)
+                    log.warning("malformed message from the broker: %s", error)
+                    self._on_malformed()
                     continue
                 self._on_message(message, payload)
         finally:

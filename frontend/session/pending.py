@@ -59,6 +59,8 @@ class Pending:
     inference_us: int = 0
     #: Revision of the model that made the rows; empty until the first row arrives.
     revision: str = ""
+    #: Malformed messages from the broker while the request was submitted; each may have been the answer.
+    malformed: int = 0
     #: Number of rows by `Source`: computed, from the cache, coalesced.
     sources: list[int] = field(default_factory=lambda: [0] * len(Source))
 

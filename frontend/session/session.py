@@ -4,7 +4,7 @@ Theory of operation:
 
 1. A session is *away* until the broker's welcome, and then *connected*. At every heartbeat interval it sends a hello
    while away, and a heartbeat while connected. It is away again when the connection ends, when the broker is silent for
-   the liveness time, and when the broker sends a goodbye or does not recognize this frontend.
+   the liveness time, and when the broker sends a goodbye, a malformed message, or does not recognize this frontend.
 2. A frontend keeps each request until the answer is complete. After each welcome it submits every unanswered request
    again under its old number, as soon as the broker's list has the request's model. If the list has another revision of
    the model, or the broker fails a request because its revision is no longer served, the request starts again.
@@ -33,6 +33,8 @@ HEARTBEAT_S, LIVENESS_S = 0.25, 3.5
 MAX_PAUSE_S = 10.0
 #: Maximum number of submissions in one message, so that the broker's other peers wait briefly while it reads one.
 MAX_SUBMISSIONS = 64
+#: Malformed messages after which a submitted request fails, because the next answer may be malformed as well.
+MAX_MALFORMED = 2
 #: States of a removed model that no worker is configured to serve again.
 _GONE = (Availability.AVAILABLE, Availability.UNLOADING, Availability.END)
 
@@ -140,6 +142,26 @@ class Session:
                 self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
                 self.disconnect(now)
         return Step()
+
+    def handle_malformed(self, now: float) -> Step:
+        """Handle a message that cannot be decoded: greet the broker again, because an answer may be lost."""
+        submitted = [
+            pending
+            for pending in self._requests.list_unanswered()
+            if pending.model in self.models and pending.number not in self._outbox
+        ]
+        if not submitted:
+            return Step()
+        for pending in submitted:
+            pending.malformed += 1
+        text = "the frontend could not read the answer to this request; its log has the reason"
+        ended = self._requests.apply_failures(
+            wire.Failure(pending.number, -1, ErrorCode.INTERNAL, text)
+            for pending in submitted
+            if pending.malformed >= MAX_MALFORMED
+        )
+        self.disconnect(now)
+        return Step(self.connect().sends, ended)
 
     def _begin_session(self, message: wire.Welcome, now: float) -> None:
         self._epoch = message.epoch

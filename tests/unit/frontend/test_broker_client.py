@@ -12,6 +12,7 @@ from broker.wire.errors import ErrorCode
 from frontend.config import Config
 from frontend.session.broker_client import BrokerClient
 from frontend.session.link import Link
+from frontend.session.session import Step
 
 
 def test_timer_goes_on_after_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +59,7 @@ def test_messages_are_read_after_a_fault(monkeypatch: pytest.MonkeyPatch) -> Non
     async def run() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda *_: None)
-        link = Link(Config(), lambda: None, lambda: None, handle)
+        link = Link(Config(), lambda: None, lambda: None, handle, lambda: None)
         monkeypatch.setattr(link, "_loop", loop, raising=False)
         monkeypatch.setattr(link, "_socket", SimpleNamespace(closed=False), raising=False)
         monkeypatch.setattr("frontend.session.link.receive_frames", receive)
@@ -68,3 +69,24 @@ def test_messages_are_read_after_a_fault(monkeypatch: pytest.MonkeyPatch) -> Non
 
     asyncio.run(asyncio.wait_for(run(), 10))
     assert not waiting
+
+
+def test_malformed_message_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = BrokerClient(Config())
+    waiting = [[zmq.Frame(b"\xc1")]]
+    calls: list[float] = []
+
+    def receive(*_: object, **__: object) -> list[zmq.Frame]:
+        if not waiting:
+            raise zmq.Again
+        return waiting.pop(0)
+
+    def handle_malformed(now: float) -> Step:
+        calls.append(now)
+        return Step()
+
+    monkeypatch.setattr(client._session, "handle_malformed", handle_malformed)
+    monkeypatch.setattr(client._link, "_socket", SimpleNamespace(closed=False), raising=False)
+    monkeypatch.setattr("frontend.session.link.receive_frames", receive)
+    client._link._read_messages()
+    assert len(calls) == 1

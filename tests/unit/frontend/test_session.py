@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 
 from broker.wire import protocol as wire
@@ -67,6 +68,12 @@ def make_answers(pending: Pending) -> tuple[wire.Answers, bytes]:
     """Return the answer to a request of one input."""
     row = bytes(8)
     return wire.Answers(wire.pack_u64([pending.number]), wire.pack_u32([0]), wire.pack_u32([3]), 2, 1, 1, "r"), row
+
+
+def test_model_is_found_by_its_alias(frontend: Frontend) -> None:
+    model = msgspec.structs.replace(M, aliases=["other"])
+    frontend.receive(wire.Models([model]))
+    assert frontend.session.find_model("other", frontend.now, frontend.now) == model
 
 
 def test_request_is_submitted_once_with_its_budget(frontend: Frontend) -> None:
@@ -145,6 +152,30 @@ def test_unknown_frontend_sends_hello_again(frontend: Frontend) -> None:
     assert not frontend.session.connected
     frontend.join(M)
     assert frontend.flush() == [("submit", [pending.number])]
+
+
+def test_malformed_answer_resubmits_requests_once(frontend: Frontend) -> None:
+    first = frontend.submit()
+    frontend.flush()
+    waiting = frontend.submit()
+    assert frontend.session.handle_malformed(frontend.now).sends == [(HELLO, ())]
+    assert not frontend.session.connected
+    # More malformed messages of the session that has ended do not count.
+    assert frontend.session.handle_malformed(frontend.now) == Step()
+    frontend.join(M)
+    assert frontend.flush() == [("submit", [first.number, waiting.number])]
+    step = frontend.session.handle_malformed(frontend.now)
+    assert (step.ended, len(step.sends)) == ([first], 1)
+    assert first.failure
+    assert first.failure.code == ErrorCode.INTERNAL
+    frontend.join(M)
+    assert frontend.flush() == [("submit", [waiting.number])]
+
+
+def test_malformed_message_without_requests_is_ignored(frontend: Frontend) -> None:
+    frontend.submit()
+    assert frontend.session.handle_malformed(frontend.now) == Step()
+    assert frontend.session.connected
 
 
 def test_goodbye_disconnects_and_hellos_continue(frontend: Frontend) -> None:
