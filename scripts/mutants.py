@@ -235,6 +235,7 @@ BUGS = [
     Bug("another revision resumes an output", "scripts/embed_plan.py", "if old.revision != new.revision:", "if False:", ("tests/unit/test_embed_plan.py",)),
     Bug("dropped rows shift the vectors of others", "scripts/embed_plan.py", "* size] for number in kept)", "* size] for number in range(len(kept)))", ("tests/unit/test_embed_plan.py",)),
     Bug("a full server is not relieved", "scripts/embed_pace.py", "self.limit = max(1, self.limit // 2)", "self.limit = max(1, self.limit)", ("tests/unit/test_embed_plan.py",)),
+    Bug("a body may have another encoding", "frontend/batches/lines.py", "    if position < 0 and not content.isascii():", "    if False:", ("tests/unit/frontend/test_batch_lines.py",)),
     Bug("a custom_id may repeat", "frontend/batches/validation.py", "        if digest in self._seen:", "        if False:", ("tests/unit/frontend/test_batch_validation.py",)),
     Bug("inputs of a batch are not bounded", "frontend/batches/validation.py", "        self.inputs += _count_inputs(fields.get(\"input\"))", "        self.inputs += 1", ("tests/unit/frontend/test_batch_validation.py",)),
     Bug("a batch's pace never grows", "frontend/batches/pace.py", "            self._window = min(MAX_INPUTS, self._window + inputs)", "            pass", ("tests/unit/frontend/test_batch_pace.py",)),
