@@ -28,7 +28,7 @@ from embed_options import Options, parse_options
 from embed_plan import Manifest, choose_part_rows, cut_requests
 from embed_progress import Progress, choose_mode
 from embed_readers import Columns, choose_columns
-from embed_run import Run
+from embed_run import Run, start_feed
 from embed_store import Store
 
 #: Options that decide about rows, their columns and their vectors.
@@ -79,7 +79,7 @@ def begin(options: Options, store: Store, manifest: Manifest) -> Manifest:
         raise RefusedError(f"{options.output} exists already; choose another output, or use --overwrite")
     found = store.begin(manifest)
     if options.retry_errors or (is_file and not options.output.exists()):
-        found = msgspec.structs.replace(found, rows=None)
+        found = msgspec.structs.replace(found, rows=None, digests=[])
         store.write_manifest(found)
     return found
 
@@ -100,10 +100,13 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
         with store.lock():
             manifest = begin(options, store, make_manifest(options, inputs, model))
             if manifest.rows is not None:
+                parts = read_parts(inputs, columns, manifest.part_rows, options.limit)
+                if inputs[0].path == STDIN:
+                    await compare(parts, manifest.digests or store.list_digests(), options.output)
                 if options.format != "parquet":
                     store.clear_parts()
                 print(f"{options.output} has all {manifest.rows:,} rows already", file=sys.stderr)
-                return ROW_ERRORS if errors_path.exists() else DONE
+                return report_errors(options, errors_path)
             start_counting(inputs, options.limit, progress)
             run = Run(options, manifest, model, store, client, progress)
             loop = asyncio.get_running_loop()
@@ -120,15 +123,53 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
                     store.gather_errors(errors_path)
                 if not options.quiet:
                     print(progress.summarize(manifest.revision), file=sys.stderr)
-            store.check_end(math.ceil(run.rows / manifest.part_rows))
-            if options.format != "parquet":
-                export_file(store, options.output, options.format, run.rows, with_ids=bool(options.id))
-            store.write_manifest(msgspec.structs.replace(manifest, rows=run.rows))
-            if options.format != "parquet":
-                store.clear_parts()
-    if progress.errors:
-        print(f"{progress.errors:,} rows have errors, which {errors_path} lists", file=sys.stderr)
-    return ROW_ERRORS if progress.errors else DONE
+            end(options, store, manifest, run.rows)
+    return report_errors(options, errors_path)
+
+
+def end(options: Options, store: Store, manifest: Manifest, rows: int) -> None:
+    """Write the single file of an output, and note that all rows are written."""
+    store.check_end(math.ceil(rows / manifest.part_rows))
+    if options.format != "parquet":
+        export_file(store, options.output, options.format, rows, with_ids=bool(options.id))
+    store.write_manifest(msgspec.structs.replace(manifest, rows=rows, digests=store.list_digests()))
+    if options.format != "parquet":
+        store.clear_parts()
+
+
+def report_errors(options: Options, path: Path) -> int:
+    """Print how many rows of a complete output have errors, and return the exit status."""
+    if not path.exists():
+        return DONE
+    with path.open("rb") as file:
+        errors = sum(1 for _ in file)
+    number = "1 row has an error" if errors == 1 else f"{errors:,} rows have errors"
+    repair = "--overwrite begins again" if options.format != "parquet" else "--retry-errors embeds such rows again"
+    print(f"{number}, see {path}; {repair}", file=sys.stderr)
+    return ROW_ERRORS
+
+
+async def compare(parts: Iterator[Part], digests: list[str], output: Path) -> None:
+    """Read stdin, which has no size and time to compare. Raise `RefusedError` if its rows are not those of the output.
+
+    A thread reads, so that Ctrl-C ends a run that waits for stdin.
+    """
+    feed = start_feed(parts)
+    number = 0
+    while (part := await feed.get()) is not None:
+        if isinstance(part, BaseException):
+            raise part
+        if digests[number : number + 1] != [part.digest()]:
+            raise RefusedError(
+                f"stdin has other rows than {output}, from row {part.first_row} on; choose another output, or use "
+                "--overwrite to begin again"
+            )
+        number += 1
+    if number != len(digests):
+        raise RefusedError(
+            f"stdin ends after {number} parts, but {output} has {len(digests)}; give the same rows again, or use "
+            "--overwrite to begin again"
+        )
 
 
 async def estimate(options: Options, parts: Iterator[Part], model: Model, client: Client) -> None:

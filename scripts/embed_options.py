@@ -44,7 +44,7 @@ class Options(NamedTuple):
     overwrite: bool = False
     retry_errors: bool = False
     errors: str = ""
-    max_errors: int = 0
+    max_errors: int | None = None
     patience_s: float = 300.0
     dry_run: bool = False
     quiet: bool = False
@@ -76,6 +76,18 @@ def parse_seconds(text: str) -> float:
     return float(text)
 
 
+def parse_url(text: str) -> str:
+    """Return the server's URL without the path of the API; raise `ArgumentTypeError` if it is not one."""
+    if not re.match(r"https?://[^/\s]", text, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"the URL needs http:// or https:// and a host, but is {text!r}")
+    return text.rstrip("/").removesuffix("/v1")
+
+
+def parse_count(text: str) -> int:
+    """Return a whole number of at least 0; raise `ArgumentTypeError` for anything else."""
+    return 0 if text == "0" else parse_positive(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -96,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     text = "columns to copy to the output, separated by commas; '*': all"
     add("--keep", default=[], action="append", metavar="COLUMNS", help=text)
     add("--limit", type=parse_positive, default=0, metavar="ROWS", help="embed only the first rows")
-    add("--url", default=DEFAULT_URL, help=f"of the server; default: {DEFAULT_URL}")
+    add("--url", type=parse_url, default=DEFAULT_URL, help=f"of the server; default: {DEFAULT_URL}")
     add("--local", action="store_true", help="start scripts/serve for the run, on a free port, and end it afterwards")
     text = "name of the model; default: the only one that the server has; with --local as in scripts/serve --model"
     add("--model", default="", help=text)
@@ -116,8 +128,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="delete what an earlier run has left in the output")
     add("--retry-errors", action="store_true", help="embed the rows with errors of a finished run again")
     add("--errors", default="", metavar="FILE", help="JSONL file of the rows with errors; default: in the output")
-    text = "stop if more rows have errors; default: never"
-    add("--max-errors", type=parse_positive, default=0, metavar="N", help=text)
+    text = "stop if more rows have errors; 0: at the first; default: never"
+    add("--max-errors", type=parse_count, default=None, metavar="N", help=text)
     text = "seconds to wait for a server that is away or full; default: 300"
     add("--patience", dest="patience_s", type=parse_seconds, default=300.0, metavar="SECONDS", help=text)
     add("--dry-run", action="store_true", help="read all inputs, embed a sample, and print counts and an estimate")
@@ -140,7 +152,6 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     parsed.keep = tuple(dict.fromkeys(name for names in parsed.keep for name in names.split(",") if name))
     endings = {".npy": "npy", ".jsonl": "jsonl", ".ndjson": "jsonl"}
     parsed.format = parsed.format or endings.get(parsed.output.suffix, "parquet")
-    parsed.url = parsed.url.rstrip("/").removesuffix("/v1")
     return Options(**vars(parsed))
 
 

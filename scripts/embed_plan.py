@@ -40,6 +40,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     part_rows: int
     #: Rows of all inputs, once all are written.
     rows: int | None = None
+    #: Digest of each part, once all are written; a single file has no parts to compare with.
+    digests: list[str] = []
 
 
 class RowError(msgspec.Struct, frozen=True, array_like=True):

@@ -17,9 +17,10 @@ from embed_errors import AwayError, ErrorLimitError, RefusedError, SignalError, 
 from embed_inputs import Part
 from embed_options import Options
 from embed_pace import Next, Pace, choose_delay_s, choose_next, is_permanent
+from embed_part import OpenPart
 from embed_plan import Answer, Manifest, RowError, cut_requests, drop_rows, halve
 from embed_progress import Progress
-from embed_store import OpenPart, Store
+from embed_store import Store
 
 #: Seconds between two commits, which is the work that a crash can lose besides the open requests.
 COMMIT_S = 0.5
@@ -59,7 +60,7 @@ class Run:
 
     async def run(self, parts: Iterator[Part]) -> None:
         """Embed all rows that no earlier run has embedded. Raise `StopError` if the run ends before."""
-        feed = _start_feed(parts)
+        feed = start_feed(parts)
         committing = asyncio.create_task(self._commit_all())
         try:
             while not self._reason and (part := await self._get_part(feed)) is not None:
@@ -186,8 +187,11 @@ class Run:
 
     def _check_errors(self) -> None:
         most = self._options.max_errors
-        if most and self._progress.errors > most:
-            raise ErrorLimitError(f"more than {most} rows have errors; see the error file, or raise --max-errors")
+        if most is not None and self._progress.errors > most:
+            number = f"more than {most:,} {'row has an error' if most == 1 else 'rows have errors'}"
+            raise ErrorLimitError(
+                f"{number if most else 'a row has an error'}; see the error file, or raise --max-errors"
+            )
 
     async def _pause(self, failure: RequestError) -> None:
         """Let no request start for a while. Raise `AwayError` if the server has not answered for too long."""
@@ -308,7 +312,7 @@ def _choose(failure: RequestError, tries: int, rows: int) -> Next:
     return todo
 
 
-def _start_feed(parts: Iterator[Part]) -> "asyncio.Queue[Part | BaseException | None]":
+def start_feed(parts: Iterator[Part]) -> "asyncio.Queue[Part | BaseException | None]":
     """Read parts in a thread, one ahead. The end is None, or the exception that ended the reading."""
     loop = asyncio.get_running_loop()
     feed: asyncio.Queue[Part | BaseException | None] = asyncio.Queue(1)

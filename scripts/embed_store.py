@@ -18,53 +18,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 from embed_errors import RefusedError
 from embed_inputs import Part
-from embed_plan import Answer, Manifest, RowError, decode_records, encode_record, find_difference
+from embed_part import OpenPart, make_vectors, read_vectors
+from embed_plan import Manifest, decode_records, encode_record, find_difference
 
-Vectors = npt.NDArray[np.float32]
 _DIGEST, _TOKENS, _TRUNCATED = b"vecmill.digest", b"vecmill.tokens", b"vecmill.truncated"
-
-
-class OpenPart:
-    """A part that is being computed."""
-
-    def __init__(self, part: Part, dimension: int) -> None:
-        self.number, self.first_row, self.columns = part.number, part.first_row, part.columns
-        self.texts = part.texts
-        self.rows = len(part.texts)
-        self.digest = part.digest()
-        self.vectors: Vectors = np.zeros((self.rows, dimension), np.float32)
-        self.errors = {row: RowError("no_text", reason) for row, reason in part.problems.items()}
-        self.done = np.zeros(self.rows, np.bool_)
-        self.done[list(self.errors)] = True
-        self.tokens = self.truncated = 0
-        #: Answers that are not in the journal.
-        self.unsaved: list[Answer] = []
-
-    def add(self, answer: Answer) -> None:
-        """Keep the vectors and errors of an answer."""
-        self.vectors[answer.rows] = np.frombuffer(answer.vectors, "<f4").reshape(len(answer.rows), -1)
-        self.done[answer.rows] = True
-        self.errors |= answer.errors
-        self.tokens += answer.tokens
-        self.truncated += answer.truncated
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row has a vector or an error."""
-        return bool(self.done.all())
-
-    def list_pending(self) -> list[int]:
-        """Return the rows without vector or error."""
-        return np.flatnonzero(~self.done).tolist()
 
 
 class Store:
@@ -159,6 +121,10 @@ class Store:
         """Return the path of a part."""
         return self.folder / f"part-{number:06}.parquet"
 
+    def list_digests(self) -> list[str]:
+        """Return the digests of the rows of all complete parts, in order."""
+        return [_read_digest(path) for path in self.list_parts()]
+
     def check_part(self, part: Part, *, retry: bool = False) -> int | None:
         """Return the number of errors of a complete part, or None if the part is not complete.
 
@@ -166,10 +132,10 @@ class Store:
         other rows.
         """
         try:
-            metadata = pq.read_schema(self.part_path(part.number)).metadata
+            digest = _read_digest(self.part_path(part.number))
         except FileNotFoundError:
             return None
-        if metadata.get(_DIGEST) != part.digest().encode():
+        if digest != part.digest():
             raise RefusedError(describe_other_rows(part.number, self.part_path(part.number)))
         errors = len(self._read_errors(part.number))
         if retry and errors:
@@ -282,34 +248,9 @@ class Store:
         return self.state / f"{number:06}.errors"
 
 
-def make_vectors(part: OpenPart, dtype: str) -> pa.Array:
-    """Return the vectors of a part as a column of fixed-size lists, with null for each row with an error."""
-    values: npt.NDArray[Any]
-    match dtype:
-        case "float16":
-            values = part.vectors.astype(np.float16)
-        case "int8":
-            values = np.clip(np.rint(part.vectors * 127), -127, 127).astype(np.int8)
-        case "ubinary":
-            values = np.packbits(part.vectors > 0, axis=1)
-        case _:
-            values = part.vectors
-    mask = None
-    if part.errors:
-        missing = np.zeros(part.rows, np.bool_)
-        missing[list(part.errors)] = True
-        mask = pa.array(missing)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1], mask=mask)
-
-
-def read_vectors(column: pa.ChunkedArray, dtype: str, dimension: int) -> tuple[npt.NDArray[np.bool_], Vectors]:
-    """Return which rows of a part have a vector, and these vectors as float32, which `make_vectors` makes equal."""
-    chunks = column.chunks
-    present = np.concatenate([~np.asarray(chunk.is_null()) for chunk in chunks])
-    values = np.concatenate([np.asarray(chunk.flatten()).reshape(-1, chunk.type.list_size) for chunk in chunks])
-    if dtype == "ubinary":
-        values = np.unpackbits(values, axis=1, count=dimension)
-    return present, values.astype(np.float32) / np.float32(127 if dtype == "int8" else 1)
+def _read_digest(path: Path) -> str:
+    """Return the digest of the rows of a part, or an empty text for a Parquet file of something else."""
+    return str((pq.read_schema(path).metadata or {}).get(_DIGEST, b"").decode())
 
 
 def describe_other_rows(number: int, path: Path) -> str:

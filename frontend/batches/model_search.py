@@ -12,8 +12,9 @@ from frontend.session.broker_client import BrokerClient
 
 log = logging.getLogger(__name__)
 
-#: Seconds without a runner that serves the model, after which a batch fails. Workers connect and compile meanwhile.
-UNKNOWN_S = 120.0
+#: Seconds without a runner that serves the model, after which a batch fails. A model that the server had or was loading
+#: when the batch was created is awaited until the batch expires.
+UNKNOWN_S = 15.0
 
 
 class ModelSearch:

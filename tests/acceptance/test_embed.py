@@ -189,6 +189,23 @@ def test_stdin_that_ends_too_early_is_refused(embedder: Embedder) -> None:
     assert len(list(embedder.folder.glob("out.npy.parts/part-*.parquet"))) == 3
 
 
+@pytest.mark.parametrize("name", ["out", "out.npy", "out.jsonl"])
+def test_stdin_is_compared_with_finished_output(embedder: Embedder, name: str) -> None:
+    output = embedder.folder / name
+    lines = b"".join(f"{text}\n".encode() for text in make_texts(800))
+    assert embedder.run("-", "-o", output, stdin=lines).returncode == 0
+    same = embedder.run("-", "-o", output, stdin=lines)
+    assert (same.returncode, "has all 800 rows" in same.stderr) == (0, True), same.stderr
+    for other, text in (
+        (b"other\n", "other rows than"),
+        (lines[:-1] + b"!\n", "from row 700 on"),
+        (lines + b"more\n", "from row 700 on"),
+        (b"", "ends after 0 parts"),
+    ):
+        refused = embedder.run("-", "-o", output, stdin=other)
+        assert (refused.returncode, text in refused.stderr) == (2, True), refused.stderr
+
+
 def test_rows_with_errors_are_listed_and_retried(embedder: Embedder) -> None:
     texts = ["fine", "x" * (MAX_TOKENS + 1), "good", "once marker raise"]
     embedder.write(texts)
@@ -206,12 +223,16 @@ def test_rows_with_errors_are_listed_and_retried(embedder: Embedder) -> None:
     table = pq.read_table(embedder.output)
     assert table.column("embedding").is_null().to_pylist() == [False, True, False, False, True, True]
     check_rows(table.filter(table.column("embedding").is_valid()), ["fine", "good", "once marker raise"])
+    same = embedder.run(*flags)
+    assert (same.returncode, "3 rows have errors, see " in same.stderr) == (1, True), same.stderr
     again = embedder.run(*flags, "--retry-errors")
     assert again.returncode == 1
     assert pq.read_table(embedder.output).equals(table)
     stopped = embedder.run(*flags, "--overwrite", "--max-errors", "1")
     assert stopped.returncode == 1
-    assert "more than 1 rows have errors" in stopped.stderr
+    assert "more than 1 row has an error" in stopped.stderr
+    stopped = embedder.run(*flags, "--overwrite", "--max-errors", "0")
+    assert (stopped.returncode, "a row has an error; see" in stopped.stderr) == (1, True), stopped.stderr
 
 
 def test_other_inputs_and_options_are_refused(embedder: Embedder) -> None:

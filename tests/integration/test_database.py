@@ -189,7 +189,7 @@ def test_waiting_batches_are_claimed_after_others(database: Database) -> None:
     database.release_lease(first.id, "runner", 201)
     assert database.claim_batch("runner", 202, 30, deferred=[second.id]) == first
     database.release_lease(first.id, "runner", 203)
-    assert database.claim_batch("runner", 204, 30, deferred=[first.id]) == second
+    assert database.claim_batch("runner", 204, 30) == second
     assert database.claim_batch("runner", 205, 30, ["key a"], [first.id]) is None
     cancelled = database.cancel_batch(first.id, "", 206)
     assert database.claim_batch("runner", 207, 30, [""], [first.id]) == cancelled

@@ -19,9 +19,10 @@ from embed_errors import RefusedError  # noqa: E402
 from embed_export import export_file  # noqa: E402
 from embed_inputs import Part, count_rows, find_inputs, read_parts  # noqa: E402
 from embed_options import DTYPES, Options  # noqa: E402
+from embed_part import OpenPart, make_vectors, read_vectors  # noqa: E402
 from embed_plan import Answer, Manifest, RowError  # noqa: E402
 from embed_readers import Columns, choose_columns  # noqa: E402
-from embed_store import OpenPart, Store, make_vectors, read_vectors  # noqa: E402
+from embed_store import Store  # noqa: E402
 
 TEXT = Columns(("", "text", ""))
 

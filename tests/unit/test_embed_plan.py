@@ -193,6 +193,7 @@ def test_flags_become_options() -> None:
     flags = ["a", "b", "-o", "x", "--keep", "p,q", "--keep", "q", "--url", "http://h/v1/", "--in-flight", "auto"]
     options = parse_options([*flags, "--dimensions", "4", "--truncate", "end"])
     assert (options.inputs, options.keep, options.url, options.in_flight) == (("a", "b"), ("p", "q"), "http://h", 0)
+    assert (options.max_errors, parse_options(["a", "-o", "x", "--max-errors", "0"]).max_errors) == (None, 0)
     assert options.request_fields == {"truncate": "end", "dimensions": 4}
 
 
@@ -205,6 +206,10 @@ def test_flags_become_options() -> None:
         ["--batch", "0"],
         ["--in-flight", "many"],
         ["--patience", "long"],
+        ["--max-errors", "-1"],
+        ["--url", "127.0.0.1:8444"],
+        ["--url", "localhost:8444/v1"],
+        ["--url", "http://"],
     ],
 )
 def test_invalid_flags_exit_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ class Pipeline:
         work.served = served
         if work.batch.lane == wire.Lane.BULK:
             self._open_once(served, "spare")
-        elif len(work.batch.kinds) == 1 and not self._running:
+        elif len(work.batch.kinds) == 1 and not self._running and time.monotonic() >= served.wide_at:
             # While others run, the measurement of its speed would be wrong.
             self._open_once(served, "wide")
         self._batches.put(work.batch.lane, work)
@@ -100,6 +100,11 @@ class Pipeline:
         if request is not None:
             served.wide.put(request)
             self._micro_batches.retry()
+            return
+        # Other processes may have used the CPUs during the comparison.
+        served.wide_at = time.monotonic() + served.wide_pause_s
+        served.wide_pause_s *= 2
+        served.opened.discard("wide")
 
     @contextlib.contextmanager
     def _borrow_request(self, served: Served) -> Iterator[int]:

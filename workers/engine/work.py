@@ -28,6 +28,9 @@ class Served:
     spare: Numbers = field(default_factory=queue.SimpleQueue)
     #: Request that runs one inference on all CPUs, while no other runs. Empty until it is opened.
     wide: Numbers = field(default_factory=queue.SimpleQueue)
+    #: When it may be opened, on the monotonic clock, and seconds until the next try if it is not faster than others.
+    wide_at: float = 0.0
+    wide_pause_s: float = 60.0
     #: Of `spare` and `wide`, those that were opened or are being opened.
     opened: set[str] = field(default_factory=set)
 

@@ -12,7 +12,7 @@ from broker.shell.config import Config
 from broker.shell.curve_keys import make_keys
 from broker.shell.routers import Routers
 from broker.wire import sockets
-from broker.wire.sockets import ConnectionMonitor, is_local, open_dealer
+from broker.wire.sockets import ConnectionMonitor, is_local, open_dealer, receive_frames
 from tests.harness.damage import remove
 from tests.harness.processes import free_port, until
 
@@ -133,3 +133,15 @@ def test_single_failed_handshake_is_no_reason(caplog: pytest.LogCaptureFixture, 
             logged.append(caplog.text.count("cannot connect"))
         monitor.close()
     assert logged == [0, 1, 1]
+
+
+def test_frames_of_one_message_are_received() -> None:
+    with zmq.Context() as context, context.socket(zmq.PAIR) as sender, context.socket(zmq.PAIR) as receiver:
+        sender.bind("inproc://frames")
+        receiver.connect("inproc://frames")
+        for message in ([b"a", b"", b"c"], [b"d"]):
+            sender.send_multipart(message)
+        assert [frame.bytes for frame in receive_frames(receiver)] == [b"a", b"", b"c"]
+        assert [frame.bytes for frame in receive_frames(receiver)] == [b"d"]
+        with pytest.raises(zmq.Again):
+            receive_frames(receiver)

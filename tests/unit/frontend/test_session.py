@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 
 from broker.wire import protocol as wire
@@ -67,6 +68,12 @@ def make_answers(pending: Pending) -> tuple[wire.Answers, bytes]:
     """Return the answer to a request of one input."""
     row = bytes(8)
     return wire.Answers(wire.pack_u64([pending.number]), wire.pack_u32([0]), wire.pack_u32([3]), 2, 1, 1, "r"), row
+
+
+def test_model_is_found_by_its_alias(frontend: Frontend) -> None:
+    model = msgspec.structs.replace(M, aliases=["other"])
+    frontend.receive(wire.Models([model]))
+    assert frontend.session.find_model("other", frontend.now, frontend.now) == model
 
 
 def test_request_is_submitted_once_with_its_budget(frontend: Frontend) -> None:

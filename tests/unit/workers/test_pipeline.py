@@ -227,6 +227,22 @@ def test_interactive_batch_alone_runs_on_all_cpus(tmp_path: Path) -> None:
     assert backend.used == [(2, "alone"), (2, "wait end"), (0, "second")]
 
 
+def test_slow_stream_on_all_cpus_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(backend := WideBackend(tmp_path), finished.release)
+    served = pipeline._models[ModelKey("fake", "")]
+    served.wide_pause_s = 0.0
+    opened = iter([None, 2])
+    monkeypatch.setattr(backend, "open_wide_request", lambda _: next(opened))
+    for _ in range(3):
+        pipeline.submit(make_batch("alone", lane=Lane.INTERACTIVE))
+        assert finished.acquire(timeout=10)
+        until(lambda: not any(thread.name.startswith("open-") for thread in threading.enumerate()))
+        until(lambda: pipeline._spare_waits)
+    pipeline.stop()
+    assert [backend.used[number][0] for number in (0, 2)] == [0, 2]
+
+
 def test_interactive_batch_in_bulk_work_runs_on_one_cpu(tmp_path: Path) -> None:
     finished = threading.Semaphore(0)
     pipeline = make_pipeline(backend := WideBackend(tmp_path), finished.release)
