@@ -25,8 +25,9 @@ from embed_export import export_file
 from embed_inputs import STDIN, Input, Part, count_rows, find_inputs, read_parts
 from embed_local import serve_locally
 from embed_options import Options, parse_options
+from embed_pace import Next, choose_next
 from embed_plan import Manifest, choose_part_rows, cut_requests
-from embed_progress import Progress, choose_mode
+from embed_progress import Progress, choose_mode, pluralize
 from embed_readers import Columns, choose_columns
 from embed_run import Run, start_feed
 from embed_store import Store
@@ -77,7 +78,7 @@ def begin(options: Options, store: Store, manifest: Manifest) -> Manifest:
             options.output.unlink(missing_ok=True)
     elif is_file and options.output.exists() and store.read_manifest() is None:
         raise RefusedError(f"{options.output} exists already; choose another output, or use --overwrite")
-    found = store.begin(manifest)
+    found = store.begin(manifest, retry=options.retry_errors)
     if options.retry_errors or (is_file and not options.output.exists()):
         found = msgspec.structs.replace(found, rows=None, digests=[])
         store.write_manifest(found)
@@ -115,21 +116,36 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, interrupt, run)
             parts = read_parts(inputs, columns, manifest.part_rows, options.limit)
-            try:
-                with progress.show():
-                    await run.run(parts)
-            finally:
-                with contextlib.suppress(OSError):
-                    store.gather_errors(errors_path)
-                if not options.quiet:
-                    print(progress.summarize(manifest.revision), file=sys.stderr)
-            end(options, store, manifest, run.rows)
+            with summarize(options, progress, manifest.revision):
+                try:
+                    with progress.show():
+                        await run.run(parts)
+                finally:
+                    with contextlib.suppress(OSError):
+                        store.gather_errors(errors_path)
+                end(options, store, manifest, run.rows)
     return report_errors(options, errors_path)
+
+
+@contextlib.contextmanager
+def summarize(options: Options, progress: Progress, revision: str) -> Iterator[None]:
+    """Print a summary at the end of the block, but only the reason of a run that is refused."""
+    refused = False
+    try:
+        yield
+    except RefusedError:
+        refused = True
+        raise
+    finally:
+        if not options.quiet and not refused:
+            print(progress.summarize(revision), file=sys.stderr)
 
 
 def end(options: Options, store: Store, manifest: Manifest, rows: int) -> None:
     """Write the single file of an output, and note that all rows are written."""
     store.check_end(math.ceil(rows / manifest.part_rows))
+    if not rows:
+        raise RefusedError(f"the inputs have no rows, so that {options.output} is not written; check the inputs")
     if options.format != "parquet":
         export_file(store, options.output, options.format, rows, with_ids=bool(options.id))
     store.write_manifest(msgspec.structs.replace(manifest, rows=rows, digests=store.list_digests()))
@@ -188,9 +204,11 @@ async def estimate(options: Options, parts: Iterator[Part], model: Model, client
         missing += len(part.problems)
         characters += sum(map(len, filter(None, part.texts)))
     share = characters / max(1, sample_characters)
-    print(f"{rows:,} rows, of which {missing:,} have no text, and {characters:,} characters")
-    print(f"about {round(share * sample_tokens):,} tokens by the first request, whose speed would take")
-    print(f"{share * seconds:,.0f} s with {model.id}, revision {model.revision}, {model.dimension} values")
+    duration = f"{share * seconds:,.0f} s" if share * seconds >= 1 else "less than 1 s"
+    tokens = pluralize(round(share * sample_tokens), "token")
+    print(f"{pluralize(rows, 'row')}, {missing:,} without text, and {pluralize(characters, 'character')}")
+    print(f"about {tokens} and {duration}, by the length and the time of the first request")
+    print(f"model {model.id}, revision {model.revision}, {options.dimensions or model.dimension} values")
 
 
 def interrupt(run: Run) -> None:
@@ -236,8 +254,9 @@ def main() -> int:
         print(f"vecmill embed: {reason}", file=sys.stderr)
         return reason.status
     except RequestError as error:
-        print(f"vecmill embed: {options.url} does not answer: {error}", file=sys.stderr)
-        return AWAY
+        refused = choose_next(error.status, error.code, error.param) is Next.REFUSE
+        print(f"vecmill embed: the server {'refuses the request' if refused else 'fails'}: {error}", file=sys.stderr)
+        return REFUSED if refused else AWAY
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             text = f"the disk of {options.output} is full; make space and run the same command again"

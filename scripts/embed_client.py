@@ -2,6 +2,10 @@
 
 import asyncio
 import ipaddress
+import os
+import re
+import ssl
+import sys
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -81,6 +85,7 @@ class Client:
         self._decoder = msgspec.json.Decoder(_Embeddings)
         #: Results that the server had in its cache.
         self.cache_hits = 0
+        self._warnings: set[str] = set()
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -105,7 +110,7 @@ class Client:
                 body = await answer.read()
                 _raise_failure(answer, body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RequestError(0, Fault(_describe(error))) from None
+            raise self._explain(error) from None
         try:
             return msgspec.json.decode(body, type=_Models).data
         except msgspec.MsgspecError as error:
@@ -145,14 +150,47 @@ class Client:
             async with self._session.post(f"{self.url}/v1/embeddings", data=body, headers=headers) as answer:
                 content = await answer.read()
                 _raise_failure(answer, content)
+                self._warn(answer.headers.get("x-vecmill-warning", ""))
                 self.cache_hits += _read_hits(answer.headers.get("x-vecmill-cache", ""))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RequestError(0, Fault(_describe(error))) from None
+            raise self._explain(error) from None
         try:
             found = self._decoder.decode(content)
         except msgspec.MsgspecError as error:
             raise RequestError(502, Fault(f"the answer is damaged: {error}")) from None
         return _read_answer(found, rows, values)
+
+    def _explain(self, error: Exception) -> Exception:
+        """Return what to raise for an exception of aiohttp: an error of TLS stays, but others can go away."""
+        cause = getattr(error, "os_error", None)
+        # A server that ends can break off a handshake.
+        if isinstance(error, aiohttp.ClientSSLError) and not isinstance(cause, ssl.SSLEOFError):
+            reason = getattr(error, "certificate_error", cause)
+            reason = getattr(reason, "verify_message", "") or getattr(reason, "reason", "") or reason
+            return RefusedError(
+                f"TLS with {self.url} fails: {reason}; give the server's certificate authority in SSL_CERT_FILE, or "
+                "use http:// if the server has no certificate"
+            )
+        if isinstance(error, aiohttp.InvalidURL):
+            return RefusedError(f"{self.url} is not a URL; it needs a host and perhaps a port")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            number = error.os_error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.os_error.strerror or "it failed"
+            text = f"no connection to {urllib.parse.urlsplit(self.url).netloc}: {reason}"
+        elif isinstance(error, aiohttp.ServerDisconnectedError):
+            text = "the server has closed the connection without an answer"
+        elif isinstance(error, TimeoutError):
+            text = "no answer in time"
+        else:
+            text = str(error) or type(error).__name__
+        return RequestError(0, Fault(text))
+
+    def _warn(self, text: str) -> None:
+        """Print a warning of the server, unless it has been printed with the same or other numbers."""
+        kind = re.sub(r"\d+", "", text)
+        if text and kind not in self._warnings:
+            self._warnings.add(kind)
+            print(f"vecmill embed: warning: {text}", file=sys.stderr)
 
 
 def _read_answer(found: _Embeddings, rows: Sequence[int], values: int) -> Answer:
@@ -200,10 +238,6 @@ def _read_hits(header: str) -> int:
     fields = dict(field.strip().partition("=")[::2] for field in header.split(","))
     hits = fields.get("hit", "")
     return int(hits) if hits.isdigit() else 0
-
-
-def _describe(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 def _is_loopback(url: str) -> bool:

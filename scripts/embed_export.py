@@ -40,8 +40,6 @@ def _write_npy(file: IO[bytes], parts: list[Path], rows: int) -> None:
                 header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(file, header | {"shape": (rows, vectors.shape[1])})
             file.write(np.ascontiguousarray(vectors).data)
-    if kind is None:
-        np.lib.format.write_array(file, np.zeros((0, 0), np.float32))
 
 
 def _read_vectors(part: Path) -> Iterator[npt.NDArray[Any]]:

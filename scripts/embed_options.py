@@ -97,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, folders, or patterns such as 'docs/*.jsonl.gz'; -: stdin")
-    text = "folder of Parquet parts, or a file that ends in .npy or .jsonl"
+    text = "folder of Parquet parts, also if its name ends in .parquet, or a file that ends in .npy or .jsonl"
     add("-o", "--output", required=True, type=Path, help=text)
     add("--format", choices=OUTPUT_FORMATS, default="", help="of the output; default: by its ending, or parquet")
     text = "of the inputs; default: by their endings; for stdin jsonl if --text or --template is given, else text"

@@ -20,7 +20,7 @@ class Progress:
     """Counters of a run, and how they are shown."""
 
     def __init__(self, mode: Mode) -> None:
-        self.rows = self.skipped = self.tokens = self.errors = self.truncated = 0
+        self.rows = self.skipped = self.missing = self.tokens = self.errors = self.truncated = 0
         self.in_flight = self.cache_hits = 0
         #: Rows of all inputs, or None if their number is not known.
         self.total: int | None = None
@@ -37,10 +37,16 @@ class Progress:
         self.truncated += truncated
         self.errors += errors
 
-    def skip(self, rows: int, errors: int) -> None:
-        """Count rows that an earlier run has embedded, or that have no text."""
+    def skip(self, rows: int, errors: int, missing: int = 0) -> None:
+        """Count rows of earlier runs, their and all known errors, and the rows without text."""
         self.skipped += rows
+        self.missing += missing
         self.errors += errors
+
+    @property
+    def done(self) -> int:
+        """Rows that need no request any more."""
+        return self.skipped + self.missing + self.rows
 
     @contextlib.contextmanager
     def show(self) -> Iterator[None]:
@@ -67,9 +73,9 @@ class Progress:
         since, rows, tokens = self._samples[0] if len(self._samples) > 1 else (self.started, 0, 0)
         elapsed = max(now - since, 1e-3)
         rate = (self.rows - rows) / elapsed
-        left = None if self.total is None or not rate else round((self.total - self.skipped - self.rows) / rate)
+        left = None if self.total is None or not rate else round((self.total - self.done) / rate)
         return {
-            "rows": self.skipped + self.rows,
+            "rows": self.done,
             "total": self.total,
             "rows_per_s": round(rate, 1),
             "tokens_per_s": round((self.tokens - tokens) / elapsed, 1),
@@ -85,11 +91,13 @@ class Progress:
     def summarize(self, revision: str) -> str:
         """Return the last line of a run."""
         seconds = max(time.monotonic() - self.started, 1e-3)
-        parts = [f"{self.rows:,} rows in {seconds:.1f} s ({self.rows / seconds:,.0f} rows/s), {self.tokens:,} tokens"]
-        parts += [f"{self.skipped:,} rows from earlier runs or without text"] * bool(self.skipped)
+        rows, tokens = pluralize(self.rows, "row"), pluralize(self.tokens, "token")
+        parts = [f"{rows} in {seconds:.1f} s ({self.rows / seconds:,.0f} rows/s), {tokens}"]
+        parts += [f"{pluralize(self.skipped, 'row')} from earlier runs"] * bool(self.skipped)
+        parts += [f"{pluralize(self.missing, 'row')} without text"] * bool(self.missing)
         parts += [f"{self.truncated:,} truncated"] * bool(self.truncated)
         parts += [f"{self.cache_hits:,} from the server's cache"] * bool(self.cache_hits)
-        parts += [f"{self.errors:,} errors", f"revision {revision}"]
+        parts += [pluralize(self.errors, "error"), f"revision {revision}"]
         return ", ".join(parts)
 
     def _show_lines(self, ended: threading.Event) -> None:
@@ -116,9 +124,7 @@ class Progress:
             task = bar.add_task("", total=None)
             while not ended.wait(INTERVALS_S["bar"]):
                 counts = self.count()
-                bar.update(
-                    task, completed=self.skipped + self.rows, total=self.total, description=_describe(counts, eta=False)
-                )
+                bar.update(task, completed=self.done, total=self.total, description=_describe(counts, eta=False))
 
 
 def _describe(counts: dict[str, object], *, eta: bool = True) -> str:
@@ -129,6 +135,11 @@ def _describe(counts: dict[str, object], *, eta: bool = True) -> str:
     if eta and counts["eta_s"] is not None:
         text += f", {counts['eta_s']} s left"
     return f"{text}; {counts['note']}" if counts["note"] else text
+
+
+def pluralize(number: int, noun: str) -> str:
+    """Return a number and a noun, which gets an s unless the number is 1."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def choose_mode(*, quiet: bool, json: bool) -> Mode:

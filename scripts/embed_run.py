@@ -99,7 +99,8 @@ class Run:
         opened = await asyncio.to_thread(self._store.open_part, part, self._manifest.dimension, self._options.dtype)
         self._parts.append(opened)
         pending = opened.list_pending()
-        self._progress.skip(rows - len(pending), len(opened.errors))
+        missing = len(part.problems)
+        self._progress.skip(rows - len(pending) - missing, len(opened.errors), missing)
         self._check_errors()
         if not pending:
             self._part_done.set()

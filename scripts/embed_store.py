@@ -73,12 +73,17 @@ class Store:
         with replace_file(self.folder / "_vecmill.json") as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 
-    def begin(self, manifest: Manifest) -> Manifest:
-        """Return the manifest to go on with. Raise `RefusedError` if the output is of another run."""
+    def begin(self, manifest: Manifest, *, retry: bool = False) -> Manifest:
+        """Return the manifest to go on with. Raise `RefusedError` if the output is of another run.
+
+        With `retry`, `--truncate` can change if it has cut no text that has a vector.
+        """
         old = self.read_manifest()
         if old is None:
             self.write_manifest(manifest)
             return manifest
+        if retry and not self._has_cut_texts():
+            old = msgspec.structs.replace(old, options=old.options | {"truncate": manifest.options.get("truncate")})
         difference = find_difference(old, manifest)
         if difference and old.rows is None and not self.list_parts() and not self._list_state("journal"):
             # The earlier run has saved no row, perhaps because its flags were wrong.
@@ -87,6 +92,11 @@ class Store:
         if difference:
             raise RefusedError(f"{difference}; choose another output, or use --overwrite to begin again")
         return old
+
+    def _has_cut_texts(self) -> bool:
+        """Return whether the server has cut a text of a part, or may have cut one of a part that is not complete."""
+        cut = any(int(pq.read_schema(path).metadata[_TRUNCATED]) for path in self.list_parts())
+        return cut or bool(self._list_state("journal"))
 
     def clear(self) -> None:
         """Delete what runs have written, and no other file."""

@@ -374,6 +374,8 @@ BUGS += [
     Bug("a lost input is waited for", "frontend/batches/leased_batch.py", " or isinstance(error, MissingContentError)", "", ("tests/unit/frontend/test_batch_runs.py",)),
     Bug("a killed runner forgets the expiry", "frontend/batches/batch_run.py", "            skipped=skipped,\n", "", ("tests/unit/frontend/test_batch_runs.py",)),
     Bug("a shorter stdin ends the output", "scripts/embed_store.py", "if saved and max(saved) >= parts:", "if False:", ("tests/unit/test_embed_files.py",)),
+    Bug("a complete output accepts any stdin", "scripts/embed.py", "if digests[number : number + 1] != [part.digest()]:", "if False:", ("tests/unit/test_embed_files.py",)),
+    Bug("a retry mixes texts that were cut", "scripts/embed_store.py", "if retry and not self._has_cut_texts():", "if retry:", ("tests/unit/test_embed_files.py",)),
     Bug("a runner forgets a cancellation", ROWS, 'if current.status == "cancelling" and new.is_open:', "if False:", ROW_TESTS),
     Bug("a runner overwrites the counts", ROWS, "    new.completed, new.failed, new.input_tokens = ", "    _ = ", ROW_TESTS),
     Bug("the search for leftovers removes files of others", ROWS, "    return _KEY.fullmatch(key) is not None", "    return True", ("tests/unit/frontend/test_store.py",)),

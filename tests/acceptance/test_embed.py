@@ -214,6 +214,8 @@ def test_rows_with_errors_are_listed_and_retried(embedder: Embedder) -> None:
     flags = (embedder.input, "-o", embedder.output, "--text", "body", "--id", "doc")
     done = embedder.run(*flags)
     assert done.returncode == 1, done.stderr
+    assert "4 rows in " in done.stderr
+    assert "2 rows without text, 3 errors" in done.stderr
     errors = [json.loads(line) for line in (embedder.output / "_errors.jsonl").read_text().splitlines()]
     assert [(error["row"], error["id"], error["code"]) for error in errors] == [
         (1, "d1", "context_length_exceeded"),
@@ -228,6 +230,11 @@ def test_rows_with_errors_are_listed_and_retried(embedder: Embedder) -> None:
     again = embedder.run(*flags, "--retry-errors")
     assert again.returncode == 1
     assert pq.read_table(embedder.output).equals(table)
+    cut = embedder.run(*flags, "--retry-errors", "--truncate", "end")
+    assert (cut.returncode, "2 rows have errors" in cut.stderr) == (1, True), cut.stderr
+    assert pq.read_table(embedder.output).column("embedding").is_null().to_pylist() == [False] * 4 + [True] * 2
+    refused = embedder.run(*flags, "--retry-errors")
+    assert (refused.returncode, "begun with --truncate end" in refused.stderr) == (2, True), refused.stderr
     stopped = embedder.run(*flags, "--overwrite", "--max-errors", "1")
     assert stopped.returncode == 1
     assert "more than 1 row has an error" in stopped.stderr
@@ -325,7 +332,29 @@ def test_wrong_requests_are_refused_with_a_reason(embedder: Embedder) -> None:
         assert refused.returncode == 2, (flags, refused.stderr)
         assert text in refused.stderr
         assert "Traceback" not in refused.stderr
+        # No summary, which reads like success.
+        assert "rows/s" not in refused.stderr
     assert pq.read_table(earlier).num_rows == 2
+
+
+@pytest.mark.parametrize("name", ["out", "out.npy", "out.jsonl"])
+def test_inputs_without_rows_are_refused(embedder: Embedder, name: str) -> None:
+    output = embedder.folder / name
+    refused = embedder.run("-", "-o", output)
+    assert (refused.returncode, "the inputs have no rows" in refused.stderr) == (2, True), refused.stderr
+    assert not output.is_file()
+    assert embedder.run("-", "-o", output, stdin=b"text\n").returncode == 0
+
+
+def test_dry_run_estimates_without_an_output(embedder: Embedder) -> None:
+    flags = (embedder.input, "-o", embedder.output, "--text", "body", "--dimensions", "4")
+    refused = embedder.run(*flags, "--dry-run", "--input-type", "zz")
+    assert (refused.returncode, "refuses the request: input_type is 'zz'" in refused.stderr) == (2, True)
+    estimated = embedder.run(*flags, "--dry-run")
+    assert estimated.returncode == 0, estimated.stderr
+    assert estimated.stdout.startswith("2,500 rows, 0 without text, and "), estimated.stdout
+    assert "tokens and less than 1 s, by the length and the time of the first request" in estimated.stdout
+    assert not embedder.output.exists()
 
 
 def test_local_server_lives_as_long_as_the_run(tmp_path: Path) -> None:
@@ -343,6 +372,8 @@ def test_local_server_lives_as_long_as_the_run(tmp_path: Path) -> None:
 
     until(has_ended, 100, "the end of the run")
     assert program.wait() == 0, program.output
+    assert "ready after" not in program.output
+    assert "open requests" not in program.output
     assert len(servers) >= 4
     assert not any(map(alive, servers))
     assert np.allclose(np.load(tmp_path / "out.npy"), [row["vector"] for row in golden], atol=1e-5)

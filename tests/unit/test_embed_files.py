@@ -1,5 +1,6 @@
 """`scripts/embed`: reading inputs, and the files of an output. Needs no server."""
 
+import asyncio
 import errno
 import os
 import sys
@@ -14,10 +15,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from embed import begin  # noqa: E402  after the path is set
+from embed import begin, compare  # noqa: E402  after the path is set
 from embed_errors import RefusedError  # noqa: E402
 from embed_export import export_file  # noqa: E402
 from embed_inputs import Part, count_rows, find_inputs, read_parts  # noqa: E402
+from embed_local import show_messages  # noqa: E402
 from embed_options import DTYPES, Options  # noqa: E402
 from embed_part import OpenPart, make_vectors, read_vectors  # noqa: E402
 from embed_plan import Answer, Manifest, RowError  # noqa: E402
@@ -131,6 +133,16 @@ def test_missing_and_unreadable_inputs_are_refused(tmp_path: Path) -> None:
             read_all(tmp_path / name)
     with pytest.raises(RefusedError, match="given twice"):
         find_inputs([str(tmp_path / "a.parquet")] * 2, "", has_fields=True)
+
+
+def test_messages_of_a_ready_server_wait(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    path = tmp_path / "messages"
+    path.write_bytes(b"starting\nvecmill: ready after 1 s\nstopping\n")
+    with path.open("rb") as file:
+        end = show_messages(file.fileno(), show_messages(file.fileno(), 0, b"ready after"), b"ready after")
+        assert (end, capfdbinary.readouterr().err) == (9, b"starting\n")
+        show_messages(file.fileno(), end)
+    assert capfdbinary.readouterr().err == b"vecmill: ready after 1 s\nstopping\n"
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------
@@ -286,6 +298,37 @@ def test_wrong_flags_keep_the_old_output(store: Store) -> None:
         begin(options(format="npy", output=path, overwrite=True, retry_errors=True), store, manifest)
     assert path.exists()
     assert store.read_manifest() is None
+
+
+def test_stdin_is_compared_with_digests() -> None:
+    part = make_part()
+    path = Path("out.npy")
+    asyncio.run(compare(iter([part]), [part.digest()], path))
+    cases: list[tuple[list[Part], list[str], str]] = [
+        ([part], ["other"], "other rows than out.npy, from row 0 on"),
+        ([part, part], [part.digest()], "other rows"),
+        ([part], [part.digest()] * 2, "ends after 1 parts, but out.npy has 2"),
+    ]
+    for parts, digests, text in cases:
+        with pytest.raises(RefusedError, match=text):
+            asyncio.run(compare(iter(parts), digests, path))
+
+
+@pytest.mark.parametrize("truncated", [0, 1])
+def test_truncate_changes_if_no_text_was_cut(store: Store, truncated: int) -> None:
+    old = Manifest(inputs=[], options={"truncate": ""}, model="m", revision="r", dimension=2, part_rows=4)
+    new = msgspec.structs.replace(old, options={"truncate": "end"})
+    assert store.begin(old) == old
+    part = store.open_part(make_part(), 2, "float32")
+    part.add(make_answer(0, 1, 2, 3))
+    part.truncated = truncated
+    store.write_part(part, "float32")
+    for retry in (False, True):
+        if retry and not truncated:
+            assert store.begin(new, retry=True) == new
+        else:
+            with pytest.raises(RefusedError, match="begun with no --truncate, not with --truncate end"):
+                store.begin(new, retry=retry)
 
 
 def test_foreign_folders_and_second_runs_are_refused(store: Store) -> None:

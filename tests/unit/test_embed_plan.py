@@ -26,6 +26,7 @@ from embed_plan import (  # noqa: E402
     find_difference,
     halve,
 )
+from embed_progress import Progress  # noqa: E402
 
 MANIFEST = Manifest(
     inputs=[Source("/a", 1, 1), Source("/b", 2, 2)],
@@ -178,6 +179,19 @@ def test_only_the_texts_own_errors_are_permanent() -> None:
 def test_delays_double_up_to_a_limit() -> None:
     assert [choose_delay_s(number, 0.0) for number in (0, 1, 2, 50)] == [0.5, 1.0, 2.0, 10.0]
     assert choose_delay_s(0, 30.0) == 30.0
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+def test_summary_counts_each_kind_of_row_once() -> None:
+    progress = Progress("quiet")
+    progress.skip(1, 1, 2)
+    progress.add(1, 1, 0, 0)
+    summary = progress.summarize("r")
+    assert summary.startswith("1 row in ")
+    assert summary.endswith("1 token, 1 row from earlier runs, 2 rows without text, 1 error, revision r")
+    assert (progress.done, progress.count()["rows"]) == (4, 4)
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
