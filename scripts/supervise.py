@@ -149,6 +149,15 @@ def check_address(host: str, port: int) -> None:
         exit_refused("", describe_refusal(host, port, error))
 
 
+def check_data(folder: str | None) -> None:
+    """Exit with an error if a given folder of files and batches cannot be made; two processes would report it."""
+    if folder:
+        try:
+            Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            exit_refused("", f"the folder {folder} of --data cannot be used: {error.strerror}; choose another")
+
+
 def choose_data(folder: str | None) -> str:
     """Return the folder of files and batches; "" if the default folder cannot be written."""
     if folder is None:
@@ -233,16 +242,17 @@ def has_terminal() -> bool:
     return True
 
 
-def stop_all(groups: list[list[Child]]) -> None:
-    """Drain frontends, then the runner, then workers, then the broker."""
+def stop_all(groups: list[list[Child]], *, quiet: bool) -> None:
+    """Drain frontends, then the runner, then workers, then the broker. `quiet`: print no status."""
+    print_if = (lambda text: None) if quiet else print_status
     for group in filter(None, reversed(groups)):
-        print_status(f"stopping {', '.join(child.name for child in group)}")
+        print_if(f"stopping {', '.join(child.name for child in group)}")
         for child in group:
             child.terminate()
         until = time.monotonic() + DRAIN_S
         for child in group:
             child.wait(until)
-    print_status("stopped")
+    print_if("stopped")
 
 
 def supervise(served: Served, groups: list[list[Child]], stopping: list[int]) -> int:
@@ -296,9 +306,11 @@ def main() -> None:
             shutil.rmtree(sockets, ignore_errors=True)
             os._exit(INTERRUPTED_STATUS)
         stopping.append(number)
-        print_status("finishing open requests; a second Ctrl-C kills all processes at once")
+        hint = "; a second Ctrl-C kills all processes at once" if number == signal.SIGINT else ""
+        print_status(f"finishing open requests{hint}")
 
     check_address(options.host, options.port)
+    check_data(options.data)
     # It is for the containers of compose.yaml, in which a frontend listens on another address than it is published on.
     os.environ.pop(PORT_VARIABLE, None)
     # Handle SIGTERM like Ctrl-C, so that unfinished downloads are removed.
@@ -322,10 +334,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, on_signal)
     # Block SIGCHLD, so that the loop can wait for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    status = 0
     try:
         status = supervise(served, groups, stopping)
     finally:
-        stop_all(groups)
+        # The last line is the reason for which a process has refused its settings.
+        stop_all(groups, quiet=status == REFUSED_STATUS)
         shutil.rmtree(sockets, ignore_errors=True)
     sys.exit(status)
 

@@ -94,7 +94,7 @@ class Service:
         except OSError as error:
             if is_default:
                 text = "no metrics, because %s cannot be used: %s; choose another address with --metrics-bind"
-                log.warning(text, METRICS_BIND, error.strerror)
+                log.info(text, METRICS_BIND, error.strerror)
                 return None
             text = f"cannot serve metrics on {bind}: {error.strerror}; choose another --metrics-bind, or '' for none"
             raise ConfigError(text) from None

@@ -30,6 +30,8 @@ _HTTP_ERRORS: dict[ErrorCode, tuple[int, ErrorType, str, str | None]] = {
     ErrorCode.POISON: (422, "invalid_request_error", "poison_input", "input"),
     ErrorCode.DRAINING: (503, "server_error", "shutting_down", None),
 }
+#: OVMS's words for a model that POST /v1/embeddings does not find.
+OVMS_UNKNOWN_MODEL = "Mediapipe graph definition with requested name is not found"
 _INTERNAL_ERROR: tuple[int, ErrorType, str, None] = (500, "server_error", "internal_error", None)
 
 
@@ -91,7 +93,7 @@ def name_input(error: ApiError, position: int, count: int, *, embeds: bool = Tru
 
 def unknown_model(
     name: str,
-    wording: str = "Mediapipe graph definition with requested name is not found",
+    wording: str = OVMS_UNKNOWN_MODEL,
     served: Collection[str] = (),
 ) -> ApiError:
     """Return the error for a model that no worker has announced, with OVMS's wording for the path, and what is served.

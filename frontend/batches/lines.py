@@ -80,7 +80,21 @@ def parse_line(content: bytes, endpoint: str) -> BatchRequest:
     return BatchRequest(fields.custom_id, bytes(fields.body))
 
 
+def _check_encoding(content: bytes) -> None:
+    """Raise `LineError` for a byte that no UTF-8 text has. The decoder of the fields does not read all of the body."""
+    position, reason = content.find(0), "is NUL, as in files of UTF-16"
+    if position < 0 and not content.isascii():
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            position, reason = error.start, "is not UTF-8"
+    if position >= 0:
+        text = f"byte {position} of the line {reason}; save the file as UTF-8"
+        raise LineError("invalid_json_line", text)
+
+
 def _decode_line(content: bytes) -> _Fields:
+    _check_encoding(content)
     try:
         try:
             return _decode(content)
@@ -92,7 +106,7 @@ def _decode_line(content: bytes) -> _Fields:
             if not count:
                 raise
             return _decode(replaced)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         text = f"the line is not a valid JSON object: {error}; a batch's file has one JSON object per line"
         raise LineError("invalid_json_line", text) from None
 

@@ -4,7 +4,7 @@ import logging
 import time
 
 from broker.wire.protocol import ModelInfo
-from frontend.api.errors import ApiError
+from frontend.api.errors import OVMS_UNKNOWN_MODEL, ApiError
 from frontend.api.model_names import resolve_name
 from frontend.batches.rows import Batch, BatchError
 from frontend.batches.sending import Sender, Stop
@@ -30,12 +30,13 @@ class ModelSearch:
             try:
                 model = await self._find(name)
             except ApiError as error:
-                return [BatchError("model_not_found", f"line {line}: {error}", "model", line)]
+                text = str(error).replace(f" - {OVMS_UNKNOWN_MODEL}", "")
+                return [BatchError("model_not_found", text, "model", line)]
             if model is None:
                 return []
             names.add(model.name)
             if len(names) > 1:
-                text = f"line {line}: the model differs from that of earlier lines; put each model in its own batch"
+                text = "the model differs from that of earlier lines; put each model in its own batch"
                 return [BatchError("model_mismatch", text, "model", line)]
             batch.model = batch.model or name
             batch.revision = model.revision

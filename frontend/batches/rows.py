@@ -157,6 +157,9 @@ def merge_batch(current: Batch, new: Batch) -> Batch:
     new.cancelling_at = current.cancelling_at
     if current.status == "cancelling" and new.is_open:
         new.status = current.status
+    elif current.status == "cancelling" and new.status == "completed":
+        # The last lines were running already when the batch was cancelled.
+        new.status, new.cancelled_at, new.completed_at = "cancelled", new.completed_at, None
     return new
 
 

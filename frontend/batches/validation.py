@@ -80,8 +80,7 @@ class Validator:
             raise LineError("too_many_tasks", text, "input")
 
     def _add_error(self, line: InputLine, error: LineError) -> None:
-        text = f"line {line.number}: {error}"
-        self.errors.append(BatchError(error.code, text, error.param, line.number))
+        self.errors.append(BatchError(error.code, str(error), error.param, line.number))
 
 
 def _count_inputs(value: object) -> int:

@@ -47,6 +47,7 @@ def test_crashed_processes_are_restarted(start: Start) -> None:
     children = server.children()
     server.program.signal(signal.SIGTERM)
     assert server.program.wait(90) == 0
+    assert "vecmill: finishing open requests\n" in server.program.output
     assert not [pid for pid in children if alive(pid)]
 
 
@@ -93,13 +94,16 @@ def test_folder_without_model_aborts_start(tmp_path: Path) -> None:
         (("--device", "quantum"), "device QUANTUM not found"),
         (("--host", "no-such-host.invalid"), "choose an address of this machine with --host"),
         (("--host", "192.0.2.1"), "choose an address of this machine with --host"),
+        (("--data", "/proc/x"), "the folder /proc/x of --data cannot be used: No such file or directory"),
+        (("--api-keys", "/proc/x"), "/proc/x"),
     ],
 )
 def test_impossible_flag_aborts_start(tmp_path: Path, flags: tuple[str, ...], sentence: str) -> None:
     command = [str(ROOT / "scripts/serve"), "--port", str(free_port()), *flags]
     program = Program("serve", command, tmp_path / "serve.log")
     assert program.wait(60) == 2
-    assert sentence in program.output
+    assert sentence in program.output.splitlines()[-1]
+    assert program.output.count(sentence) == 1
     assert "Traceback" not in program.output
 
 

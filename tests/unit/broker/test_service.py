@@ -227,6 +227,7 @@ def test_failed_start_up_can_be_shut_down(config: Config) -> None:
 def test_taken_default_metrics_port_ends_no_broker(
     config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         monkeypatch.setattr("broker.shell.service.METRICS_BIND", taken)
@@ -235,7 +236,9 @@ def test_taken_default_metrics_port_ends_no_broker(
         os.kill(os.getpid(), signal.SIGTERM)
         service.main_loop()
         service.shut_down()
-    assert f"no metrics, because {taken} cannot be used: Address already in use" in caplog.text
+    (record,) = [record for record in caplog.records if "no metrics" in record.getMessage()]
+    assert f"because {taken} cannot be used: Address already in use" in record.getMessage()
+    assert record.levelname == "INFO"
 
 
 @pytest.mark.usefixtures("old_handlers")

@@ -58,6 +58,24 @@ def test_invalid_line_has_a_code(content: bytes, code: str, param: str | None) -
     assert (raised.value.code, raised.value.param) == (code, param)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (line(body={"input": "caf?"}).replace(b"?", b"\xe9"), "byte {} of the line is not UTF-8"),
+        (line(custom_id="caf?").replace(b"?", b"\xe9"), "byte {} of the line is not UTF-8"),
+        (line(body={"input": "\xe9?"}).replace(b"?", b"\xe9"), "byte {} of the line is not UTF-8"),
+        (line().decode().encode("utf-16"), "byte 3 of the line is NUL"),
+        (line().decode().encode("utf-16-le"), "byte 1 of the line is NUL"),
+    ],
+)
+def test_line_of_another_encoding_is_explained(content: bytes, reason: str) -> None:
+    with pytest.raises(LineError) as raised:
+        parse_line(content, ENDPOINT)
+    assert raised.value.code == "invalid_json_line"
+    assert str(raised.value).startswith(reason.format(content.find(b"\xe9")))
+    assert str(raised.value).endswith("save the file as UTF-8")
+
+
 def test_lone_surrogates_are_replaced() -> None:
     content = line().replace(b'"x"', b'"\\ud800"')
     assert parse_line(content, ENDPOINT).body == b'{"model": "m", "input": "\\ufffd"}'

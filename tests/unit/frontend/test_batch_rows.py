@@ -57,6 +57,18 @@ def test_saved_batch_keeps_cancellation(saved: Status, expected: Status) -> None
     assert (merged.status, merged.cancelling_at) == (expected, 15)
 
 
+def test_cancelled_batch_never_ends_as_completed() -> None:
+    new = make_batch("completed")
+    new.completed_at = 20
+    merged = merge_batch(cancel(make_batch(), 15), new)
+    assert (merged.status, merged.cancelling_at, merged.cancelled_at, merged.completed_at) == (
+        "cancelled",
+        15,
+        20,
+        None,
+    )
+
+
 def test_only_open_batch_is_cancelled() -> None:
     for status in get_args(Status):
         batch = cancel(make_batch(status), 15)

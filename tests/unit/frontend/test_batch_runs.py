@@ -244,7 +244,10 @@ def test_model_known_at_creation_is_awaited(bench: Bench, name: str, served: lis
             patch.object(bench.broker, "find_model", side_effect=unknown_model(name, served=())),
         ):
             await bench.claim().run()
-        assert bench.find(batch).status == status
+        row = bench.find(batch)
+        assert row.status == status
+        found = [(error.message, error.line) for error in row.errors]
+        assert found == [(f"The model '{name}' does not exist", 1)] * (status == "failed")
 
     asyncio.run(check())
 
