@@ -29,7 +29,7 @@ from embed_pace import Next, choose_next
 from embed_plan import Manifest, choose_part_rows, cut_requests
 from embed_progress import Progress, choose_mode, pluralize
 from embed_readers import Columns, choose_columns
-from embed_run import Run, start_feed
+from embed_run import Run
 from embed_store import Store
 
 #: Options that decide about rows, their columns and their vectors.
@@ -103,7 +103,9 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
             if manifest.rows is not None:
                 parts = read_parts(inputs, columns, manifest.part_rows, options.limit)
                 if inputs[0].path == STDIN:
-                    await compare(parts, manifest.digests or store.list_digests(), options.output)
+                    # asyncio would only note a first Ctrl-C, and a read of stdin would go on.
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
+                    compare(parts, manifest.digests or store.list_digests(), options.output)
                 if options.format != "parquet":
                     store.clear_parts()
                 print(f"{options.output} has all {manifest.rows:,} rows already", file=sys.stderr)
@@ -165,16 +167,10 @@ def report_errors(options: Options, path: Path) -> int:
     return ROW_ERRORS
 
 
-async def compare(parts: Iterator[Part], digests: list[str], output: Path) -> None:
-    """Read stdin, which has no size and time to compare. Raise `RefusedError` if its rows are not those of the output.
-
-    A thread reads, so that Ctrl-C ends a run that waits for stdin.
-    """
-    feed = start_feed(parts)
+def compare(parts: Iterator[Part], digests: list[str], output: Path) -> None:
+    """Compare the rows of stdin with those of an output. Raise `RefusedError` if they differ."""
     number = 0
-    while (part := await feed.get()) is not None:
-        if isinstance(part, BaseException):
-            raise part
+    for part in parts:
         if digests[number : number + 1] != [part.digest()]:
             raise RefusedError(
                 f"stdin has other rows than {output}, from row {part.first_row} on; choose another output, or use "

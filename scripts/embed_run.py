@@ -60,7 +60,7 @@ class Run:
 
     async def run(self, parts: Iterator[Part]) -> None:
         """Embed all rows that no earlier run has embedded. Raise `StopError` if the run ends before."""
-        feed = start_feed(parts)
+        feed = _start_feed(parts)
         committing = asyncio.create_task(self._commit_all())
         try:
             while not self._reason and (part := await self._get_part(feed)) is not None:
@@ -313,7 +313,7 @@ def _choose(failure: RequestError, tries: int, rows: int) -> Next:
     return todo
 
 
-def start_feed(parts: Iterator[Part]) -> "asyncio.Queue[Part | BaseException | None]":
+def _start_feed(parts: Iterator[Part]) -> "asyncio.Queue[Part | BaseException | None]":
     """Read parts in a thread, one ahead. The end is None, or the exception that ended the reading."""
     loop = asyncio.get_running_loop()
     feed: asyncio.Queue[Part | BaseException | None] = asyncio.Queue(1)

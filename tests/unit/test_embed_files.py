@@ -1,6 +1,5 @@
 """`scripts/embed`: reading inputs, and the files of an output. Needs no server."""
 
-import asyncio
 import errno
 import os
 import sys
@@ -303,7 +302,7 @@ def test_wrong_flags_keep_the_old_output(store: Store) -> None:
 def test_stdin_is_compared_with_digests() -> None:
     part = make_part()
     path = Path("out.npy")
-    asyncio.run(compare(iter([part]), [part.digest()], path))
+    compare(iter([part]), [part.digest()], path)
     cases: list[tuple[list[Part], list[str], str]] = [
         ([part], ["other"], "other rows than out.npy, from row 0 on"),
         ([part, part], [part.digest()], "other rows"),
@@ -311,7 +310,7 @@ def test_stdin_is_compared_with_digests() -> None:
     ]
     for parts, digests, text in cases:
         with pytest.raises(RefusedError, match=text):
-            asyncio.run(compare(iter(parts), digests, path))
+            compare(iter(parts), digests, path)
 
 
 @pytest.mark.parametrize("truncated", [0, 1])
