@@ -257,6 +257,7 @@ def test_process_sends_notices_and_then_a_hello(tmp_path: Path) -> None:
         batch_tokens=hello.batch_tokens,
         tokens_per_s=hello.tokens_per_s,
         precision=model.precision,
+        streams=hello.streams,
     )
     assert model.precision in ("f32", "bf16")
     assert hello.streams == count_cpus()
