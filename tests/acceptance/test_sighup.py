@@ -97,7 +97,7 @@ def test_closed_terminal_ends_serve(tmp_path: Path) -> None:
     try:
         os.close(terminal)
         until(lambda: len(list(tmp_path.glob("vecmill-*/*"))) >= 2, 60, "the sockets of the broker")
-        children = until(lambda: pids if len(pids := descendants(process.pid)) == 3 else [])
+        children = until(lambda: pids if len(pids := descendants(process.pid)) == 4 else [])
         os.close(ours)
         assert process.wait(90) == 0
         assert not [pid for pid in children if alive(pid)]
