@@ -43,7 +43,7 @@ class Cost(NamedTuple):
 
 
 def measure_cost(system: System, texts: int, clients: int, seconds: float, encoding: str) -> Cost:
-    """Return what requests of so many texts cost."""
+    """Return what requests with this number of texts cost."""
     count = int(seconds * min(MAX_REQUESTS_S, MAX_TEXTS_S / texts))
     fields = {"model": "fake", "encoding_format": encoding}
     requests = [

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from broker.wire.protocol import Frame, Kind, ModelKey
 
-#: Bytes of a key: so many that two inputs with the same key cannot be constructed.
+#: Bytes of a key. Nobody can construct two inputs with the same key of this length.
 KEY_BYTES = 32
 #: Inputs of more bytes have no key, because hashing them would delay the broker's other peers (1 ms for 1 MiB). A model
 #: takes much longer for them.

@@ -17,6 +17,8 @@ from frontend.api.submission import MAX_TOKEN_ID
 Schema = dict[str, Any]
 #: Prefixes of the paths of OpenAI's API: OpenAI's, and the two of OVMS.
 PREFIXES = ("/v1", "/v3", "/v3/v1")
+#: Ends of the names of the routes under each prefix.
+ROUTE_NAMES = {prefix: prefix.strip("/").replace("/", "_") for prefix in PREFIXES}
 #: The prefix that is described, and those that the description only mentions.
 PREFIX, *ALIASES = PREFIXES
 _DESCRIPTION = (

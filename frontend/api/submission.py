@@ -1,6 +1,6 @@
 """Validation of a request against its model, and what is sent to the broker for it. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -8,7 +8,7 @@ import msgspec
 from broker.wire.errors import ErrorCode, describe_foreign_token, describe_too_long, describe_too_many_tokens, quote
 from broker.wire.protocol import Kind, ModelInfo, Option, pack_u32
 from frontend.api.errors import ApiError, from_failure, name_input
-from frontend.api.model_names import INPUT_TYPES
+from frontend.api.model_names import INPUT_TYPES, resolve_name
 from frontend.api.schemas import MAX_LENGTH_LIMIT, EmbeddingsRequest, TokenizeRequest
 
 #: Highest token id of a model that announces no vocabulary: the largest signed 32-bit integer.
@@ -131,6 +131,15 @@ def choose_prompt_by_name(request: EmbeddingsRequest, prompt: str) -> Embeddings
             text = f"the model name {quote(request.model)} chooses the prompt {prompt}; leave out {field}"
             raise ApiError(400, text, param=field)
     return msgspec.structs.replace(request, prompt_name=prompt)
+
+
+def apply_prompt_of_name(request: EmbeddingsRequest, models: Mapping[str, ModelInfo]) -> EmbeddingsRequest:
+    """Return the request with the prompt that the name of its model ends in, if there is one.
+
+    Raise `ApiError` 400 if the request has another.
+    """
+    resolved = resolve_name(request.model, models)
+    return choose_prompt_by_name(request, resolved.prompt) if resolved and resolved.prompt is not None else request
 
 
 def check_max_length(request: TokenizeRequest, model: ModelInfo, max_request_tokens: int) -> None:

@@ -8,7 +8,7 @@ from frontend.api.errors import ApiError, body_too_large, from_failure
 from frontend.api.model_names import resolve_name
 from frontend.api.rendering import render_embeddings
 from frontend.api.schemas import EmbeddingsRequest, RequestOptions, hash_client, parse_embeddings
-from frontend.api.submission import apply_model_defaults, build_submission, choose_prompt_by_name
+from frontend.api.submission import apply_model_defaults, apply_prompt_of_name, build_submission
 from frontend.batches.lines import (
     InputLine,
     LineError,
@@ -140,10 +140,7 @@ class Answerer:
         config = self._config
         model = await self._broker.find_model(request.model)
         self._check_revision(request.model, model.revision)
-        resolved = resolve_name(request.model, self._broker.models)
-        if resolved and resolved.prompt is not None:
-            request = choose_prompt_by_name(request, resolved.prompt)
-        request = apply_model_defaults(request, model)
+        request = apply_model_defaults(apply_prompt_of_name(request, self._broker.models), model)
         prepared = build_submission(request, model, config.dimensions_policy, config.max_request_tokens)
         if not prepared.inputs:
             return 0, render_embeddings(request, {}, 0, truncated={}, errors=prepared.errors)

@@ -51,6 +51,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     #: Whether the key may use operators' paths.
     admin: bool = False
 
+    @property
+    def client(self) -> str:
+        """Name of the client for the broker, and owner of files and batches.
+
+        It has a prefix, because the name of a key must differ from every hash of a client without a key.
+        """
+        return f"key {self.name}"
+
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     key: list[Key] | None = None

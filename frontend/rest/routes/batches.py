@@ -18,7 +18,7 @@ from frontend.api.file_requests import (
     unknown_file,
 )
 from frontend.api.model_names import list_names
-from frontend.api.openapi import PREFIXES
+from frontend.api.openapi import ROUTE_NAMES
 from frontend.api.schemas import parse_caching
 from frontend.batches.errors import StoreError, TooManyBatchesError
 from frontend.batches.objects import render_batch, render_batches
@@ -113,8 +113,7 @@ def _get_key(request: Request) -> Key | None:
     return key
 
 
-for prefix in PREFIXES:
-    version = prefix.strip("/").replace("/", "_")
+for prefix, version in ROUTE_NAMES.items():
     path, one = f"{prefix}/batches", f"{prefix}/batches/<batch_id>"
     batches.add_route(create_batch, path, methods=["POST"], name=f"create_batch_{version}")
     batches.add_route(list_batches, path, methods=["GET"], name=f"batches_{version}")

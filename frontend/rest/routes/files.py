@@ -20,7 +20,7 @@ from frontend.api.file_requests import (
     too_many_bytes,
     unknown_file,
 )
-from frontend.api.openapi import PREFIXES
+from frontend.api.openapi import ROUTE_NAMES
 from frontend.batches.errors import StoreError
 from frontend.batches.objects import render_file, render_files
 from frontend.batches.rows import File, FilePart, make_id
@@ -170,8 +170,7 @@ async def _find_file(request: Request, file_id: str) -> File:
     raise unknown_file(file_id)
 
 
-for prefix in PREFIXES:
-    version = prefix.strip("/").replace("/", "_")
+for prefix, version in ROUTE_NAMES.items():
     path, one = f"{prefix}/files", f"{prefix}/files/<file_id>"
     files.add_route(create_file, path, methods=["POST"], name=f"upload_{version}", stream=True)
     files.add_route(list_files, path, methods=["GET"], name=f"files_{version}")

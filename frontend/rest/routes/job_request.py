@@ -7,7 +7,6 @@ from typing import Generic, NamedTuple, TypeVar
 from sanic import Request
 
 from broker.wire.protocol import ModelInfo, Origin
-from frontend.api.model_names import resolve_name
 from frontend.api.schemas import (
     EmbeddingsRequest,
     RequestOptions,
@@ -17,7 +16,7 @@ from frontend.api.schemas import (
     parse_deadline_s,
     parse_lane,
 )
-from frontend.api.submission import choose_prompt_by_name
+from frontend.api.submission import apply_prompt_of_name
 from frontend.config import Config
 from frontend.rest.api_keys import Key
 from frontend.session.broker_client import BrokerClient
@@ -47,9 +46,8 @@ async def read_job_request(request: Request, parse: Callable[..., Body]) -> JobR
     body = parse(request.body, config.max_inputs, broker.models)
     options = read_request_options(request)
     model = await broker.find_model(body.model)
-    resolved = resolve_name(body.model, broker.models)
-    if resolved and resolved.prompt is not None and isinstance(body, EmbeddingsRequest):
-        body = choose_prompt_by_name(body, resolved.prompt)
+    if isinstance(body, EmbeddingsRequest):
+        body = apply_prompt_of_name(body, broker.models)
     request.ctx.log |= {"model": model.name, "inputs": len(body.inputs)}
     return JobRequest(body, options, model, started, started + options.deadline_s)
 
@@ -64,7 +62,5 @@ def read_request_options(request: Request) -> RequestOptions:
     if key is None:
         client = hash_client(f"{request.ip} {request.headers.get('authorization', '')}")
         return RequestOptions(lane, deadline_s, client, address=hash_client(request.ip), origin=origin, caching=caching)
-    # With a prefix, because the name of a key must differ from every hash.
-    client = f"key {key.name}"
     limits = (key.jobs_in_flight, key.tokens_per_minute)
-    return RequestOptions(lane, deadline_s, client, *limits, origin=origin, caching=caching)
+    return RequestOptions(lane, deadline_s, key.client, *limits, origin=origin, caching=caching)

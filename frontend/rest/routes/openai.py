@@ -11,7 +11,7 @@ from sanic.response import raw
 from broker.wire.protocol import ModelInfo
 from frontend.api.errors import unknown_model
 from frontend.api.model_names import list_names, resolve_name
-from frontend.api.openapi import PREFIXES
+from frontend.api.openapi import ROUTE_NAMES
 from frontend.api.rendering import build_model_object, render_embeddings, render_models
 from frontend.api.schemas import EmbeddingsRequest, parse_embeddings
 from frontend.api.submission import apply_model_defaults, build_submission
@@ -119,8 +119,7 @@ async def retrieve_model(request: Request, name: str) -> HTTPResponse:
     return raw(msgspec.json.encode(build_model_object(name, served[resolved.model], _STARTED)), content_type=JSON)
 
 
-for prefix in PREFIXES:
-    version = prefix.strip("/").replace("/", "_")
+for prefix, version in ROUTE_NAMES.items():
     openai.add_route(create_embeddings, f"{prefix}/embeddings", methods=["POST"], name=f"embeddings_{version}")
     openai.add_route(list_models, f"{prefix}/models", methods=["GET"], name=f"models_{version}")
     openai.add_route(retrieve_model, f"{prefix}/models/<name:path>", methods=["GET"], name=f"model_{version}")

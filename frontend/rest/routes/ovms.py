@@ -13,7 +13,7 @@ from broker.wire.protocol import Availability, Kind, Option
 from frontend.api.answers import ModelReady, ServerMetadata
 from frontend.api.errors import ApiError, unknown_model
 from frontend.api.model_names import resolve_name
-from frontend.api.openapi import PREFIXES
+from frontend.api.openapi import ROUTE_NAMES
 from frontend.api.rendering import count_token_ids, render_config, render_model_metadata, render_tokens
 from frontend.api.schemas import parse_tokenize
 from frontend.api.submission import check_max_length
@@ -66,8 +66,7 @@ async def tokenize(request: Request) -> HTTPResponse | None:
         return await send_answer(request, room, body, headers, JSON)
 
 
-for prefix in PREFIXES:
-    version = prefix.strip("/").replace("/", "_")
+for prefix, version in ROUTE_NAMES.items():
     ovms.add_route(tokenize, f"{prefix}/tokenize", methods=["POST"], name=f"tokenize_{version}")
 
 

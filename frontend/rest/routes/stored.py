@@ -1,4 +1,4 @@
-"""What the routes of files and batches share: the store, and to whom files and batches belong."""
+"""What the routes of files and batches share: the store, and the owners of files and batches."""
 
 import logging
 import time
@@ -29,9 +29,9 @@ def get_store(request: Request) -> Store:
 
 
 def get_owner(request: Request) -> str:
-    """Return the owner of the request's files: the API key's name, as in `RequestOptions.client`, or ""."""
+    """Return the owner of the request's files; "" without API keys."""
     key: Key | None = request.ctx.key
-    return f"key {key.name}" if key else ""
+    return key.client if key else ""
 
 
 async def check_room(request: Request, store: Store, owner: str) -> None:
