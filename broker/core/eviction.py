@@ -23,6 +23,10 @@ def evict_worker(state: State, worker: Worker, reason: EvictionReason, now: floa
         if lease in blamed:
             lease.jobs = state.blame.blame_for_crash(worker, lease, now)
         requeue_lease(state, lease)
+    if blamed:
+        state.pool.ping += 1
+        for other in state.pool.workers:
+            state.outbox.put(other, wire.Heartbeat(state.pool.ping))
     if notify:
         text = f"{worker.name} was removed: {reason.text}; batches returned to the queue: {len(worker.leases)}"
         state.outbox.put(worker.peer, wire.Goodbye(reason.code, text))

@@ -98,7 +98,9 @@ def _check_queues(state: State) -> None:
         unknown = any(model.queue.find_unknown(lane) for lane in Lane)
         left = state.coalescing.due is not None
         _require(left or not unknown, "an input is not looked up", key)
-        _require(left or not (queued and state.pool.count_idle(key)), "a job waits while a worker is idle", key)
+        _require(left or not (expected[0] and state.pool.count_idle(key)), "a job waits while a worker is idle", key)
+        idle = state.pool.count_idle(key, for_suspects=True)
+        _require(left or not (suspects and idle), "a suspect waits while a worker is idle", key)
         served = bool(state.pool.list_ready(key))
         _require(served == (model.unserved_since is None), "`unserved_since` of a model is wrong", key)
 

@@ -22,6 +22,8 @@ class Pool:
         self.liveness_s = liveness_s
         self.lease_s = lease_s
         self.workers: dict[bytes, Worker] = {}
+        #: Number of the newest ping. Every worker is pinged after each crash, and again when it joins.
+        self.ping = 0
 
     def add_worker(self, peer: bytes, hello: WorkerHello, now: float) -> Worker:
         """Add and return a worker, with the lowest slot that is free on its host and device."""
@@ -51,12 +53,14 @@ class Pool:
         """Return the worker to reserve for a model's next suspect, or None if there is none.
 
         Prefer the worker with the fewest leases, then the fastest. A worker that has run `MAX_SUSPECTS` in a row is
-        left to the `busy` models that it serves.
+        left to the `busy` models that it serves. A worker that has not answered the newest ping may have died together
+        with the worker that crashed, for example because their host did, and the suspect would be blamed for it.
         """
         candidates = [
             worker
             for worker in self._list_available(model)
-            if worker.suspects < MAX_SUSPECTS or not any(name in busy for name in worker.models)
+            if worker.answered_ping == self.ping
+            and (worker.suspects < MAX_SUSPECTS or not any(name in busy for name in worker.models))
         ]
         return min(candidates, key=lambda worker: rank_by_leases(worker, model), default=None)
 
@@ -86,9 +90,10 @@ class Pool:
         )
         return min(times, default=None)
 
-    def count_idle(self, model: ModelKey) -> int:
-        """Return the number of workers that could start a batch of the model at once."""
-        return sum(1 for worker in self._list_available(model) if not worker.leases)
+    def count_idle(self, model: ModelKey, *, for_suspects: bool = False) -> int:
+        """Return the number of workers that could start a batch of the model at once, or a suspect."""
+        idle = [worker for worker in self._list_available(model) if not worker.leases]
+        return sum(1 for worker in idle if not for_suspects or worker.answered_ping == self.ping)
 
     def sum_tokens_per_s(self, model: ModelKey) -> float:
         """Return the throughput of all workers together that run a model, or would after loading it."""

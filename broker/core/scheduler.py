@@ -299,7 +299,10 @@ class Scheduler:
                 receive_result(self.state, worker, message, frames, now)
             case wire.WorkerHeartbeat():
                 worker.update_credit(message.credit, message.seen)
-                self.state.outbox.put(worker.peer, wire.Heartbeat())
+                if message.ping:
+                    worker.answered_ping = message.ping
+                else:
+                    self.state.outbox.put(worker.peer, wire.Heartbeat())
             case wire.BatchError():
                 receive_error(self.state, worker, message, now)
             case wire.WorkerModels():
@@ -331,6 +334,8 @@ class Scheduler:
         state.events.worker_joined(worker)
         unused = [info.name for info in hello.models if state.current[info.name] != info.key]
         state.outbox.put(peer, outgoing.build_welcome(state, hello.number, unused))
+        if state.pool.ping:
+            state.outbox.put(peer, wire.Heartbeat(state.pool.ping))
 
     def _drain_worker(self, worker: Worker, message: wire.WorkerDrain, now: float) -> None:
         worker.draining = True

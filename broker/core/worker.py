@@ -109,6 +109,8 @@ class Worker:
         self._dispatch_at: dict[Lane, float] = {}
         self.last_heard = now
         self.draining = False
+        #: Newest ping of the pool that the worker has answered.
+        self.answered_ping = 0
         #: Suspects run in a row.
         self.suspects = 0
         self.answered_batches = 0

@@ -50,11 +50,16 @@ class WorkerHello(Message, tag=32):
 
 
 class WorkerHeartbeat(Message, tag=33):
-    """Heartbeat, also sent when the credit changes without a result; the broker answers with `Heartbeat`."""
+    """Heartbeat, also sent when the credit changes without a result; the broker answers with `Heartbeat`.
+
+    With a `ping`, it is an answer itself, and the broker sends none.
+    """
 
     credit: U32
     #: Newest batch that the worker has received; `credit` counts from there. 0: none yet.
     seen: U63
+    #: `Heartbeat.ping` that this message answers; 0: none.
+    ping: U63 = 0
 
 
 class JobFailure(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -166,7 +171,10 @@ class Reloaded(Message, tag=40):
 
 
 class Heartbeat(Message, tag=49):
-    """Answer to a worker's heartbeat."""
+    """Answer to a worker's heartbeat, or a question whether the worker is alive."""
+
+    #: Number that the worker sends back at once in `WorkerHeartbeat`; 0: none.
+    ping: U63 = 0
 
 
 class Load(Message, tag=50):

@@ -43,6 +43,24 @@ def test_waiting_batch_of_killed_workers_is_not_blamed(cluster: Cluster) -> None
     assert cluster.count("workers_evicted") == 2
 
 
+def test_workers_that_die_together_do_not_blame_a_job_twice(cluster: Cluster) -> None:
+    """The host of both workers is gone. The second one's death is not noticed yet when the job is requeued."""
+    _, workers, _ = cluster.all(workers=2)
+
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(timeout=60) as client:
+            asker = Asker(cluster, client)
+            asked = await asker.ask("wait go")
+            for worker in workers:
+                worker.signal(signal.SIGSTOP)
+            await awaited(lambda: cluster.count("workers_evicted") == 2)
+            cluster.worker()
+            asker.release()
+            return await asked
+
+    assert right(asyncio.run(run()), ("wait go",))
+
+
 @pytest.mark.parametrize(("order", "status"), [("segfault", -signal.SIGSEGV), ("break", 70)])
 def test_crashed_workers_batch_is_answered(cluster: Cluster, order: str, status: int) -> None:
     """The worker ends because of a segmentation fault, or an exception in a thread of its pipeline."""
@@ -191,7 +209,7 @@ def test_worker_killed_in_its_drain_is_not_blamed(cluster: Cluster) -> None:
 
 
 def test_churning_workers_lose_no_job(cluster: Cluster) -> None:
-    """A worker is added and another killed when every client has received an answer since the last kill.
+    """A worker is added and another killed when every client has received an answer since the last kill was noticed.
 
     So no input meets two kills, which would make it poison.
     """
@@ -202,11 +220,17 @@ def test_churning_workers_lose_no_job(cluster: Cluster) -> None:
     async def all_answered_since(before: Counter[int]) -> None:
         await awaited(lambda: len(done) == 8 and all(done[name] > before[name] for name in range(8)))
 
+    def is_gone(worker: Program) -> bool:
+        names = [listed["name"] for listed in cluster.workers()]
+        return worker.process.poll() is not None and not any(name.endswith(f"/{worker.process.pid}") for name in names)
+
     async def churn() -> None:
         for _ in range(60):
             await all_answered_since(done.copy())
             workers.append(cluster.worker(us_per_token=200))
-            workers.pop(dice.randrange(len(workers))).signal(dice.choice([signal.SIGKILL] * 3 + [signal.SIGTERM]))
+            leaving = workers.pop(dice.randrange(len(workers)))
+            leaving.signal(dice.choice([signal.SIGKILL] * 3 + [signal.SIGTERM]))
+            await asyncio.to_thread(until, lambda leaving=leaving: is_gone(leaving))
 
     assert set(asyncio.run(load(cluster.url, 8, churn, done))) == {200}
     assert cluster.count("workers_evicted") >= 10

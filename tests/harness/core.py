@@ -34,6 +34,8 @@ class Core:
         self._options: dict[int, bytes] = {}
         #: Whether the last value of a vector is the number of the batch that computed it.
         self.marks_batches = False
+        #: Workers that answer no ping.
+        self.silent: set[bytes] = set()
 
     def handle(self, peer: bytes, message: Message, *frames: bytes) -> None:
         """Deliver a message from a peer, encoded and decoded on the way."""
@@ -62,6 +64,14 @@ class Core:
                 self._options[message.batch] = message.options or bytes(len(message.kinds))
         self.sent += sends
         self.scheduler.check_invariants()
+        for peer, message, _ in sends:
+            if isinstance(message, wire.Heartbeat) and message.ping and peer not in self.silent:
+                self.answer_ping(peer, message.ping)
+
+    def answer_ping(self, peer: bytes, ping: int) -> None:
+        """Answer a ping of a worker that is still connected; its credit stays the same."""
+        if worker := self.scheduler.state.pool.workers.get(peer):
+            self.handle(peer, wire.WorkerHeartbeat(worker.credit, 0, ping))
 
     def take(self, kind: type[M], peer: bytes | None = None) -> list[tuple[bytes, M, list[bytes]]]:
         """Remove and return the sent messages of a kind, with their peers and frames."""

@@ -88,9 +88,9 @@ class HandWorker(Peer):
         """Return the next message of a kind; drop messages of other kinds."""
         return _get(self, wire.TO_WORKER, kind, within_s, lambda: self.send(self.heartbeat()))
 
-    def heartbeat(self) -> wire.Message:
+    def heartbeat(self, ping: int = 0) -> wire.Message:
         """Return a heartbeat with the current credit."""
-        return wire.WorkerHeartbeat(self.credit, self._seen)
+        return wire.WorkerHeartbeat(self.credit, self._seen, ping)
 
     def batch(self) -> tuple[wire.Batch, list[str]]:
         """Return the next batch and its texts."""

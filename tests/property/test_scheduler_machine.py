@@ -337,6 +337,15 @@ class Machine(RuleBasedStateMachine):
         self.core.handle(self.choose_worker(some, stranger), wire.WorkerHeartbeat(credit, seen))
         self.check_sent()
 
+    @rule(some=some, stranger=stranger)
+    def toggle_pings(self, some: int, stranger: bool) -> None:
+        """Let a worker answer no ping any more, or answer the newest one and those to come."""
+        peer = self.choose_worker(some, stranger)
+        self.core.silent ^= {peer}
+        if peer not in self.core.silent:
+            self.core.answer_ping(peer, self.core.scheduler.state.pool.ping)
+        self.check_sent()
+
     @rule()
     def answer_all_batches(self) -> None:
         """Answer every batch without an answer, or lose its worker if the batch has poison."""

@@ -111,6 +111,9 @@ class Session:
     def _describe_models(self) -> list[Message]:
         return [wire.WorkerModels(self._changes, self._hello.models, list(self._states))]
 
+    def _make_heartbeat(self, ping: int = 0) -> Message:
+        return wire.WorkerHeartbeat(self._count_free_slots(), self._seen, ping)
+
     def _release_models(self, until: int, only: ModelKey | None = None) -> None:
         """Release the models that were ended by the change `until` or an earlier one: one of them, or all."""
         for key, number in list(self._retired.items()):
@@ -138,6 +141,8 @@ class Session:
                 self._greeting = False
                 self._next_heartbeat = now + self._pause_s
                 self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
+            case wire.Heartbeat(ping=ping) if ping and self.welcomed:
+                return None, [self._make_heartbeat(ping)]
             case wire.Release() if self.welcomed:
                 self._release_models(message.number, ModelKey(message.model, message.revision))
             case wire.Batch() if message.epoch == self._epoch:
@@ -162,7 +167,7 @@ class Session:
             return []
         self._next_heartbeat = now + self._heartbeat_s
         if self.welcomed:
-            return [wire.WorkerHeartbeat(self._count_free_slots(), self._seen)]
+            return [self._make_heartbeat()]
         return [] if self.draining else [self.make_hello(now)]
 
     def next_deadline(self) -> float:

@@ -42,6 +42,7 @@ MESSAGES: list[tuple[Any, Message, list[bytes]]] = [
     (wire.FROM_WORKER, wire.WorkerDrain(wire.pack_u64([3])), []),
     (wire.FROM_WORKER, wire.WorkerGoodbye(), []),
     (wire.TO_WORKER, wire.Heartbeat(), []),
+    (wire.TO_WORKER, wire.Heartbeat(3), []),
     (wire.FROM_WORKER, wire.WorkerModels(1, [MODEL], [wire.ModelState("n", wire.Availability.LOADING)]), []),
     (wire.TO_WORKER, wire.Batch(1, 2, "m", bytes([0, 1]), wire.pack_u32([1, 4])), [b"a1234"]),
     (wire.TO_WORKER, wire.Load("m", "r"), []),
@@ -93,7 +94,7 @@ def test_message_of_other_role_raises() -> None:
 
 
 def test_appended_fields_are_ignored() -> None:
-    header = msgspec.msgpack.encode([33, 1, 9, "new"])
+    header = msgspec.msgpack.encode([33, 1, 9, 0, "new"])
     assert wire.decode(wire.FROM_WORKER, [header])[0] == wire.WorkerHeartbeat(1, 9)
 
 

@@ -167,6 +167,45 @@ def test_running_batch_of_each_lane_is_blamed() -> None:
     assert sorted(job.request.number for job in core.scheduler.state.blame.list_on_trial()) == [1, 2]
 
 
+def test_suspect_waits_for_a_worker_that_answers_the_ping(core: Core) -> None:
+    """The other worker may have died together with the one that crashed, for example because their host did."""
+    core.submit(1, ["a"])
+    core.batches(b"W1")
+    core.worker(b"W2")
+    core.silent.add(b"W2")
+    core.lost(b"W1")
+    assert core.take(wire.Heartbeat) == [(b"W2", wire.Heartbeat(1), [])]
+    core.submit(2, ["b"])
+    assert [texts for _, _, texts in core.batches()] == [["b"]]
+    core.worker(b"W3")
+    assert core.take(wire.Heartbeat) == [(b"W3", wire.Heartbeat(1), [])]
+    assert [(peer, texts) for peer, _, texts in core.batches()] == [(b"W3", ["a"])]
+    assert core.take(wire.Heartbeat) == []
+
+
+def test_suspect_goes_to_the_worker_once_it_has_answered_the_newest_ping(core: Core) -> None:
+    core.worker(b"W2")
+    core.worker(b"W3")
+    core.silent.add(b"W3")
+    core.submit(1, ["a"])
+    core.submit(2, ["b"])
+    held = {peer: texts for peer, _, texts in core.batches()}
+    assert held == {b"W1": ["a"], b"W2": ["b"]}
+    core.lost(b"W1")
+    core.lost(b"W2")
+    assert [message.ping for _, message, _ in core.take(wire.Heartbeat, b"W3")] == [1, 2]
+    core.answer_ping(b"W3", 1)
+    assert core.batches() == []
+    core.answer_ping(b"W3", 2)
+    assert [texts for _, _, texts in core.batches()] == [["b"]]
+
+
+def test_no_worker_is_pinged_if_no_batch_is_blamed(core: Core) -> None:
+    core.worker(b"W2")
+    core.lost(b"W1")
+    assert core.take(wire.Heartbeat) == []
+
+
 def test_suspect_runs_without_other_batches() -> None:
     core = Core()
     core.frontend()

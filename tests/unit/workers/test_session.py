@@ -40,6 +40,17 @@ def test_heartbeat_is_due_with_the_credit(session: Session) -> None:
     assert session.due(1.0) == [wire.WorkerHeartbeat(credit=1, seen=1)]
 
 
+def test_ping_is_answered_at_once(session: Session) -> None:
+    session.handle(BATCH, 0.5)
+    assert session.handle(wire.Heartbeat(5), 0.6) == (None, [wire.WorkerHeartbeat(credit=1, seen=1, ping=5)])
+    assert session.handle(wire.Heartbeat(), 0.7) == (None, [])
+
+
+def test_ping_without_a_session_is_not_answered(session: Session) -> None:
+    session.handle(wire.Goodbye(ErrorCode.INTERNAL, ""), 0.5)
+    assert session.handle(wire.Heartbeat(5), 0.6) == (None, [])
+
+
 def test_result_frees_the_batchs_slot(session: Session) -> None:
     assert session.handle(BATCH, 0.0) == (BATCH, [])
     result = session.make_result(BATCH, 4, wire.pack_u32([3]), [], 10)
