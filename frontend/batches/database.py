@@ -244,22 +244,25 @@ class Database:
         rows = self._connection.read(lambda execute: execute(statement, batch))
         return [msgspec.json.decode(body, type=Chunk) for (body,) in rows]
 
-    def finish_batch(self, batch: Batch, holder: str, files: Sequence[tuple[File, Sequence[FilePart]]] = ()) -> bool:
+    def finish_batch(
+        self, batch: Batch, holder: str, files: Sequence[tuple[File, Sequence[FilePart]]] = ()
+    ) -> Batch | None:
         """End a batch: add its files, save its row as in `save_batch`, forget its chunks, and release the lease.
 
-        Return False, and change no row, if the lease is lost.
+        Return the row as it was saved. Return None, and change no row, if the lease is lost.
         """
 
-        def finish(execute: Execute) -> bool:
+        def finish(execute: Execute) -> Batch | None:
             current = lock_batch(execute, batch.id, holder)
             if current is None:
-                return False
+                return None
             for file, parts in files:
                 insert_file(execute, file, parts)
-            update_batch(execute, merge_batch(current, msgspec.structs.replace(batch)))
+            ended = merge_batch(current, msgspec.structs.replace(batch))
+            update_batch(execute, ended)
             execute("DELETE FROM chunks WHERE batch = ?", batch.id)
             execute("UPDATE batches SET holder = '', lease_until = 0 WHERE id = ?", batch.id)
-            return True
+            return ended
 
         return self._connection.transact(finish)
 

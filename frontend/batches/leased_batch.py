@@ -74,8 +74,10 @@ class LeasedBatch:
 
     async def end(self, files: Sequence[tuple[File, Sequence[FilePart]]] = ()) -> None:
         """Save the row of a batch that has ended, and add its files."""
-        if not await self._ask(self._store.database.finish_batch, self.batch, self.holder, files):
+        ended = await self._ask(self._store.database.finish_batch, self.batch, self.holder, files)
+        if ended is None:
             raise LeaseLostError
+        self.batch = ended
         log.info("%s: %s", self.batch.id, self.batch.status)
 
     async def keep(self, stop: Callable[[Stop], None]) -> None:

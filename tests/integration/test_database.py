@@ -302,6 +302,17 @@ def test_cancellation_survives_the_runner(database: Database) -> None:
     assert (again.status, again.cancelling_at) == ("cancelled", 110)
 
 
+def test_batch_that_completes_while_it_is_cancelled_ends_as_cancelled(database: Database) -> None:
+    """The runner, whose row still has the status `completed`, gets the row as it was saved."""
+    batch = add_batch(database)
+    assert database.claim_batch("runner", 100, 30)
+    assert database.cancel_batch(batch.id, "", 110)
+    ended = database.finish_batch(msgspec.structs.replace(batch, status="completed", completed_at=112), "runner")
+    assert ended == database.find_batch(batch.id, "")
+    assert ended is not None
+    assert (ended.status, ended.cancelled_at, ended.completed_at) == ("cancelled", 112, None)
+
+
 def test_finished_batch_has_its_files(database: Database) -> None:
     batch = add_batch(database)
     assert database.claim_batch("runner", 100, 30)
