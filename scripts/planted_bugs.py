@@ -168,6 +168,7 @@ BUGS = [
     Bug("interactive inputs leave the spare stream idle", "workers/engine/pipeline.py", "if self._spare_waits and self._list_interactive(item):", "if False:", ("tests/unit/workers/test_pipeline.py",)),
     Bug("a spare inference slows interactive ones", "workers/engine/pipeline.py", "if not all(running.is_interactive for running in self._running.copy()):", "if True:", ("tests/unit/workers/test_pipeline.py",)),
     Bug("an inference on all CPUs delays others", "workers/engine/pipeline.py", "if item.is_whole_batch and not self._running:", "if item.is_whole_batch:", ("tests/unit/workers/test_pipeline.py",)),
+    Bug("streams are compared while one is busy", "workers/engine/pipeline.py", "yield requests if len(requests) == served.backend.requests else []", "yield requests", ("tests/unit/workers/test_pipeline.py",)),
     Bug("a slower stream on all CPUs is kept", "workers/engine/engine.py", "if gain >= MIN_GAIN:", "if gain:", ("tests/unit/workers/test_spare_stream.py",)),
     Bug("the pipeline ends while a stream opens", "workers/engine/pipeline.py", "*self._inferring, *self._opening)", "*self._inferring)", ("tests/unit/workers/test_pipeline.py",)),
     Bug("slow inferences lower the costs", "workers/engine/cost_watch.py", "part if part < TOO_HIGH else None", "part", ("tests/unit/workers/test_cost_watch.py",)),

@@ -131,7 +131,7 @@ class FakeBackend:
     def open_spare_request(self) -> int | None:
         return None
 
-    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[int]]) -> int | None:
+    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[Sequence[int]]]) -> int | None:
         return None
 
     def verify_device(self, request: int) -> None:

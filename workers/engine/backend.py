@@ -65,11 +65,12 @@ class Backend(Protocol):
         Called once, while other threads run inferences.
         """
 
-    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[int]]) -> int | None:
+    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[Sequence[int]]]) -> int | None:
         """Open one more infer request that runs one inference faster than those of the streams.
 
-        Return its number; None if there is none. `borrow` reserves an infer request of a stream, to compare with it.
-        Called once, while other threads run inferences.
+        Return its number; None if there is none. `borrow` reserves all infer requests of the streams, so that one of
+        them can be compared with it while nothing else runs; it reserves none if they are not free soon. Called while
+        other threads run inferences.
         """
 
     def verify_device(self, request: int) -> None:

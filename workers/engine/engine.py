@@ -180,7 +180,7 @@ class Engine:
         # The stream has no thread of its own: it runs in the thread that calls.
         return self._add_stream(self.requests, {"INFERENCE_NUM_THREADS": 1}, "during bulk work")
 
-    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[int]]) -> int | None:
+    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[Sequence[int]]]) -> int | None:
         """See `Backend`: a stream with a thread for each CPU, which takes the memory of another compiled model."""
         if self.streams == 1:
             return None
@@ -188,12 +188,15 @@ class Engine:
         wide = self._add_stream(self.requests + 1, threads, "on all CPUs")
         if wide is None:
             return None
-        with borrow() as narrow:
-            gain = self._compare_requests(narrow, wide)
+        with borrow() as others:
+            gain = self._compare_requests(others[0], wide) if others else 0.0
         if gain >= MIN_GAIN:
             log.info("a short input alone runs %.1f times as fast on all CPUs", gain)
             return wide
-        log.info("a short input alone runs only %.1f times as fast on all CPUs; closed that stream", gain)
+        if others:
+            log.info("a short input alone runs only %.1f times as fast on all CPUs; closed that stream", gain)
+        else:
+            log.info("closed that stream, because the others are too busy to be compared with it")
         del self._requests[wide]
         return None
 

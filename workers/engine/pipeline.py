@@ -11,6 +11,7 @@ owns the sockets: finished batches wait in `finished`.
 import collections
 import contextlib
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,9 @@ from workers.engine.cpus import NICE
 from workers.engine.lane_queue import LanePriorityQueue
 from workers.engine.micro_batches import cut_micro_batches
 from workers.engine.work import MicroBatch, Numbers, Served, Work
+
+#: Seconds for which the infer requests that are free wait for the others, before two of them are compared.
+BORROW_S = 0.5
 
 
 class Pipeline:
@@ -96,7 +100,7 @@ class Pipeline:
             self._micro_batches.retry()
 
     def _open_wide(self, served: Served) -> None:
-        request = served.backend.open_wide_request(lambda: self._borrow_request(served))
+        request = served.backend.open_wide_request(lambda: self._borrow_requests(served))
         if request is not None:
             served.wide.put(request)
             self._micro_batches.retry()
@@ -107,13 +111,18 @@ class Pipeline:
         served.opened.discard("wide")
 
     @contextlib.contextmanager
-    def _borrow_request(self, served: Served) -> Iterator[int]:
-        """Reserve an infer request of a stream."""
-        request = served.free.get()
+    def _borrow_requests(self, served: Served) -> Iterator[list[int]]:
+        """Reserve the infer requests of all streams, or none of them if they are not free within `BORROW_S`."""
+        requests: list[int] = []
+        deadline = time.monotonic() + BORROW_S
         try:
-            yield request
+            with contextlib.suppress(queue.Empty):
+                for _ in range(served.backend.requests):
+                    requests.append(served.free.get(timeout=max(0.0, deadline - time.monotonic())))
+            yield requests if len(requests) == served.backend.requests else []
         finally:
-            served.free.put(request)
+            for request in requests:
+                served.free.put(request)
             self._micro_batches.retry()
 
     def stop(self) -> None:

@@ -196,12 +196,12 @@ class WideBackend(SparingBackend):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._outputs *= 2
-        self.borrowed: list[int] = []
+        self.borrowed: list[list[int]] = []
 
-    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[int]]) -> int:
-        with borrow() as request:
-            self.borrowed.append(request)
-        return 2
+    def open_wide_request(self, borrow: Callable[[], AbstractContextManager[Sequence[int]]]) -> int | None:
+        with borrow() as requests:
+            self.borrowed.append(list(requests))
+        return 2 if requests else None
 
 
 def test_interactive_batch_alone_runs_on_all_cpus(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_interactive_batch_alone_runs_on_all_cpus(tmp_path: Path) -> None:
     (tmp_path / "end").touch()
     assert finished.acquire(timeout=10)
     pipeline.stop()
-    assert backend.borrowed == [0]
+    assert backend.borrowed == [[0]]
     assert backend.used == [(2, "alone"), (2, "wait end"), (0, "second")]
 
 
@@ -241,6 +241,23 @@ def test_slow_stream_on_all_cpus_is_tried_again(tmp_path: Path, monkeypatch: pyt
         until(lambda: pipeline._spare_waits)
     pipeline.stop()
     assert [backend.used[number][0] for number in (0, 2)] == [0, 2]
+
+
+def test_busy_streams_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inference would use the CPUs meanwhile, so that a stream on all of them would look slow."""
+    monkeypatch.setattr("workers.engine.pipeline.BORROW_S", 0.01)
+    backend = WideBackend(tmp_path)
+    backend.requests = 2
+    pipeline = make_pipeline(backend, lambda: None)
+    served = pipeline._models[ModelKey("fake", "")]
+    busy = served.free.get()
+    pipeline._open_wide(served)
+    served.free.put(busy)
+    pipeline._open_wide(served)
+    assert backend.borrowed == [[], [1, 0]]
+    assert [served.free.get_nowait() for _ in range(2)] == [1, 0]
+    assert served.wide.get_nowait() == 2
+    pipeline.stop()
 
 
 def test_interactive_batch_in_bulk_work_runs_on_one_cpu(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_stream_on_all_cpus_is_kept_if_faster(
 
     ids = engine.tokenize_texts(["hello world", "hello"])
     monkeypatch.setattr(engine, "_compare_requests", compare_requests)
-    wide = engine.open_wide_request(lambda: contextlib.nullcontext(1))
+    wide = engine.open_wide_request(lambda: contextlib.nullcontext([1, 0]))
     assert compared == [(1, 3)]
     assert wide == (3 if gain == 2 else None)
     assert len(engine._requests) == 2 + (gain == 2)
@@ -99,7 +99,13 @@ def test_comparison_returns_how_much_faster(
 
 def test_single_stream_has_all_cpus_already(tmp_path: Path, prepared: PreparedModel) -> None:
     engine = Engine(prepared, "CPU", 1, tmp_path / "cache")
-    assert engine.open_wide_request(lambda: contextlib.nullcontext(0)) is None
+    assert engine.open_wide_request(lambda: contextlib.nullcontext([0])) is None
+
+
+def test_stream_on_all_cpus_is_closed_if_it_cannot_be_compared(tmp_path: Path, prepared: PreparedModel) -> None:
+    engine = Engine(prepared, "CPU", 2, tmp_path / "cache")
+    assert engine.open_wide_request(lambda: contextlib.nullcontext([])) is None
+    assert len(engine._requests) == 2
 
 
 class BrokenModel:
