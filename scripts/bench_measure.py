@@ -20,8 +20,9 @@ HEADROOM = 4.0
 #: A measurement lasts at least as long as the row takes for this many times the texts that wait at once, but at most
 #: `MAX_S` seconds.
 CYCLES, MAX_S = 3.0, 10.0
-#: Seconds of the warm-up of a row before its first measurement, beyond the time of the texts that wait at once.
-WARM_UP_S = 1.0
+#: Seconds of the warm-up of a row before its first measurement, beyond the time of the texts that wait at once. Vecmill
+#: compiles a stream on all CPUs meanwhile.
+WARM_UP_S = 3.0
 #: Most texts of a measurement, and most requests per second: a model that costs almost nothing is no faster.
 MAX_TEXTS, MAX_REQUESTS_S = 20_000, 4_000
 #: Rows without a server, besides `BASE`.
