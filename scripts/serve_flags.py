@@ -154,7 +154,12 @@ def parse_arguments() -> argparse.Namespace:
         "number of worker processes, which divide the CPUs; with --device all for each device",
         type=parse_count,
     )
-    add("--streams", "", "parallel inferences in one worker; OpenVINO chooses if omitted", variable="VECMILL_STREAMS")
+    add(
+        "--streams",
+        "",
+        "parallel inferences in one worker; default: one for each CPU, or what a GPU prefers",
+        variable="VECMILL_STREAMS",
+    )
     add("--frontends", "1", "number of frontend processes", variable="VECMILL_FRONTENDS", type=parse_count)
     add("--model", "", "model folder, or OWNER/NAME on the Hugging Face hub; default: all-MiniLM-L6-v2")
     add("--config-path", "", "config.json of OVMS with the models to serve")

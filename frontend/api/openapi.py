@@ -32,7 +32,7 @@ _EXAMPLE = {"model": "sentence-transformers/all-MiniLM-L6-v2", "input": ["hello 
 
 _STATUSES = {
     200: "OK",
-    201: "Reloaded; the API keys changed",
+    201: "Reloaded; API keys or models changed",
     206: "A range of the file",
     304: "The file is the one of the header If-None-Match",
     400: "The request is invalid; the message gives the reason",
