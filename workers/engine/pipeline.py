@@ -27,6 +27,8 @@ from workers.engine.lane_queue import LanePriorityQueue
 from workers.engine.micro_batches import cut_micro_batches
 from workers.engine.work import MicroBatch, Numbers, Served, Work
 
+#: Limit of bulk micro-batches relative to that of the costs, if interactive inputs do not wait for them.
+BULK_LIMITS = 3.0
 #: Seconds for which the infer requests that are free wait for the others, before two of them are compared.
 BORROW_S = 0.5
 
@@ -97,6 +99,7 @@ class Pipeline:
         request = served.backend.open_spare_request()
         if request is not None:
             served.spare.put(request)
+            served.has_spare = True
             self._micro_batches.retry()
 
     def _open_wide(self, served: Served) -> None:
@@ -164,7 +167,10 @@ class Pipeline:
             return []
         work.vectors = np.empty((len(inputs.accepted), backend.dimension), np.float32)
         lengths = [len(ids) for ids in inputs.accepted]
-        split = cut_micro_batches(lengths, backend.costs, backend.streams)
+        limit_ms = backend.costs.limit_ms
+        if work.batch.lane == wire.Lane.BULK and work.served.has_spare:
+            limit_ms *= BULK_LIMITS
+        split = cut_micro_batches(lengths, backend.costs, backend.streams, limit_ms)
         work.expect_micro_batches(split, lengths, pads=backend.costs.pads)
         return [
             MicroBatch(work, rows, [inputs.accepted[row] for row in rows], [inputs.prompt_tokens[row] for row in rows])

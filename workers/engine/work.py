@@ -26,6 +26,8 @@ class Served:
     free: Numbers = field(default_factory=queue.SimpleQueue)
     #: Request that only interactive batches use, so that they do not wait for bulk inputs. Empty until it is opened.
     spare: Numbers = field(default_factory=queue.SimpleQueue)
+    #: Whether it was opened.
+    has_spare: bool = False
     #: Request that runs one inference on all CPUs, while no other runs. Empty until it is opened.
     wide: Numbers = field(default_factory=queue.SimpleQueue)
     #: When it may be opened, on the monotonic clock, and seconds until the next try if it is not faster than others.

@@ -6,6 +6,7 @@ Each call of the scheduler is followed by a check of all invariants; see `tests/
 import pytest
 
 from broker.core.client_queue import MAX_BATCH_BYTES, MAX_BATCH_JOBS
+from broker.core.dispatch import BATCH_SIZES
 from broker.core.limits import Limits
 from broker.wire import protocol as wire
 from broker.wire.errors import ErrorCode, LocalProtocolError
@@ -92,7 +93,7 @@ def test_interactive_job_overtakes_bulk_batches() -> None:
     core.frontend()
     core.worker(credit=4, batch_tokens=100)
     core.submit(1, ["x" * 100] * 20, lane=Lane.BULK)
-    core.tick(0.006)
+    core.tick(0.02)
     assert len(core.batches()) == 2
     core.submit(2, ["a", "b"])
     (urgent,) = core.batches()
@@ -102,6 +103,17 @@ def test_interactive_job_overtakes_bulk_batches() -> None:
     assert core.batches() == []
     core.answer(urgent, credit=2)
     assert [texts for _, _, texts in core.batches()] == [["c", "d"]]
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+def test_bulk_batches_are_larger(lane: Lane) -> None:
+    core = Core()
+    core.frontend()
+    core.worker(batch_tokens=100)
+    core.submit(1, ["x" * 30] * 200, lane=lane)
+    (lease,) = core.scheduler.state.pool.workers[b"W1"].leases.values()
+    limit = 100 * BATCH_SIZES[lane]
+    assert limit - lease.jobs[0].tokens < lease.tokens <= limit
 
 
 def test_late_worker_holds_two_batches_per_lane() -> None:

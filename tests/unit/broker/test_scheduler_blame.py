@@ -252,13 +252,13 @@ def test_running_batch_of_each_lane_is_blamed() -> None:
     core = Core(Limits(max_crashes=1))
     core.frontend()
     core.worker(credit=4, batch_tokens=20)
-    core.submit(1, ["a" * 60, "b" * 60], lane=Lane.BULK)
-    core.tick(0.003)
+    core.submit(1, ["a" * 180, "b" * 180], lane=Lane.BULK)
+    core.tick(0.009)
     core.submit(2, ["c"])
-    assert [texts for _, _, texts in core.batches()] == [["a" * 60], ["b" * 60], ["c"]]
+    assert [texts for _, _, texts in core.batches()] == [["a" * 180], ["b" * 180], ["c"]]
     core.lost(b"W1")
     core.worker(b"W2", credit=4)
-    assert [texts for _, _, texts in core.batches()] == [["b" * 60]]
+    assert [texts for _, _, texts in core.batches()] == [["b" * 180]]
     assert sorted(job.request.number for job in core.scheduler.state.blame.list_on_trial()) == [1, 2]
 
 

@@ -1,6 +1,7 @@
 """The threads that prepare batches and run their micro-batches."""
 
 import gc
+import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from tests.harness.processes import until
 from workers.engine.backend import Ids, Vectors
 from workers.engine.batch_inputs import BatchInputs, truncate_ids
 from workers.engine.lane_queue import MAX_OVERTAKES, LanePriorityQueue
-from workers.engine.pipeline import Pipeline
+from workers.engine.pipeline import BULK_LIMITS, Pipeline
 from workers.engine.work import Work
 
 
@@ -133,6 +134,26 @@ def test_interactive_batch_runs_beside_bulk_batches(tmp_path: Path) -> None:
         assert finished.acquire(timeout=10)
     pipeline.stop()
     assert backend.used == [(0, "wait end"), (1, "urgent"), (1, "urgent"), (0, "bulk")]
+
+
+def test_bulk_micro_batches_are_longer_beside_a_spare_stream(tmp_path: Path) -> None:
+    """Interactive inputs do not wait for them then."""
+    finished = threading.Semaphore(0)
+    pipeline = make_pipeline(backend := SparingBackend(tmp_path), finished.release)
+    costs = backend.costs
+    works = [make_batch(*["x" * 64] * 40, lane=lane) for lane in (Lane.BULK, Lane.BULK, Lane.INTERACTIVE)]
+    for work in works:
+        pipeline.submit(work)
+        assert finished.acquire(timeout=10)
+        until(lambda: not any(thread.name == "open-spare" for thread in threading.enumerate()))
+    pipeline.stop()
+    row_ms = costs.compute_row_ms(64)
+    usual, longer = (
+        math.ceil(40 / int((limit_ms - costs.inference_ms) / row_ms))
+        for limit_ms in (costs.limit_ms, BULK_LIMITS * costs.limit_ms)
+    )
+    assert [work.micro_batches for work in works[1:]] == [longer, usual]
+    assert longer < usual
 
 
 def test_spare_stream_of_one_model_holds_up_no_other(tmp_path: Path) -> None:
