@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 from embed_client import Client, Model, RequestError
 from embed_errors import AWAY, DONE, INTERRUPTED, REFUSED, ROW_ERRORS, RefusedError, SignalError, StopError
-from embed_export import export_file
+from embed_export import export_file, list_files
 from embed_inputs import STDIN, Input, Part, count_rows, find_inputs, read_parts
 from embed_local import serve_locally
 from embed_options import Options, parse_options
@@ -68,20 +68,31 @@ def open_store(options: Options) -> tuple[Store, Path]:
 
 
 def begin(options: Options, store: Store, manifest: Manifest) -> Manifest:
-    """Return the manifest to go on with. Raise `RefusedError` if the output is of another run."""
+    """Return the manifest to go on with; `rows` is None unless the output has all files of a finished run.
+
+    Raise `RefusedError` if the output is of another run.
+    """
     is_file = options.format != "parquet"
+    files = list_files(options.output, options.format, with_ids=bool(options.id)) if is_file else []
     if options.retry_errors and is_file:
         raise RefusedError("--retry-errors needs an output of Parquet parts; use --overwrite alone to begin again")
     if options.overwrite:
         store.clear()
-        if is_file:
-            options.output.unlink(missing_ok=True)
+        for path in files:
+            path.unlink(missing_ok=True)
     elif is_file and options.output.exists() and store.read_manifest() is None:
         raise RefusedError(f"{options.output} exists already; choose another output, or use --overwrite")
     found = store.begin(manifest, retry=options.retry_errors)
-    if options.retry_errors or (is_file and not options.output.exists()):
-        found = msgspec.structs.replace(found, rows=None, digests=[])
-        store.write_manifest(found)
+    finished = found.rows is not None
+    if finished and (lost := next((path for path in files if not path.exists()), None)):
+        print(f"{lost} is gone, so that all rows are embedded again", file=sys.stderr)
+        found = msgspec.structs.replace(found, digests=[])
+    elif finished and not is_file and not store.has_parts(found):
+        print(f"{options.output} has lost parts, so that their rows are embedded again", file=sys.stderr)
+    elif not options.retry_errors:
+        return found
+    found = msgspec.structs.replace(found, rows=None)
+    store.write_manifest(found)
     return found
 
 
@@ -105,8 +116,11 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
                 if inputs[0].path == STDIN:
                     # asyncio would only note a first Ctrl-C, and a read of stdin would go on.
                     signal.signal(signal.SIGINT, signal.default_int_handler)
-                    compare(parts, manifest.digests or store.list_digests(), options.output)
-                if options.format != "parquet":
+                    for _ in compare(parts, manifest.digests or store.list_digests(), options.output):
+                        pass
+                if options.format == "parquet":
+                    store.gather_errors(errors_path)
+                else:
                     store.clear_parts()
                 print(f"{options.output} has all {manifest.rows:,} rows already", file=sys.stderr)
                 return report_errors(options, errors_path)
@@ -118,13 +132,17 @@ async def embed(options: Options, inputs: list[Input], columns: Columns, url: st
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, interrupt, run)
             parts = read_parts(inputs, columns, manifest.part_rows, options.limit)
+            if manifest.digests and inputs[0].path == STDIN:
+                parts = compare(parts, manifest.digests, options.output)
             with summarize(options, progress, manifest.revision):
                 try:
                     with progress.show():
                         await run.run(parts)
-                finally:
+                except BaseException:
                     with contextlib.suppress(OSError):
                         store.gather_errors(errors_path)
+                    raise
+                store.gather_errors(errors_path)
                 end(options, store, manifest, run.rows)
     return report_errors(options, errors_path)
 
@@ -167,8 +185,8 @@ def report_errors(options: Options, path: Path) -> int:
     return ROW_ERRORS
 
 
-def compare(parts: Iterator[Part], digests: list[str], output: Path) -> None:
-    """Compare the rows of stdin with those of an output. Raise `RefusedError` if they differ."""
+def compare(parts: Iterator[Part], digests: list[str], output: Path) -> Iterator[Part]:
+    """Yield the parts of stdin. Raise `RefusedError` if their rows differ from those of an output."""
     number = 0
     for part in parts:
         if digests[number : number + 1] != [part.digest()]:
@@ -176,6 +194,7 @@ def compare(parts: Iterator[Part], digests: list[str], output: Path) -> None:
                 f"stdin has other rows than {output}, from row {part.first_row} on; choose another output, or use "
                 "--overwrite to begin again"
             )
+        yield part
         number += 1
     if number != len(digests):
         raise RefusedError(

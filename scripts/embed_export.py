@@ -14,6 +14,11 @@ from embed_errors import RefusedError
 from embed_store import Store, replace_file
 
 
+def list_files(path: Path, format_name: str, *, with_ids: bool) -> list[Path]:
+    """Return the paths of the files that `export_file` writes."""
+    return [path, _ids_path(path)] if format_name == "npy" and with_ids else [path]
+
+
 def export_file(store: Store, path: Path, format_name: str, rows: int, *, with_ids: bool) -> None:
     """Write the rows of all parts to one file. Raise `RefusedError` if the parts do not have as many rows."""
     parts = store.list_parts()
@@ -22,12 +27,16 @@ def export_file(store: Store, path: Path, format_name: str, rows: int, *, with_i
         text = f"the parts in {store.folder} have {saved:,} rows, but the inputs have {rows:,}"
         raise RefusedError(f"{text}; use --overwrite to begin again")
     if format_name == "npy" and with_ids:
-        _write_ids(path.with_suffix(".ids.jsonl"), parts)
+        _write_ids(_ids_path(path), parts)
     with replace_file(path) as temporary, temporary.open("wb") as file:
         if format_name == "npy":
             _write_npy(file, parts, rows)
         else:
             _write_jsonl(file, parts)
+
+
+def _ids_path(path: Path) -> Path:
+    return path.with_suffix(".ids.jsonl")
 
 
 def _write_npy(file: IO[bytes], parts: list[Path], rows: int) -> None:

@@ -24,6 +24,8 @@ class OpenPart:
         self.done = np.zeros(self.rows, np.bool_)
         self.done[list(self.errors)] = True
         self.tokens = self.truncated = 0
+        #: How many times the rows with errors have been tried again, with this time.
+        self.retries = 0
         #: Answers that are not in the journal.
         self.unsaved: list[Answer] = []
 
@@ -34,6 +36,12 @@ class OpenPart:
         self.errors |= answer.errors
         self.tokens += answer.tokens
         self.truncated += answer.truncated
+
+    @property
+    def journal_start(self) -> bytes:
+        """First bytes of the journal, by which a journal of other rows or of an earlier try is recognized."""
+        retry = f"retry {self.retries};" if self.retries else ""
+        return (self.digest + retry).encode()
 
     @property
     def complete(self) -> bool:

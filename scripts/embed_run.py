@@ -97,6 +97,9 @@ class Run:
             return
         await self._wait(lambda: bool(self._reason) or len(self._parts) < MAX_OPEN_PARTS)
         opened = await asyncio.to_thread(self._store.open_part, part, self._manifest.dimension, self._options.dtype)
+        if not self._parts:
+            # `--patience` does not count the time before, in which there was no request to send.
+            self._answered = time.monotonic()
         self._parts.append(opened)
         pending = opened.list_pending()
         missing = len(part.problems)

@@ -14,6 +14,7 @@ are not complete are appended to a journal. Parquet readers skip names that star
 
 import contextlib
 import fcntl
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ from embed_inputs import Part
 from embed_part import OpenPart, make_vectors, read_vectors
 from embed_plan import Manifest, decode_records, encode_record, find_difference
 
-_DIGEST, _TOKENS, _TRUNCATED = b"vecmill.digest", b"vecmill.tokens", b"vecmill.truncated"
+_DIGEST, _TOKENS = b"vecmill.digest", b"vecmill.tokens"
+_TRUNCATED, _RETRIES = b"vecmill.truncated", b"vecmill.retries"
 
 
 class Store:
@@ -100,6 +102,10 @@ class Store:
 
     def clear(self) -> None:
         """Delete what runs have written, and no other file."""
+        # A crash before the end must not leave the manifest of a finished run. A full disk has no space for another.
+        with contextlib.suppress(RefusedError, OSError):
+            if old := self.read_manifest():
+                self.write_manifest(msgspec.structs.replace(old, rows=None, digests=[]))
         self.clear_parts()
         for path in [*self.folder.glob("_vecmill.json*"), *self.folder.glob("_errors.jsonl*")]:
             path.unlink()
@@ -126,6 +132,11 @@ class Store:
     def list_parts(self) -> list[Path]:
         """Return the paths of all complete parts, in order."""
         return sorted(self.folder.glob("part-*.parquet"))
+
+    def has_parts(self, manifest: Manifest) -> bool:
+        """Return whether the complete parts are exactly those of the rows of a finished run."""
+        number = math.ceil((manifest.rows or 0) / manifest.part_rows)
+        return set(self.list_parts()) == set(map(self.part_path, range(number)))
 
     def part_path(self, number: int) -> Path:
         """Return the path of a part."""
@@ -163,19 +174,21 @@ class Store:
             opened.vectors[present] = vectors
             opened.done |= present
             opened.tokens, opened.truncated = (int(table.schema.metadata[name]) for name in (_TOKENS, _TRUNCATED))
+            opened.retries = int(table.schema.metadata.get(_RETRIES, 0)) + 1
         path = self._journal_path(part.number)
         if not path.exists():
             return opened
         data = path.read_bytes()
-        digest, start = data[: len(opened.digest)], len(opened.digest)
-        if len(digest) < start:
+        digest, start = data[: len(opened.digest)], opened.journal_start
+        if len(digest) == len(opened.digest) and digest != opened.digest.encode():
+            raise RefusedError(describe_other_rows(part.number, path))
+        if not data.startswith(start):
+            # A crash can leave a part of the start, or the journal of a try that is in the part already.
             path.unlink()
             return opened
-        if digest != opened.digest.encode():
-            raise RefusedError(describe_other_rows(part.number, path))
-        answers, end = decode_records(data[start:])
+        answers, end = decode_records(data[len(start) :])
         # A crash or a full disk can leave a part of a record.
-        os.truncate(path, start + end)
+        os.truncate(path, len(start) + end)
         for answer in answers:
             opened.add(answer)
         return opened
@@ -185,7 +198,7 @@ class Store:
         unsaved = part.unsaved[:count]
         with self._journal_path(part.number).open("ab", buffering=0) as file:
             size = file.tell()
-            start = b"" if size else part.digest.encode()
+            start = b"" if size else part.journal_start
             try:
                 _write_all(file.fileno(), start + b"".join(map(encode_record, unsaved)))
             except OSError:
@@ -202,7 +215,7 @@ class Store:
         again = path.exists()
         if not again:
             self._write_errors(part)
-        counts = {_TOKENS: str(part.tokens), _TRUNCATED: str(part.truncated)}
+        counts = {_TOKENS: str(part.tokens), _TRUNCATED: str(part.truncated), _RETRIES: str(part.retries)}
         table = part.columns.append_column("embedding", make_vectors(part, dtype))
         table = table.replace_schema_metadata({_DIGEST: part.digest, **counts})
         plain = [name for name in table.column_names if name != "embedding"]

@@ -2,11 +2,14 @@
 
 Only a batch that was running can have caused the crash. Its jobs become suspects: each runs again alone (see
 `ModelQueue`), on a worker without other batches (see `Worker.available`), so that the next crash identifies the job.
+
+The inputs of suspects are remembered until they are answered, because a client sends its input again after a time-out.
 """
 
 import hashlib
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from broker.core.jobs import Job
 from broker.core.limits import Limits
@@ -16,9 +19,10 @@ from broker.wire.protocol import WorkerHello
 #: Seconds between the last allowed crash and the verdict "poison": time for a worker that only lost its connection to
 #: reconnect, which clears the job.
 TRIAL_S = 4.0
-#: Seconds for which an input that was poison is rejected, so that a client's retry does not crash another worker.
+#: Seconds for which an input that was poison is rejected, so that a client's retry does not crash another worker, and
+#: for which an input that was part of one crash is a suspect.
 BLOCKED_S = 600.0
-#: Most blocked inputs; the oldest are dropped.
+#: Most blocked inputs, and most inputs of suspects; the oldest are dropped.
 MAX_BLOCKED = 10_000
 #: Most open jobs remembered together with the worker that they were blamed for.
 MAX_REMEMBERED = 10_000
@@ -35,6 +39,8 @@ class Blame:
         self._trials: deque[tuple[float, Job]] = deque()
         #: End of each input's block by fingerprint, oldest first.
         self._blocked: dict[bytes, float] = {}
+        #: Crashes of inputs that have not been answered since, and until when they count, by fingerprint, oldest first.
+        self._suspected: dict[bytes, tuple[int, float]] = {}
 
     def blame_for_crash(self, worker: Worker, lease: Lease, now: float) -> list[Job]:
         """Make a batch's open jobs suspects after its worker crashed. Return the jobs that may run again.
@@ -42,33 +48,51 @@ class Blame:
         Jobs that have reached `max_crashes` go on trial instead.
         """
         jobs = [job for job in lease.jobs if job.is_open]
-        self._remember_crash(worker, jobs)
         retried = []
         for job in jobs:
             job.suspect = True
             job.crashes += 1
+            job.fingerprint = job.fingerprint or _fingerprint(job)
+            self._suspect(job, now)
             if job.crashes < self._limits.max_crashes:
                 retried.append(job)
             else:
                 self._trials.append((now + TRIAL_S, job))
+        self._remember_crash(worker, jobs)
         return retried
 
+    def _suspect(self, job: Job, now: float) -> None:
+        """Remember the crashes of a job's input."""
+        self._suspected.pop(job.fingerprint, None)
+        self._suspected[job.fingerprint] = job.crashes, now + BLOCKED_S
+        _drop_oldest(self._suspected)
+
     def _remember_crash(self, worker: Worker, jobs: list[Job]) -> None:
-        """Store the jobs blamed for a worker's crash, and drop jobs that have ended or exceed `MAX_REMEMBERED`."""
+        """Store the jobs blamed for a worker's crash, and drop those acquitted, or that exceed `MAX_REMEMBERED`."""
         self._crashed.setdefault((worker.uuid, worker.incarnation), []).extend(jobs)
-        still_open = {known: [job for job in blamed if job.is_open] for known, blamed in self._crashed.items()}
-        self._crashed = {known: blamed for known, blamed in still_open.items() if blamed}
+        suspected = {
+            known: [job for job in blamed if job.is_open or job.fingerprint in self._suspected]
+            for known, blamed in self._crashed.items()
+        }
+        self._crashed = {known: blamed for known, blamed in suspected.items() if blamed}
         while sum(map(len, self._crashed.values())) > MAX_REMEMBERED:
             del self._crashed[next(iter(self._crashed))]
 
     def end_trials(self, now: float) -> tuple[list[Job], list[Job]]:
-        """End the trials that are due. Return the poison jobs, and the jobs that were cleared meanwhile."""
+        """End the trials that are due, and block the inputs of poison jobs.
+
+        Return the open poison jobs, and the open jobs that were cleared meanwhile. The input of a job whose client has
+        given up is blocked too.
+        """
         poison: list[Job] = []
         cleared: list[Job] = []
         while self._trials and self._trials[0][0] <= now:
             _, job = self._trials.popleft()
+            is_poison = job.crashes >= self._limits.max_crashes
+            if is_poison:
+                self.block_input(job, now)
             if job.is_open:
-                (poison if job.crashes >= self._limits.max_crashes else cleared).append(job)
+                (poison if is_poison else cleared).append(job)
         return poison, cleared
 
     def list_on_trial(self) -> list[Job]:
@@ -81,20 +105,44 @@ class Blame:
 
     def block_input(self, job: Job, now: float) -> None:
         """Reject a poison job's input for `BLOCKED_S`."""
-        self._blocked[_fingerprint(job)] = now + BLOCKED_S
-        while len(self._blocked) > MAX_BLOCKED:
-            del self._blocked[next(iter(self._blocked))]
+        self._suspected.pop(job.fingerprint, None)
+        self._blocked[job.fingerprint] = now + BLOCKED_S
+        _drop_oldest(self._blocked)
 
-    def find_blocked(self, jobs: Sequence[Job], now: float) -> list[Job]:
-        """Return the jobs with a blocked input. Computes no fingerprint while no input is blocked."""
+    def recognize_jobs(self, jobs: Sequence[Job], now: float) -> tuple[list[Job], list[Job]]:
+        """Return the jobs with a blocked input, and those that become suspects because of their input's earlier crash.
+
+        Computes no fingerprint while no input is blocked or suspected.
+        """
         while self._blocked and next(iter(self._blocked.values())) <= now:
             del self._blocked[next(iter(self._blocked))]
-        return [job for job in jobs if _fingerprint(job) in self._blocked] if self._blocked else []
+        while self._suspected and next(iter(self._suspected.values()))[1] <= now:
+            del self._suspected[next(iter(self._suspected))]
+        blocked: list[Job] = []
+        suspects: list[Job] = []
+        for job in jobs if self._blocked or self._suspected else ():
+            fingerprint = job.fingerprint or _fingerprint(job)
+            if fingerprint in self._blocked:
+                blocked.append(job)
+            elif not job.suspect and fingerprint in self._suspected:
+                job.suspect, job.fingerprint = True, fingerprint
+                # The input of a job on trial runs once more before this job goes on trial.
+                job.crashes = min(self._suspected[fingerprint][0], self._limits.max_crashes - 1)
+                suspects.append(job)
+        return blocked, suspects
 
-    def clear_jobs(self, hello: WorkerHello) -> None:
+    def acquit(self, job: Job) -> None:
+        """Forget the crashes of a suspect's input, because a worker has survived it."""
+        self._suspected.pop(job.fingerprint, None)
+
+    def clear_jobs(self, hello: WorkerHello, now: float) -> None:
         """Withdraw the blame for a crash because the worker's process reconnected: only its connection had ended."""
         for job in self._crashed.pop((hello.uuid, hello.incarnation), []):
             job.crashes -= 1
+            if job.crashes > 0:
+                self._suspect(job, now)
+            else:
+                self._suspected.pop(job.fingerprint, None)
 
     def blame_for_failure(self, lease: Lease) -> list[Job]:
         """Make a batch's open jobs suspects after the device failed. Return those that have reached `max_errors`."""
@@ -103,6 +151,12 @@ class Blame:
             job.suspect = True
             job.errors += 1
         return [job for job in jobs if job.errors >= self._limits.max_errors]
+
+
+def _drop_oldest(inputs: dict[bytes, Any]) -> None:
+    """Drop the oldest inputs above `MAX_BLOCKED`."""
+    while len(inputs) > MAX_BLOCKED:
+        del inputs[next(iter(inputs))]
 
 
 def _fingerprint(job: Job) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from broker.core.jobs import Job
 from broker.core.models import Model
-from broker.core.outcomes import fail_poison
+from broker.core.outcomes import remove_suspects
 from broker.core.pool import Pool
 from broker.core.reuse import MAX_DROPPED, drop_known
 from broker.core.state import State
@@ -27,7 +27,7 @@ def dispatch_waiting(state: State, now: float) -> None:
             worker, jobs = chosen
             if not jobs:
                 raise LocalProtocolError(f"a batch of {key.name!r} for {worker.name} has no job")
-            if jobs := fail_poison(state, jobs, now):
+            if jobs := remove_suspects(state, jobs, now):
                 rest = drop_known(state, jobs, now)
                 left -= len(jobs) - len(rest)
                 if rest:

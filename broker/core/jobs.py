@@ -224,6 +224,8 @@ class Job:
     errors: int = 0
     #: Whether a batch with the job crashed or failed. A suspect runs alone, so that the next crash identifies the job.
     suspect: bool = False
+    #: Identifies the input of a job that was blamed for a crash; empty for other jobs.
+    fingerprint: bytes = b""
     #: Whether the job has not been answered, failed or cancelled. Holders of a closed job drop it.
     is_open: bool = True
     #: Whether the job waits in its model's queue of suspects.

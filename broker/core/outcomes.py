@@ -39,6 +39,9 @@ def answer_batch(
     worker.answered_batches += 1
     state.events.batch_answered(worker, lease, result, sum(inferred), now)
     # Before the jobs are closed, so that none of them leads any more.
+    for job in lease.jobs:
+        if job.suspect:
+            state.blame.acquit(job)
     evicted = sum(state.coalescing.end_with_row(job, row) for job, row in list_rows(lease, result, memoryview(frame)))
     state.events.rows_evicted(evicted)
     for share in split_result(lease, result, memoryview(frame), lease.model.revision):
@@ -92,19 +95,20 @@ def end_trials(state: State, now: float) -> None:
     """End trials that are due: fail the poison jobs, and requeue the others."""
     poison, cleared = state.blame.end_trials(now)
     for job in poison:
-        state.blame.block_input(job, now)
         fail_job(state, job, ErrorCode.POISON, ErrorCode.POISON.text, now)
     for job in cleared:
         state.models[job.request.model].queue.push_back([job])
 
 
-def fail_poison(state: State, jobs: list[Job], now: float) -> list[Job]:
-    """Fail the jobs with a known poison input, and return the others."""
-    blocked = state.blame.find_blocked(jobs, now)
+def remove_suspects(state: State, jobs: list[Job], now: float) -> list[Job]:
+    """Fail the jobs with a known poison input, queue those whose input was part of a crash, and return the others."""
+    blocked, suspects = state.blame.recognize_jobs(jobs, now)
     state.events.jobs_blocked(len(blocked))
     for job in blocked:
         fail_job(state, job, ErrorCode.POISON, ErrorCode.POISON.text, now)
-    return [job for job in jobs if job.is_open] if blocked else jobs
+    if suspects:
+        state.models[suspects[0].request.model].queue.push_back(suspects)
+    return [job for job in jobs if job.is_open and not job.is_queued] if blocked or suspects else jobs
 
 
 def fail_job(state: State, job: Job, code: ErrorCode, text: str, now: float) -> None:
@@ -177,6 +181,7 @@ def hand_over(state: State, model: ModelKey, closed: Sequence[Job]) -> None:
     successors = state.coalescing.replace_leaders(closed)
     for leader, successor in successors.items():
         successor.suspect, successor.errors = leader.suspect, leader.errors
+        successor.fingerprint = leader.fingerprint
         # A successor of a job on trial runs once more before it goes on trial.
         successor.crashes = min(leader.crashes, state.limits.max_crashes - 1)
     leases = [lease for worker in state.pool.workers.values() for lease in worker.leases.values()] if successors else []

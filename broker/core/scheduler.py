@@ -321,7 +321,7 @@ class Scheduler:
         for other in list(state.pool.workers.values()):
             if other.peer == peer or other.uuid == hello.uuid:
                 evict_worker(state, other, EvictionReason.REPLACED, now, notify=other.peer != peer)
-        state.blame.clear_jobs(hello)
+        state.blame.clear_jobs(hello, now)
         strays = list_strays(state, hello.models)
         if strays and len(strays) == len(hello.models):
             served, stray = state.current[strays[0].name].revision, strays[0]

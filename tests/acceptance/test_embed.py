@@ -206,6 +206,26 @@ def test_stdin_is_compared_with_finished_output(embedder: Embedder, name: str) -
         assert (refused.returncode, text in refused.stderr) == (2, True), refused.stderr
 
 
+def test_lost_files_of_finished_output_are_replaced(embedder: Embedder) -> None:
+    texts = make_texts(1500)
+    lines = [f"{text}\n".encode() for text in ["x" * (MAX_TOKENS + 1), *texts]]
+    flags = ("-", "-o", embedder.output)
+    errors = embedder.output / "_errors.jsonl"
+    assert embedder.run(*flags, stdin=b"".join(lines)).returncode == 1
+    listed = errors.read_bytes()
+    (embedder.output / "part-000002.parquet").unlink()
+    errors.unlink()
+    refused = embedder.run(*flags, stdin=b"".join(lines[:1400]))
+    assert (refused.returncode, "ends after 2 parts" in refused.stderr) == (2, True), refused.stderr
+    for text in ("1,400 rows from earlier runs", "has all 1,501 rows already"):
+        again = embedder.run(*flags, stdin=b"".join(lines))
+        assert (again.returncode, text in again.stderr) == (1, True), again.stderr
+        table = pq.read_table(embedder.output)
+        check_rows(table.filter(table.column("embedding").is_valid()), texts)
+        assert errors.read_bytes() == listed
+        errors.unlink()
+
+
 def test_rows_with_errors_are_listed_and_retried(embedder: Embedder) -> None:
     texts = ["fine", "x" * (MAX_TOKENS + 1), "good", "once marker raise"]
     embedder.write(texts)

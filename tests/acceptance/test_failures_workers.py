@@ -129,6 +129,24 @@ def test_segfaulting_input_ends_two_workers(cluster: Cluster) -> None:
     assert cluster.count("jobs_blocked") == 1
 
 
+def test_crash_counts_when_the_input_is_sent_again(cluster: Cluster) -> None:
+    """The first request fails because no other worker comes within the grace period."""
+    cluster.broker("--worker-grace-s", "0.5")
+    workers = [cluster.worker()]
+    cluster.frontend()
+    cluster.until_workers(1)
+    url = f"{cluster.url}/v1/embeddings"
+    assert httpx.post(url, json=body("segfault"), timeout=30).status_code == 503
+    workers.append(cluster.worker())
+    cluster.until_workers(1)
+    assert httpx.post(url, json=body("segfault"), timeout=30).status_code == 422
+    assert [worker.wait() for worker in workers] == [-signal.SIGSEGV] * 2
+    cluster.worker()
+    cluster.until_workers(1)
+    assert httpx.post(url, json=body("segfault"), timeout=30).status_code == 422
+    assert right(httpx.post(url, json=body("a"), timeout=30), ("a",))
+
+
 def test_several_poisons_end_a_single_worker_four_times(cluster: Cluster) -> None:
     texts = [f"text {number}" for number in range(29)] + ["crash", "segfault", " crash"]
     random.Random(23).shuffle(texts)

@@ -1,5 +1,6 @@
 """`scripts/embed`: reading inputs, and the files of an output. Needs no server."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -16,7 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from embed import begin, compare  # noqa: E402  after the path is set
 from embed_errors import RefusedError  # noqa: E402
-from embed_export import export_file  # noqa: E402
+from embed_export import export_file, list_files  # noqa: E402
 from embed_inputs import Part, count_rows, find_inputs, read_parts  # noqa: E402
 from embed_local import show_messages  # noqa: E402
 from embed_options import DTYPES, Options  # noqa: E402
@@ -260,6 +261,112 @@ def test_only_errors_are_tried_again(store: Store) -> None:
     assert not errors.exists()
 
 
+def fail_part(store: Store) -> None:
+    """Save a part whose last row has an error, as a run that is killed before it deletes the journal."""
+    part = store.open_part(make_part(), 2, "float32")
+    for row in part.list_pending():
+        part.add(make_answer(row))
+        part.unsaved.append(make_answer(row))
+    part.unsaved[-1].errors = part.errors = {3: RowError("internal_error", "fault")}
+    store.save_rows(part, 4)
+    journal = store.state / "000000.journal"
+    left = journal.read_bytes()
+    store.write_part(part, "float32")
+    journal.write_bytes(left)
+
+
+def test_leftover_journal_is_not_added_twice(store: Store) -> None:
+    for tokens in (20, 25, 30):
+        fail_part(store)
+        assert store.check_part(make_part(), retry=True) is None
+        again = store.open_part(make_part(), 2, "float32")
+        assert (again.list_pending(), again.tokens) == ([3], tokens)
+        assert not (store.state / "000000.journal").exists()
+
+
+def test_journal_of_a_retry_is_resumed(store: Store) -> None:
+    fail_part(store)
+    again = store.open_part(make_part(), 2, "float32")
+    again.unsaved.append(make_answer(3))
+    store.save_rows(again, 1)
+    resumed = store.open_part(make_part(), 2, "float32")
+    assert (resumed.complete, resumed.tokens) == (True, 25)
+    store.part_path(0).unlink()
+    assert store.open_part(make_part(), 2, "float32").list_pending() == [0, 1, 2, 3]
+    journal = store.state / "000000.journal"
+    journal.write_bytes(journal.read_bytes()[:-1])
+    assert store.open_part(make_part(), 2, "float32").list_pending() == [0, 1, 2, 3]
+    assert not journal.exists()
+
+
+def finish(store: Store, rows: int = 12) -> Manifest:
+    """Write all parts of a finished run of parts of 4 rows, and return its manifest."""
+    for number in range(rows // 4):
+        part = OpenPart(make_part()._replace(number=number), 2)
+        part.add(make_answer(0, 1, 2, 3))
+        store.write_part(part, "float32")
+    manifest = Manifest(inputs=[], options={}, model="m", revision="r", dimension=2, part_rows=4)
+    manifest = msgspec.structs.replace(manifest, rows=rows, digests=store.list_digests())
+    store.write_manifest(manifest)
+    return manifest
+
+
+@pytest.mark.parametrize("kills", range(5))
+def test_killed_overwrite_leaves_no_finished_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch, kills: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = finish(store)
+    new = msgspec.structs.replace(manifest, rows=None, digests=[])
+    calls = iter(range(10))
+    unlink = Path.unlink
+
+    def unlink_some(path: Path, missing_ok: bool = False) -> None:
+        if next(calls) == kills:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", unlink_some)
+        store.clear()
+    assert len(store.list_parts()) == max(0, 3 - kills)
+    with store.lock():
+        assert begin(options(output=store.folder), store, new) == new
+    assert "lost parts" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_lost_part_of_a_finished_run_is_missed(store: Store, number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = finish(store)
+    new = msgspec.structs.replace(manifest, rows=None, digests=[])
+    assert begin(options(output=store.folder), store, new) == manifest
+    store.part_path(number).unlink()
+    repaired = msgspec.structs.replace(manifest, rows=None)
+    assert begin(options(output=store.folder), store, new) == store.read_manifest() == repaired
+    assert "has lost parts, so that their rows are embedded again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "id_column"), [("out.npy", ""), ("out.npy", "id"), ("out.jsonl", "id")])
+def test_lost_file_of_a_finished_run_is_missed(store: Store, name: str, id_column: str) -> None:
+    output = store.folder.parent / name
+    chosen = options(output=output, format=name.partition(".")[2], id=id_column)
+    manifest = Manifest(inputs=[], options={}, model="m", revision="r", dimension=2, part_rows=4, rows=4)
+    files = list_files(output, chosen.format, with_ids=bool(id_column))
+    for lost in files:
+        store.write_manifest(manifest)
+        for path in files:
+            path.touch()
+        new = msgspec.structs.replace(manifest, rows=None)
+        assert begin(chosen, store, new) == manifest
+        lost.unlink()
+        assert begin(chosen, store, new) == new
+
+
+def test_damaged_manifest_does_not_prevent_overwriting(store: Store) -> None:
+    (store.folder / "_vecmill.json").write_text("{")
+    store.clear()
+    assert store.read_manifest() is None
+
+
 def test_inputs_that_end_too_early_are_refused(store: Store) -> None:
     part = store.open_part(make_part(), 2, "float32")
     part.add(make_answer(0, 1, 2, 3))
@@ -302,7 +409,7 @@ def test_wrong_flags_keep_the_old_output(store: Store) -> None:
 def test_stdin_is_compared_with_digests() -> None:
     part = make_part()
     path = Path("out.npy")
-    compare(iter([part]), [part.digest()], path)
+    assert list(compare(iter([part]), [part.digest()], path)) == [part]
     cases: list[tuple[list[Part], list[str], str]] = [
         ([part], ["other"], "other rows than out.npy, from row 0 on"),
         ([part, part], [part.digest()], "other rows"),
@@ -310,7 +417,7 @@ def test_stdin_is_compared_with_digests() -> None:
     ]
     for parts, digests, text in cases:
         with pytest.raises(RefusedError, match=text):
-            compare(iter(parts), digests, path)
+            list(compare(iter(parts), digests, path))
 
 
 @pytest.mark.parametrize("truncated", [0, 1])

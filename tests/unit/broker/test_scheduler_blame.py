@@ -103,6 +103,99 @@ def test_known_poison_is_blocked_for_a_while() -> None:
     assert len(core.batches()) == 1
 
 
+def test_poison_of_a_client_that_gives_up_is_blocked() -> None:
+    """The client gives up while its job is on trial, and sends the input again."""
+    core = Core(Limits(liveness_s=60.0))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["bad"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2")
+    assert len(core.batches()) == 1
+    core.lost(b"W2")
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.worker(b"W3")
+    core.tick(TRIAL_S)
+    core.submit(2, ["bad"])
+    assert core.failures() == [(2, 0, ErrorCode.POISON)]
+    assert core.batches() == []
+
+
+def test_retry_during_the_trial_runs_alone(core: Core) -> None:
+    core.submit(1, ["bad"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2")
+    core.batches()
+    core.lost(b"W2")
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.worker(b"W3")
+    core.submit(2, ["bad", "good"])
+    (first,) = core.batches()
+    core.answer(first)
+    (second,) = core.batches()
+    assert sorted([first[2], second[2]]) == [["bad"], ["good"]]
+
+
+def test_crash_counts_after_the_request_has_failed() -> None:
+    """The only worker needs longer than the grace period to restart, and the client sends its request again."""
+    core = Core(Limits(worker_grace_s=5.0, liveness_s=60.0))
+    core.frontend()
+    core.worker()
+    core.submit(1, ["bad"])
+    core.batches()
+    core.lost(b"W1")
+    core.tick(5.0)
+    assert core.failures() == [(1, -1, ErrorCode.NO_WORKER)]
+    core.frontend()
+    core.worker(b"W2")
+    core.submit(2, ["bad", "good"])
+    for _ in range(2):
+        (batch,) = core.batches()
+        assert len(batch[2]) == 1
+        if batch[2] == ["bad"]:
+            core.lost(b"W2")
+            core.worker(b"W3")
+        else:
+            core.answer(batch)
+    core.tick(TRIAL_S)
+    assert core.failures() == [(2, 0, ErrorCode.POISON)]
+
+
+def test_answered_suspect_is_no_suspect_again(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2")
+    for _ in range(2):
+        core.answer(*core.batches())
+    core.submit(2, ["a", "b"])
+    assert [texts for _, _, texts in core.batches()] == [["a", "b"]]
+
+
+def test_suspicion_ends_after_a_while(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    core.batches()
+    core.lost(b"W1")
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.now += BLOCKED_S
+    core.frontend()
+    core.worker(b"W2")
+    core.submit(2, ["a", "b"])
+    assert [texts for _, _, texts in core.batches()] == [["a", "b"]]
+
+
+def test_reconnected_worker_ends_the_suspicion(core: Core) -> None:
+    core.submit(1, ["a", "b"])
+    core.batches()
+    core.lost(b"W1")
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.worker(b"W2", uuid=b"W1")
+    core.submit(2, ["a", "b"])
+    assert [texts for _, _, texts in core.batches()] == [["a", "b"]]
+
+
 def test_remembered_crashes_are_bounded() -> None:
     core = Core()
     core.frontend()
@@ -116,7 +209,8 @@ def test_remembered_crashes_are_bounded() -> None:
         blame.blame_for_crash(worker, lease, 0.0)
     assert sum(map(len, blame._crashed.values())) == MAX_REMEMBERED
     core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
-    blame.blame_for_crash(worker, lease, 0.0)
+    assert blame.recognize_jobs([], BLOCKED_S) == ([], [])
+    blame.blame_for_crash(worker, lease, BLOCKED_S)
     assert blame._crashed == {}
 
 
@@ -127,8 +221,9 @@ def test_blocked_inputs_are_bounded() -> None:
     jobs = [request.make_job(position) for position in range(request.inputs)]
     blame = Blame(Limits())
     for job in jobs:
+        job.fingerprint = bytes(job.payload)
         blame.block_input(job, 1000.0)
-    assert len(blame.find_blocked(jobs, 1000.0)) == MAX_BLOCKED
+    assert len(blame.recognize_jobs(jobs, 1000.0)[0]) == MAX_BLOCKED
 
 
 def test_closing_job_twice_raises_with_history(core: Core) -> None:
