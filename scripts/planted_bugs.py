@@ -296,5 +296,11 @@ BUGS += [
     Bug("the file store of another database is used", "frontend/batches/store.py", "identity) != identity:", "identity) != identity and False:", ("tests/unit/frontend/test_store.py",)),
     Bug("gzip is decoded at once", "frontend/rest/incoming_bodies.py", "self._gzip.decompress(part, _STEP_BYTES)", "self._gzip.decompress(part)", ("tests/unit/frontend/test_incoming_bodies.py",)),
     Bug("a client takes all uploads", "frontend/rest/upload_slots.py", "max_open // SHARE", "max_open", ("tests/unit/frontend/test_upload_slots.py",)),
+    Bug("an upload that waits for the store is ended", "frontend/rest/uploads.py", "                slot.waiting = None\n", "                pass\n", ("tests/unit/frontend/test_uploads.py",)),
+    Bug("a slow store is the client's fault", "frontend/rest/uploads.py", "            began = clock()\n", "            began = began if received else clock()\n", ("tests/unit/frontend/test_uploads.py",)),
+    Bug("an unacknowledged commit removes the bytes", "frontend/rest/routes/files.py", "    except StoreFullError:", "    except StoreError:", ("tests/unit/frontend/test_uploads.py",)),
+    Bug("a broken read begins again", "frontend/batches/contents.py", "if first == requested or isinstance(", "if True or isinstance(", ("tests/unit/frontend/test_contents.py",)),
+    Bug("a read without progress is repeated for ever", "frontend/batches/contents.py", "if first == requested or isinstance(", "if isinstance(", ("tests/unit/frontend/test_contents.py",)),
+    Bug("an empty identity is kept", "frontend/batches/contents.py", "            if not found:\n", "            if found is None:\n", ("tests/unit/frontend/test_contents.py",)),
     Bug("ended batches are cancelled", ROWS, "    if batch.is_open and batch.status", "    if batch.status", ROW_TESTS),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import obstore
 from obstore.store import LocalStore, from_url
@@ -24,6 +24,9 @@ from frontend.batches.rows import FilePart, is_key, is_unfinished_key
 _PART_BYTES, _PARTS_AT_ONCE = 5 * 1024 * 1024, 2
 #: Retries of a request to S3. The default is 180 s, for which a client of this server would wait.
 _RETRIES: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=15)}
+#: Limits on a request to S3: on the wait for its answer and on each pause in the answer, and on the whole request. A
+#: client may read a file for hours; obstore's default for the whole request is 30 s.
+_TIMEOUTS: Any = {"read_timeout": timedelta(seconds=120), "timeout": timedelta(days=1)}
 #: Folders of all objects but that of the identity, and its key.
 _FOLDERS, _IDENTITY_KEY = ("files", "batches"), "vecmill-store"
 #: Bytes that are read at a time.
@@ -60,8 +63,10 @@ class Upload:
         """Hand a block, the reason to stop, or the end (None) to obstore. Return at once if obstore has failed."""
         assert self.putting
         waiting = asyncio.ensure_future(self._blocks.put(block))
-        await asyncio.wait((waiting, self.putting), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        try:
+            await asyncio.wait((waiting, self.putting), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
         if self.putting.done():
             self.putting.result()
 
@@ -159,17 +164,21 @@ class Contents:
         for part in parts:
             first, last = max(0, start - begin), part.bytes if end is None else min(part.bytes, end - begin)
             begin += part.bytes
-            if first >= last:
-                continue
-            with self._convert_errors(reads=True):
-                found = await obstore.get_async(self._store, part.key, options={"range": (first, last)})
-                stream = found.stream(min_chunk_size=READ_BYTES)
-            rest = last - first
-            while rest > 0:
-                with self._convert_errors(reads=True):
-                    block = bytes(await anext(stream))
-                rest -= len(block)
-                yield block
+            while first < last:
+                requested = first
+                try:
+                    with self._convert_errors(reads=True):
+                        found = await obstore.get_async(self._store, part.key, options={"range": (first, last)})
+                        stream = found.stream(min_chunk_size=READ_BYTES)
+                    while first < last:
+                        with self._convert_errors(reads=True):
+                            block = bytes(await anext(stream))
+                        first += len(block)
+                        yield block
+                except StoreError as error:
+                    # obstore resumes a body only within `retry_timeout` after its request.
+                    if first == requested or isinstance(error, MissingContentError):
+                        raise
 
     async def read_lines(
         self, parts: Sequence[FilePart], start: int = 0, *, max_line_bytes: int
@@ -203,11 +212,22 @@ class Contents:
     def identify(self, identity: str) -> str:
         """Write the identity of a new file store, and return that of the file store. Blocks."""
         with self._convert_errors():
-            with contextlib.suppress(FileNotFoundError):
-                return bytes(obstore.get(self._store, _IDENTITY_KEY).bytes()).decode(errors="replace")
-            with contextlib.suppress(obstore.exceptions.AlreadyExistsError):
-                obstore.put(self._store, _IDENTITY_KEY, identity.encode(), mode="create", use_multipart=False)
+            found = self._read_identity()
+            if not found:
+                # An empty file is what a power cut left of an object that had not been synced.
+                mode: Literal["create", "overwrite"] = "create" if found is None else "overwrite"
+                with contextlib.suppress(obstore.exceptions.AlreadyExistsError):
+                    obstore.put(self._store, _IDENTITY_KEY, identity.encode(), mode=mode, use_multipart=False)
+                if self._folder:
+                    _sync_paths([self._folder / _IDENTITY_KEY, self._folder])
+                found = self._read_identity()
+            return found or ""
+
+    def _read_identity(self) -> str | None:
+        """Return the identity in the file store, or None if there is none."""
+        with contextlib.suppress(FileNotFoundError):
             return bytes(obstore.get(self._store, _IDENTITY_KEY).bytes()).decode(errors="replace")
+        return None
 
     def contains(self, path: Path) -> bool:
         """Return whether a file is in the folder of a local file store."""
@@ -274,7 +294,7 @@ def open_contents(url: str, data: Path) -> Contents:
     try:
         # Endpoint, region and credentials are in AWS_* variables. Only loopback and private networks have plain HTTP.
         plain = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", "")).startswith("http://")
-        client: Any = {"allow_http": plain, "timeout": "120s"}
+        client: Any = {"allow_http": plain, **_TIMEOUTS}
         return Contents(from_url(url, client_options=client, retry_config=_RETRIES), None, name)
     except obstore.exceptions.BaseError as error:
         raise convert_error(name, error) from None

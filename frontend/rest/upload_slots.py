@@ -21,7 +21,7 @@ class Slot:
     client: str
     began: float
     received_bytes: int = 0
-    #: Ends the wait for the next part of the body.
+    #: Ends the wait for the next part of the body; None while the upload waits for the store.
     waiting: asyncio.Timeout | None = None
     #: Why the server has ended the upload.
     refusal: ApiError | None = None
@@ -43,8 +43,9 @@ class UploadSlots:
         self._open: set[Slot] = set()
 
     def open(self, client: str) -> Slot:
-        """Return the slot of a new upload. If all are in use, end the slowest upload.
+        """Return the slot of a new upload. If all are in use, end the upload with the slowest client.
 
+        An upload that waits for the store is not ended, because its memory would be free only after that wait.
         Raise `ApiError` 503 if there is no room.
         """
         if sum(slot.client == client for slot in self._open) >= self._max_client:
@@ -58,7 +59,8 @@ class UploadSlots:
         return slot
 
     def _end_slowest(self, now: float) -> None:
-        rates = {slot: slot.received_bytes / (now - slot.began) for slot in self._open if now - slot.began > SLOW_AGE_S}
+        waiting = [slot for slot in self._open if slot.waiting and now - slot.began > SLOW_AGE_S]
+        rates = {slot: slot.received_bytes / (now - slot.began) for slot in waiting}
         slowest = min(rates, key=rates.__getitem__, default=None)
         if slowest is None or rates[slowest] >= SLOW_BYTES_PER_S:
             text = "too many files are uploaded at once; send this one again"

@@ -72,7 +72,8 @@ class Uploads:
     async def _read_body(self, request: Request, max_bytes: int, slot: Slot) -> AsyncIterator[bytes]:
         """Yield the decoded parts of the body. Raise `ApiError` 408 if the client pauses or is too slow.
 
-        A client may take `--body-timeout-s` for each `--max-body-bytes`, so that large files have more time.
+        A client may take `--body-timeout-s` for each `--max-body-bytes`, so that large files have more time. The
+        time in which the caller handles a block, for example because the store is slow, does not count.
         """
         config, stream, clock = self._config, _get_stream(request), asyncio.get_running_loop().time
         if (stream.request_bytes_left or 0) > max_bytes:
@@ -80,12 +81,12 @@ class Uploads:
         # The parser of heads expects no body of this size, and would not ask the client for it.
         stream.expecting_continue = request.headers.get("expect", "").lower() == "100-continue"
         decoder = Decoder(request.headers.getall("content-encoding", []), max_bytes)
-        started, received = clock(), 0
+        spent_s, received = 0.0, 0
         while not slot.refusal:
             allowed_s = config.body_timeout_s * max(1.0, received / config.max_body_bytes)
-            limit_s = min(config.request_timeout_s, started + allowed_s - clock())
+            began = clock()
             try:
-                async with asyncio.timeout(limit_s) as slot.waiting:
+                async with asyncio.timeout(min(config.request_timeout_s, allowed_s - spent_s)) as slot.waiting:
                     part = await stream.read()
             except TimeoutError:
                 if slot.refusal:
@@ -93,6 +94,9 @@ class Uploads:
                 stream.keep_alive, stream.request_body = False, None
                 text = f"the file did not arrive in time ({received} bytes so far); send it faster and without pauses"
                 raise ApiError(408, text, code="request_timeout") from None
+            finally:
+                slot.waiting = None
+            spent_s += clock() - began
             if part is None:
                 decoder.finish()
                 return

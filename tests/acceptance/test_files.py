@@ -297,15 +297,18 @@ def test_full_disk_of_the_database_loses_no_file(cluster: Cluster) -> None:
     client = connect(cluster)
     filler = data / "filler"
     filler.write_bytes(b"x" * 7_900_000)
-    statuses = set()
+    statuses = []
     for _ in range(40):
         answer = httpx.post(f"{cluster.url}/v1/files", content=build_form(LINE, file_first=True), headers=FORM)
-        statuses.add(answer.status_code)
-    assert 507 in statuses <= {200, 503, 507}
+        statuses.append(answer.status_code)
+    assert 507 in set(statuses) <= {200, 503, 507}
     filler.unlink()
     client.files.create(file=("a.jsonl", LINE), purpose="batch")
-    ids = sorted(file.id for file in client.files.list())
-    assert sorted(path.name for path in (data / "files/files").rglob("*") if path.is_file()) == ids
+    ids = {file.id for file in client.files.list()}
+    stored = {path.name for path in (data / "files/files").rglob("*") if path.is_file()}
+    assert ids <= stored
+    # Only an upload that was answered 503 may have left an object, which a runner removes.
+    assert len(stored - ids) <= statuses.count(503)
     assert all(client.files.content(one).content == LINE for one in ids)
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
 from frontend.batches import batch_run
+from frontend.batches import contents as module
 from frontend.batches.contents import Contents, open_contents
 from frontend.batches.errors import ForeignStoreError, StoreError, TooLargeError
 from frontend.batches.rows import FilePart
@@ -65,6 +67,45 @@ def test_object_is_stored_and_read(contents: Contents) -> None:
         await contents.delete([KEY, CHUNK_KEY, "files/none"])
         assert await list_keys(contents) == []
 
+    run(check)
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_broken_answers_are_continued(
+    variables: dict[str, str], contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stalls: bool
+) -> None:
+    """Read through a proxy that ends each answer, or stops to send it, after 600 kB."""
+    answers: list[int] = []
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        port = int(variables["AWS_ENDPOINT"].rpartition(":")[2])
+        server, to_server = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            to_server.write(await reader.readuntil(b"\r\n\r\n"))
+            answers.append(0)
+            while answers[-1] < 600_000 and (block := await server.read(50_000)):
+                answers[-1] += len(block)
+                writer.write(block)
+                await writer.drain()
+            if stalls:
+                await reader.read()
+        finally:
+            to_server.close()
+            writer.close()
+
+    async def check() -> None:
+        content = os.urandom(2_000_000)
+        await contents.put(KEY, content)
+        proxy = await asyncio.start_server(forward, "127.0.0.1", 0)
+        monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+        through = open_contents(f"s3://{BUCKET}/{tmp_path.name}", tmp_path)
+        assert b"".join([block async for block in through.read_range([FilePart("a", 0, KEY, len(content))])]) == content
+        assert len(answers) >= 4
+        proxy.close()
+
+    # obstore itself continues a body only soon after its request.
+    monkeypatch.setattr(module, "_RETRIES", module._RETRIES | {"max_retries": 0})
+    monkeypatch.setattr(module, "_TIMEOUTS", module._TIMEOUTS | {"read_timeout": timedelta(seconds=0.3)})
     run(check)
 
 

@@ -21,7 +21,7 @@ from frontend.api.file_requests import (
     unknown_file,
 )
 from frontend.api.openapi import ROUTE_NAMES
-from frontend.batches.errors import StoreError
+from frontend.batches.errors import StoreError, StoreFullError
 from frontend.batches.objects import render_file, render_files
 from frontend.batches.rows import File, FilePart, make_id
 from frontend.batches.store import open_store
@@ -82,8 +82,10 @@ async def create_file(request: Request) -> HTTPResponse | None:
     parts = [FilePart(file_id, 0, key, received.bytes)]
     try:
         added = await call_database(store.database.add_file, file, parts, config.max_stored_bytes)
-    except StoreError:
-        await store.contents.delete([key])
+    except StoreFullError:
+        # After other errors the row may exist, because the connection may have ended at the commit. If there is no row,
+        # `Store.remove_orphans` removes the object later.
+        await store.contents.delete(await call_database(store.database.find_unused_keys, [key]))
         raise
     if not added:
         await store.contents.delete([key])

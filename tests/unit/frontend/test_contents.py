@@ -3,9 +3,12 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import obstore
 import pytest
 
 from frontend.batches import contents as module
@@ -146,6 +149,38 @@ def test_missing_object_is_an_error(tmp_path: Path) -> None:
     run(tmp_path, check)
 
 
+@pytest.mark.parametrize(("blocks", "complete"), [(0, False), (1, True), (2, True)])
+def test_broken_read_goes_on_after_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, complete: bool
+) -> None:
+    real, requested = obstore.get_async, []
+
+    async def get_async(store: object, key: str, options: Any) -> object:
+        requested.append(options["range"])
+        assert len(requested) < 20
+        found = await real(store, key, options=options)  # type: ignore[arg-type]
+
+        async def stream(min_chunk_size: int) -> AsyncIterator[bytes]:
+            for byte in bytes(await found.bytes_async())[:blocks]:
+                yield bytes([byte])
+            raise obstore.exceptions.GenericError("the body has ended early")
+
+        return SimpleNamespace(stream=stream)
+
+    async def check(contents: Contents) -> None:
+        parts = await put_parts(contents, b"0123", b"456789")
+        if complete:
+            assert await read(contents, parts, 1, 9) == b"12345678"
+            rests = [[(first, end) for first in range(start, end, blocks)] for start, end in ((1, 4), (0, 5))]
+            assert requested == rests[0] + rests[1]
+        else:
+            with pytest.raises(StoreError, match="the body has ended early"):
+                await read(contents, parts)
+
+    monkeypatch.setattr(obstore, "get_async", get_async)
+    run(tmp_path, check)
+
+
 @pytest.mark.parametrize("block_bytes", [1, 3, 1000])
 def test_lines_are_read_from_an_offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
     async def check(contents: Contents) -> None:
@@ -190,6 +225,20 @@ def test_new_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     run(tmp_path, check)
     assert synced == [".", *(f"files{name}" for name in ("/batches/b/0-output", "/batches/b", "/batches", ""))]
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_identity_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bytes | None) -> None:
+    contents, synced = open_contents("", tmp_path), []
+    identity = tmp_path / "files/vecmill-store"
+    if left is not None:
+        # What a power cut leaves of a file that was not synced.
+        identity.write_bytes(left)
+    monkeypatch.setattr(module, "sync_path", lambda path: synced.append((path, identity.read_text())))
+    assert contents.identify("first") == "first"
+    assert synced == [(identity, "first"), (tmp_path / "files", "first")]
+    assert contents.identify("second") == "first"
+    assert len(synced) == 2
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/prefix", "https://host/prefix"])

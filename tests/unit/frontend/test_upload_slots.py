@@ -38,35 +38,44 @@ def test_only_upload_is_allowed() -> None:
         slots.open("other")
 
 
+async def wait(slot: Slot) -> None:
+    """Wait for the next part of an upload until the server ends the upload."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(None) as slot.waiting:
+            await asyncio.Event().wait()
+
+
 def test_slowest_upload_makes_room() -> None:
     clock = Clock()
     slots = UploadSlots(8, clock)
-    opened = fill(slots)
-    for number, slot in enumerate(opened):
-        slot.received_bytes = 1000 + abs(number - 3)
-    clock.now += SLOW_AGE_S
-    with pytest.raises(ApiError):
+
+    async def check() -> None:
+        opened = fill(slots)
+        tasks = [asyncio.create_task(wait(slot)) for slot in opened]
+        await asyncio.sleep(0)
+        for number, slot in enumerate(opened):
+            slot.received_bytes = 1000 + abs(number - 3)
+        clock.now += SLOW_AGE_S
+        with pytest.raises(ApiError):
+            slots.open("new")
+        clock.now += 0.1
         slots.open("new")
-    clock.now += 0.1
-    slots.open("new")
-    assert [slot for slot in opened if slot.refusal] == [opened[3]]
-    assert "arrives the most slowly" in str(opened[3].refusal)
-    # The end of the upload frees no other room.
-    slots.close(opened[3])
-    for slot in opened:
-        slot.received_bytes += int(SLOW_BYTES_PER_S * 10)
-    with pytest.raises(ApiError):
-        slots.open("newer")
+        await tasks[3]
+        assert [slot for slot in opened if slot.refusal] == [opened[3]]
+        assert "arrives the most slowly" in str(opened[3].refusal)
+        # The end of the upload frees no other room.
+        slots.close(opened[3])
+        for slot in opened:
+            slot.received_bytes += int(SLOW_BYTES_PER_S * 10)
+        with pytest.raises(ApiError):
+            slots.open("newer")
+
+    asyncio.run(check())
 
 
 def test_ended_upload_wakes_up() -> None:
     clock = Clock()
     slots = UploadSlots(1, clock)
-
-    async def wait(slot: Slot) -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(None) as slot.waiting:
-                await asyncio.Event().wait()
 
     async def check() -> None:
         slot = slots.open("one")
