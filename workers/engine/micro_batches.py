@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-#: Longest micro-batch of several rows, in milliseconds. An interactive input may have to wait for one to end, and a
-#: longer one has no higher throughput.
+#: Longest micro-batch of several rows, in milliseconds, unless the caller has another limit. An interactive input may
+#: have to wait for one to end.
 LIMIT_MS = 32.0
 #: The limit is this many times the cost of an inference if that is longer: a slow device must run several rows too.
 LIMIT_INFERENCES = 4
