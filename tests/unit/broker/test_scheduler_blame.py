@@ -196,6 +196,23 @@ def test_reconnected_worker_ends_the_suspicion(core: Core) -> None:
     assert [texts for _, _, texts in core.batches()] == [["a", "b"]]
 
 
+def test_reconnected_worker_withdraws_one_crash(core: Core) -> None:
+    core.submit(1, ["bad"])
+    core.batches()
+    core.lost(b"W1")
+    core.worker(b"W2")
+    core.batches()
+    core.lost(b"W2")
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    core.worker(b"W3", uuid=b"W2")
+    core.submit(2, ["bad", "good"])
+    for _ in range(2):
+        ((peer, number, texts),) = core.batches()
+        assert len(texts) == 1
+        core.answer((peer, number, texts))
+    assert core.failures() == []
+
+
 def test_remembered_crashes_are_bounded() -> None:
     core = Core()
     core.frontend()
