@@ -9,7 +9,6 @@ The inputs of suspects are remembered until they are answered, because a client 
 import hashlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from broker.core.jobs import Job
 from broker.core.limits import Limits
@@ -28,6 +27,38 @@ MAX_BLOCKED = 10_000
 MAX_REMEMBERED = 10_000
 
 
+class RecentInputs:
+    """Inputs by fingerprint, each with the crashes that it was part of, for `BLOCKED_S` and at most `MAX_BLOCKED`."""
+
+    def __init__(self) -> None:
+        #: Crashes and the time until which they count, oldest first.
+        self._entries: dict[bytes, tuple[int, float]] = {}
+
+    def put(self, fingerprint: bytes, crashes: int, now: float) -> None:
+        """Remember an input from now on, or forget it if it has no crash."""
+        self.remove(fingerprint)
+        if crashes > 0:
+            self._entries[fingerprint] = crashes, now + BLOCKED_S
+        if len(self._entries) > MAX_BLOCKED:
+            del self._entries[next(iter(self._entries))]
+
+    def remove(self, fingerprint: bytes) -> None:
+        """Forget an input."""
+        self._entries.pop(fingerprint, None)
+
+    def drop_expired(self, now: float) -> None:
+        """Forget the inputs whose time is over."""
+        while self._entries and next(iter(self._entries.values()))[1] <= now:
+            del self._entries[next(iter(self._entries))]
+
+    def count_crashes(self, fingerprint: bytes) -> int:
+        """Return the crashes of an input; 0 if it is not known."""
+        return self._entries.get(fingerprint, (0, 0.0))[0]
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+
 class Blame:
     """Suspects, jobs on trial, and blocked inputs."""
 
@@ -37,10 +68,8 @@ class Blame:
         self._crashed: dict[tuple[bytes, int], list[Job]] = {}
         #: Jobs on trial with the end of each trial, in that order.
         self._trials: deque[tuple[float, Job]] = deque()
-        #: End of each input's block by fingerprint, oldest first.
-        self._blocked: dict[bytes, float] = {}
-        #: Crashes of inputs that have not been answered since, and until when they count, by fingerprint, oldest first.
-        self._suspected: dict[bytes, tuple[int, float]] = {}
+        #: Poison inputs, and inputs that no worker has survived since their last crash.
+        self._blocked, self._suspected = RecentInputs(), RecentInputs()
 
     def blame_for_crash(self, worker: Worker, lease: Lease, now: float) -> list[Job]:
         """Make a batch's open jobs suspects after its worker crashed. Return the jobs that may run again.
@@ -53,7 +82,7 @@ class Blame:
             job.suspect = True
             job.crashes += 1
             job.fingerprint = job.fingerprint or _fingerprint(job)
-            self._suspect(job, now)
+            self._suspected.put(job.fingerprint, job.crashes, now)
             if job.crashes < self._limits.max_crashes:
                 retried.append(job)
             else:
@@ -61,17 +90,11 @@ class Blame:
         self._remember_crash(worker, jobs)
         return retried
 
-    def _suspect(self, job: Job, now: float) -> None:
-        """Remember the crashes of a job's input."""
-        self._suspected.pop(job.fingerprint, None)
-        self._suspected[job.fingerprint] = job.crashes, now + BLOCKED_S
-        _drop_oldest(self._suspected)
-
     def _remember_crash(self, worker: Worker, jobs: list[Job]) -> None:
         """Store the jobs blamed for a worker's crash, and drop those acquitted, or that exceed `MAX_REMEMBERED`."""
         self._crashed.setdefault((worker.uuid, worker.incarnation), []).extend(jobs)
         suspected = {
-            known: [job for job in blamed if job.is_open or job.fingerprint in self._suspected]
+            known: [job for job in blamed if job.is_open or self._suspected.count_crashes(job.fingerprint)]
             for known, blamed in self._crashed.items()
         }
         self._crashed = {known: blamed for known, blamed in suspected.items() if blamed}
@@ -105,44 +128,40 @@ class Blame:
 
     def block_input(self, job: Job, now: float) -> None:
         """Reject a poison job's input for `BLOCKED_S`."""
-        self._suspected.pop(job.fingerprint, None)
-        self._blocked[job.fingerprint] = now + BLOCKED_S
-        _drop_oldest(self._blocked)
+        self._suspected.remove(job.fingerprint)
+        self._blocked.put(job.fingerprint, job.crashes, now)
 
     def recognize_jobs(self, jobs: Sequence[Job], now: float) -> tuple[list[Job], list[Job]]:
         """Return the jobs with a blocked input, and those that become suspects because of their input's earlier crash.
 
         Computes no fingerprint while no input is blocked or suspected.
         """
-        while self._blocked and next(iter(self._blocked.values())) <= now:
-            del self._blocked[next(iter(self._blocked))]
-        while self._suspected and next(iter(self._suspected.values()))[1] <= now:
-            del self._suspected[next(iter(self._suspected))]
+        self._blocked.drop_expired(now)
+        self._suspected.drop_expired(now)
         blocked: list[Job] = []
         suspects: list[Job] = []
         for job in jobs if self._blocked or self._suspected else ():
             fingerprint = job.fingerprint or _fingerprint(job)
-            if fingerprint in self._blocked:
+            if self._blocked.count_crashes(fingerprint):
                 blocked.append(job)
-            elif not job.suspect and fingerprint in self._suspected:
-                job.suspect, job.fingerprint = True, fingerprint
-                # The input of a job on trial runs once more before this job goes on trial.
-                job.crashes = min(self._suspected[fingerprint][0], self._limits.max_crashes - 1)
+            elif not job.suspect and (crashes := self._suspected.count_crashes(fingerprint)):
+                job.suspect, job.fingerprint, job.crashes = True, fingerprint, self.limit_crashes(crashes)
                 suspects.append(job)
         return blocked, suspects
 
     def acquit(self, job: Job) -> None:
         """Forget the crashes of a suspect's input, because a worker has survived it."""
-        self._suspected.pop(job.fingerprint, None)
+        self._suspected.remove(job.fingerprint)
+
+    def limit_crashes(self, crashes: int) -> int:
+        """Return the crashes of a job with the input of another job: it runs once more before it goes on trial."""
+        return min(crashes, self._limits.max_crashes - 1)
 
     def clear_jobs(self, hello: WorkerHello, now: float) -> None:
         """Withdraw the blame for a crash because the worker's process reconnected: only its connection had ended."""
         for job in self._crashed.pop((hello.uuid, hello.incarnation), []):
             job.crashes -= 1
-            if job.crashes > 0:
-                self._suspect(job, now)
-            else:
-                self._suspected.pop(job.fingerprint, None)
+            self._suspected.put(job.fingerprint, job.crashes, now)
 
     def blame_for_failure(self, lease: Lease) -> list[Job]:
         """Make a batch's open jobs suspects after the device failed. Return those that have reached `max_errors`."""
@@ -151,12 +170,6 @@ class Blame:
             job.suspect = True
             job.errors += 1
         return [job for job in jobs if job.errors >= self._limits.max_errors]
-
-
-def _drop_oldest(inputs: dict[bytes, Any]) -> None:
-    """Drop the oldest inputs above `MAX_BLOCKED`."""
-    while len(inputs) > MAX_BLOCKED:
-        del inputs[next(iter(inputs))]
 
 
 def _fingerprint(job: Job) -> bytes:

@@ -15,8 +15,8 @@ from broker.wire import protocol as wire
 from broker.wire.errors import LocalProtocolError
 from broker.wire.protocol import Lane, ModelKey
 
-#: Size of a batch relative to the one that its worker proposes. Larger bulk batches idle the device less often at their
-#: ends and gave 5 to 9 % more texts/s, and interactive batches overtake them.
+#: Size of a batch relative to the one that its worker proposes. With larger bulk batches the device is idle less often
+#: between two of them (5 to 9 % more texts/s), and interactive batches overtake them.
 BATCH_SIZES = {Lane.INTERACTIVE: 1, Lane.BULK: 3}
 
 Models = Mapping[ModelKey, Model]

@@ -38,10 +38,9 @@ def answer_batch(
     worker.record_batch_time(lease, sum(inferred), now)
     worker.answered_batches += 1
     state.events.batch_answered(worker, lease, result, sum(inferred), now)
+    if lease.jobs[0].suspect:
+        state.blame.acquit(lease.jobs[0])
     # Before the jobs are closed, so that none of them leads any more.
-    for job in lease.jobs:
-        if job.suspect:
-            state.blame.acquit(job)
     evicted = sum(state.coalescing.end_with_row(job, row) for job, row in list_rows(lease, result, memoryview(frame)))
     state.events.rows_evicted(evicted)
     for share in split_result(lease, result, memoryview(frame), lease.model.revision):
@@ -181,9 +180,7 @@ def hand_over(state: State, model: ModelKey, closed: Sequence[Job]) -> None:
     successors = state.coalescing.replace_leaders(closed)
     for leader, successor in successors.items():
         successor.suspect, successor.errors = leader.suspect, leader.errors
-        successor.fingerprint = leader.fingerprint
-        # A successor of a job on trial runs once more before it goes on trial.
-        successor.crashes = min(leader.crashes, state.limits.max_crashes - 1)
+        successor.fingerprint, successor.crashes = leader.fingerprint, state.blame.limit_crashes(leader.crashes)
     leases = [lease for worker in state.pool.workers.values() for lease in worker.leases.values()] if successors else []
     for lease in leases:
         if lease.model == model:

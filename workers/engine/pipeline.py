@@ -29,7 +29,7 @@ from workers.engine.work import MicroBatch, Numbers, Served, Work
 
 #: Limit of bulk micro-batches relative to that of the costs, if interactive inputs do not wait for them.
 BULK_LIMITS = 3.0
-#: Seconds for which the infer requests that are free wait for the others, before two of them are compared.
+#: Seconds for which the free infer requests of streams are kept while the busy ones are awaited for a comparison.
 BORROW_S = 0.5
 
 

@@ -3,6 +3,8 @@
 Each call of the scheduler is followed by a check of all invariants; see `tests/harness/core.py`.
 """
 
+from collections.abc import Sequence
+
 import pytest
 
 from broker.core.blame import BLOCKED_S, MAX_BLOCKED, MAX_REMEMBERED, TRIAL_S, Blame
@@ -103,18 +105,23 @@ def test_known_poison_is_blocked_for_a_while() -> None:
     assert len(core.batches()) == 1
 
 
+def crash_workers(core: Core, texts: Sequence[str], workers: Sequence[bytes] = (b"W1",)) -> None:
+    """Submit texts, let workers crash with them, one after another, and cancel the request."""
+    core.submit(1, texts)
+    for worker in workers:
+        if worker != b"W1":
+            core.worker(worker)
+        assert len(core.batches(worker)) == 1
+        core.lost(worker)
+    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+
+
 def test_poison_of_a_client_that_gives_up_is_blocked() -> None:
     """The client gives up while its job is on trial, and sends the input again."""
     core = Core(Limits(liveness_s=60.0))
     core.frontend()
     core.worker()
-    core.submit(1, ["bad"])
-    core.batches()
-    core.lost(b"W1")
-    core.worker(b"W2")
-    assert len(core.batches()) == 1
-    core.lost(b"W2")
-    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    crash_workers(core, ["bad"], (b"W1", b"W2"))
     core.worker(b"W3")
     core.tick(TRIAL_S)
     core.submit(2, ["bad"])
@@ -123,13 +130,7 @@ def test_poison_of_a_client_that_gives_up_is_blocked() -> None:
 
 
 def test_retry_during_the_trial_runs_alone(core: Core) -> None:
-    core.submit(1, ["bad"])
-    core.batches()
-    core.lost(b"W1")
-    core.worker(b"W2")
-    core.batches()
-    core.lost(b"W2")
-    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    crash_workers(core, ["bad"], (b"W1", b"W2"))
     core.worker(b"W3")
     core.submit(2, ["bad", "good"])
     (first,) = core.batches()
@@ -175,10 +176,7 @@ def test_answered_suspect_is_no_suspect_again(core: Core) -> None:
 
 
 def test_suspicion_ends_after_a_while(core: Core) -> None:
-    core.submit(1, ["a", "b"])
-    core.batches()
-    core.lost(b"W1")
-    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    crash_workers(core, ["a", "b"])
     core.now += BLOCKED_S
     core.frontend()
     core.worker(b"W2")
@@ -187,23 +185,14 @@ def test_suspicion_ends_after_a_while(core: Core) -> None:
 
 
 def test_reconnected_worker_ends_the_suspicion(core: Core) -> None:
-    core.submit(1, ["a", "b"])
-    core.batches()
-    core.lost(b"W1")
-    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    crash_workers(core, ["a", "b"])
     core.worker(b"W2", uuid=b"W1")
     core.submit(2, ["a", "b"])
     assert [texts for _, _, texts in core.batches()] == [["a", "b"]]
 
 
 def test_reconnected_worker_withdraws_one_crash(core: Core) -> None:
-    core.submit(1, ["bad"])
-    core.batches()
-    core.lost(b"W1")
-    core.worker(b"W2")
-    core.batches()
-    core.lost(b"W2")
-    core.handle(b"F1", wire.Cancel(wire.pack_u64([1])))
+    crash_workers(core, ["bad"], (b"W1", b"W2"))
     core.worker(b"W3", uuid=b"W2")
     core.submit(2, ["bad", "good"])
     for _ in range(2):
@@ -238,7 +227,7 @@ def test_blocked_inputs_are_bounded() -> None:
     jobs = [request.make_job(position) for position in range(request.inputs)]
     blame = Blame(Limits())
     for job in jobs:
-        job.fingerprint = bytes(job.payload)
+        job.fingerprint, job.crashes = bytes(job.payload), 2
         blame.block_input(job, 1000.0)
     assert len(blame.recognize_jobs(jobs, 1000.0)[0]) == MAX_BLOCKED
 

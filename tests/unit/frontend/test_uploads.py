@@ -1,4 +1,4 @@
-"""Uploads beside a slow file store and a failing database, without connections."""
+"""Uploads with a slow file store, and with a database that fails. No test opens a connection."""
 
 import asyncio
 import contextlib
